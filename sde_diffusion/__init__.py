@@ -1,0 +1,47 @@
+"""Score-based diffusion with pluggable solvers: an SDE, a denoiser, a solver, a sampler."""
+
+from sde_diffusion import clocks, grids, noise, predict, solvers
+from sde_diffusion._checks import SolverError
+from sde_diffusion.denoiser import Denoiser, FromScore, Network
+from sde_diffusion.predict import Prediction
+from sde_diffusion.sampler import SDESampler, Snapshot, integrate
+from sde_diffusion.schedules import (
+    VESDE,
+    VPSDE,
+    BrownianSDE,
+    CosineSDE,
+    DiscreteVPSDE,
+    EDMSDE,
+    FlowSDE,
+    SubVPSDE,
+)
+from sde_diffusion.sde import SDE, GaussianSDE, Level
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDMSDE",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "BrownianSDE",
+    "CosineSDE",
+    "Denoiser",
+    "DiscreteVPSDE",
+    "FlowSDE",
+    "FromScore",
+    "GaussianSDE",
+    "Level",
+    "Network",
+    "Prediction",
+    "SDESampler",
+    "Snapshot",
+    "SolverError",
+    "SubVPSDE",
+    "clocks",
+    "grids",
+    "integrate",
+    "noise",
+    "predict",
+    "solvers",
+]

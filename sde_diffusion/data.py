@@ -1,0 +1,270 @@
+r"""Data for demonstrations and benchmarks: scikit-learn's 8x8 digits, 2-D toys, and arrays from a file.
+
+Digits have 17 grey levels v = 0 ... 16, placed in [-1, 1] as
+$$ x = 2\,(v + u) / 17 - 1, \quad u \sim U(0, 1) \text{ (dequantised) or } u = 1/2 \text{ (bin centres)}. $$
+A density p(x) then gives a level the probability `p(x) * BIN_WIDTH` per pixel. A likelihood must be measured with the
+`u` the model was trained with. Toys are drawn independently, `(n, 2)` float32, and reproduced by an integer seed or a
+`torch.Generator`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.arrays import load_array
+
+__all__ = [
+    "BIN_WIDTH",
+    "LEVELS",
+    "Digits",
+    "bin_centres",
+    "checkerboard",
+    "dequantise",
+    "digits",
+    "eight_gaussians",
+    "load_array",
+    "moons",
+    "quantise",
+    "ring",
+    "swiss_roll",
+]
+
+LEVELS = 17
+"""Grey levels of a digit, 0 ... 16."""
+BIN_WIDTH = 2 / LEVELS
+"""Width of one grey level in [-1, 1]."""
+
+Seed = torch.Generator | int | None
+"""A generator, an integer seed, or None for torch's global random state."""
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """Images with their labels.
+
+    Args:
+        images: (N, 1, 8, 8) float32 in [-1, 1].
+        labels: (N,) int64, 0 ... 9.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def mean(self) -> float:
+        """Mean over all pixels; use the training split's for both splits."""
+        return float(self.images.double().mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over all pixels (population); use the training split's for both splits."""
+        return float(self.images.double().std(correction=0))
+
+
+def digits(split: Literal["train", "test"] = "train", *, seed: int = 0, dequantise: bool = True) -> Digits:
+    r"""The 1,797 digits of scikit-learn, 1,437 to train on and 360 to test on, ten classes in equal shares.
+
+    The split is stratified and always the same. Nothing is downloaded.
+
+    Args:
+        split: "train" or "test".
+        seed: Of the dequantisation noise u; it does not change the split.
+        dequantise: Draw u in U(0, 1); if False, take the bin centres, u = 1/2.
+
+    Returns:
+        images (N, 1, 8, 8) float32 in [-1, 1] and labels (N,) int64.
+
+    Raises:
+        ValueError: Any other `split`.
+        ImportError: scikit-learn is not installed.
+
+    References:
+        Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}.")
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "digits() reads scikit-learn's images. Install it: pip install 'sde-diffusion[examples]'"
+        ) from error
+    raw = load_digits()
+    parts = train_test_split(np.arange(len(raw.target)), test_size=360, random_state=0, stratify=raw.target)
+    rows = parts[0] if split == "train" else parts[1]
+    levels = torch.from_numpy(raw.images[rows]).long().unsqueeze(1)
+    images = _dequantised(levels, seed) if dequantise else bin_centres(levels)
+    return Digits(images, torch.from_numpy(raw.target[rows]).long())
+
+
+def bin_centres(levels: Tensor) -> Tensor:
+    """The middle of each grey level, (levels + 1/2) * BIN_WIDTH - 1: integers 0 ... 16 (*) -> float32 (*) in [-1, 1].
+
+    Raises:
+        TypeError, ValueError: `levels` are not integers, or not within 0 ... 16.
+    """
+    return ((_as_levels(levels) + 0.5) * BIN_WIDTH - 1).float()
+
+
+def dequantise(levels: Tensor, *, generator: Seed = None) -> Tensor:
+    r"""A fresh point in the bin of each grey level: $x = 2 (v + u) / 17 - 1$ with u in U(0, 1).
+
+    Draw it anew for every batch: `dequantise(quantise(x), generator=g)`. u keeps 1e-5 away from the edges of its bin,
+    which in float32 is what makes `quantise(dequantise(v)) == v` hold for every draw.
+
+    Args:
+        levels: (*) integers 0 ... 16.
+        generator: Generator, integer seed, or None for torch's global random state.
+
+    Returns:
+        (*) float32 in (-1, 1).
+
+    Raises:
+        TypeError, ValueError: `levels` are not integers, or not within 0 ... 16.
+
+    References:
+        Theis et al., A Note on the Evaluation of Generative Models, 2016.
+    """
+    return _dequantised(levels, generator)
+
+
+def quantise(x: Tensor) -> Tensor:
+    """The grey level of each pixel, floor((x + 1) / BIN_WIDTH): (*) float -> (*) int64 in 0 ... 16.
+
+    Samples overshoot, so a pixel beyond [-1, 1] gets the level at that end.
+
+    Raises:
+        TypeError: `x` is not floating point (levels already?).
+        ValueError: `x` holds NaN.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"quantise wants floating-point pixels in [-1, 1], got {x.dtype}, which may be levels already.")
+    if torch.isnan(x).any():
+        raise ValueError("quantise was given NaN, which has no grey level.")
+    return torch.floor((x.double() + 1) / BIN_WIDTH).clamp(0, LEVELS - 1).long()
+
+
+def moons(n: int, *, noise: float = 0.08, generator: Seed = None) -> Tensor:
+    """Two interleaved half circles of radius one with Gaussian noise, placed as scikit-learn's `make_moons`: (n, 2).
+
+    Args:
+        n: Number of points.
+        noise: Standard deviation of the noise, `>= 0`.
+        generator: Generator, integer seed, or None for torch's global random state.
+
+    Raises:
+        TypeError, ValueError: `n` is not a positive integer or `noise` is negative.
+    """
+    gen, device = _generator(n, generator, noise)
+    angle = math.pi * torch.rand(n, generator=gen, device=device)
+    lower = torch.rand(n, generator=gen, device=device) < 0.5
+    upper_x, upper_y = angle.cos(), angle.sin()
+    x = torch.stack([torch.where(lower, 1 - upper_x, upper_x), torch.where(lower, 0.5 - upper_y, upper_y)], dim=1)
+    return x + noise * torch.randn(n, 2, generator=gen, device=device)
+
+
+def checkerboard(n: int, *, generator: Seed = None) -> Tensor:
+    """Uniform on the dark squares of a 4 x 4 board over [-2, 2]^2: (n, 2).
+
+    Dark is where floor(x) + floor(y) is even; the entropy is log 8 nats.
+
+    Args:
+        n: Number of points.
+        generator: Generator, integer seed, or None for torch's global random state.
+
+    Raises:
+        TypeError, ValueError: `n` is not a positive integer.
+    """
+    gen, device = _generator(n, generator)
+    x = 4 * torch.rand(n, generator=gen, device=device) - 2
+    row = 2 * torch.randint(0, 2, (n,), generator=gen, device=device) + torch.floor(x) % 2 - 2
+    return torch.stack([x, row + torch.rand(n, generator=gen, device=device)], dim=1)
+
+
+def swiss_roll(n: int, *, noise: float = 0.05, generator: Seed = None) -> Tensor:
+    """A spiral of one and a half turns, radius growing from 0.5 to 2, with Gaussian noise: (n, 2).
+
+    Args:
+        n: Number of points, uniform in the angle.
+        noise: Standard deviation of the noise, `>= 0`.
+        generator: Generator, integer seed, or None for torch's global random state.
+
+    Raises:
+        TypeError, ValueError: `n` is not a positive integer or `noise` is negative.
+    """
+    gen, device = _generator(n, generator, noise)
+    u = torch.rand(n, generator=gen, device=device)
+    angle = 1.5 * math.pi * (1 + 2 * u)
+    x = (0.5 + 1.5 * u).unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return x + noise * torch.randn(n, 2, generator=gen, device=device)
+
+
+def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, generator: Seed = None) -> Tensor:
+    """A mixture of Gaussians, equally likely, with means equally spaced on a circle: (n, 2).
+
+    Args:
+        n: Number of points.
+        modes: Number of Gaussians.
+        radius: Of the circle of their means.
+        noise: Standard deviation of each Gaussian, `>= 0`.
+        generator: Generator, integer seed, or None for torch's global random state.
+
+    Raises:
+        TypeError, ValueError: `n` or `modes` is not a positive integer or `noise` is negative.
+    """
+    gen, device = _generator(n, generator, noise)
+    check_count(modes, "modes")
+    angle = 2 * math.pi / modes * torch.randint(0, modes, (n,), generator=gen, device=device)
+    x = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return x + noise * torch.randn(n, 2, generator=gen, device=device)
+
+
+def eight_gaussians(n: int, *, generator: Seed = None) -> Tensor:
+    """Eight Gaussians of standard deviation 0.1 on a circle of radius 2: (n, 2). `ring` with its defaults."""
+    return ring(n, generator=generator)
+
+
+def _as_levels(levels: Tensor) -> Tensor:
+    if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
+        raise TypeError(
+            f"levels must be integers 0..{LEVELS - 1}, got {levels.dtype}. For pixels in [-1, 1] use quantise(x) first."
+        )
+    if levels.numel() and (int(levels.min()) < 0 or int(levels.max()) >= LEVELS):
+        raise ValueError(
+            f"levels must lie in 0..{LEVELS - 1}, got values from {int(levels.min())} to {int(levels.max())}."
+        )
+    return levels.double()
+
+
+def _dequantised(levels: Tensor, generator: Seed) -> Tensor:
+    v = _as_levels(levels)
+    gen = _stream(generator, v.device)
+    u = torch.rand(v.shape, generator=gen, device=v.device, dtype=v.dtype)
+    return ((v + 1e-5 + (1 - 2e-5) * u) * BIN_WIDTH - 1).float()
+
+
+def _generator(n: int, generator: Seed, noise: float = 0.0) -> tuple[torch.Generator | None, torch.device | None]:
+    check_count(n, "n")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is a standard deviation and must be at least 0, got {noise!r}.")
+    gen = _stream(generator, torch.device("cpu"))
+    return gen, None if gen is None else gen.device
+
+
+def _stream(generator: Seed, device: torch.device) -> torch.Generator | None:
+    if isinstance(generator, int):
+        return torch.Generator(device).manual_seed(generator)
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    raise TypeError(f"generator must be a torch.Generator, an integer seed or None, got {generator!r}.")

@@ -1,0 +1,198 @@
+r"""Denoisers: whatever answers $\mathrm{E}[x_0 \mid x_t]$ and $\mathrm{E}[\varepsilon \mid x_t]$ under a Gaussian SDE."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import clocks, predict
+from sde_diffusion._checks import check_state
+from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
+from sde_diffusion.sde import GaussianSDE, Level, Scalar
+
+Clock = Callable[[Level], Scalar]
+
+
+class Denoiser(nn.Module, ABC):
+    """A model of the clean data under `sde`. A subclass sets `sde` (and `shape`, if known) and writes `predict`.
+
+    Attributes:
+        sde: The process the model was made for.
+        shape: Event shape, without the batch; None if the model works on several.
+        cost: Network passes per call (classifier-free guidance: 2).
+    """
+
+    sde: GaussianSDE
+    shape: tuple[int, ...] | None = None
+    cost: int = 1
+
+    @abstractmethod
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        """The prediction at state `x`, shape `(B, *)`, and level `at`, one of this model's `levels` or of `sde.level`."""
+
+    def levels(self, times: Iterable[float]) -> list[Level]:
+        """The schedule at many times, with whatever else this model needs to know there."""
+        return self.sde.levels(times)
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: object) -> Prediction:
+        """The prediction at state `x`, shape `(B, *)`, and time `t`, a float, `()` or `(B,)`.
+
+        Raises:
+            TypeError: `x` is not a float32 or float64 tensor, or `t` holds integers.
+            ValueError: Shapes that do not fit, or `t` outside `[t_min, t_max]`.
+        """
+        at = self.sde.level(t, check_state(x, "x", shape=self.shape))
+        return self.predict(x, at, **cond)
+
+    def score(self, x: Tensor, t: float | Tensor, **cond: object) -> Tensor:
+        r"""$\nabla\log p_t(x) = -\varepsilon/\sigma$, shape `(B, *)`."""
+        at = self.sde.level(t, check_state(x, "x", shape=self.shape))
+        return self.predict(x, at, **cond).combine(0.0, -1 / at.sigma)
+
+    def on(self, sde: GaussianSDE) -> Denoiser:
+        """The same model seen through another SDE: same answers at the same log-SNR."""
+        return self if sde.process == self.sde.process else On(self, sde)
+
+
+class Network(Denoiser):
+    """A network with a declared parametrisation and clock.
+
+    Args:
+        net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
+        sde: The process it is (to be) trained under.
+        kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
+        clock: What it is told of the time, a function from `clocks`; by default that of `kind` (`t`, or for EDM a quarter
+            of the log noise level).
+        shape: Event shape, without the batch; lets a sampler draw without being told.
+
+    Raises:
+        TypeError: `sde` is not a Gaussian SDE, or `kind` not a parametrisation.
+
+    Example:
+        >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)               # an index-trained DDPM network
+        >>> model = Network(unet, EDMSDE(), predict.EDM(0.5))                        # an EDM network
+        >>> model = Network(unet, VPSDE(), predict.score, clock=clocks.Scaled(999))  # of the score-SDE paper
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: GaussianSDE,
+        kind: Parametrisation = predict.noise,
+        *,
+        clock: Clock | None = None,
+        shape: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(sde, GaussianSDE):
+            raise TypeError(
+                f"Network needs a GaussianSDE, got {type(sde).__name__}: for a general SDE hand the sampler a score(x, t) function"
+            )
+        if not isinstance(kind, Parametrisation):
+            raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
+        self.net, self.sde, self.kind = net, sde, kind
+        self.clock: Clock = clock or kind.clock
+        self.shape = None if shape is None else tuple(shape)
+
+    def output(self, x: Tensor, at: Level, **cond: object) -> Tensor:
+        """The raw answer of the network, shape `(B, *)`."""
+        scale = self.kind.input_scale(at)
+        told = self.clock(at)
+        if isinstance(told, Tensor):
+            time = told.reshape(-1).to(x.device, x.dtype).expand(x.shape[0])
+        else:
+            time = torch.full((x.shape[0],), told, dtype=x.dtype, device=x.device)
+        if isinstance(self.clock, clocks.Index):
+            time = time.long()
+        f = self.net(x if isinstance(scale, float) and scale == 1.0 else x * scale, time, **cond)
+        if f.shape != x.shape:
+            hint = ""
+            if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
+                hint = ": does it learn a variance too? Hand over the first half of its channels alone"
+            raise ValueError(f"the network answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+        return f
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        return Prediction.of_output(x, self.output(x, at, **cond), self.kind.coefficients(at))
+
+
+class FromScore(Network):
+    """A bare function `score(x, t)`, with `x` of shape `(B, *)` and `t` of shape `(B,)`, as a denoiser.
+
+    Args:
+        score: The score function, in the state and the time of `sde`.
+        sde: The process.
+        shape: Event shape, without the batch.
+    """
+
+    def __init__(self, score: Callable[..., Tensor], sde: GaussianSDE, *, shape: Iterable[int] | None = None) -> None:
+        super().__init__(score, sde, predict.score, shape=shape)
+
+
+@dataclass(frozen=True, slots=True)
+class MappedLevel(Level):
+    """A level of one SDE with the level of equal log-SNR of another, and the factor between their states."""
+
+    base: Level | None = None
+    scale: Scalar = math.nan
+
+
+class On(Denoiser):
+    r"""A denoiser seen through another Gaussian SDE: the state is rescaled and the time matched by log-SNR.
+
+    Data and noise are the same quantities under every Gaussian SDE: $x/\alpha$ has the law of $x_0 + e^{-\lambda}\varepsilon$.
+
+    Args:
+        inner: A denoiser made for `inner.sde`.
+        sde: The SDE to see it through.
+
+    Raises:
+        ValueError: When asked at a noise level outside the range of `inner.sde`.
+    """
+
+    def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
+        super().__init__()
+        if not isinstance(sde, GaussianSDE):
+            raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
+        self.inner, self.sde, self.shape, self.cost = inner, sde, inner.shape, inner.cost
+
+    def _base_times(self, lam: Tensor) -> Tensor:
+        base = self.inner.sde
+        ends = base.half_log_snr(torch.tensor([base.t_max, base.t_min], dtype=torch.float64, device=lam.device))
+        slack = 1e-6
+        outside = ~((lam >= ends[0] - slack) & (lam <= ends[1] + slack))
+        if bool(outside.any()):
+            i = float(lam[outside].flatten()[0])
+            low, high = math.exp(-float(ends[1])), math.exp(-float(ends[0]))
+            raise ValueError(
+                f"asked at noise level sigma/alpha = {math.exp(-i):.6g}, but the model was made for {base!r}, which spans "
+                f"{low:.6g} to {high:.6g}: choose the range of {self.sde!r} or of the grid inside it"
+            )
+        return base.time_of(lam.clamp(ends[0], ends[1])).clamp(base.t_min, base.t_max)
+
+    def levels(self, times: Iterable[float]) -> list[Level]:
+        own = self.sde.levels(times)
+        if not own:
+            return []
+        base = self.inner.levels(self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64)))
+        return [self._map(at, b) for at, b in zip(own, base, strict=True)]
+
+    def _map(self, at: Level, base: Level) -> MappedLevel:
+        # Ratio of lengths, not of alphas or sigmas: finite wherever either vanishes.
+        scale = ((base.alpha**2 + base.sigma**2) / (at.alpha**2 + at.sigma**2)) ** 0.5
+        return MappedLevel(*(getattr(at, f.name) for f in fields(Level)), base, scale)
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        if not isinstance(at, MappedLevel):
+            wide = x.to(torch.float64) if x.device.type != "mps" else x
+            lam = torch.as_tensor(at.lam, dtype=wide.dtype)
+            times = self._base_times(lam).reshape(-1)
+            base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
+            at = self._map(at, base)
+        assert at.base is not None
+        return self.inner.predict(x * at.scale, at.base, **cond)

@@ -1,0 +1,187 @@
+r"""What a solver may ask: the equation it integrates, from the weakest interface to the richest.
+
+* `ODE`: a velocity. Runge-Kutta methods need no more.
+* `ReverseSDE`: any SDE with its score; adds `score`, `reverse_drift`, `diffusion`.
+* `GaussianReverseSDE`: a Gaussian SDE with a denoiser; adds `denoise`, the one line that calls the network.
+
+An equation belongs to one solve. It tabulates the levels that the solve visits, and counts network evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.predict import Prediction
+from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
+
+
+class Counter:
+    """Network evaluations so far; shared by all views of one equation."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+class ODE(ABC):
+    r"""$dx/dt = v(x, t)$, with the levels of its solve tabulated.
+
+    Args:
+        counter: The evaluation counter to share; a new one by default.
+    """
+
+    def __init__(self, counter: Counter | None = None) -> None:
+        self.counter = counter or Counter()
+        self._table: dict[float, Level] = {}
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations so far."""
+        return self.counter.n
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Level) -> Tensor:
+        """The velocity at `x`, shape `(B, *)`, and level `t`."""
+
+    @abstractmethod
+    def compute_levels(self, times: Sequence[float]) -> list[Level]:
+        """The levels at `times`, in one vectorised evaluation."""
+
+    def prefill(self, times: Iterable[float]) -> list[Level]:
+        """Tabulates the levels at `times` in one evaluation and returns them."""
+        wanted = list(times)
+        missing = [t for t in dict.fromkeys(wanted) if t not in self._table]
+        self._table.update(zip(missing, self.compute_levels(missing), strict=True))
+        return [self._table[t] for t in wanted]
+
+    def level(self, t: float) -> Level:
+        """The level at time `t`: looked up if tabulated, else computed."""
+        found = self._table.get(t)
+        return found if found is not None else self.compute_levels([t])[0]
+
+
+class ReverseSDE(ODE):
+    r"""The reverse-time equations of an SDE with a known score.
+
+    $$ dx = \big[f - \tfrac{1 + \eta^2}{2}\,g^2\,\nabla\log p_t\big]\,dt + \eta\,g\,d\bar w $$
+
+    $\eta = 1$ is Anderson's reverse SDE and $\eta = 0$ the probability-flow ODE.
+
+    Args:
+        sde: The forward process.
+        score: Called as `score(x, t, **cond)` with `t` of shape `(B,)`.
+        cond: Keyword arguments handed to every call of the score.
+
+    References:
+        Anderson, Reverse-time diffusion equation models, 1982; Song et al., 2021 (equations 6 and 13).
+    """
+
+    def __init__(
+        self, sde: SDE, score: Callable[..., Tensor] | None, cond: dict[str, object] | None = None,
+        counter: Counter | None = None,
+    ) -> None:
+        super().__init__(counter)
+        self.sde, self.cond = sde, cond or {}
+        self._score = score
+
+    def compute_levels(self, times: Sequence[float]) -> list[Level]:
+        return [Level(t) for t in times]
+
+    def score(self, x: Tensor, t: Level) -> Tensor:
+        r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
+        assert self._score is not None
+        self.counter.n += 1
+        value = self._score(x, torch.full((x.shape[0],), t.t, dtype=x.dtype, device=x.device), **self.cond)
+        if value.shape != x.shape:
+            raise ValueError(f"the score answered shape {tuple(value.shape)} to a state of shape {tuple(x.shape)}")
+        return value
+
+    def diffusion(self, t: Level) -> Scalar:
+        """$g(t)$: a float, or a tensor that broadcasts against the state."""
+        return self.sde.diffusion(torch.tensor(t.t, dtype=torch.float64))
+
+    def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
+        r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
+        time = torch.tensor(t.t, dtype=torch.float64)
+        g = self.sde.diffusion(time)
+        return self.sde.drift(x, time) - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
+
+    def velocity(self, x: Tensor, t: Level) -> Tensor:
+        return self.reverse_drift(x, t, 0.0)
+
+
+class GaussianReverseSDE(ReverseSDE):
+    r"""The reverse-time equations of a Gaussian SDE with a denoiser.
+
+    The velocity of the probability flow is $\alpha'\,\mathrm{data} + \sigma'\,\mathrm{noise}$: no division by $\alpha$ or $\sigma$.
+
+    Args:
+        denoiser: The model; its `sde` is the process.
+        cond: Keyword arguments handed to every call of the model.
+    """
+
+    sde: GaussianSDE
+
+    def __init__(
+        self, denoiser: Denoiser, cond: dict[str, object] | None = None, counter: Counter | None = None
+    ) -> None:
+        super().__init__(denoiser.sde, None, cond, counter)
+        self.denoiser = denoiser
+        self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
+        self._table_lam: dict[float, Level] = {}
+
+    def compute_levels(self, times: Sequence[float]) -> list[Level]:
+        return self.denoiser.levels(times)
+
+    def denoise(self, x: Tensor, t: Level) -> Prediction:
+        """The prediction at `x`; the only line of the library that calls the model in a solve."""
+        self.counter.n += self.denoiser.cost
+        return self.denoiser.predict(x, t, **self.cond)
+
+    def prefill_lam(self, lams: Iterable[float]) -> list[Level]:
+        """Tabulates the levels at given half log-SNRs in one evaluation and returns them."""
+        wanted = list(lams)
+        missing = [v for v in dict.fromkeys(wanted) if v not in self._table_lam]
+        if missing:
+            times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64)).tolist()
+            self._table_lam.update(zip(missing, self.compute_levels(times), strict=True))
+        return [self._table_lam[v] for v in wanted]
+
+    def level_at_lam(self, lam: float) -> Level:
+        """The level at half log-SNR `lam`: looked up if tabulated, else computed."""
+        found = self._table_lam.get(lam)
+        return found if found is not None else self.prefill_lam([lam])[0]
+
+    def score(self, x: Tensor, t: Level) -> Tensor:
+        return self.denoise(x, t).combine(0.0, -1 / t.sigma)
+
+    def diffusion(self, t: Level) -> Scalar:
+        g2 = t.g2
+        if g2 == math.inf:
+            raise ValueError(
+                f"g is infinite at t = {t.t:g}, where alpha = 0: start a stochastic solver in t at a smaller time "
+                "(t_max= of the SDE, or a grid), or use DDIM(eta), which is regular there"
+            )
+        return math.sqrt(max(g2, 0.0)) if isinstance(g2, float) else g2.clamp_min(0.0).sqrt()
+
+    def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
+        if eta == 0.0:
+            return self.velocity(x, t)
+        g = self.diffusion(t)
+        return self.denoise(x, t).combine(t.dalpha, t.dsigma + 0.5 * eta * eta * g * g / t.sigma)
+
+    def velocity(self, x: Tensor, t: Level) -> Tensor:
+        return self.denoise(x, t).combine(t.dalpha, t.dsigma)
+
+    def on(self, sde: GaussianSDE) -> GaussianReverseSDE:
+        """The same equation in the state and time of another Gaussian SDE; evaluations count together."""
+        if sde not in self._views:
+            self._views[sde] = GaussianReverseSDE(self.denoiser.on(sde), self.cond, self.counter)
+        return self._views[sde]

@@ -1,0 +1,147 @@
+r"""Time grids: free functions from an SDE and a number of steps to the `steps + 1` times of a solve, from noise to data.
+
+A grid may be laid out in any coordinate; it is handed over as times. Any strictly monotone sequence of times will do as
+well. To change an option, `functools.partial(karras, rho=5.0)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count
+
+if TYPE_CHECKING:
+    from sde_diffusion.sde import SDE, GaussianSDE
+
+
+def uniform(sde: SDE, steps: int) -> Tensor:
+    """Uniform in `t`: $t_i = t_{max} + \\tfrac iN (t_{min} - t_{max})$. Any SDE."""
+    return torch.linspace(sde.t_max, sde.t_min, check_count(steps, "steps") + 1, dtype=torch.float64)
+
+
+def quadratic(sde: SDE, steps: int) -> Tensor:
+    r"""Uniform in $\sqrt{t - t_{min}}$: dense near the data. Any SDE.
+
+    References:
+        Song et al., Denoising Diffusion Implicit Models, 2021 (the quadratic subsequence).
+    """
+    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    return sde.t_min + (sde.t_max - sde.t_min) * u * u
+
+
+def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:
+    r"""$S_i = \big(S_{max}^{1/\rho} + \tfrac iN(S_{min}^{1/\rho} - S_{max}^{1/\rho})\big)^\rho$ in $S = \sigma/\alpha$.
+
+    Args:
+        sde: A Gaussian SDE that keeps some data at `t_max`.
+        steps: $N$; the paper counts the final jump as a step, so its $N$ is one more.
+        rho: $\rho$.
+
+    Raises:
+        ValueError: $S$ is infinite at `t_max`.
+
+    References:
+        Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (equation 5).
+    """
+    high, low = _ends(sde, "karras")
+    a, b = math.exp(-high / rho), math.exp(-low / rho)
+    u = torch.linspace(0.0, 1.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    return _at(sde, -rho * torch.log(b + u * (a - b)))
+
+
+def log_snr(sde: SDE, steps: int) -> Tensor:
+    r"""Uniform in $\lambda = \log(\alpha/\sigma)$: the grid of the DPM-Solver family.
+
+    Raises:
+        ValueError: $\lambda$ is infinite at `t_max`.
+
+    References:
+        Lu et al., DPM-Solver, 2022 (Appendix D.4).
+    """
+    high, low = _ends(sde, "log_snr")
+    return _at(sde, torch.linspace(low, high, check_count(steps, "steps") + 1, dtype=torch.float64))
+
+
+def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Tensor:
+    r"""$u_i = u_{min} + (u_{max} - u_{min})(1 - \tfrac iN)^p$ in the angle $u = \arctan(S/c)$: finite at both ends.
+
+    Dense where the noise is of the order of the data and below, sparse at both ends of the noise range.
+
+    Args:
+        sde: Any Gaussian SDE.
+        steps: $N$.
+        power: $p$.
+        data_std: $c$, the scale about which the grid is dense; the default suits data of unit variance.
+    """
+    ends = _gaussian(sde, "angle").half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    top, bottom = torch.atan(torch.exp(-ends) / data_std).tolist()
+    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    return _at(sde, -torch.log(data_std * torch.tan(bottom + (top - bottom) * u**power)))
+
+
+def leading(sde: SDE, steps: int) -> Tensor:
+    r"""Every $\lfloor T/n \rfloor$-th index of a discrete chain, ending at index 0, with $n$ = `steps + 1` levels.
+
+    The subsequence of DDIM; it does not start at the last level.
+
+    References:
+        Song et al., Denoising Diffusion Implicit Models, 2021 (the linear subsequence).
+    """
+    levels, n = _levels_of(sde, steps, "leading")
+    return (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64)
+
+
+def trailing(sde: SDE, steps: int) -> Tensor:
+    r"""Indices $\mathrm{round}(T - iT/n) - 1$ of a discrete chain, starting at the last level, with $n$ = `steps + 1` levels.
+
+    References:
+        Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, 2024 (Table 2).
+    """
+    levels, n = _levels_of(sde, steps, "trailing")
+    return torch.tensor([round(levels - i * levels / n) - 1 for i in range(n)], dtype=torch.float64)
+
+
+def integers(sde: SDE, steps: int | None = None) -> Tensor:
+    """Every index of a discrete chain, from the last level to 0: the grid of DDPM; `steps`, if given, must agree."""
+    levels, n = _levels_of(sde, steps if steps is not None else int(sde.t_max), "integers")
+    if n != levels:
+        raise ValueError(f"integers visits all {levels} levels in {levels - 1} steps, got steps={steps}: use leading or trailing")
+    return torch.arange(levels - 1, -1, -1, dtype=torch.float64)
+
+
+def _gaussian(sde: SDE, name: str) -> GaussianSDE:
+    if not hasattr(sde, "half_log_snr"):
+        raise TypeError(f"grids.{name} needs a GaussianSDE; {type(sde).__name__} is a general SDE. Use uniform or quadratic")
+    return cast("GaussianSDE", sde)
+
+
+def _ends(sde: SDE, name: str) -> tuple[float, float]:
+    """Half log-SNR at `t_min` and at `t_max`, both finite."""
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    high, low = _gaussian(sde, name).half_log_snr(ends).tolist()
+    if not (math.isfinite(high) and math.isfinite(low)):
+        raise ValueError(
+            f"grids.{name} needs a finite log-SNR at both ends; {sde!r} spans {low:g} to {high:g}: "
+            "choose t_max a little smaller, or use uniform or angle"
+        )
+    return high, low
+
+
+def _at(sde: SDE, lam: Tensor) -> Tensor:
+    """The times of given half log-SNRs, with both ends exact."""
+    times = _gaussian(sde, "").time_of(lam)
+    times[0], times[-1] = sde.t_max, sde.t_min
+    return times
+
+
+def _levels_of(sde: SDE, steps: int, name: str) -> tuple[int, int]:
+    if not sde.time_is_index:
+        raise TypeError(f"grids.{name} picks indices of a discrete chain; {sde!r} is continuous. Use uniform, angle or log_snr")
+    levels, n = int(sde.t_max) + 1, check_count(steps, "steps") + 1
+    if n > levels:
+        raise ValueError(f"{steps} steps visit {n} levels, but the chain has {levels}: at most {levels - 1} steps")
+    return levels, n

@@ -1,0 +1,231 @@
+r"""What a network answers, and how both halves of the denoiser follow from it.
+
+A model of $x_t = \alpha x_0 + \sigma\varepsilon$ is used through the pair $(\mathrm{E}[x_0 \mid x_t], \mathrm{E}[\varepsilon \mid x_t])$,
+called data and noise. A parametrisation maps the raw answer $F$ of a network to both by closed-form coefficients, never
+one half through the other: noise -> data -> noise in float32 loses 3e-5 at $\sigma = 10^{-3}$.
+
+| answers | data = . x + . F | noise = . x + . F | target = . x0 + . eps |
+|---|---|---|---|
+| `noise` | 1/a, -s/a | 0, 1 | 0, 1 |
+| `data` | 0, 1 | 1/s, -a/s | 1, 0 |
+| `score` | 1/a, s^2/a | 0, -s | 0, -1/s |
+| `velocity`, d = a s' - s a' | s'/d, -s/d | -a'/d, a/d | a', s' |
+| `v`, r = a^2 + s^2 | a/r, -s/r | s/r, a/r | -s, a |
+| `edm`, r = a^2 c^2 + s^2, c the std of the data | a c^2/r, s c/sqrt r | s/r, -a c/sqrt r | s/(c sqrt r), -a c/sqrt r |
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from sde_diffusion import clocks
+from sde_diffusion.sde import Level, Scalar
+
+
+def linear(x: Tensor, a: Scalar, y: Tensor, b: Scalar) -> Tensor:
+    """`a x + b y` in as few tensor operations as the coefficients allow."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a * x + b * y
+    if a == 0.0:
+        return y if b == 1.0 else y * b
+    if b == 0.0:
+        return x if a == 1.0 else x * a
+    return torch.add(x if a == 1.0 else x * a, y, alpha=b)
+
+
+class Coefficients(NamedTuple):
+    """`data = data_x x + data_f F` and `noise = noise_x x + noise_f F`."""
+
+    data_x: Scalar
+    data_f: Scalar
+    noise_x: Scalar
+    noise_f: Scalar
+
+
+class Prediction:
+    r"""The two halves of a denoiser's answer at one state, each computed when first asked for.
+
+    Made by `Prediction.of_output` from a network's raw answer, or from two functions that give each half.
+
+    Args:
+        data: Returns $\mathrm{E}[x_0 \mid x_t]$, shape `(B, *)`.
+        noise: Returns $\mathrm{E}[\varepsilon \mid x_t]$, shape `(B, *)`.
+    """
+
+    __slots__ = ("_c", "_data", "_f", "_make_data", "_make_noise", "_noise", "_x")
+
+    def __init__(self, data: Callable[[], Tensor], noise: Callable[[], Tensor]) -> None:
+        self._make_data, self._make_noise = data, noise
+        self._data: Tensor | None = None
+        self._noise: Tensor | None = None
+        self._c: Coefficients | None = None
+
+    @classmethod
+    def of_output(cls, x: Tensor, f: Tensor, c: Coefficients) -> Prediction:
+        """The pair that follows from state `x` and raw answer `f`."""
+        new = cls.__new__(cls)
+        new._x, new._f, new._c = x, f, c
+        new._data = new._noise = None
+        return new
+
+    @property
+    def data(self) -> Tensor:
+        r"""$\mathrm{E}[x_0 \mid x_t]$, shape `(B, *)`."""
+        if self._data is None:
+            c = self._c
+            self._data = self._make_data() if c is None else linear(self._x, c.data_x, self._f, c.data_f)
+        return self._data
+
+    @property
+    def noise(self) -> Tensor:
+        r"""$\mathrm{E}[\varepsilon \mid x_t]$, shape `(B, *)`."""
+        if self._noise is None:
+            c = self._c
+            self._noise = self._make_noise() if c is None else linear(self._x, c.noise_x, self._f, c.noise_f)
+        return self._noise
+
+    def combine(self, p: Scalar, q: Scalar) -> Tensor:
+        """`p data + q noise`, straight from the raw answer: two tensor operations, neither half formed."""
+        c = self._c
+        if c is None:
+            if isinstance(p, float) and p == 0.0:
+                return self.noise * q
+            return linear(self.data, p, self.noise, q)
+        return linear(self._x, p * c.data_x + q * c.noise_x, self._f, p * c.data_f + q * c.noise_f)
+
+
+class Parametrisation(ABC):
+    """What a network answers: six are shipped, and one more is a subclass with these methods."""
+
+    @abstractmethod
+    def coefficients(self, at: Level) -> Coefficients:
+        """How data and noise follow from the state and the raw answer, at one level."""
+
+    @abstractmethod
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        r"""Weights of $x_0$ and $\varepsilon$ in what the network regresses on."""
+
+    def input_scale(self, at: Level) -> Scalar:
+        """Factor on the state before it enters the network."""
+        return 1.0
+
+    def clock(self, at: Level) -> Scalar:
+        """What the network is told of the time, unless the `Network` is given another clock."""
+        return clocks.time(at)
+
+
+def _needs_data(at: Level, name: str) -> None:
+    if isinstance(at.alpha, float) and at.alpha == 0.0:
+        raise ValueError(
+            f"a {name} prediction tells nothing of the data where alpha = 0 (t = {at.t:g}): start at a smaller t "
+            "(t_max= of the SDE, or a grid), or train predict.velocity, predict.v, predict.edm or predict.data"
+        )
+
+
+@dataclass(frozen=True)
+class Noise(Parametrisation):
+    r"""The network answers $\varepsilon$ (Ho et al., 2020)."""
+
+    def coefficients(self, at: Level) -> Coefficients:
+        _needs_data(at, "noise")
+        return Coefficients(1 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return 0.0, 1.0
+
+
+@dataclass(frozen=True)
+class Data(Parametrisation):
+    r"""The network answers $x_0$."""
+
+    def coefficients(self, at: Level) -> Coefficients:
+        return Coefficients(0.0, 1.0, 1 / at.sigma, -at.alpha / at.sigma)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return 1.0, 0.0
+
+
+@dataclass(frozen=True)
+class Score(Parametrisation):
+    r"""The network answers $\nabla\log p_t = -\varepsilon/\sigma$ (Song et al., 2021)."""
+
+    def coefficients(self, at: Level) -> Coefficients:
+        _needs_data(at, "score")
+        return Coefficients(1 / at.alpha, at.sigma * at.sigma / at.alpha, 0.0, -at.sigma)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return 0.0, -1 / at.sigma
+
+
+@dataclass(frozen=True)
+class Velocity(Parametrisation):
+    r"""The network answers $\alpha' x_0 + \sigma'\varepsilon$, the velocity of the probability flow (Lipman et al., 2023)."""
+
+    def coefficients(self, at: Level) -> Coefficients:
+        d = at.alpha * at.dsigma - at.sigma * at.dalpha
+        return Coefficients(at.dsigma / d, -at.sigma / d, -at.dalpha / d, at.alpha / d)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return at.dalpha, at.dsigma
+
+
+@dataclass(frozen=True)
+class V(Parametrisation):
+    r"""The network answers $\alpha\varepsilon - \sigma x_0$ (Salimans and Ho, 2022)."""
+
+    def coefficients(self, at: Level) -> Coefficients:
+        r = at.alpha * at.alpha + at.sigma * at.sigma
+        return Coefficients(at.alpha / r, -at.sigma / r, at.sigma / r, at.alpha / r)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return -at.sigma, at.alpha
+
+
+@dataclass(frozen=True)
+class EDM(Parametrisation):
+    r"""The network answers the preconditioned residual $F$ of EDM, on any Gaussian SDE (Karras et al., 2022).
+
+    The network sees $x / \sqrt{\alpha^2 c^2 + \sigma^2}$, of unit variance, and $\tfrac14\log(\sigma/\alpha)$.
+
+    Args:
+        data_std: $c$, the standard deviation of the data.
+    """
+
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.data_std < math.inf):
+            raise ValueError(f"data_std must be positive, got {self.data_std!r}")
+
+    def _scale2(self, at: Level) -> Scalar:
+        return at.alpha * at.alpha * self.data_std**2 + at.sigma * at.sigma
+
+    def coefficients(self, at: Level) -> Coefficients:
+        c, r = self.data_std, self._scale2(at)
+        root = r**0.5
+        return Coefficients(at.alpha * c * c / r, at.sigma * c / root, at.sigma / r, -at.alpha * c / root)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        c, root = self.data_std, self._scale2(at) ** 0.5
+        return at.sigma / (c * root), -at.alpha * c / root
+
+    def input_scale(self, at: Level) -> Scalar:
+        return cast("Scalar", self._scale2(at) ** -0.5)
+
+    def clock(self, at: Level) -> Scalar:
+        return clocks.edm(at)
+
+
+noise = Noise()
+data = Data()
+score = Score()
+velocity = Velocity()
+v = V()
+edm = EDM()

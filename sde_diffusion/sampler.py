@@ -1,0 +1,419 @@
+r"""The one loop, and the sampler built on it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sde_diffusion import grids
+from sde_diffusion._checks import SolverError, as_grid, check_count, check_finite, check_state
+from sde_diffusion.denoiser import Denoiser, FromScore
+from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
+from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
+from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
+from sde_diffusion.solvers.base import describe
+
+if TYPE_CHECKING:
+    from sde_diffusion.likelihood import LogProb
+
+Grid = Callable[[Any, int], Tensor]
+Seed = int | Sequence[int] | torch.Generator | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a solve after a step.
+
+    Attributes:
+        index: Steps taken; 0 is the initial state.
+        t: Time of the state.
+        x: The state, shape `(B, *)`.
+        nfe: Network evaluations so far, per sample.
+    """
+
+    index: int
+    t: float
+    x: Tensor
+    nfe: int
+
+
+def check_capable(eq: ODE, solver: Solver) -> None:
+    """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
+    if isinstance(eq, solver.needs):
+        return
+    what = f"{type(eq.sde).__name__} is a general SDE" if isinstance(eq, ReverseSDE) else "this equation is an ODE alone"
+    use = "EulerMaruyama, Heun or RK4" if isinstance(eq, ReverseSDE) else "Euler, Heun, RK4 or Torchdiffeq"
+    raise TypeError(f"{type(solver).__name__} needs {describe(solver.needs)}; {what}. Use {use}")
+
+
+def integrate(
+    eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None
+) -> Iterator[Snapshot]:
+    """Carries `x` along a grid of times, one solver step per interval: the only loop of the library.
+
+    The first snapshot is the initial state. Levels are tabulated before the first step.
+
+    Args:
+        eq: The equation.
+        solver: The solver.
+        x: State at `times[0]`, shape `(B, *)`.
+        times: A strictly monotone grid: falling to sample, rising to encode.
+        noise: Source of randomness, for a stochastic solver.
+
+    Raises:
+        TypeError: The solver needs more than the equation gives.
+        ValueError: A grid that is not monotone, or a stochastic solver without noise.
+        SolverError: A state that is not finite, with the step, the time and the evaluations so far. On an accelerator it
+            is raised at the end, where asking costs no synchronisation per step.
+    """
+    check_capable(eq, solver)
+    if solver.stochastic and noise is None:
+        raise ValueError(f"{solver!r} is stochastic: give integrate a source of noise, such as noise.Streams")
+    grid = as_grid(times, -math.inf, math.inf)
+    levels = eq.prefill(grid)
+    solver.prepare(eq, list(pairwise(grid)))
+    watch = _Watch()
+    yield Snapshot(0, grid[0], x, eq.nfe)
+    state = None
+    for index, (t, s) in enumerate(pairwise(levels), 1):
+        x, state = solver.step(eq, x, t, s, state, noise)
+        watch.see(Snapshot(index, float(s.t), x, eq.nfe))
+        yield Snapshot(index, float(s.t), x, eq.nfe)
+    watch.close()
+
+
+class _Watch:
+    """Finds the first non-finite state: at once on the CPU, at the end on an accelerator."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, int, float, int]] = []
+
+    def see(self, now: Snapshot) -> None:
+        total = now.x.detach().sum(dtype=torch.float32 if now.x.dtype == torch.float16 else None)
+        if now.x.device.type == "cpu":
+            _check_total(total, now.index, now.t, now.nfe)
+        else:
+            self.seen.append((total, now.index, now.t, now.nfe))
+
+    def close(self) -> None:
+        for total, index, t, nfe in self.seen:
+            _check_total(total, index, t, nfe)
+
+
+def _check_total(total: Tensor, index: int, t: float, nfe: int) -> None:
+    if not math.isfinite(float(total)):
+        raise SolverError(
+            f"non-finite state after step {index} at t = {t:g}, {nfe} network evaluations: either the network answered NaN "
+            "or inf there (call it on such a state to see), or the steps are too long (use more, or an Angle solver)"
+        )
+
+
+class SDESampler:
+    r"""Draws samples of a model by a solver on a grid of times.
+
+    Args:
+        sde: The process, with its prior.
+        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
+        solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
+        steps: Solver steps; by default 30, or 1000 for a stochastic solver in `t`, or 1 for a solver that makes its own.
+        nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
+        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle` on a
+            Gaussian SDE and `grids.uniform` on a general one.
+        shape: Event shape, without the batch; needed where the model does not know it.
+        denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
+
+    Raises:
+        TypeError: The solver needs more than the SDE and the score give.
+        ValueError: A denoiser made for another SDE, or a grid, a budget or a shape that does not fit.
+
+    Example:
+        >>> x = SDESampler(sde, model).sample(64, seed=0)
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        score: Denoiser | Callable[..., Tensor],
+        *,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        nfe: int | None = None,
+        grid: Grid | Sequence[float] | Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        denoise: bool = True,
+    ) -> None:
+        if not isinstance(sde, SDE):
+            raise TypeError(f"sde must be an SDE such as VPSDE(), got {sde!r}")
+        gaussian = isinstance(sde, GaussianSDE)
+        self.sde = sde
+        self.model = _as_model(sde, score)
+        self.solver = solver or (DPMSolverPP(order=2) if gaussian else EulerMaruyama())
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
+        self.denoise = denoise and gaussian
+        known = self.model.shape if isinstance(self.model, Denoiser) else None
+        if shape is not None and known is not None and tuple(shape) != known:
+            raise ValueError(f"shape={tuple(shape)}, but the model works on {known}")
+        self.shape = tuple(shape) if shape is not None else known
+        check_capable(self.equation({}), self.solver)
+        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else grids.angle if gaussian else grids.uniform
+        self.steps, self.times = self._lay_out(steps, nfe)
+
+    def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
+        """The number of steps and the times, from whichever of steps, budget and grid was given."""
+        if steps is not None and nfe is not None:
+            raise ValueError(f"give steps or nfe, not both: got steps={steps} and nfe={nfe}")
+        per_step, low, high = self.solver.evaluations, self.sde.t_min, self.sde.t_max
+        if not callable(self.grid):
+            times = as_grid(self.grid, low, high)
+            wanted = steps if steps is not None else len(times) - 1
+            if nfe is not None or wanted != len(times) - 1:
+                raise ValueError(f"the grid given has {len(times) - 1} steps: leave out steps= and nfe=, or give a grid function")
+        else:
+            if nfe is not None:
+                steps = self._steps_for(nfe)
+            elif steps is None:
+                in_time = isinstance(self.solver, EulerMaruyama) or self.solver.stochastic and per_step != 1
+                steps = 1 if per_step is None else 1000 if in_time else 30
+            times = as_grid(self.grid(self.sde, check_count(steps, "steps")), low, high)
+        if times[0] < times[-1]:
+            raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
+        return len(times) - 1, times
+
+    def _steps_for(self, nfe: int) -> int:
+        jump, per_step = (self._cost if self.denoise else 0), self.solver.evaluations
+        if per_step is None:
+            raise ValueError(f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= (1 by default)")
+        steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * self._cost)
+        if steps < 1:
+            raise ValueError(
+                f"a budget of {nfe} evaluations is too small: one step of {self.solver!r} takes {per_step * self._cost}"
+                + (f" and the final jump {jump}" if jump else "")
+            )
+        return steps
+
+    @property
+    def _cost(self) -> int:
+        return self.model.cost if isinstance(self.model, Denoiser) else 1
+
+    def __repr__(self) -> str:
+        grid = f"grid={_grid_name(self.grid)}"
+        tail = "" if self.denoise or not isinstance(self.sde, GaussianSDE) else ", denoise=False"
+        steps = f"steps={self.steps}, " if callable(self.grid) else ""
+        return f"SDESampler({self.sde!r}, model, solver={self.solver!r}, {steps}{grid}{tail})"
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        **cond: Any,
+    ) -> Tensor:
+        """Draws `n` samples, shape `(n, *)`.
+
+        Args:
+            n: Number of samples.
+            seed: `k` gives sample `i` the random stream `k + i`, whatever the batch, so `sample(8, seed=0)[3]` is
+                `sample(1, seed=3)[0]`; a sequence gives those streams; a `torch.Generator` gives one shared stream
+                (fastest, but dependent on the batch); None draws fresh entropy.
+            x_T: Start from this state at the first grid time, shape `(n, *)`, instead of a draw from the prior.
+            batch_size: Samples in flight at once; changes memory and nothing else.
+            progress: Shows a progress bar.
+            noise: `noise.Streams` or `noise.BrownianPath`: one path per sample whatever the number of steps.
+            grad: Keeps the graph, for gradients through the solve.
+            **cond: Handed to the model; a tensor whose first dimension is `n` is split along with the samples.
+
+        Raises:
+            ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
+            SolverError: A state that is not finite.
+        """
+        size = check_count(n, "n") if batch_size is None else check_count(batch_size, "batch_size")
+        n = n if x_T is None else len(self._check_x_T(x_T, n))
+        seeds = seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
+        chunks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+        out: list[Tensor] = []
+        with tqdm(total=len(chunks) * self.steps, disable=not progress, desc="sampling") as bar:
+            for chunk in chunks:
+                own = seeds if isinstance(seeds, torch.Generator) else seeds[chunk]
+                start = None if x_T is None else x_T[chunk]
+                given = {k: v[chunk] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in cond.items()}
+                for now in self._solve(chunk.stop - chunk.start, own, start, noise, grad, given):
+                    bar.update(0 < now.index <= self.steps)
+                out.append(now.x)
+        return torch.cat(out)
+
+    def iterate(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        **cond: Any,
+    ) -> Iterator[Snapshot]:
+        """The solve behind `sample`, step by step: for trajectories, previews and stopping early. Arguments as there.
+
+        The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time.
+        """
+        n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
+        seeds = seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
+        return self._solve(n, seeds, x_T, noise, grad, cond)
+
+    def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
+        r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
+
+        Starts from $\alpha x_0$ at the last grid time and runs the grid backwards. Not defined for a stochastic solver.
+
+        Args:
+            x0: Data, shape `(B, *)`.
+            progress: Shows a progress bar.
+            grad: Keeps the graph.
+            **cond: Handed to the model.
+
+        Returns:
+            The state at the first grid time, shape `(B, *)`; `sample(x_T=...)` decodes it.
+
+        Raises:
+            ValueError: A stochastic solver, or data of another shape, empty or not finite.
+            TypeError: Integer or half-precision data.
+        """
+        check_finite(check_state(x0, "x0", shape=self.shape), "x0")
+        if self.solver.stochastic:
+            raise ValueError(f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()")
+        self._warn_training()
+        eq = self.equation(cond)
+        times = self.times[::-1]
+        x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
+        with tqdm(total=self.steps, disable=not progress, desc="encoding") as bar, torch.set_grad_enabled(grad):
+            for now in integrate(eq, self.solver, x, times):
+                bar.update(now.index > 0)
+        return now.x
+
+    def log_prob(self, x0: Tensor, **options: Any) -> LogProb:
+        """Exact log-likelihood of data, in nats; see `likelihood.log_prob` for the options."""
+        from sde_diffusion.likelihood import log_prob
+
+        return log_prob(self, x0, **options)
+
+    def _solve(
+        self, n: int, seed: list[int] | torch.Generator, x_T: Tensor | None, noise: Callable[..., NoiseSource],
+        grad: bool, cond: dict[str, Any],
+    ) -> Iterator[Snapshot]:
+        self._warn_training()
+        eq = self.equation(cond)
+        if x_T is None and self.shape is None:
+            raise ValueError(
+                "the event shape is not known: give SDESampler(..., shape=(3, 32, 32)), or the model, Network(..., shape=...)"
+            )
+        dtype, device = (x_T.dtype, x_T.device) if x_T is not None else _home(self.model)
+        shape = self.shape if x_T is None else tuple(x_T.shape[1:])
+        if isinstance(seed, torch.Generator):
+            source: NoiseSource = SharedStream(seed, n, shape or (), dtype, device)
+        else:
+            source = noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+        z = source.prior()  # drawn in any case, so that the noise of the steps does not depend on x_T
+        x = self._start(z) if x_T is None else x_T
+        for now in _graded(integrate(eq, self.solver, x, self.times, source), grad):
+            yield now
+        if self.denoise:
+            yield self._jump(eq, now, grad)
+
+    def _start(self, z: Tensor) -> Tensor:
+        if isinstance(self.sde, GaussianSDE):
+            return self.sde.prior(z, self.times[0])
+        if self.times[0] != self.sde.t_max:
+            raise ValueError(
+                f"the grid starts at t = {self.times[0]:g}, but the prior of {type(self.sde).__name__} is known at "
+                f"t_max = {self.sde.t_max:g} alone: start there, or give x_T="
+            )
+        return self.sde.prior(z)
+
+    def _jump(self, eq: ODE, last: Snapshot, grad: bool) -> Snapshot:
+        """The posterior mean at the last time: the only place where the noise goes to zero."""
+        assert isinstance(eq, GaussianReverseSDE)
+        with torch.set_grad_enabled(grad):
+            x = eq.denoise(last.x, eq.level(last.t)).data
+        now = Snapshot(last.index + 1, last.t, x, eq.nfe)
+        _check_total(x.detach().sum(), now.index, now.t, now.nfe)
+        return now
+
+    def equation(self, cond: dict[str, Any] | None = None) -> ReverseSDE:
+        """A fresh equation of the model: what a solver, or `integrate`, works on."""
+        cond = cond or {}
+        if isinstance(self.model, Denoiser):
+            return GaussianReverseSDE(self.model, cond)
+        return ReverseSDE(self.sde, self.model, cond)
+
+    def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:  # noqa: N802
+        check_state(x_T, "x_T", shape=self.shape)
+        if n not in (1, len(x_T)):
+            raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
+        return check_finite(x_T, "x_T")
+
+    def _warn_training(self) -> None:
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        random = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
+        if any(isinstance(m, random) and m.training for m in modules):
+            warnings.warn(
+                "the model is in training mode and holds dropout or batch norm: samples will be noisy. Call model.eval() first",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def _as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Callable[..., Tensor]:
+    """The denoiser behind the `score` argument, or the bare score function of a general SDE."""
+    if isinstance(score, Denoiser):
+        if not isinstance(sde, GaussianSDE):
+            raise TypeError(f"a Denoiser works on a GaussianSDE; for {type(sde).__name__} give a function score(x, t)")
+        if score.sde.process != sde.process:
+            raise ValueError(
+                f"the denoiser was made for {score.sde!r}, not for {sde!r}: hand over model.on(sde), "
+                "which asks the same network at the same log-SNR"
+            )
+        return score
+    if not callable(score):
+        raise TypeError(f"score must be a Denoiser or a function score(x, t), got {score!r}")
+    return FromScore(score, sde) if isinstance(sde, GaussianSDE) else score
+
+
+def _home(model: Any) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the first floating parameter or buffer, or torch's defaults."""
+    if isinstance(model, nn.Module):
+        for p in (*model.parameters(), *model.buffers()):
+            if p.is_floating_point():
+                return (torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype), p.device
+    return torch.get_default_dtype(), torch.get_default_device()
+
+
+def _grid_name(grid: Any) -> str:
+    if isinstance(grid, partial):
+        options = "".join(f", {k}={v!r}" for k, v in grid.keywords.items())
+        return f"partial({_grid_name(grid.func)}{options})"
+    return str(getattr(grid, "__name__", None) or [float(t) for t in grid])
+
+
+def _graded(solve: Iterator[Snapshot], grad: bool) -> Iterator[Snapshot]:
+    """Runs each step of a solve with gradients on or off, without leaking the mode into the caller between steps."""
+    while True:
+        with torch.set_grad_enabled(grad):
+            now = next(solve, None)
+        if now is None:
+            return
+        yield now

@@ -1,0 +1,360 @@
+r"""The Gaussian SDEs of the field, side by side: each is its $\alpha(t)$ and $\sigma(t)$, with rates and inverse in closed form.
+
+Notation: $B(t) = \int_0^t \beta$ for the variance-preserving family, $S = \sigma/\alpha = e^{-\lambda}$ the noise-to-signal ratio.
+Differences of ones and exponentials go through `expm1` and `log1p`: in float32 $\sqrt{1 - e^{-B}}$ is off by 6e-3 at $t = 10^{-5}$.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_order
+from sde_diffusion.sde import GaussianSDE
+
+
+@dataclass(frozen=True)
+class VPSDE(GaussianSDE):
+    r"""Variance-preserving SDE, $dx = -\tfrac12\beta x\,dt + \sqrt\beta\,dw$ with $\beta(t) = \beta_{min} + (\beta_{max} - \beta_{min})\,t$.
+
+    $$ \alpha = e^{-B/2}, \quad \sigma = \sqrt{1 - e^{-B}}, \quad B = \beta_{min} t + \tfrac12(\beta_{max} - \beta_{min})\,t^2 $$
+
+    Args:
+        beta_min: $\beta(0)$.
+        beta_max: $\beta(1)$.
+        t_min: Smallest time.
+        t_max: Largest time.
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 32).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    _: KW_ONLY
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_order("beta_min", self.beta_min, "beta_max", self.beta_max)
+        check_order("t_min", self.t_min, "t_max", self.t_max)
+
+    def beta(self, t: Tensor) -> Tensor:
+        r"""$\beta(t)$."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def integrated_beta(self, t: Tensor) -> Tensor:
+        r"""$B(t) = \int_0^t \beta$."""
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self.integrated_beta(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        beta, alpha = self.beta(t), self.alpha(t)
+        return -0.5 * beta * alpha, 0.5 * beta * alpha * alpha / self.sigma(t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return -0.5 * torch.log(torch.expm1(self.integrated_beta(t)))
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return self._time_of_integral(torch.nn.functional.softplus(-2 * lam))
+
+    def _time_of_integral(self, total: Tensor) -> Tensor:
+        """Solves `integrated_beta(t) = total` by the root that does not cancel."""
+        slope = self.beta_max - self.beta_min
+        return 2 * total / (torch.sqrt(self.beta_min**2 + 2 * slope * total) + self.beta_min)
+
+
+@dataclass(frozen=True)
+class SubVPSDE(VPSDE):
+    r"""Sub-variance-preserving SDE: the drift of `VPSDE`, with less noise.
+
+    $$ \alpha = e^{-B/2}, \quad \sigma = 1 - e^{-B} \quad \text{(a standard deviation)} $$
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 33).
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.integrated_beta(t))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        beta, alpha = self.beta(t), self.alpha(t)
+        return -0.5 * beta * alpha, beta * alpha * alpha
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return -torch.log(2 * torch.sinh(0.5 * self.integrated_beta(t)))
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return self._time_of_integral(2 * torch.asinh(0.5 * torch.exp(-lam)))
+
+
+@dataclass(frozen=True)
+class VESDE(GaussianSDE):
+    r"""Variance-exploding SDE with a geometric schedule.
+
+    $$ \alpha = 1, \quad \sigma = \sigma_{min}\,(\sigma_{max}/\sigma_{min})^t, \quad t \in [0, 1] $$
+
+    Args:
+        sigma_min: Noise at `t = 0`; the data keep this much.
+        sigma_max: Noise at `t = 1`; of the order of the largest distance between two data points.
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 30).
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: ClassVar[float] = 0.0
+    t_max: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        check_order("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return -(math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min))
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return -(lam + math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class BrownianSDE(GaussianSDE):
+    r"""Brownian motion, $dx = dw$: the chain $x_t = x_{t-1} + \varepsilon$ of the lectures in continuous time.
+
+    $$ \alpha = 1, \quad \sigma = \sqrt t $$
+
+    Args:
+        t_max: Final time, the variance of the noise; many times the variance of the data.
+        t_min: Smallest time.
+    """
+
+    t_max: float = 1000.0
+    _: KW_ONLY
+    t_min: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_order("t_min", self.t_min, "t_max", self.t_max)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), 0.5 / torch.sqrt(t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return -0.5 * torch.log(t)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.exp(-2 * lam)
+
+
+@dataclass(frozen=True)
+class CosineSDE(GaussianSDE):
+    r"""Variance-preserving SDE along a quarter circle.
+
+    $$ \alpha = \cos(\pi t/2), \quad \sigma = \sin(\pi t/2) $$
+
+    The default range ends at `t = 0.995`, where $\alpha = 0.008$ and a noise prediction still tells of the data; models that
+    predict data or a velocity may use `t_max=1`, where the prior is exact.
+
+    References:
+        Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021; Salimans and Ho, Progressive
+        Distillation, 2022.
+    """
+
+    _: KW_ONLY
+    t_min: float = 1e-3
+    t_max: float = 0.995
+
+    def __post_init__(self) -> None:
+        check_order("t_min", self.t_min, "t_max", self.t_max)
+        if self.t_max > 1:
+            raise ValueError(f"CosineSDE ends at t = 1, got t_max={self.t_max}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * (1 - t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -0.5 * math.pi * self.sigma(t), 0.5 * math.pi * self.alpha(t)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(-lam))
+
+
+@dataclass(frozen=True)
+class EDMSDE(GaussianSDE):
+    r"""The process of EDM, whose time is the noise level itself.
+
+    $$ \alpha = 1, \quad \sigma = t $$
+
+    Args:
+        sigma_min: Smallest noise level, and `t_min`.
+        sigma_max: Largest noise level, and `t_max`.
+
+    References:
+        Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        check_order("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def t_min(self) -> float:  # type: ignore[override]
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return -torch.log(t)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam)
+
+
+@dataclass(frozen=True)
+class FlowSDE(GaussianSDE):
+    r"""The straight path of flow matching and rectified flow, with data at `t = 0` and noise at `t = 1`.
+
+    $$ \alpha = 1 - t, \quad \sigma = t $$
+
+    At `t = 1` there is no data left: the prior is exact, $g$ is infinite, and a noise or score prediction cannot be turned
+    into data. Velocity, data, v and EDM predictions are regular there.
+
+    References:
+        Lipman et al., Flow Matching, 2023; Liu et al., Flow Straight and Fast, 2023 (time runs the other way there).
+    """
+
+    _: KW_ONLY
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_order("t_min", self.t_min, "t_max", self.t_max)
+        if self.t_max > 1:
+            raise ValueError(f"FlowSDE ends at t = 1, got t_max={self.t_max}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.clone()
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t) - torch.log(t)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.sigmoid(-lam)
+
+
+class DiscreteVPSDE(GaussianSDE):
+    r"""The chain of DDPM as a continuous process: `t` is the 0-based index the network was trained on.
+
+    $$ \bar\alpha_t = \prod_{i \le t}(1 - \beta_i), \quad \alpha = \sqrt{\bar\alpha_t}, \quad \sigma = \sqrt{1 - \bar\alpha_t} $$
+
+    at integers; between them $\lambda$ is interpolated linearly, so that `t = 12.5` lies half way in log-SNR. Index 0 is the
+    least noisy trained level; from there the final jump takes the posterior mean, as DDPM's last step does.
+
+    Args:
+        betas: Forward variances $\beta_0, \dots, \beta_{T-1}$, each in `(0, 1)`.
+
+    Raises:
+        ValueError: Fewer than two betas, or one outside `(0, 1)`.
+
+    References:
+        Ho et al., Denoising Diffusion Probabilistic Models, 2020.
+    """
+
+    time_is_index: ClassVar[bool] = True
+
+    def __init__(self, betas: Tensor | Sequence[float]) -> None:
+        table = torch.as_tensor(betas, dtype=torch.float64, device="cpu").flatten()
+        bad = ~((table > 0) & (table < 1))
+        if len(table) < 2 or bool(bad.any()):
+            what = f"betas[{int(bad.nonzero()[0, 0])}] = {table[bad][0]:g}" if bool(bad.any()) else f"{len(table)} of them"
+            raise ValueError(f"wanted two or more betas in (0, 1), got {what}")
+        log_alpha_bar = torch.log1p(-table).cumsum(0)
+        self._lam = 0.5 * (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)))
+        self._hash = hash(tuple(self._lam.tolist()))
+        self.t_min, self.t_max = 0.0, float(len(table) - 1)
+
+    @classmethod
+    def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVPSDE:
+        """The linear schedule of DDPM."""
+        return cls(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
+
+    def __repr__(self) -> str:
+        return "DiscreteVPSDE(betas)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DiscreteVPSDE) and torch.equal(self._lam, other._lam)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Left end of the segment that holds `t` (the lower one at a knot) and the change of half log-SNR along it."""
+        lam = self._lam.to(t.device)
+        i = (torch.ceil(t).long() - 1).clamp(0, len(lam) - 2)
+        return i, lam[i + 1] - lam[i]
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        i, slope = self._segment(t)
+        return self._lam.to(t.device)[i] + (t - i) * slope
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(2 * self.half_log_snr(t)))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(torch.sigmoid(-2 * self.half_log_snr(t)))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        _, slope = self._segment(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return slope * alpha * sigma * sigma, -slope * sigma * alpha * alpha
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        table = self._lam.to(lam.device)
+        i = (torch.searchsorted(-table, -lam) - 1).clamp(0, len(table) - 2)
+        return i + (lam - table[i]) / (table[i + 1] - table[i])

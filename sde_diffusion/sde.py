@@ -1,0 +1,259 @@
+r"""Forward processes: what an SDE must tell, and all that follows for one with a Gaussian kernel.
+
+Time grows with noise: data sit at `t_min`, the prior at `t_max`. Two levels of generality:
+
+* `SDE`: $dx = f(x, t)\,dt + g(t)\,dw$, given by its drift, diffusion and prior. Any additive-noise SDE.
+* `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest is forced:
+  $f = \alpha'/\alpha$, $g^2 = 2\sigma(\sigma' - f\sigma)$, $\lambda = \log(\alpha/\sigma)$ (half the log-SNR).
+
+Schedules are evaluated in float64 and cast at the end; a solver receives them as Python floats, in a `Level`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import as_time, check_state
+
+if TYPE_CHECKING:
+    from sde_diffusion.prior import MatchedPrior
+
+Scalar = float | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    r"""One noise level: the schedule at one time, as floats, or as tensors `(B, 1, ..., 1)` where time differs per sample.
+
+    Args:
+        t: Time.
+        alpha: Scale of the data, $\alpha(t)$. NaN for an SDE without a Gaussian kernel, as are all fields below.
+        sigma: Scale of the noise, $\sigma(t)$.
+        dalpha: $\alpha'(t)$.
+        dsigma: $\sigma'(t)$.
+        lam: Half log-SNR, $\lambda = \log(\alpha / \sigma)$; `-inf` where `alpha` is 0.
+    """
+
+    t: Scalar
+    alpha: Scalar = math.nan
+    sigma: Scalar = math.nan
+    dalpha: Scalar = math.nan
+    dsigma: Scalar = math.nan
+    lam: Scalar = math.nan
+
+    @property
+    def g2(self) -> Scalar:
+        r"""$g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)$, the squared diffusion; `inf` where `alpha` is 0."""
+        if isinstance(self.alpha, float) and self.alpha == 0.0:
+            return math.inf
+        return 2 * self.sigma * (self.dsigma - self.sigma * self.dalpha / self.alpha)
+
+
+class SDE(ABC):
+    r"""Forward process $dx = f(x, t)\,dt + g(t)\,dw$ on `[t_min, t_max]`: data at `t_min`, prior at `t_max`.
+
+    A subclass sets `t_min` and `t_max` and writes the four methods. In a solver `t` is a tensor of shape `()`, and in
+    general one that broadcasts against `x`; `g` may be a scalar or hold one value per coordinate.
+    """
+
+    t_min: float
+    t_max: float
+    time_is_index: ClassVar[bool] = False
+
+    @abstractmethod
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """$f(x, t)$, shape `(B, *)`."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor) -> Tensor:
+        """$g(t)$, which broadcasts against `x`."""
+
+    @abstractmethod
+    def prior(self, z: Tensor) -> Tensor:
+        r"""Turns draws `z` of $\mathcal N(0, I)$, shape `(B, *)`, into draws of $x_{t_{max}}$."""
+
+    @abstractmethod
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the prior at `x`, in nats, shape `(B,)`."""
+
+    @property
+    def process(self) -> SDE:
+        """The forward process, whatever prior is set on it: what decides whether a denoiser fits."""
+        return self
+
+
+class GaussianSDE(SDE):
+    r"""Forward process with kernel $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, $\varepsilon \sim \mathcal N(0, I)$.
+
+    A subclass sets `t_min` and `t_max` and writes `alpha` and `sigma`, elementwise on a float64 tensor of times. Optional:
+    `rates` (autograd by default) and `time_of` (bisection by default) in closed form. $\alpha / \sigma$ must fall with `t`.
+
+    Example:
+        >>> class Ornstein(GaussianSDE):
+        ...     t_min, t_max = 1e-3, 5.0
+        ...     def alpha(self, t): return torch.exp(-t)
+        ...     def sigma(self, t): return torch.sqrt(-torch.expm1(-2 * t))
+    """
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Scale of the data, $\alpha(t)$, elementwise."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Scale of the noise, $\sigma(t) > 0$, elementwise."""
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""$(\alpha'(t), \sigma'(t))$, elementwise; by automatic differentiation unless a subclass knows better."""
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.detach().clone().requires_grad_()
+            values = self.alpha(t), self.sigma(t)
+            found = [
+                torch.autograd.grad(v.sum(), t, allow_unused=True)[0] if v.requires_grad else None for v in values
+            ]
+        return tuple(torch.zeros_like(t) if d is None else d.detach() for d in found)  # type: ignore[return-value]
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        r"""$\lambda(t) = \log(\alpha / \sigma)$, elementwise; falls with `t`."""
+        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        r"""The time at which $\lambda(t)$ takes the value `lam`, elementwise; by bisection unless a subclass knows better.
+
+        Raises:
+            ValueError: `lam` is not reached between `t_min` and `t_max`.
+        """
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device=lam.device)
+        high, low = self.half_log_snr(ends).tolist()
+        slack = 1e-9 * max(1.0, abs(high))
+        if bool(((lam > high + slack) | (lam < low - slack)).any()):
+            raise ValueError(
+                f"half log-SNR {float(lam.min()):.6g} to {float(lam.max()):.6g} is not reached by {self!r}, "
+                f"which spans {low:.6g} to {high:.6g}"
+            )
+        a, b = torch.full_like(lam, self.t_min), torch.full_like(lam, self.t_max)
+        for _ in range(100):
+            mid = (a + b) / 2
+            above = self.half_log_snr(mid) > lam
+            a, b = torch.where(above, mid, a), torch.where(above, b, mid)
+        return (a + b) / 2
+
+    def levels(self, times: Iterable[float]) -> list[Level]:
+        """The schedule at many times, as Python floats, from one vectorised float64 evaluation."""
+        t = torch.as_tensor(times if isinstance(times, Tensor) else list(times), dtype=torch.float64, device="cpu")
+        if t.numel() == 0:
+            return []
+        with torch.no_grad():
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            columns = (t, alpha, sigma, *self.rates(t), self.half_log_snr(t))
+        bad = ~((sigma > 0) & (alpha >= 0) & torch.isfinite(sigma))
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"{self!r} has alpha = {alpha[i]:g} and sigma = {sigma[i]:g} at t = {t[i]:g}: wanted alpha >= 0 and sigma > 0"
+            )
+        return [Level(*row) for row in zip(*(c.expand_as(t).tolist() for c in columns), strict=True)]
+
+    def level(self, t: object, x: Tensor, *, check: bool = True) -> Level:
+        """The schedule at `t` (a float, `()` or `(B,)`) as tensors that broadcast against `x`, in its dtype."""
+        time = as_time(t, x, self.t_min, self.t_max, index=self.time_is_index, check=check)
+        columns = (time, self.alpha(time), self.sigma(time), *self.rates(time), self.half_log_snr(time))
+        return Level(*(c.to(x.device, x.dtype) for c in columns))
+
+    def drift(self, x: Tensor, t: object) -> Tensor:
+        r"""$f(x, t) = \frac{\alpha'}{\alpha}\,x$, shape `(B, *)`."""
+        at = self.level(t, x)
+        return at.dalpha / at.alpha * x
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        r"""$g(t) = \sqrt{2\sigma(\sigma' - \sigma\alpha'/\alpha)}$, elementwise."""
+        t = t.to(torch.float64)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        dalpha, dsigma = self.rates(t)
+        return torch.sqrt(2 * sigma * (dsigma - sigma * dalpha / alpha))
+
+    def marginal(self, x0: Tensor, t: object) -> tuple[Tensor, Tensor]:
+        r"""Mean $\alpha x_0$, shape `(B, *)`, and standard deviation $\sigma$, which broadcasts, of $x_t$ given $x_0$."""
+        at = self.level(t, check_state(x0, "x0"))
+        return at.alpha * x0, torch.as_tensor(at.sigma)
+
+    def perturb(self, x0: Tensor, t: object, eps: Tensor) -> Tensor:
+        r"""$x_t = \alpha x_0 + \sigma\varepsilon$, shape `(B, *)`."""
+        at = self.level(t, check_state(x0, "x0"))
+        if eps.shape != x0.shape:
+            raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
+        return at.alpha * x0 + at.sigma * eps
+
+    def posterior(self, x: Tensor, x0: Tensor, t: object, s: object) -> tuple[Tensor, Tensor]:
+        r"""Mean and standard deviation of $x_s$ given $x_t$ and $x_0$, for $s < t$.
+
+        $$ q(x_s \mid x_t, x_0) = \mathcal N\Big(\tfrac{\alpha_t}{\alpha_s}\tfrac{\sigma_s^2}{\sigma_t^2}\,x_t
+           + \alpha_s\,(1 - e^{-2h})\,x_0,\ \ \sigma_s^2\,(1 - e^{-2h})\,I\Big), \quad h = \lambda_s - \lambda_t $$
+
+        On a discrete VP chain with `s = t - 1` this is the DDPM posterior with $\tilde\beta_t$; on `BrownianSDE` it is
+        $\mathcal N((1 - 1/t)\,x_t + x_0/t,\ (1 - 1/t)\,I)$.
+
+        Args:
+            x: State at `t`, shape `(B, *)`.
+            x0: Data, same shape.
+            t: Time of `x`.
+            s: Earlier time, `s < t`.
+
+        Returns:
+            Mean, shape `(B, *)`, and standard deviation, which broadcasts against it.
+
+        Raises:
+            ValueError: `s >= t` for some sample, times out of range, or shapes that differ.
+
+        References:
+            Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 6 and 7).
+        """
+        if x.shape != x0.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)} and x0 {tuple(x0.shape)}: wanted the same")
+        wide = check_state(x, "x").to(torch.float64) if x.device.type != "mps" else x
+        a, b = self.level(t, wide), self.level(s, wide)
+        if bool((torch.as_tensor(b.t) >= torch.as_tensor(a.t)).any()):
+            raise ValueError("posterior(x, x0, t, s) needs s < t for every sample: x is the noisier state")
+        gain = -torch.expm1(-2 * torch.as_tensor(b.lam - a.lam))
+        mean = (a.alpha / b.alpha * (b.sigma / a.sigma) ** 2).to(x.dtype) * x + (b.alpha * gain).to(x.dtype) * x0
+        return mean, (b.sigma * torch.sqrt(gain)).to(x.dtype)
+
+    def prior(self, z: Tensor, t: float | None = None) -> Tensor:
+        r"""Turns draws `z` of $\mathcal N(0, I)$ into draws of $\mathcal N(0, \sigma(t)^2 I)$, at `t_max` by default.
+
+        `matched_to` gives the prior the mean and variance of the data instead.
+        """
+        (at,) = self.levels([self.t_max if t is None else t])
+        return float(at.sigma) * z
+
+    def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
+        """Log-density of the prior at `x`, in nats, shape `(B,)`; at `t_max` unless `t` is given."""
+        (at,) = self.levels([self.t_max if t is None else t])
+        return standard_normal_log_prob(x / at.sigma) - x[0].numel() * math.log(float(at.sigma))
+
+    def matched_to(self, mean: float | Tensor, variance: float | Tensor) -> MatchedPrior:
+        r"""The same process with prior $\mathcal N(\alpha_T\mu, \alpha_T^2 C + \sigma_T^2 I)$, exact for Gaussian data.
+
+        Args:
+            mean: Mean $\mu$ of the data: a float or a tensor of the event shape.
+            variance: A float, a tensor of the event shape, or a covariance `(D, D)`.
+
+        Raises:
+            ValueError: A variance that is negative or a covariance that is not symmetric positive semi-definite.
+        """
+        from sde_diffusion.prior import MatchedPrior
+
+        return MatchedPrior(self, mean, variance)
+
+
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    r"""Log-density of $\mathcal N(0, I)$ at `z`, in nats, shape `(B,)`."""
+    flat = z.flatten(1)
+    return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))

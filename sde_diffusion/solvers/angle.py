@@ -1,0 +1,116 @@
+r"""The angle coordinate: a Gaussian SDE on a quarter circle, and the solver wrapper that steps in it.
+
+With $c$ the standard deviation of the data and $u = \arctan(\sigma / (\alpha c)) \in [0, \pi/2]$, the variance-normalised state
+
+$$ y = \frac{x}{\sqrt{\alpha^2c^2 + \sigma^2}} = \frac{\cos u}{c}\,x_0 + \sin u\;\varepsilon $$
+
+is again a Gaussian process, regular at both ends, whose probability flow stands still for data $\mathcal N(0, c^2 I)$. So the
+coordinate is an SDE like any other, and a solver steps in it by seeing its equation through that SDE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import GaussianSDE, Level
+from sde_diffusion.solvers.base import Interval, Solver
+
+
+@dataclass(frozen=True)
+class AngleSDE(GaussianSDE):
+    r"""$\alpha(u) = \cos(u)/c$, $\sigma(u) = \sin u$, with the angle $u \in (0, \pi/2]$ as time.
+
+    Args:
+        data_std: $c$.
+    """
+
+    data_std: float = 1.0
+    t_min: float = 1e-12
+    t_max: float = math.pi / 2
+
+    def __post_init__(self) -> None:
+        if not (0 < self.data_std < math.inf):
+            raise ValueError(f"data_std must be positive, got {self.data_std!r}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 - t) / self.data_std
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.sin(t) / self.data_std, torch.sin(math.pi / 2 - t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return torch.log(torch.sin(math.pi / 2 - t)) - torch.log(torch.sin(t)) - math.log(self.data_std)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam) / self.data_std)
+
+    def angle(self, at: Level) -> float:
+        """The angle of a level of any Gaussian SDE."""
+        return math.atan2(float(at.sigma), float(at.alpha) * self.data_std)
+
+    def radius(self, at: Level) -> float:
+        r"""$\sqrt{\alpha^2c^2 + \sigma^2}$, the factor between the state of a Gaussian SDE and $y$."""
+        return math.hypot(float(at.alpha) * self.data_std, float(at.sigma))
+
+
+@dataclass(frozen=True)
+class Angle(Solver):
+    r"""Steps with another solver in the angle coordinate.
+
+    Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 10 to 10,000 times less
+    than in $t$, $\sigma$ or $\log\sigma$. Any Gaussian SDE, with or without data left at the start.
+
+    Args:
+        inner: The solver; for instance `RK4()`.
+        data_std: $c$, the standard deviation of the data; the result is exact for $\mathcal N(0, c^2I)$.
+    """
+
+    inner: Solver
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        AngleSDE(self.data_std)
+
+    @property
+    def needs(self) -> type[ODE]:  # type: ignore[override]
+        return GaussianReverseSDE
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        return self.inner.order
+
+    @property
+    def evaluations(self) -> int | None:  # type: ignore[override]
+        return self.inner.evaluations
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.inner.stochastic
+
+    def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
+        circle = AngleSDE(self.data_std)
+        times = [t for t, _ in intervals] + [s for _, s in intervals]
+        angles = [circle.angle(at) for at in eq.prefill(times)]
+        view = eq.on(circle)
+        view.prefill(angles)
+        self.inner.prepare(view, list(zip(angles[: len(intervals)], angles[len(intervals) :], strict=True)))
+
+    def step(
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+    ) -> tuple[Tensor, Any]:
+        circle = AngleSDE(self.data_std)
+        view = eq.on(circle)
+        a, b = view.level(circle.angle(t)), view.level(circle.angle(s))
+        y, state = self.inner.step(view, x / circle.radius(t), a, b, state, noise)
+        return y * circle.radius(s), state

@@ -1,0 +1,184 @@
+r"""torchdiffeq and torchsde as solvers: their methods, our equations, our noise.
+
+Both take a whole interval of the grid at once and choose or count their own inner steps; the usual grid has one interval.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.equation import ODE, ReverseSDE
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import Level
+from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.stochastic import check_eta, check_falling
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+
+
+@dataclass(frozen=True)
+class Torchdiffeq(Solver):
+    """An ODE method of torchdiffeq.
+
+    The adaptive methods control one error norm over the batch, so that a sample depends on its neighbours, within the
+    tolerance: the one exception to the rule that samples never mix. They are kept from stepping past the end of the
+    interval, where a schedule may not exist. Evaluations as needed, counted. Any `ODE`.
+
+    Args:
+        method: `dopri5`, `dopri8`, `bosh3`, `fehlberg2`, `adaptive_heun`; or fixed-step `euler`, `midpoint`, `heun2`,
+            `heun3`, `rk4`, one step per interval of the grid.
+        rtol: Relative tolerance of an adaptive method.
+        atol: Absolute tolerance of an adaptive method.
+
+    Raises:
+        ImportError: torchdiffeq is not installed.
+        ValueError: An unknown method or a tolerance that is not positive.
+
+    References:
+        Chen, torchdiffeq, 2018.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    evaluations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ADAPTIVE + FIXED:
+            raise ValueError(f"method must be one of {', '.join(ADAPTIVE + FIXED)}, got {self.method!r}")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"tolerances must be positive, got rtol={self.rtol!r}, atol={self.atol!r}")
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        orders = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+        return orders.get(self.method, 0)
+
+    def step(
+        self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        odeint = _import("torchdiffeq", "ode").odeint
+        ends = (float(t.t), float(s.t))
+        times = torch.tensor(ends, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
+
+        def velocity(time: Tensor, y: Tensor) -> Tensor:
+            # torchdiffeq hands the time over in the dtype of the state: the ends must not be missed by its rounding.
+            at = min(max(float(time), min(ends)), max(ends))
+            return eq.velocity(y, eq.level(at))
+
+        options = {"step_t": times[1:]} if self.method in ADAPTIVE else None
+        out = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+        return out[-1], None
+
+
+@dataclass(frozen=True)
+class Torchsde(Solver):
+    r"""An SDE method of torchsde on the reverse-time SDE, with our noise: rows depend on their own seed alone.
+
+    Time runs upward in $-t$, in `n` equal steps per interval of the grid. torchsde asks for the drift once more than its
+    steps need, in every interval, so give it the whole range as one. Any SDE with its score.
+
+    Args:
+        method: `euler` (strong order 1), `milstein` (the same for additive noise) or `srk` (SRA1, strong order 1.5, two
+            evaluations per step).
+        n: Steps per interval.
+        eta: Stochasticity, `> 0`.
+
+    Raises:
+        ImportError: torchsde is not installed.
+        ValueError: An unknown method, `n < 1`, or `eta <= 0`.
+
+    References:
+        Li et al., Scalable Gradients for SDEs, 2020; Roessler, Runge-Kutta Methods for the Strong Approximation of SDEs, 2010.
+    """
+
+    method: str = "srk"
+    n: int = 100
+    eta: float = 1.0
+    needs: ClassVar[type[ODE]] = ReverseSDE
+    evaluations: ClassVar[None] = None
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.method not in ("euler", "milstein", "srk"):
+            raise ValueError(f"method must be euler, milstein or srk, got {self.method!r}")
+        check_count(self.n, "n")
+        check_eta(self.eta)
+        if self.eta == 0:
+            raise ValueError("Torchsde needs eta > 0: for the probability-flow ODE use an ODE solver")
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        return 1.5 if self.method == "srk" else 1
+
+    def step(
+        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        torchsde = _import("torchsde", "sde")
+        assert noise is not None
+        check_falling(float(s.t) - float(t.t))
+        ends = (-float(t.t), -float(s.t))
+        # The step a hair too long, so that rounding cannot leave a sliver for one step more.
+        dt = (ends[1] - ends[0]) / self.n * (1 + 1e-9)
+        eq.prefill(-ends[0] - k * dt for k in range(self.n))
+        bm = _Increments(noise, x.flatten(1), torchsde)
+        problem = _Problem(eq, x.shape, self.eta, ends)
+        times = torch.tensor(ends, dtype=torch.float64, device=x.device)
+        out = torchsde.sdeint(problem, x.flatten(1), times, bm=bm, method=self.method, dt=dt)
+        return out[-1].reshape(x.shape).to(x.dtype), None
+
+
+class _Problem:
+    """The reverse SDE as torchsde wants it: time upward, flat state, additive noise."""
+
+    noise_type, sde_type = "additive", "ito"
+
+    def __init__(self, eq: ReverseSDE, shape: torch.Size, eta: float, ends: tuple[float, float]) -> None:
+        self.eq, self.shape, self.eta, self.ends = eq, shape, eta, ends
+
+    def _level(self, tau: Tensor | float) -> Level:
+        return self.eq.level(-min(max(float(tau), self.ends[0]), self.ends[1]))
+
+    def f(self, tau: Tensor, y: Tensor) -> Tensor:
+        return -self.eq.reverse_drift(y.reshape(self.shape), self._level(tau), self.eta).flatten(1)
+
+    def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        g = self.eq.diffusion(self._level(tau))
+        if isinstance(g, Tensor):
+            return (self.eta * g.to(v) * v.reshape(self.shape)).flatten(1)
+        return self.eta * g * v
+
+
+class _Increments:
+    """Our noise as torchsde's Brownian motion: increments W, and the space-time area U that its SRK asks for."""
+
+    def __init__(self, noise: NoiseSource, like: Tensor, torchsde: Any) -> None:
+        self.noise, self.shape, self.dtype, self.device = noise, like.shape, like.dtype, like.device
+        self.levy_area_approximation = "space-time"
+
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: N803
+        h = float(tb) - float(ta)
+        w = self.noise(-float(ta), -float(tb)).flatten(1) * math.sqrt(h)
+        if not return_U:
+            return w
+        area = self.noise(-float(tb), -float(tb)).flatten(1) * math.sqrt(h / 12)
+        return w, h * (0.5 * w + area)
+
+
+def _import(name: str, extra: str) -> Any:
+    """An optional package, or an error that names the extra which brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"this solver needs {name}: pip install 'sde-diffusion[{extra}]'") from error
+
+

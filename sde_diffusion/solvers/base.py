@@ -1,0 +1,71 @@
+r"""What a solver is: one method that carries the state from `t` to `s`.
+
+A solver sees its equation and two levels, and nothing above them. It holds no state of its own: what a multistep method
+remembers goes in and comes out of `step`. Whatever edits the state between steps wraps a solver; a corrector is a solver
+called with `t == s`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sde_diffusion.equation import ODE
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import Level
+
+Interval = tuple[float, float]
+
+
+class Solver(ABC):
+    """Carries a state from one level to another. Subclasses are frozen dataclasses whose `repr` is valid Python.
+
+    Attributes:
+        needs: The weakest equation it can work on; checked before any network call.
+        order: Claimed order of convergence, to which the tests hold it; 0 where the notion does not apply.
+        evaluations: Network calls per step; None where the solver chooses (adaptive and outside backends).
+        stochastic: Whether it draws noise.
+    """
+
+    needs: type[ODE] = ODE
+    order: float = 0
+    evaluations: int | None = 1
+    stochastic: bool = False
+
+    @abstractmethod
+    def step(
+        self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+    ) -> tuple[Tensor, Any]:
+        """One step.
+
+        Args:
+            eq: The equation, an instance of `needs`.
+            x: State at `t`, shape `(B, *)`; not modified.
+            t: Level of the state.
+            s: Level to reach.
+            state: What the previous step returned; None on the first.
+            noise: Source of randomness; None is only ever handed to a solver that is not `stochastic`.
+
+        Returns:
+            The state at `s` and what to remember.
+        """
+
+    def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:  # noqa: B027 - most solvers need nothing
+        """Tabulates levels between grid times that the steps over `intervals` will ask for. Called once, before them."""
+
+
+def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:
+    """The richer of two equations: what a solver made of two others needs."""
+    return a if issubclass(a, b) else b
+
+
+def describe(needs: type[ODE]) -> str:
+    """What an equation requires of the caller, in words."""
+    return {
+        "ODE": "any SDE",
+        "ReverseSDE": "an SDE with its score",
+        "GaussianReverseSDE": "a GaussianSDE with a Denoiser or a score",
+    }.get(needs.__name__, needs.__name__)

@@ -1,0 +1,158 @@
+r"""Langevin dynamics as a corrector, and what predictors and correctors make together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import Level
+from sde_diffusion.solvers.base import Interval, Solver, stronger
+
+
+@dataclass(frozen=True)
+class Langevin(Solver):
+    r"""Unadjusted Langevin steps at one level: a corrector, called with `t == s`.
+
+    $$ x \leftarrow x + \tau\,\nabla\log p_t(x) + \sqrt{2\tau}\,z, \quad \tau = 2\,(r\,\sigma_t)^2 $$
+
+    The step size is a function of the level alone. The rule of the score-SDE paper takes $|z| / |\nabla\log p_t|$, averaged
+    over the batch, where $\sigma_t$ stands here: the same size for a good score, but there one sample moves another, and with
+    norms per sample the chain diverges in low dimension. Not a convergent method by itself: on $\mathcal N(0, v)$ the
+    stationary variance is $v / (1 - \tau/(2v))$. `n` evaluations.
+
+    Args:
+        n: Steps.
+        snr: $r$, the signal-to-noise ratio of a step. 0.16 in the paper's CIFAR-10 settings.
+
+    Raises:
+        ValueError: `n < 1`, `snr <= 0`, or called to move in time.
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (Algorithms 4 and 5).
+    """
+
+    n: int = 1
+    snr: float = 0.16
+    needs: ClassVar[type[ODE]] = GaussianReverseSDE
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_count(self.n, "n")
+        if not (0 < self.snr < math.inf):
+            raise ValueError(f"snr must be positive, got {self.snr!r}")
+
+    @classmethod
+    def ncsn(cls, n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> Langevin:
+        r"""The step rule of NCSN: $x + \tfrac{a_i}2\nabla\log p + \sqrt{a_i}\,z$ with $a_i = \epsilon\,\sigma_i^2/\sigma_L^2$.
+
+        The same rule as `snr` under another name: $r = \tfrac12\sqrt\epsilon/\sigma_L$.
+
+        Args:
+            n: Steps per level, $T$.
+            epsilon: $\epsilon$.
+            sigma_min: $\sigma_L$, the smallest level.
+
+        References:
+            Song and Ermon, Generative Modeling by Estimating Gradients of the Data Distribution, 2019 (Algorithm 1).
+        """
+        if not (epsilon > 0 and sigma_min > 0):
+            raise ValueError(f"wanted epsilon > 0 and sigma_min > 0, got {epsilon!r} and {sigma_min!r}")
+        return cls(n, snr=0.5 * math.sqrt(epsilon) / sigma_min)
+
+    @property
+    def evaluations(self) -> int:  # type: ignore[override]
+        return self.n
+
+    def step(
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        assert noise is not None
+        if t.t != s.t:
+            raise ValueError(
+                "Langevin stays at one level: use it as PredictorCorrector(predictor, Langevin(...)), "
+                "with Hold() as the predictor for annealed Langevin dynamics"
+            )
+        tau = 2 * (self.snr * float(t.sigma)) ** 2
+        for _ in range(self.n):
+            x = torch.add(x, eq.score(x, t), alpha=tau)
+            x = torch.add(x, noise(float(t.t), float(t.t)), alpha=math.sqrt(2 * tau))
+        return x, None
+
+
+@dataclass(frozen=True)
+class Hold(Solver):
+    """Leaves the state as it is: the predictor of annealed Langevin dynamics. No evaluation.
+
+    Meant for a VE process, where the state at two levels differs by noise alone.
+    """
+
+    evaluations: ClassVar[int] = 0
+
+    def step(
+        self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        return x, None
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Solver):
+    """One step of a predictor from `t` to `s`, then a corrector at `s`.
+
+    Evaluations of both. The order of convergence is not claimed: the corrector aims at the distribution, not at the path.
+
+    Args:
+        predictor: Any solver.
+        corrector: A solver that stays at one level, such as `Langevin(1, snr=0.16)`.
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (Algorithm 1).
+    """
+
+    predictor: Solver
+    corrector: Solver
+
+    @property
+    def needs(self) -> type[ODE]:  # type: ignore[override]
+        return stronger(self.predictor.needs, self.corrector.needs)
+
+    @property
+    def evaluations(self) -> int | None:  # type: ignore[override]
+        a, b = self.predictor.evaluations, self.corrector.evaluations
+        return None if a is None or b is None else a + b
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.predictor.stochastic or self.corrector.stochastic
+
+    def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:
+        self.predictor.prepare(eq, intervals)
+        self.corrector.prepare(eq, [(s, s) for _, s in intervals])
+
+    def step(
+        self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+    ) -> tuple[Tensor, Any]:
+        x, state = self.predictor.step(eq, x, t, s, state, noise)
+        x, _ = self.corrector.step(eq, x, s, s, None, noise)
+        return x, state
+
+
+def annealed_langevin(n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> PredictorCorrector:
+    r"""Annealed Langevin dynamics of NCSN: at each level of the grid after the first, `n` Langevin steps of the NCSN rule.
+
+    Args:
+        n: Steps per level, $T$.
+        epsilon: $\epsilon$ of the rule $a_i = \epsilon\,\sigma_i^2 / \sigma_L^2$.
+        sigma_min: $\sigma_L$, the smallest level.
+
+    References:
+        Song and Ermon, 2019 (Algorithm 1).
+    """
+    return PredictorCorrector(Hold(), Langevin.ncsn(n, epsilon=epsilon, sigma_min=sigma_min))

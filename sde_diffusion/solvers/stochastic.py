@@ -1,0 +1,196 @@
+r"""Solvers of the reverse SDE, and the wrapper that adds noise before each step of another solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import Level
+from sde_diffusion.solvers.base import Interval, Solver
+
+
+def check_eta(eta: float) -> None:
+    """Raises `ValueError` unless `eta` is finite and not negative."""
+    if not (0 <= eta < math.inf):
+        raise ValueError(f"eta must be >= 0 (0 is the ODE, 1 the reverse SDE), got {eta!r}")
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(Solver):
+    r"""Euler-Maruyama on the reverse-time SDE.
+
+    $$ x_s = x_t + h\,\big[f(x_t, t) - \tfrac{1 + \eta^2}{2}\,g(t)^2\,\nabla\log p_t(x_t)\big] + \eta\,g(t)\sqrt{|h|}\,z, \quad h = s - t $$
+
+    Strong order 1 (the noise is additive), weak order 1; one evaluation per step. Any SDE with its score.
+
+    Args:
+        eta: Stochasticity, `>= 0`: 1 is the reverse SDE, 0 Euler on the probability-flow ODE.
+
+    Raises:
+        ValueError: A negative `eta`; a step up in time with `eta > 0`; a start where `alpha = 0`, as $g$ is infinite there.
+
+    References:
+        Song et al., Score-Based Generative Modeling through SDEs, 2021 (Section 4); Maruyama, 1955.
+    """
+
+    eta: float = 1.0
+    needs: ClassVar[type[ODE]] = ReverseSDE
+    order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.eta > 0
+
+    def step(
+        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        h = float(s.t) - float(t.t)
+        x = torch.add(x, eq.reverse_drift(x, t, self.eta), alpha=h)
+        if not self.stochastic:
+            return x, None
+        assert noise is not None
+        check_falling(h)
+        g = eq.diffusion(t)
+        z = noise(float(t.t), float(s.t))
+        if isinstance(g, Tensor):
+            return x + (self.eta * math.sqrt(-h) * g).to(x) * z, None
+        return torch.add(x, z, alpha=self.eta * g * math.sqrt(-h)), None
+
+
+def check_falling(h: float) -> None:
+    """Raises `ValueError` for a step up in time, which a stochastic solver cannot take."""
+    if h > 0:
+        raise ValueError("a stochastic solver only goes back in time, from noise to data; to encode use an ODE solver")
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    r"""DDIM and, at $\eta = 1$, the ancestral sampler of DDPM, between any two levels of any Gaussian SDE.
+
+    $$ x_s = \alpha_s\,\mathrm{data} + \sqrt{\sigma_s^2 - \varsigma^2}\;\mathrm{noise} + \varsigma z, \quad
+       \varsigma = \eta\,\sigma_s\sqrt{1 - e^{-2h}}, \quad h = \lambda_s - \lambda_t $$
+
+    Order 1, weak order 1; one evaluation per step. At $\eta = 0$ this is also DPM-Solver-1, the exponential Euler method.
+
+    Args:
+        eta: Stochasticity, from 0 (deterministic) to 1 (ancestral).
+        variance: Of the noise that is added: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$, which
+            keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$.
+
+    Raises:
+        ValueError: `eta` outside `[0, 1]`, an unknown variance, or a step up in time with `eta > 0`.
+
+    References:
+        Song et al., Denoising Diffusion Implicit Models, 2021 (equation 12); Ho et al., 2020 (Section 3.2).
+    """
+
+    eta: float = 0.0
+    variance: str = "posterior"
+    needs: ClassVar[type[ODE]] = GaussianReverseSDE
+    order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+        if self.eta > 1:
+            raise ValueError(f"DDIM takes eta in [0, 1], got {self.eta!r}: more noise than the ancestral step leaves no room")
+        if self.variance not in ("posterior", "forward"):
+            raise ValueError(f"variance must be 'posterior' or 'forward', got {self.variance!r}")
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.eta > 0
+
+    def step(
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+    ) -> tuple[Tensor, None]:
+        prediction = eq.denoise(x, t)
+        if not self.stochastic:
+            return prediction.combine(s.alpha, s.sigma), None
+        assert noise is not None
+        check_falling(float(s.t) - float(t.t))
+        gain = math.sqrt(-math.expm1(-2 * (float(s.lam) - float(t.lam))))
+        std = self.eta * float(s.sigma) * gain
+        mean = prediction.combine(s.alpha, math.sqrt(max(float(s.sigma) ** 2 - std**2, 0.0)))
+        if self.variance == "forward":
+            std = self.eta * float(t.sigma) * gain
+        return torch.add(mean, noise(float(t.t), float(s.t)), alpha=std), None
+
+
+@dataclass(frozen=True)
+class Churn(Solver):
+    r"""Raises the noise level before each step of another solver: the stochastic sampler of EDM, with any inner solver.
+
+    $$ S_{\hat t} = (1 + \gamma)\,S_t, \quad S = \sigma/\alpha, \quad
+       x_{\hat t} = \tfrac{\alpha_{\hat t}}{\alpha_t} x_t
+       + s_{noise}\sqrt{\sigma_{\hat t}^2 - \tfrac{\alpha_{\hat t}^2}{\alpha_t^2}\sigma_t^2}\;z $$
+
+    then the inner solver from $\hat t$ to $s$. The order of the inner solver in its ODE part; its evaluations. A multistep
+    inner solver starts afresh after each rise. Any Gaussian SDE.
+
+    Args:
+        inner: The solver, such as `Heun()`.
+        gamma: Relative rise; the paper's is $\min(S_{churn}/N, \sqrt2 - 1)$ for $N$ steps.
+        s_min: No rise below this $\sigma/\alpha$.
+        s_max: No rise above this $\sigma/\alpha$.
+        s_noise: Factor on the noise, 1 or slightly more.
+
+    References:
+        Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (Algorithm 2).
+    """
+
+    inner: Solver
+    gamma: float = math.sqrt(2) - 1
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+    needs: ClassVar[type[ODE]] = GaussianReverseSDE
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma < math.inf) or not (self.s_noise > 0):
+            raise ValueError(f"wanted gamma >= 0 and s_noise > 0, got gamma={self.gamma!r}, s_noise={self.s_noise!r}")
+
+    @property
+    def order(self) -> float:  # type: ignore[override]
+        return 0 if self.gamma else self.inner.order
+
+    @property
+    def evaluations(self) -> int | None:  # type: ignore[override]
+        return self.inner.evaluations
+
+    def _raised(self, t: Level) -> float | None:
+        """The half log-SNR to rise to, or None where the state is left alone."""
+        ratio = math.exp(-float(t.lam)) if t.lam > -math.inf else math.inf
+        if not self.gamma or not self.s_min <= ratio <= self.s_max or ratio == math.inf:
+            return None
+        return float(t.lam) - math.log1p(self.gamma)
+
+    def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
+        starts = eq.prefill(t for t, _ in intervals)
+        raised = [self._raised(at) for at in starts]
+        levels = iter(eq.prefill_lam([lam for lam in raised if lam is not None]))
+        hats = [at if lam is None else next(levels) for at, lam in zip(starts, raised, strict=True)]
+        self.inner.prepare(eq, [(float(hat.t), s) for hat, (_, s) in zip(hats, intervals, strict=True)])
+
+    def step(
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+    ) -> tuple[Tensor, Any]:
+        assert noise is not None
+        lam = self._raised(t)
+        if lam is None:
+            return self.inner.step(eq, x, t, s, None, noise)
+        hat = eq.level_at_lam(lam)
+        ratio = float(hat.alpha) / float(t.alpha)
+        std = self.s_noise * math.sqrt(float(hat.sigma) ** 2 - (ratio * float(t.sigma)) ** 2)
+        x = torch.add(x * ratio, noise(float(t.t), float(hat.t)), alpha=std)
+        return self.inner.step(eq, x, hat, s, None, noise)
