@@ -39,6 +39,19 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"No data file at {path}. Give the path of a .npy or .npz file.")
+    arrays = _read(path)
+    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if name is None:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)} but no array named 'x' (or 'data'). "
+            "Use numpy.savez(path, x=..., label=...)."
+        )
+    x = _as_data(arrays.pop(name), path)
+    label = _pick(arrays, ("label", "labels", "y"), path)
+    return x, None if label is None else _as_labels(arrays[label], len(x), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -51,16 +64,7 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
         raise ValueError(
             f"{path} cannot be read as {path.suffix}: {error}. Save it again with numpy.save or numpy.savez."
         ) from error
-    arrays = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
-    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
-    if name is None:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)} but no array named 'x' (or 'data'). "
-            "Use numpy.savez(path, x=..., label=...)."
-        )
-    x = _as_data(arrays.pop(name), path)
-    label = _pick(arrays, ("label", "labels", "y"), path)
-    return x, None if label is None else _as_labels(arrays[label], len(x), path)
+    return {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
 
 
 def _pick(arrays: dict[str, Any], names: tuple[str, ...], path: Path) -> str | None:

@@ -88,14 +88,7 @@ def train_classifier(
         TypeError, ValueError: Labels are not integers `(N,)`, `>= 0`; `x` has another shape or is empty; `steps` or
             `batch_size` is below 1.
     """
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}. Use labels.long().")
-    if x.ndim != 4 or not len(x) or labels.shape != (len(x),):
-        raise ValueError(
-            f"Wanted x (N, 1, 8, 8) and labels (N,) with N >= 1, got {tuple(x.shape)} and {tuple(labels.shape)}."
-        )
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must be 0, 1, ..., got {int(labels.min())}.")
+    _check_labels(x, labels)
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
@@ -116,3 +109,14 @@ def train_classifier(
             if progress is not None:
                 progress(step, float(loss.detach()))
     return net.eval()
+
+
+def _check_labels(x: Tensor, labels: Tensor) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}. Use labels.long().")
+    if x.ndim != 4 or not len(x) or labels.shape != (len(x),):
+        raise ValueError(
+            f"Wanted x (N, 1, 8, 8) and labels (N,) with N >= 1, got {tuple(x.shape)} and {tuple(labels.shape)}."
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(f"labels must be 0, 1, ..., got {int(labels.min())}.")

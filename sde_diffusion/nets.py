@@ -28,14 +28,14 @@ Config = dict[str, int | float]
 
 
 class MLP(nn.Module):
-    r"""Residual MLP for vectors; its defaults learn a 2-D density to a few hundredths of a nat in under a minute of CPU.
+    r"""Residual MLP for vectors; its defaults learn a 2-D density to a few hundredths of a nat within a CPU minute.
 
     $$ h_0 = A\,[x, \cos \pi W x, \sin \pi W x], \quad h_{l+1} = h_l + L_l\,\mathrm{SiLU}(h_l + T_l e),
     \quad F(x, t) = L\,\mathrm{SiLU}(h_L) $$
 
     with e the embedding of time plus that of the class, and W a fixed `(features, dim)` matrix of N(0, 1) entries.
-    162k parameters by default. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is .008 nats on moons
-    and .05 on the checkerboard.
+    162k parameters by default. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is .008 nats on
+    moons and .05 on the checkerboard.
 
     Args:
         dim: Dimensions D of one sample.
@@ -112,7 +112,8 @@ class UNet(nn.Module):
 
     Each block is convolved, normalised in 8 groups and modulated by the embedding e of time and class,
     $$ h \leftarrow (1 + a(e))\,\mathrm{GroupNorm}(h) + b(e). $$
-    327k parameters at width 32 with ten classes; on 8x8 digits it reaches 1.85 bits per dimension in 2,500 steps.
+    327k parameters at width 32 with ten classes; on 8x8 digits it reaches 1.86 test bits
+    per dimension in 2,500 steps of 128 images, four CPU minutes.
 
     Args:
         channels: Channels C of one image.
