@@ -6,12 +6,12 @@ from sde_diffusion.denoiser import Denoiser, FromScore, Network
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler, Snapshot, integrate
 from sde_diffusion.schedules import (
+    EDMSDE,
     VESDE,
     VPSDE,
     BrownianSDE,
     CosineSDE,
     DiscreteVPSDE,
-    EDMSDE,
     FlowSDE,
     SubVPSDE,
 )

@@ -21,7 +21,9 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
         ValueError: No batch dimension, an empty batch, or another event shape.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor of shape (B, *), got {type(x).__name__}: use torch.as_tensor(...)")
+        raise TypeError(
+            f"{name} must be a torch.Tensor of shape (B, *), got {type(x).__name__}: torch.as_tensor makes one"
+        )
     if not x.is_floating_point():
         raise TypeError(
             f"{name} has dtype {x.dtype}, wanted float32 or float64: scale the data to floats first, "
@@ -38,7 +40,7 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
         raise ValueError(f"{name} is an empty batch of shape {tuple(x.shape)}, wanted at least one sample")
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(
-            f"{name} has event shape {tuple(x.shape[1:])} (batch of {x.shape[0]}), but the model works on {tuple(shape)}"
+            f"{name} has event shape {tuple(x.shape[1:])} (batch {x.shape[0]}), but the model works on {tuple(shape)}"
         )
     return x
 
@@ -97,13 +99,13 @@ def check_range(times: Tensor, t_min: float, t_max: float, name: str) -> None:
 
 
 def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
-    """A time grid as floats: at least two times, finite, in range, strictly monotone (falling to sample, rising to encode).
+    """A time grid as floats: two times or more, in range, strictly monotone (falling to sample, rising to encode).
 
     Raises:
         TypeError: Not a sequence of numbers.
         ValueError: Too short, out of range, or not strictly monotone (the message names the first bad index).
     """
-    if isinstance(times, Tensor) or isinstance(times, Sequence) or hasattr(times, "__array__"):
+    if isinstance(times, (Tensor, Sequence)) or hasattr(times, "__array__"):
         grid = torch.as_tensor(times, dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"a grid is a sequence of times, got {type(times).__name__}")
@@ -116,7 +118,8 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
     if bool(bad.any()):
         i = int(bad.nonzero()[0, 0])
         raise ValueError(
-            f"the grid is not strictly monotone: times[{i}] = {grid[i]:g} is followed by times[{i + 1}] = {grid[i + 1]:g}"
+            f"the grid is not strictly monotone: times[{i}] = {grid[i]:g} "
+            f"is followed by times[{i + 1}] = {grid[i + 1]:g}"
         )
     return [float(v) for v in grid.tolist()]
 

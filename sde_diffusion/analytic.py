@@ -1,7 +1,8 @@
 r"""Exact denoisers: Gaussian, Gaussian mixture, finite data set, under any Gaussian SDE.
 
 The truth that solvers, losses and likelihoods are measured against. Each gives `score`, `log_prob(x, t)` and `sample`
-besides the prediction. With $p_t = \sum_k w_k\,\mathcal N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)$ and responsibilities $r_k(x)$,
+besides the prediction. With $p_t = \sum_k w_k\,\mathcal N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)$ and
+responsibilities $r_k(x)$,
 
 $$ \mathrm{noise} = \sum_k r_k\,\sigma\,(\alpha^2C_k + \sigma^2I)^{-1}(x - \alpha\mu_k), \quad
    \mathrm{data} = \sum_k r_k\,\big[\mu_k + \alpha\,C_k\,(\alpha^2C_k + \sigma^2I)^{-1}(x - \alpha\mu_k)\big] $$
@@ -30,7 +31,8 @@ class GaussianMixture(Denoiser):
         sde: Any Gaussian SDE.
         weights: $w_k > 0$, shape `(K,)`; normalised here.
         means: $\mu_k$, shape `(K, *)` with the event shape behind.
-        covariances: One float (isotropic variance), per-coordinate variances `(K, *)`, or full covariances `(K, D, D)` over
+        covariances: One float (isotropic variance), per-coordinate variances `(K, *)`, or full covariances `(K, D,
+            D)` over
             the flattened event.
 
     Raises:
@@ -58,7 +60,8 @@ class GaussianMixture(Denoiser):
             spread, basis = torch.linalg.eigh(spread)
         else:
             raise ValueError(
-                f"covariances have shape {tuple(spread.shape)}: wanted (), {tuple(means.shape)} (diagonal) or {(k, d, d)} (full)"
+                f"covariances have shape {tuple(spread.shape)}: wanted (), {tuple(means.shape)} (diagonal) "
+                f"or {(k, d, d)} (full)"
             )
         if not bool((spread >= -1e-9 * spread.abs().max()).all()):
             raise ValueError(f"a covariance is not positive semi-definite: smallest eigenvalue {float(spread.min()):g}")
@@ -75,7 +78,7 @@ class GaussianMixture(Denoiser):
         """The exact denoiser of the same data under another SDE, at any noise level."""
         new = object.__new__(type(self))
         torch.nn.Module.__init__(new)
-        new.__dict__.update({k: v for k, v in self.__dict__.items() if k not in ("_modules", "_parameters")})
+        new.__dict__.update(self.__dict__)
         new.sde = sde
         return new
 
@@ -86,7 +89,7 @@ class GaussianMixture(Denoiser):
         if self.basis is not None:
             centred = torch.einsum("kij,bki->bkj", self.basis, centred)
         variance = alpha * alpha * self.spread + sigma * sigma
-        if isinstance(variance, Tensor) and variance.ndim == 2:
+        if variance.ndim == 2:
             variance = variance[None]
         terms = centred.square() / variance + torch.log(variance) + math.log(2 * math.pi)
         return self.log_weights - 0.5 * terms.sum(-1), centred, variance, alpha, sigma
@@ -101,9 +104,9 @@ class GaussianMixture(Denoiser):
         log_p, centred, variance, alpha, sigma = self._parts(x, at)
         r = torch.softmax(log_p, dim=1)
         return Prediction(
-            lambda: ((r[..., None] * self.means).sum(1) + self._back(alpha * self.spread / variance * centred, r)).reshape(
-                x.shape
-            ),
+            lambda: (
+                (r[..., None] * self.means).sum(1) + self._back(alpha * self.spread / variance * centred, r)
+            ).reshape(x.shape),
             lambda: self._back(sigma / variance * centred, r).reshape(x.shape),
         )
 
@@ -142,12 +145,15 @@ class Gaussian(GaussianMixture):
         super().__init__(sde, torch.ones(1, dtype=mean.dtype), mean[None], spread[None] if spread.ndim else spread)
 
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
-        r"""The probability flow from `t` to `s`, exactly: $x_s = \alpha_s\mu + M_sM_t^{-1}(x - \alpha_t\mu)$, $M = (\alpha^2C + \sigma^2I)^{1/2}$."""
+        r"""The probability flow from `t` to `s`, exactly.
+
+        $$ x_s = \alpha_s\mu + M_sM_t^{-1}(x_t - \alpha_t\mu), \quad M = (\alpha^2C + \sigma^2I)^{1/2} $$
+        """
         a, b = self.sde.levels([t, s])
         _, centred, before, _, _ = self._parts(x, a)
-        after = float(b.alpha) ** 2 * self.spread + float(b.sigma) ** 2
+        after = b.alpha**2 * self.spread + b.sigma**2
         moved = self._back((after / before).sqrt() * centred, x.new_ones(len(x), 1))
-        return (float(b.alpha) * self.means + moved).reshape(x.shape)
+        return (b.alpha * self.means + moved).reshape(x.shape)
 
 
 class Empirical(GaussianMixture):

@@ -1,4 +1,4 @@
-r"""Denoisers: whatever answers $\mathrm{E}[x_0 \mid x_t]$ and $\mathrm{E}[\varepsilon \mid x_t]$ under a Gaussian SDE."""
+r"""Denoisers: whatever answers $\mathrm E[x_0 \mid x_t]$ and $\mathrm E[\varepsilon \mid x_t]$ under a Gaussian SDE."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
 from sde_diffusion._checks import check_state
-from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
+from sde_diffusion.predict import Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 Clock = Callable[[Level], Scalar]
@@ -33,7 +34,7 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        """The prediction at state `x`, shape `(B, *)`, and level `at`, one of this model's `levels` or of `sde.level`."""
+        """The prediction at state `x`, shape `(B, *)`, and level `at`, from `levels` or `sde.level`."""
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         """The schedule at many times, with whatever else this model needs to know there."""
@@ -66,7 +67,8 @@ class Network(Denoiser):
         net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
         sde: The process it is (to be) trained under.
         kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
-        clock: What it is told of the time, a function from `clocks`; by default that of `kind` (`t`, or for EDM a quarter
+        clock: What it is told of the time, a function from `clocks`; by default that of `kind` (`t`, or for EDM a
+            quarter
             of the log noise level).
         shape: Event shape, without the batch; lets a sampler draw without being told.
 
@@ -74,8 +76,8 @@ class Network(Denoiser):
         TypeError: `sde` is not a Gaussian SDE, or `kind` not a parametrisation.
 
     Example:
-        >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)               # an index-trained DDPM network
-        >>> model = Network(unet, EDMSDE(), predict.EDM(0.5))                        # an EDM network
+        >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)  # an index-trained DDPM network
+        >>> model = Network(unet, EDMSDE(), predict.EDM(0.5))  # an EDM network
         >>> model = Network(unet, VPSDE(), predict.score, clock=clocks.Scaled(999))  # of the score-SDE paper
     """
 
@@ -91,7 +93,8 @@ class Network(Denoiser):
         super().__init__()
         if not isinstance(sde, GaussianSDE):
             raise TypeError(
-                f"Network needs a GaussianSDE, got {type(sde).__name__}: for a general SDE hand the sampler a score(x, t) function"
+                f"Network needs a GaussianSDE, got {type(sde).__name__}: for a general SDE hand the sampler "
+                "a function score(x, t)"
             )
         if not isinstance(kind, Parametrisation):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
@@ -138,14 +141,15 @@ class FromScore(Network):
 class MappedLevel(Level):
     """A level of one SDE with the level of equal log-SNR of another, and the factor between their states."""
 
-    base: Level | None = None
-    scale: Scalar = math.nan
+    base: Any = None
+    scale: Any = math.nan
 
 
 class On(Denoiser):
     r"""A denoiser seen through another Gaussian SDE: the state is rescaled and the time matched by log-SNR.
 
-    Data and noise are the same quantities under every Gaussian SDE: $x/\alpha$ has the law of $x_0 + e^{-\lambda}\varepsilon$.
+    Data and noise are the same quantities under every Gaussian SDE: $x/\alpha$ has the law of $x_0 +
+    e^{-\lambda}\varepsilon$.
 
     Args:
         inner: A denoiser made for `inner.sde`.
@@ -170,8 +174,8 @@ class On(Denoiser):
             i = float(lam[outside].flatten()[0])
             low, high = math.exp(-float(ends[1])), math.exp(-float(ends[0]))
             raise ValueError(
-                f"asked at noise level sigma/alpha = {math.exp(-i):.6g}, but the model was made for {base!r}, which spans "
-                f"{low:.6g} to {high:.6g}: choose the range of {self.sde!r} or of the grid inside it"
+                f"asked at noise level sigma/alpha = {math.exp(-i):.6g}, but the model was made for {base!r}, "
+                f"which spans {low:.6g} to {high:.6g}: choose the range of {self.sde!r} or of the grid inside it"
             )
         return base.time_of(lam.clamp(ends[0], ends[1])).clamp(base.t_min, base.t_max)
 
@@ -185,7 +189,7 @@ class On(Denoiser):
     def _map(self, at: Level, base: Level) -> MappedLevel:
         # Ratio of lengths, not of alphas or sigmas: finite wherever either vanishes.
         scale = ((base.alpha**2 + base.sigma**2) / (at.alpha**2 + at.sigma**2)) ** 0.5
-        return MappedLevel(*(getattr(at, f.name) for f in fields(Level)), base, scale)
+        return MappedLevel(**{f.name: getattr(at, f.name) for f in fields(Level)}, base=base, scale=scale)
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         if not isinstance(at, MappedLevel):
@@ -194,5 +198,4 @@ class On(Denoiser):
             times = self._base_times(lam).reshape(-1)
             base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
             at = self._map(at, base)
-        assert at.base is not None
         return self.inner.predict(x * at.scale, at.base, **cond)

@@ -84,7 +84,10 @@ class ReverseSDE(ODE):
     """
 
     def __init__(
-        self, sde: SDE, score: Callable[..., Tensor] | None, cond: dict[str, object] | None = None,
+        self,
+        sde: SDE,
+        score: Callable[..., Tensor],
+        cond: dict[str, object] | None = None,
         counter: Counter | None = None,
     ) -> None:
         super().__init__(counter)
@@ -96,7 +99,6 @@ class ReverseSDE(ODE):
 
     def score(self, x: Tensor, t: Level) -> Tensor:
         r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
-        assert self._score is not None
         self.counter.n += 1
         value = self._score(x, torch.full((x.shape[0],), t.t, dtype=x.dtype, device=x.device), **self.cond)
         if value.shape != x.shape:
@@ -120,7 +122,8 @@ class ReverseSDE(ODE):
 class GaussianReverseSDE(ReverseSDE):
     r"""The reverse-time equations of a Gaussian SDE with a denoiser.
 
-    The velocity of the probability flow is $\alpha'\,\mathrm{data} + \sigma'\,\mathrm{noise}$: no division by $\alpha$ or $\sigma$.
+    The velocity of the probability flow is $\alpha'\,\mathrm{data} + \sigma'\,\mathrm{noise}$: no division by
+    $\alpha$ or $\sigma$.
 
     Args:
         denoiser: The model; its `sde` is the process.
@@ -132,7 +135,7 @@ class GaussianReverseSDE(ReverseSDE):
     def __init__(
         self, denoiser: Denoiser, cond: dict[str, object] | None = None, counter: Counter | None = None
     ) -> None:
-        super().__init__(denoiser.sde, None, cond, counter)
+        super().__init__(denoiser.sde, denoiser.score, cond, counter)
         self.denoiser = denoiser
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
         self._table_lam: dict[float, Level] = {}

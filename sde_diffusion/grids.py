@@ -1,4 +1,5 @@
-r"""Time grids: free functions from an SDE and a number of steps to the `steps + 1` times of a solve, from noise to data.
+r"""Time grids: free functions from an SDE and a number of steps to the `steps + 1` times of a solve, from noise to
+data.
 
 A grid may be laid out in any coordinate; it is handed over as times. Any strictly monotone sequence of times will do as
 well. To change an option, `functools.partial(karras, rho=5.0)`.
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def uniform(sde: SDE, steps: int) -> Tensor:
-    """Uniform in `t`: $t_i = t_{max} + \\tfrac iN (t_{min} - t_{max})$. Any SDE."""
+    r"""Uniform in `t`: $t_i = t_{max} + \tfrac iN (t_{min} - t_{max})$. Any SDE."""
     return torch.linspace(sde.t_max, sde.t_min, check_count(steps, "steps") + 1, dtype=torch.float64)
 
 
@@ -96,7 +97,8 @@ def leading(sde: SDE, steps: int) -> Tensor:
 
 
 def trailing(sde: SDE, steps: int) -> Tensor:
-    r"""Indices $\mathrm{round}(T - iT/n) - 1$ of a discrete chain, starting at the last level, with $n$ = `steps + 1` levels.
+    r"""Indices $\mathrm{round}(T - iT/n) - 1$ of a discrete chain, starting at the last level, with $n$ = `steps + 1`
+    levels.
 
     References:
         Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, 2024 (Table 2).
@@ -109,13 +111,17 @@ def integers(sde: SDE, steps: int | None = None) -> Tensor:
     """Every index of a discrete chain, from the last level to 0: the grid of DDPM; `steps`, if given, must agree."""
     levels, n = _levels_of(sde, steps if steps is not None else int(sde.t_max), "integers")
     if n != levels:
-        raise ValueError(f"integers visits all {levels} levels in {levels - 1} steps, got steps={steps}: use leading or trailing")
+        raise ValueError(
+            f"integers visits all {levels} levels in {levels - 1} steps, got steps={steps}: use leading or trailing"
+        )
     return torch.arange(levels - 1, -1, -1, dtype=torch.float64)
 
 
 def _gaussian(sde: SDE, name: str) -> GaussianSDE:
     if not hasattr(sde, "half_log_snr"):
-        raise TypeError(f"grids.{name} needs a GaussianSDE; {type(sde).__name__} is a general SDE. Use uniform or quadratic")
+        raise TypeError(
+            f"grids.{name} needs a GaussianSDE; {type(sde).__name__} is a general SDE. Use uniform or quadratic"
+        )
     return cast("GaussianSDE", sde)
 
 
@@ -140,7 +146,9 @@ def _at(sde: SDE, lam: Tensor) -> Tensor:
 
 def _levels_of(sde: SDE, steps: int, name: str) -> tuple[int, int]:
     if not sde.time_is_index:
-        raise TypeError(f"grids.{name} picks indices of a discrete chain; {sde!r} is continuous. Use uniform, angle or log_snr")
+        raise TypeError(
+            f"grids.{name} picks indices of a discrete chain; {sde!r} is continuous. Use uniform, angle or log_snr"
+        )
     levels, n = int(sde.t_max) + 1, check_count(steps, "steps") + 1
     if n > levels:
         raise ValueError(f"{steps} steps visit {n} levels, but the chain has {levels}: at most {levels - 1} steps")

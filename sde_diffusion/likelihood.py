@@ -1,11 +1,13 @@
 r"""Exact log-likelihood through the probability-flow ODE.
 
-In the angle coordinate $u$ (`solvers.AngleSDE`) with variance-normalised state $y$, $dy/du = v$ is regular at both ends and
+In the angle coordinate $u$ (`solvers.AngleSDE`) with variance-normalised state $y$, $dy/du = v$ is regular at both
+ends and
 
-$$ \log p_{t}(x) = \log\mathcal N(y(\pi/2); 0, I) + \int_{u_t}^{\pi/2} \nabla\cdot v\,du - \tfrac D2\log(\alpha^2c^2 + \sigma^2) $$
+$$ \log p_{t}(x) = \log\mathcal N(y(\pi/2); 0, I) + \int_{u_t}^{\pi/2} \nabla\cdot v\,du - \tfrac D2\log(\alpha^2c^2 +
+  \sigma^2) $$
 
-up to the largest noise level of the model, where $y$ is Gaussian with the moments of the prior. The divergence is exact, a
-loop of vector-Jacobian products on one graph.
+up to the largest noise level of the model, where $y$ is Gaussian with the moments of the prior. The divergence is
+exact, a loop of vector-Jacobian products on one graph.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -34,8 +36,8 @@ class LogProb:
     """The log-likelihood of a batch.
 
     Attributes:
-        value: Log-density in nats, shape `(B,)`: of the model at its smallest noise level, at the data scaled by alpha there.
-        latent: The state at the prior, shape `(B, *)`.
+        value: Log-density in nats, shape `(B,)`: of the model at its smallest noise level, at the data scaled by
+        alpha there. latent: The state at the prior, shape `(B, *)`.
         nfe: Network evaluations per sample, not counting those of the divergence, which are backward passes.
     """
 
@@ -45,7 +47,7 @@ class LogProb:
 
 
 def divergence(v: Tensor, x: Tensor) -> Tensor:
-    r"""$\nabla\cdot v$ at `x`, shape `(B,)`: exact, by one vector-Jacobian product per coordinate on the graph of `v`."""
+    r"""$\nabla\cdot v$ at `x`, shape `(B,)`: exact, one vector-Jacobian product per coordinate on the graph of `v`."""
     flat, total = v.flatten(1), v.new_zeros(len(v))
     for i in range(flat.shape[1]):
         (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
@@ -79,7 +81,13 @@ class LogDensityODE(ODE):
 
 
 def log_prob(
-    sampler: SDESampler, x0: Tensor, *, solver: Solver | None = None, steps: int = 24, data_std: float = 1.0, **cond: Any
+    sampler: SDESampler,
+    x0: Tensor,
+    *,
+    solver: Solver | None = None,
+    steps: int = 24,
+    data_std: float = 1.0,
+    **cond: Any,
 ) -> LogProb:
     r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
 
@@ -99,36 +107,39 @@ def log_prob(
     if not isinstance(sde, GaussianSDE):
         raise TypeError(f"log_prob needs a GaussianSDE; {type(sde).__name__} is a general SDE")
     if solver.needs is not ODE or solver.stochastic:
-        raise TypeError(f"log_prob integrates a bare ODE, but {solver!r} needs {describe(solver.needs)}: use Heun(), RK4() or Torchdiffeq()")
+        raise TypeError(
+            f"log_prob integrates a bare ODE, but {solver!r} needs {describe(solver.needs)}: "
+            "use Heun(), RK4() or Torchdiffeq()"
+        )
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     check_count(steps, "steps")
-    eq = sampler.equation(cond)
-    assert isinstance(eq, GaussianReverseSDE)
+    eq = cast("GaussianReverseSDE", sampler.equation(cond))
     circle = AngleSDE(data_std)
     first, last = sde.levels([sde.t_min, sde.t_max])
     low, high = circle.angle(first), circle.angle(last)
     grid = [low + (high - low) * (i / steps) ** 1.5 for i in range(steps + 1)]
     grid[-1] = high
-    y = x0.flatten(1) * (float(first.alpha) / circle.radius(first))
+    y = x0.flatten(1) * (first.alpha / circle.radius(first))
     ode = LogDensityODE(eq.on(circle), x0.shape[1:])
     with torch.no_grad():
-        for now in integrate(ode, solver, torch.cat([y, y.new_zeros(len(y), 1)], dim=1), grid):
-            pass
+        *_, now = integrate(ode, solver, torch.cat([y, y.new_zeros(len(y), 1)], dim=1), grid)
         latent = (now.x[:, :-1] * circle.radius(last)).reshape(x0.shape)
         d = y.shape[1]
         change = d * (math.log(circle.radius(last)) - math.log(circle.radius(first)))
         value = sde.prior_log_prob(latent) + now.x[:, -1] + change
-        value = value + d * math.log(float(first.alpha))
+        value = value + d * math.log(first.alpha)
     return LogProb(value, latent, now.nfe)
 
 
 def bits_per_dim(log_prob: Tensor, dim: int, *, bin_width: float) -> Tensor:
-    r"""$-\big(\log p(x)/D + \log\Delta\big)/\log 2$: the cost in bits of one coordinate known to bins of width $\Delta$.
+    r"""$-\big(\log p(x)/D + \log\Delta\big)/\log 2$: the cost in bits of one coordinate known to bins of width
+    $\Delta$.
 
     Args:
         log_prob: Log-density of uniformly dequantised data, in nats, shape `(B,)`.
         dim: $D$, coordinates per sample.
-        bin_width: $\Delta$, in the units of the data; there is no default, since it is 2/256 for bytes scaled to `[-1, 1]` by
+        bin_width: $\Delta$, in the units of the data; there is no default, since it is 2/256 for bytes scaled to
+            `[-1, 1]` by
             `2 (v + u) / 256 - 1` and 2/17 for the 17 grey levels of the digits.
     """
     if not (0 < bin_width < math.inf):

@@ -1,12 +1,13 @@
 r"""Denoising score matching: one loss, with parametrisation, weighting and time sampling as three independent objects.
 
-$$ L = \mathrm E_{x_0, t, \varepsilon}\big[\,w(t)\,|\hat x_0(x_t, t) - x_0|^2\,\big], \quad x_t = \alpha x_0 + \sigma\varepsilon $$
+$$ L = \mathrm E_{x_0, t, \varepsilon}\big[\,w(t)\,|\hat x_0(x_t, t) - x_0|^2\,\big], \quad x_t = \alpha x_0 +
+  \sigma\varepsilon $$
 
-A weighting is defined once, on this loss on $x_0$; each parametrisation turns it into a weight on its own regression by the
-factor $(\partial\,\mathrm{data}/\partial F)^2$. Without a weighting the loss is the plain square error of what the network
-answers, the natural one of each parametrisation: the simple loss of DDPM for noise, EDM's for `edm`, flow matching's for
-`velocity` on `FlowSDE`. The loss is a mean over the coordinates of a sample; it does not go to zero, but to the variance of
-the data given $x_t$.
+A weighting is defined once, on this loss on $x_0$; each parametrisation turns it into a weight on its own regression
+by the factor $(\partial\,\mathrm{data}/\partial F)^2$. Without a weighting the loss is the plain square error of what
+the network answers, the natural one of each parametrisation: the simple loss of DDPM for noise, EDM's for `edm`, flow
+matching's for `velocity` on `FlowSDE`. The loss is a mean over the coordinates of a sample; it does not go to zero,
+but to the variance of the data given $x_t$.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def noise_weight(at: Level) -> Scalar:
 
 
 def likelihood_weight(at: Level) -> Scalar:
-    r"""$w = -\lambda'\,e^{2\lambda}$: with uniform times, the weight whose loss bounds the likelihood, in nats (Song et al., 2021).
+    r"""$w = -\lambda'\,e^{2\lambda}$: with uniform times, the weight whose loss bounds the likelihood, in nats (Song
+    et al., 2021).
 
     The same as $g^2/2$ on the score.
     """
@@ -47,7 +49,8 @@ def likelihood_weight(at: Level) -> Scalar:
 
 @dataclass(frozen=True)
 class EDMWeight:
-    r"""$w = (S^2 + c^2)/(Sc)^2$ with $S = \sigma/\alpha$: unit effective weight at every level for EDM's $F$ (Karras et al., 2022).
+    r"""$w = (S^2 + c^2)/(Sc)^2$ with $S = \sigma/\alpha$: unit effective weight at every level for EDM's $F$ (Karras
+    et al., 2022).
 
     Args:
         data_std: $c$.
@@ -96,7 +99,8 @@ class LogNormalSigma:
 
 
 def uniform_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
-    r"""$\lambda$ uniform over the range of the SDE: importance sampling for the likelihood weight on every Gaussian SDE.
+    r"""$\lambda$ uniform over the range of the SDE: importance sampling for the likelihood weight on every Gaussian
+    SDE.
 
     Raises:
         ValueError: The range is infinite.
@@ -168,7 +172,9 @@ def denoising_score_matching(
         Vincent, 2011; Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 7).
     """
     if not isinstance(model, Denoiser):
-        raise TypeError(f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}")
+        raise TypeError(
+            f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}"
+        )
     check_finite(check_state(x0, "x0", shape=model.shape), "x0")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")

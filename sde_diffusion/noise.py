@@ -1,8 +1,9 @@
 r"""Sources of randomness for a solve, all called the same way.
 
-A source is called as `noise(t, s)` and answers unit normal draws `(B, *)` for the step from `t` to `s`; `prior()` gives the
-draws behind the initial state. With the sources `Streams` and `BrownianPath`, row `i` depends on seed `i` alone: not on the
-batch, its order or its splitting. Draws are made on the CPU, so that they do not depend on the device either.
+A source is called as `noise(t, s)` and answers unit normal draws `(B, *)` for the step from `t` to `s`; `prior()`
+gives the draws behind the initial state. With the sources `Streams` and `BrownianPath`, row `i` depends on seed `i`
+alone: not on the batch, its order or its splitting. Draws are made on the CPU, so that they do not depend on the
+    device either.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
         seed = secrets.randbits(48)
     if isinstance(seed, int) and not isinstance(seed, bool):
         seeds = [seed + i for i in range(n)]
-    elif isinstance(seed, Sequence) and not isinstance(seed, str) and all(isinstance(k, int) for k in seed):
+    elif isinstance(seed, (list, tuple, range)) and all(isinstance(k, int) for k in seed):
         seeds = list(seed)
         if len(seeds) != n:
             raise ValueError(f"got {len(seeds)} seeds for {n} samples: give one integer, or one seed per sample")
@@ -61,6 +62,19 @@ class NoiseSource(ABC):
         """Unit normal draws for the step from `t` to `s`, shape `(B, *)`."""
 
 
+class Silent(NoiseSource):
+    """No randomness: what a deterministic solve is given. Drawing from it is an error."""
+
+    def __init__(self) -> None:
+        super().__init__((), torch.float32, "cpu")
+
+    def prior(self) -> Tensor:
+        return self(0.0, 0.0)
+
+    def __call__(self, t: float, s: float) -> Tensor:
+        raise ValueError("a stochastic solver was given no noise: hand integrate a source such as noise.Streams")
+
+
 class Streams(NoiseSource):
     """One random stream per sample: the default.
 
@@ -73,7 +87,11 @@ class Streams(NoiseSource):
     """
 
     def __init__(
-        self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str,
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str,
         span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__(shape, dtype, device)
@@ -111,15 +129,17 @@ class SharedStream(NoiseSource):
 
     def __call__(self, t: float, s: float) -> Tensor:
         where = self.generator.device
-        return torch.randn(self.n, *self.shape, generator=self.generator, dtype=self.dtype, device=where).to(self.device)
+        return torch.randn(self.n, *self.shape, generator=self.generator, dtype=self.dtype, device=where).to(
+            self.device
+        )
 
 
 class BrownianPath(NoiseSource):
     r"""One Brownian path per sample, the same at every step count: refining the steps refines the same sample.
 
-    The increment over a step is $(W_s - W_t)/\sqrt{|s - t|}$ of a path on `span`, built by bisection: each midpoint is drawn
-    from a stream keyed by (seed, depth, position), so a path needs no storage and answers in any order. Memory is that of
-    `depth` states, whatever the number of steps; a step costs at most `2 * depth` draws.
+    The increment over a step is $(W_s - W_t)/\sqrt{|s - t|}$ of a path on `span`, built by bisection: each midpoint
+    is drawn from a stream keyed by (seed, depth, position), so a path needs no storage and answers in any order.
+    Memory is that of `depth` states, whatever the number of steps; a step costs at most `2 * depth` draws.
 
     Args:
         seeds: One seed per sample.
@@ -134,8 +154,13 @@ class BrownianPath(NoiseSource):
     """
 
     def __init__(
-        self, seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype, device: torch.device | str,
-        span: tuple[float, float] = (0.0, 1.0), depth: int = 40,
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        span: tuple[float, float] = (0.0, 1.0),
+        depth: int = 40,
     ) -> None:
         super().__init__(shape, dtype, device)
         self.seeds, self.depth = list(seeds), depth

@@ -1,8 +1,9 @@
 r"""What a network answers, and how both halves of the denoiser follow from it.
 
-A model of $x_t = \alpha x_0 + \sigma\varepsilon$ is used through the pair $(\mathrm{E}[x_0 \mid x_t], \mathrm{E}[\varepsilon \mid x_t])$,
-called data and noise. A parametrisation maps the raw answer $F$ of a network to both by closed-form coefficients, never
-one half through the other: noise -> data -> noise in float32 loses 3e-5 at $\sigma = 10^{-3}$.
+A model of $x_t = \alpha x_0 + \sigma\varepsilon$ is used through the pair $(\mathrm{E}[x_0 \mid x_t],
+\mathrm{E}[\varepsilon \mid x_t])$, called data and noise. A parametrisation maps the raw answer $F$ of a network to
+both by closed-form coefficients, never one half through the other: noise -> data -> noise in float32 loses 3e-5 at
+$\sigma = 10^{-3}$.
 
 | answers | data = . x + . F | noise = . x + . F | target = . x0 + . eps |
 |---|---|---|---|
@@ -60,6 +61,8 @@ class Prediction:
     """
 
     __slots__ = ("_c", "_data", "_f", "_make_data", "_make_noise", "_noise", "_x")
+    _x: Tensor
+    _f: Tensor
 
     def __init__(self, data: Callable[[], Tensor], noise: Callable[[], Tensor]) -> None:
         self._make_data, self._make_noise = data, noise
@@ -166,7 +169,7 @@ class Score(Parametrisation):
 
 @dataclass(frozen=True)
 class Velocity(Parametrisation):
-    r"""The network answers $\alpha' x_0 + \sigma'\varepsilon$, the velocity of the probability flow (Lipman et al., 2023)."""
+    r"""The network answers $\alpha' x_0 + \sigma'\varepsilon$, the probability-flow velocity (Lipman et al., 2023)."""
 
     def coefficients(self, at: Level) -> Coefficients:
         d = at.alpha * at.dsigma - at.sigma * at.dalpha

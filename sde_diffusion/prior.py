@@ -15,8 +15,8 @@ class MatchedPrior(GaussianSDE):
 
     $$ x_t \sim \mathcal N(\alpha_t\mu,\ \alpha_t^2 C + \sigma_t^2 I) $$
 
-    Exact when the data are Gaussian; for other data it removes the mismatch of mean and scale that a centred prior leaves,
-    which matters most for VE and Brownian processes of moderate final noise. Made by `GaussianSDE.matched_to`.
+    Exact when the data are Gaussian; for other data it removes the mismatch of mean and scale that a centred prior
+    leaves, which matters most for VE and Brownian processes of moderate final noise. Made by `GaussianSDE.matched_to`.
 
     Args:
         base: The process; its kernel is unchanged, and denoisers made for it fit.
@@ -28,7 +28,7 @@ class MatchedPrior(GaussianSDE):
     """
 
     def __init__(self, base: GaussianSDE, mean: float | Tensor, variance: float | Tensor) -> None:
-        self.base = base.base if isinstance(base, MatchedPrior) else base
+        self.base: GaussianSDE = base.base if isinstance(base, MatchedPrior) else base
         self.t_min, self.t_max = base.t_min, base.t_max
         self.time_is_index = base.time_is_index  # type: ignore[misc]
         self.mean = torch.as_tensor(mean, dtype=torch.float64)
@@ -40,7 +40,9 @@ class MatchedPrior(GaussianSDE):
                 raise ValueError("the covariance is not symmetric")
             spread, self._basis = torch.linalg.eigh(spread)
         if not bool((spread >= -1e-9 * spread.abs().max()).all()) or not bool(torch.isfinite(spread).all()):
-            raise ValueError(f"the variance of the data must be >= 0 and finite, got a smallest value of {float(spread.min()):g}")
+            raise ValueError(
+                f"the variance of the data must be >= 0 and finite, got a smallest value of {float(spread.min()):g}"
+            )
         self._spread = spread.clamp_min(0.0)
 
     def __repr__(self) -> str:
@@ -68,8 +70,8 @@ class MatchedPrior(GaussianSDE):
     def _moments(self, t: float | None, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean, of the event shape or a scalar, and standard deviations, along the eigenvectors if there are any."""
         (at,) = self.levels([self.t_max if t is None else t])
-        std = torch.sqrt(float(at.alpha) ** 2 * self._spread + float(at.sigma) ** 2)
-        return (float(at.alpha) * self.mean).to(like), std.to(like)
+        std = torch.sqrt(at.alpha**2 * self._spread + at.sigma**2)
+        return (at.alpha * self.mean).to(like), std.to(like)
 
     def prior(self, z: Tensor, t: float | None = None) -> Tensor:
         mean, std = self._moments(t, z)
@@ -86,4 +88,8 @@ class MatchedPrior(GaussianSDE):
         if self._basis is not None:
             centred = centred.flatten(1) @ self._basis.to(x)
         log_det = torch.log(std).sum() * (x[0].numel() / std.numel())
-        return standard_normal_log_prob(centred / std) - log_det if math.isfinite(float(log_det)) else x.new_full((len(x),), -math.inf)
+        return (
+            standard_normal_log_prob(centred / std) - log_det
+            if math.isfinite(float(log_det))
+            else x.new_full((len(x),), -math.inf)
+        )

@@ -18,7 +18,7 @@ from sde_diffusion import grids
 from sde_diffusion._checks import SolverError, as_grid, check_count, check_finite, check_state
 from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
-from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
+from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 from sde_diffusion.solvers.base import describe
@@ -51,7 +51,9 @@ def check_capable(eq: ODE, solver: Solver) -> None:
     """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
     if isinstance(eq, solver.needs):
         return
-    what = f"{type(eq.sde).__name__} is a general SDE" if isinstance(eq, ReverseSDE) else "this equation is an ODE alone"
+    what = (
+        f"{type(eq.sde).__name__} is a general SDE" if isinstance(eq, ReverseSDE) else "this equation is an ODE alone"
+    )
     use = "EulerMaruyama, Heun or RK4" if isinstance(eq, ReverseSDE) else "Euler, Heun, RK4 or Torchdiffeq"
     raise TypeError(f"{type(solver).__name__} needs {describe(solver.needs)}; {what}. Use {use}")
 
@@ -73,12 +75,12 @@ def integrate(
     Raises:
         TypeError: The solver needs more than the equation gives.
         ValueError: A grid that is not monotone, or a stochastic solver without noise.
-        SolverError: A state that is not finite, with the step, the time and the evaluations so far. On an accelerator it
+        SolverError: A state that is not finite, with the step, the time and the evaluations so far. On an accelerator
+            it
             is raised at the end, where asking costs no synchronisation per step.
     """
     check_capable(eq, solver)
-    if solver.stochastic and noise is None:
-        raise ValueError(f"{solver!r} is stochastic: give integrate a source of noise, such as noise.Streams")
+    source = noise or Silent()
     grid = as_grid(times, -math.inf, math.inf)
     levels = eq.prefill(grid)
     solver.prepare(eq, list(pairwise(grid)))
@@ -86,9 +88,9 @@ def integrate(
     yield Snapshot(0, grid[0], x, eq.nfe)
     state = None
     for index, (t, s) in enumerate(pairwise(levels), 1):
-        x, state = solver.step(eq, x, t, s, state, noise)
-        watch.see(Snapshot(index, float(s.t), x, eq.nfe))
-        yield Snapshot(index, float(s.t), x, eq.nfe)
+        x, state = solver.step(eq, x, t, s, state, source)
+        watch.see(Snapshot(index, s.t, x, eq.nfe))
+        yield Snapshot(index, s.t, x, eq.nfe)
     watch.close()
 
 
@@ -113,8 +115,8 @@ class _Watch:
 def _check_total(total: Tensor, index: int, t: float, nfe: int) -> None:
     if not math.isfinite(float(total)):
         raise SolverError(
-            f"non-finite state after step {index} at t = {t:g}, {nfe} network evaluations: either the network answered NaN "
-            "or inf there (call it on such a state to see), or the steps are too long (use more, or an Angle solver)"
+            f"non-finite state after step {index} at t = {t:g}, {nfe} network evaluations: either the network answered "
+            "NaN or inf there (call it on such a state to see), or the steps are too long (use more, or Angle(...))"
         )
 
 
@@ -125,8 +127,8 @@ class SDESampler:
         sde: The process, with its prior.
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
-        steps: Solver steps; by default 30, or 1000 for a stochastic solver in `t`, or 1 for a solver that makes its own.
-        nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
+        steps: Solver steps; by default 30, or 1000 for a stochastic solver in `t`, or 1 for a solver that makes its
+        own. nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
         grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle` on a
             Gaussian SDE and `grids.uniform` on a general one.
         shape: Event shape, without the batch; needed where the model does not know it.
@@ -166,7 +168,9 @@ class SDESampler:
             raise ValueError(f"shape={tuple(shape)}, but the model works on {known}")
         self.shape = tuple(shape) if shape is not None else known
         check_capable(self.equation({}), self.solver)
-        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else grids.angle if gaussian else grids.uniform
+        self.grid: Grid | Sequence[float] | Tensor = (
+            grid if grid is not None else grids.angle if gaussian else grids.uniform
+        )
         self.steps, self.times = self._lay_out(steps, nfe)
 
     def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
@@ -178,12 +182,14 @@ class SDESampler:
             times = as_grid(self.grid, low, high)
             wanted = steps if steps is not None else len(times) - 1
             if nfe is not None or wanted != len(times) - 1:
-                raise ValueError(f"the grid given has {len(times) - 1} steps: leave out steps= and nfe=, or give a grid function")
+                raise ValueError(
+                    f"the grid given has {len(times) - 1} steps: leave out steps= and nfe=, or give a grid function"
+                )
         else:
             if nfe is not None:
                 steps = self._steps_for(nfe)
             elif steps is None:
-                in_time = isinstance(self.solver, EulerMaruyama) or self.solver.stochastic and per_step != 1
+                in_time = isinstance(self.solver, EulerMaruyama) or (self.solver.stochastic and per_step != 1)
                 steps = 1 if per_step is None else 1000 if in_time else 30
             times = as_grid(self.grid(self.sde, check_count(steps, "steps")), low, high)
         if times[0] < times[-1]:
@@ -193,7 +199,9 @@ class SDESampler:
     def _steps_for(self, nfe: int) -> int:
         jump, per_step = (self._cost if self.denoise else 0), self.solver.evaluations
         if per_step is None:
-            raise ValueError(f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= (1 by default)")
+            raise ValueError(
+                f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= (1 by default)"
+            )
         steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * self._cost)
         if steps < 1:
             raise ValueError(
@@ -251,7 +259,9 @@ class SDESampler:
             for chunk in chunks:
                 own = seeds if isinstance(seeds, torch.Generator) else seeds[chunk]
                 start = None if x_T is None else x_T[chunk]
-                given = {k: v[chunk] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in cond.items()}
+                given = {
+                    k: v[chunk] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in cond.items()
+                }
                 for now in self._solve(chunk.stop - chunk.start, own, start, noise, grad, given):
                     bar.update(0 < now.index <= self.steps)
                 out.append(now.x)
@@ -295,7 +305,9 @@ class SDESampler:
         """
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
         if self.solver.stochastic:
-            raise ValueError(f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()")
+            raise ValueError(
+                f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
+            )
         self._warn_training()
         eq = self.equation(cond)
         times = self.times[::-1]
@@ -312,14 +324,20 @@ class SDESampler:
         return log_prob(self, x0, **options)
 
     def _solve(
-        self, n: int, seed: list[int] | torch.Generator, x_T: Tensor | None, noise: Callable[..., NoiseSource],
-        grad: bool, cond: dict[str, Any],
+        self,
+        n: int,
+        seed: list[int] | torch.Generator,
+        x_T: Tensor | None,
+        noise: Callable[..., NoiseSource],
+        grad: bool,
+        cond: dict[str, Any],
     ) -> Iterator[Snapshot]:
         self._warn_training()
         eq = self.equation(cond)
         if x_T is None and self.shape is None:
             raise ValueError(
-                "the event shape is not known: give SDESampler(..., shape=(3, 32, 32)), or the model, Network(..., shape=...)"
+                "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "
+                "or to the model, Network(..., shape=(3, 32, 32))"
             )
         dtype, device = (x_T.dtype, x_T.device) if x_T is not None else _home(self.model)
         shape = self.shape if x_T is None else tuple(x_T.shape[1:])
@@ -331,7 +349,7 @@ class SDESampler:
         x = self._start(z) if x_T is None else x_T
         for now in _graded(integrate(eq, self.solver, x, self.times, source), grad):
             yield now
-        if self.denoise:
+        if self.denoise and isinstance(eq, GaussianReverseSDE):
             yield self._jump(eq, now, grad)
 
     def _start(self, z: Tensor) -> Tensor:
@@ -344,9 +362,8 @@ class SDESampler:
             )
         return self.sde.prior(z)
 
-    def _jump(self, eq: ODE, last: Snapshot, grad: bool) -> Snapshot:
+    def _jump(self, eq: GaussianReverseSDE, last: Snapshot, grad: bool) -> Snapshot:
         """The posterior mean at the last time: the only place where the noise goes to zero."""
-        assert isinstance(eq, GaussianReverseSDE)
         with torch.set_grad_enabled(grad):
             x = eq.denoise(last.x, eq.level(last.t)).data
         now = Snapshot(last.index + 1, last.t, x, eq.nfe)
@@ -360,7 +377,7 @@ class SDESampler:
             return GaussianReverseSDE(self.model, cond)
         return ReverseSDE(self.sde, self.model, cond)
 
-    def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:  # noqa: N802
+    def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)
         if n not in (1, len(x_T)):
             raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
@@ -368,10 +385,18 @@ class SDESampler:
 
     def _warn_training(self) -> None:
         modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
-        random = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.modules.batchnorm._BatchNorm)
+        random = (
+            nn.Dropout,
+            nn.Dropout1d,
+            nn.Dropout2d,
+            nn.Dropout3d,
+            nn.AlphaDropout,
+            nn.modules.batchnorm._BatchNorm,
+        )
         if any(isinstance(m, random) and m.training for m in modules):
             warnings.warn(
-                "the model is in training mode and holds dropout or batch norm: samples will be noisy. Call model.eval() first",
+                "the model is in training mode and holds dropout or batch norm: samples will be noisy. "
+                "Call model.eval() first",
                 UserWarning,
                 stacklevel=4,
             )

@@ -1,7 +1,9 @@
-r"""The Gaussian SDEs of the field, side by side: each is its $\alpha(t)$ and $\sigma(t)$, with rates and inverse in closed form.
+r"""The Gaussian SDEs of the field, side by side: each is its $\alpha(t)$ and $\sigma(t)$, with rates and inverse in
+closed form.
 
-Notation: $B(t) = \int_0^t \beta$ for the variance-preserving family, $S = \sigma/\alpha = e^{-\lambda}$ the noise-to-signal ratio.
-Differences of ones and exponentials go through `expm1` and `log1p`: in float32 $\sqrt{1 - e^{-B}}$ is off by 6e-3 at $t = 10^{-5}$.
+Notation: $B(t) = \int_0^t \beta$ for the variance-preserving family, $S = \sigma/\alpha = e^{-\lambda}$ the
+noise-to-signal ratio. Differences of ones and exponentials go through `expm1` and `log1p`: in float32 $\sqrt{1 -
+e^{-B}}$ is off by 6e-3 at $t = 10^{-5}$.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ from sde_diffusion.sde import GaussianSDE
 
 @dataclass(frozen=True)
 class VPSDE(GaussianSDE):
-    r"""Variance-preserving SDE, $dx = -\tfrac12\beta x\,dt + \sqrt\beta\,dw$ with $\beta(t) = \beta_{min} + (\beta_{max} - \beta_{min})\,t$.
+    r"""Variance-preserving SDE, $dx = -\tfrac12\beta x\,dt + \sqrt\beta\,dw$ with $\beta(t) = \beta_{min} +
+    (\beta_{max} - \beta_{min})\,t$.
 
-    $$ \alpha = e^{-B/2}, \quad \sigma = \sqrt{1 - e^{-B}}, \quad B = \beta_{min} t + \tfrac12(\beta_{max} - \beta_{min})\,t^2 $$
+    $$ \alpha = e^{-B/2}, \quad \sigma = \sqrt{1 - e^{-B}}, \quad B = \beta_{min} t + \tfrac12(\beta_{max} -
+      \beta_{min})\,t^2 $$
 
     Args:
         beta_min: $\beta(0)$.
@@ -114,8 +117,8 @@ class VESDE(GaussianSDE):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    t_min: ClassVar[float] = 0.0
-    t_max: ClassVar[float] = 1.0
+    t_min = 0.0
+    t_max = 1.0
 
     def __post_init__(self) -> None:
         check_order("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
@@ -176,8 +179,8 @@ class CosineSDE(GaussianSDE):
 
     $$ \alpha = \cos(\pi t/2), \quad \sigma = \sin(\pi t/2) $$
 
-    The default range ends at `t = 0.995`, where $\alpha = 0.008$ and a noise prediction still tells of the data; models that
-    predict data or a velocity may use `t_max=1`, where the prior is exact.
+    The default range ends at `t = 0.995`, where $\alpha = 0.008$ and a noise prediction still tells of the data;
+    models that predict data or a velocity may use `t_max=1`, where the prior is exact.
 
     References:
         Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021; Salimans and Ho, Progressive
@@ -256,8 +259,8 @@ class FlowSDE(GaussianSDE):
 
     $$ \alpha = 1 - t, \quad \sigma = t $$
 
-    At `t = 1` there is no data left: the prior is exact, $g$ is infinite, and a noise or score prediction cannot be turned
-    into data. Velocity, data, v and EDM predictions are regular there.
+    At `t = 1` there is no data left: the prior is exact, $g$ is infinite, and a noise or score prediction cannot be
+    turned into data. Velocity, data, v and EDM predictions are regular there.
 
     References:
         Lipman et al., Flow Matching, 2023; Liu et al., Flow Straight and Fast, 2023 (time runs the other way there).
@@ -291,10 +294,11 @@ class FlowSDE(GaussianSDE):
 class DiscreteVPSDE(GaussianSDE):
     r"""The chain of DDPM as a continuous process: `t` is the 0-based index the network was trained on.
 
-    $$ \bar\alpha_t = \prod_{i \le t}(1 - \beta_i), \quad \alpha = \sqrt{\bar\alpha_t}, \quad \sigma = \sqrt{1 - \bar\alpha_t} $$
+    $$ \bar\alpha_t = \prod_{i \le t}(1 - \beta_i), \quad \alpha = \sqrt{\bar\alpha_t}, \quad \sigma = \sqrt{1 -
+      \bar\alpha_t} $$
 
-    at integers; between them $\lambda$ is interpolated linearly, so that `t = 12.5` lies half way in log-SNR. Index 0 is the
-    least noisy trained level; from there the final jump takes the posterior mean, as DDPM's last step does.
+    at integers; between them $\lambda$ is interpolated linearly, so that `t = 12.5` lies half way in log-SNR. Index 0
+    is the least noisy trained level; from there the final jump takes the posterior mean, as DDPM's last step does.
 
     Args:
         betas: Forward variances $\beta_0, \dots, \beta_{T-1}$, each in `(0, 1)`.
@@ -306,13 +310,15 @@ class DiscreteVPSDE(GaussianSDE):
         Ho et al., Denoising Diffusion Probabilistic Models, 2020.
     """
 
-    time_is_index: ClassVar[bool] = True
+    time_is_index = True
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
         table = torch.as_tensor(betas, dtype=torch.float64, device="cpu").flatten()
         bad = ~((table > 0) & (table < 1))
         if len(table) < 2 or bool(bad.any()):
-            what = f"betas[{int(bad.nonzero()[0, 0])}] = {table[bad][0]:g}" if bool(bad.any()) else f"{len(table)} of them"
+            what = (
+                f"betas[{int(bad.nonzero()[0, 0])}] = {table[bad][0]:g}" if bool(bad.any()) else f"{len(table)} of them"
+            )
             raise ValueError(f"wanted two or more betas in (0, 1), got {what}")
         log_alpha_bar = torch.log1p(-table).cumsum(0)
         self._lam = 0.5 * (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)))

@@ -3,7 +3,8 @@ r"""Forward processes: what an SDE must tell, and all that follows for one with 
 Time grows with noise: data sit at `t_min`, the prior at `t_max`. Two levels of generality:
 
 * `SDE`: $dx = f(x, t)\,dt + g(t)\,dw$, given by its drift, diffusion and prior. Any additive-noise SDE.
-* `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest is forced:
+* `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest is
+  forced:
   $f = \alpha'/\alpha$, $g^2 = 2\sigma(\sigma' - f\sigma)$, $\lambda = \log(\alpha/\sigma)$ (half the log-SNR).
 
 Schedules are evaluated in float64 and cast at the end; a solver receives them as Python floats, in a `Level`.
@@ -15,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ Scalar = float | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    r"""One noise level: the schedule at one time, as floats, or as tensors `(B, 1, ..., 1)` where time differs per sample.
+    r"""One noise level: the schedule at one time.
+
+    In a solve the fields are Python floats. Where time differs per sample, as in training, they are tensors
+    `(B, 1, ..., 1)`. The same formulas serve both, hence the type `Any`.
 
     Args:
         t: Time.
@@ -41,15 +45,15 @@ class Level:
         lam: Half log-SNR, $\lambda = \log(\alpha / \sigma)$; `-inf` where `alpha` is 0.
     """
 
-    t: Scalar
-    alpha: Scalar = math.nan
-    sigma: Scalar = math.nan
-    dalpha: Scalar = math.nan
-    dsigma: Scalar = math.nan
-    lam: Scalar = math.nan
+    t: Any
+    alpha: Any = math.nan
+    sigma: Any = math.nan
+    dalpha: Any = math.nan
+    dsigma: Any = math.nan
+    lam: Any = math.nan
 
     @property
-    def g2(self) -> Scalar:
+    def g2(self) -> Any:
         r"""$g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)$, the squared diffusion; `inf` where `alpha` is 0."""
         if isinstance(self.alpha, float) and self.alpha == 0.0:
             return math.inf
@@ -90,16 +94,22 @@ class SDE(ABC):
 
 
 class GaussianSDE(SDE):
-    r"""Forward process with kernel $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, $\varepsilon \sim \mathcal N(0, I)$.
+    r"""Forward process with kernel $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, $\varepsilon \sim \mathcal N(0,
+    I)$.
 
-    A subclass sets `t_min` and `t_max` and writes `alpha` and `sigma`, elementwise on a float64 tensor of times. Optional:
-    `rates` (autograd by default) and `time_of` (bisection by default) in closed form. $\alpha / \sigma$ must fall with `t`.
+    A subclass sets `t_min` and `t_max` and writes `alpha` and `sigma`, elementwise on a float64 tensor of times.
+    Optional: `rates` (autograd by default) and `time_of` (bisection by default) in closed form. $\alpha / \sigma$
+        must fall with `t`.
 
     Example:
         >>> class Ornstein(GaussianSDE):
         ...     t_min, t_max = 1e-3, 5.0
-        ...     def alpha(self, t): return torch.exp(-t)
-        ...     def sigma(self, t): return torch.sqrt(-torch.expm1(-2 * t))
+        ...
+        ...     def alpha(self, t):
+        ...         return torch.exp(-t)
+        ...
+        ...     def sigma(self, t):
+        ...         return torch.sqrt(-torch.expm1(-2 * t))
     """
 
     @abstractmethod
@@ -115,9 +125,7 @@ class GaussianSDE(SDE):
         with torch.inference_mode(False), torch.enable_grad():
             t = t.detach().clone().requires_grad_()
             values = self.alpha(t), self.sigma(t)
-            found = [
-                torch.autograd.grad(v.sum(), t, allow_unused=True)[0] if v.requires_grad else None for v in values
-            ]
+            found = [torch.autograd.grad(v.sum(), t, allow_unused=True)[0] if v.requires_grad else None for v in values]
         return tuple(torch.zeros_like(t) if d is None else d.detach() for d in found)  # type: ignore[return-value]
 
     def half_log_snr(self, t: Tensor) -> Tensor:
@@ -125,7 +133,8 @@ class GaussianSDE(SDE):
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
     def time_of(self, lam: Tensor) -> Tensor:
-        r"""The time at which $\lambda(t)$ takes the value `lam`, elementwise; by bisection unless a subclass knows better.
+        r"""The time at which $\lambda(t)$ takes the value `lam`, elementwise; by bisection unless a subclass knows
+        better.
 
         Raises:
             ValueError: `lam` is not reached between `t_min` and `t_max`.
@@ -157,7 +166,8 @@ class GaussianSDE(SDE):
         if bool(bad.any()):
             i = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"{self!r} has alpha = {alpha[i]:g} and sigma = {sigma[i]:g} at t = {t[i]:g}: wanted alpha >= 0 and sigma > 0"
+                f"{self!r} has alpha = {alpha[i]:g} and sigma = {sigma[i]:g} at t = {t[i]:g}: "
+                "wanted alpha >= 0 and sigma > 0"
             )
         return [Level(*row) for row in zip(*(c.expand_as(t).tolist() for c in columns), strict=True)]
 
@@ -170,7 +180,8 @@ class GaussianSDE(SDE):
     def drift(self, x: Tensor, t: object) -> Tensor:
         r"""$f(x, t) = \frac{\alpha'}{\alpha}\,x$, shape `(B, *)`."""
         at = self.level(t, x)
-        return at.dalpha / at.alpha * x
+        rate: Tensor = at.dalpha / at.alpha
+        return rate * x
 
     def diffusion(self, t: Tensor) -> Tensor:
         r"""$g(t) = \sqrt{2\sigma(\sigma' - \sigma\alpha'/\alpha)}$, elementwise."""
@@ -180,16 +191,17 @@ class GaussianSDE(SDE):
         return torch.sqrt(2 * sigma * (dsigma - sigma * dalpha / alpha))
 
     def marginal(self, x0: Tensor, t: object) -> tuple[Tensor, Tensor]:
-        r"""Mean $\alpha x_0$, shape `(B, *)`, and standard deviation $\sigma$, which broadcasts, of $x_t$ given $x_0$."""
+        r"""Mean $\alpha x_0$, shape `(B, *)`, and standard deviation $\sigma$ of $x_t$ given $x_0$."""
         at = self.level(t, check_state(x0, "x0"))
-        return at.alpha * x0, torch.as_tensor(at.sigma)
+        return at.alpha * x0, at.sigma
 
     def perturb(self, x0: Tensor, t: object, eps: Tensor) -> Tensor:
         r"""$x_t = \alpha x_0 + \sigma\varepsilon$, shape `(B, *)`."""
         at = self.level(t, check_state(x0, "x0"))
         if eps.shape != x0.shape:
             raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
-        return at.alpha * x0 + at.sigma * eps
+        mean: Tensor = at.alpha * x0
+        return mean + at.sigma * eps
 
     def posterior(self, x: Tensor, x0: Tensor, t: object, s: object) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of $x_s$ given $x_t$ and $x_0$, for $s < t$.
@@ -219,9 +231,9 @@ class GaussianSDE(SDE):
             raise ValueError(f"x has shape {tuple(x.shape)} and x0 {tuple(x0.shape)}: wanted the same")
         wide = check_state(x, "x").to(torch.float64) if x.device.type != "mps" else x
         a, b = self.level(t, wide), self.level(s, wide)
-        if bool((torch.as_tensor(b.t) >= torch.as_tensor(a.t)).any()):
+        if bool((b.t >= a.t).any()):
             raise ValueError("posterior(x, x0, t, s) needs s < t for every sample: x is the noisier state")
-        gain = -torch.expm1(-2 * torch.as_tensor(b.lam - a.lam))
+        gain = -torch.expm1(-2 * (b.lam - a.lam))
         mean = (a.alpha / b.alpha * (b.sigma / a.sigma) ** 2).to(x.dtype) * x + (b.alpha * gain).to(x.dtype) * x0
         return mean, (b.sigma * torch.sqrt(gain)).to(x.dtype)
 
@@ -231,12 +243,12 @@ class GaussianSDE(SDE):
         `matched_to` gives the prior the mean and variance of the data instead.
         """
         (at,) = self.levels([self.t_max if t is None else t])
-        return float(at.sigma) * z
+        return z * float(at.sigma)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         """Log-density of the prior at `x`, in nats, shape `(B,)`; at `t_max` unless `t` is given."""
         (at,) = self.levels([self.t_max if t is None else t])
-        return standard_normal_log_prob(x / at.sigma) - x[0].numel() * math.log(float(at.sigma))
+        return standard_normal_log_prob(x / at.sigma) - x[0].numel() * math.log(at.sigma)
 
     def matched_to(self, mean: float | Tensor, variance: float | Tensor) -> MatchedPrior:
         r"""The same process with prior $\mathcal N(\alpha_T\mu, \alpha_T^2 C + \sigma_T^2 I)$, exact for Gaussian data.

@@ -1,11 +1,12 @@
 r"""The angle coordinate: a Gaussian SDE on a quarter circle, and the solver wrapper that steps in it.
 
-With $c$ the standard deviation of the data and $u = \arctan(\sigma / (\alpha c)) \in [0, \pi/2]$, the variance-normalised state
+With $c$ the standard deviation of the data and $u = \arctan(\sigma / (\alpha c)) \in [0, \pi/2]$, the
+variance-normalised state
 
 $$ y = \frac{x}{\sqrt{\alpha^2c^2 + \sigma^2}} = \frac{\cos u}{c}\,x_0 + \sin u\;\varepsilon $$
 
-is again a Gaussian process, regular at both ends, whose probability flow stands still for data $\mathcal N(0, c^2 I)$. So the
-coordinate is an SDE like any other, and a solver steps in it by seeing its equation through that SDE.
+is again a Gaussian process, regular at both ends, whose probability flow stands still for data $\mathcal N(0, c^2
+I)$. So the coordinate is an SDE like any other, and a solver steps in it by seeing its equation through that SDE.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ class AngleSDE(GaussianSDE):
 
     def angle(self, at: Level) -> float:
         """The angle of a level of any Gaussian SDE."""
-        return math.atan2(float(at.sigma), float(at.alpha) * self.data_std)
+        return math.atan2(at.sigma, at.alpha * self.data_std)
 
     def radius(self, at: Level) -> float:
         r"""$\sqrt{\alpha^2c^2 + \sigma^2}$, the factor between the state of a Gaussian SDE and $y$."""
-        return math.hypot(float(at.alpha) * self.data_std, float(at.sigma))
+        return math.hypot(at.alpha * self.data_std, at.sigma)
 
 
 @dataclass(frozen=True)
 class Angle(Solver):
     r"""Steps with another solver in the angle coordinate.
 
-    Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 10 to 10,000 times less
-    than in $t$, $\sigma$ or $\log\sigma$. Any Gaussian SDE, with or without data left at the start.
+    Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 10 to 10,000 times
+    less than in $t$, $\sigma$ or $\log\sigma$. Any Gaussian SDE, with or without data left at the start.
 
     Args:
         inner: The solver; for instance `RK4()`.
@@ -107,7 +108,7 @@ class Angle(Solver):
         self.inner.prepare(view, list(zip(angles[: len(intervals)], angles[len(intervals) :], strict=True)))
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
     ) -> tuple[Tensor, Any]:
         circle = AngleSDE(self.data_std)
         view = eq.on(circle)

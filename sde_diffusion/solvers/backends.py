@@ -1,13 +1,14 @@
 r"""torchdiffeq and torchsde as solvers: their methods, our equations, our noise.
 
-Both take a whole interval of the grid at once and choose or count their own inner steps; the usual grid has one interval.
+Both take a whole interval of the grid at once and choose or count their own inner steps; the usual grid has one
+interval.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Torchdiffeq(Solver):
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
-    evaluations: ClassVar[None] = None
+    evaluations = None
 
     def __post_init__(self) -> None:
         if self.method not in ADAPTIVE + FIXED:
@@ -61,11 +62,9 @@ class Torchdiffeq(Solver):
         orders = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
         return orders.get(self.method, 0)
 
-    def step(
-        self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
-    ) -> tuple[Tensor, None]:
+    def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         odeint = _import("torchdiffeq", "ode").odeint
-        ends = (float(t.t), float(s.t))
+        ends = (t.t, s.t)
         times = torch.tensor(ends, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
 
         def velocity(time: Tensor, y: Tensor) -> Tensor:
@@ -82,8 +81,8 @@ class Torchdiffeq(Solver):
 class Torchsde(Solver):
     r"""An SDE method of torchsde on the reverse-time SDE, with our noise: rows depend on their own seed alone.
 
-    Time runs upward in $-t$, in `n` equal steps per interval of the grid. torchsde asks for the drift once more than its
-    steps need, in every interval, so give it the whole range as one. Any SDE with its score.
+    Time runs upward in $-t$, in `n` equal steps per interval of the grid. torchsde asks for the drift once more than
+    its steps need, in every interval, so give it the whole range as one. Any SDE with its score.
 
     Args:
         method: `euler` (strong order 1), `milstein` (the same for additive noise) or `srk` (SRA1, strong order 1.5, two
@@ -96,15 +95,16 @@ class Torchsde(Solver):
         ValueError: An unknown method, `n < 1`, or `eta <= 0`.
 
     References:
-        Li et al., Scalable Gradients for SDEs, 2020; Roessler, Runge-Kutta Methods for the Strong Approximation of SDEs, 2010.
+        Li et al., Scalable Gradients for SDEs, 2020; Roessler, Runge-Kutta Methods for the Strong Approximation of
+        SDEs, 2010.
     """
 
     method: str = "srk"
     n: int = 100
     eta: float = 1.0
-    needs: ClassVar[type[ODE]] = ReverseSDE
-    evaluations: ClassVar[None] = None
-    stochastic: ClassVar[bool] = True
+    needs = ReverseSDE
+    evaluations = None
+    stochastic = True
 
     def __post_init__(self) -> None:
         if self.method not in ("euler", "milstein", "srk"):
@@ -119,12 +119,11 @@ class Torchsde(Solver):
         return 1.5 if self.method == "srk" else 1
 
     def step(
-        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
     ) -> tuple[Tensor, None]:
         torchsde = _import("torchsde", "sde")
-        assert noise is not None
-        check_falling(float(s.t) - float(t.t))
-        ends = (-float(t.t), -float(s.t))
+        check_falling(s.t - t.t)
+        ends = (-t.t, -s.t)
         # The step a hair too long, so that rounding cannot leave a sliver for one step more.
         dt = (ends[1] - ends[0]) / self.n * (1 + 1e-9)
         eq.prefill(-ends[0] - k * dt for k in range(self.n))
@@ -163,7 +162,7 @@ class _Increments:
         self.noise, self.shape, self.dtype, self.device = noise, like.shape, like.dtype, like.device
         self.levy_area_approximation = "space-time"
 
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:  # noqa: N803
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
         h = float(tb) - float(ta)
         w = self.noise(-float(ta), -float(tb)).flatten(1) * math.sqrt(h)
         if not return_U:
@@ -180,5 +179,3 @@ def _import(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"this solver needs {name}: pip install 'sde-diffusion[{extra}]'") from error
-
-

@@ -1,8 +1,8 @@
 r"""What a solver is: one method that carries the state from `t` to `s`.
 
 A solver sees its equation and two levels, and nothing above them. It holds no state of its own: what a multistep method
-remembers goes in and comes out of `step`. Whatever edits the state between steps wraps a solver; a corrector is a solver
-called with `t == s`.
+remembers goes in and comes out of `step`. Whatever edits the state between steps wraps a solver; a corrector is a
+solver called with `t == s`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class Solver(ABC):
     stochastic: bool = False
 
     @abstractmethod
-    def step(
-        self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
-    ) -> tuple[Tensor, Any]:
+    def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
         """One step.
 
         Args:
@@ -47,14 +45,14 @@ class Solver(ABC):
             t: Level of the state.
             s: Level to reach.
             state: What the previous step returned; None on the first.
-            noise: Source of randomness; None is only ever handed to a solver that is not `stochastic`.
+            noise: Source of randomness; a solver that draws from it says so by `stochastic`.
 
         Returns:
             The state at `s` and what to remember.
         """
 
     def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:  # noqa: B027 - most solvers need nothing
-        """Tabulates levels between grid times that the steps over `intervals` will ask for. Called once, before them."""
+        """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""
 
 
 def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:

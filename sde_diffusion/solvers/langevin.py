@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ class Langevin(Solver):
 
     $$ x \leftarrow x + \tau\,\nabla\log p_t(x) + \sqrt{2\tau}\,z, \quad \tau = 2\,(r\,\sigma_t)^2 $$
 
-    The step size is a function of the level alone. The rule of the score-SDE paper takes $|z| / |\nabla\log p_t|$, averaged
-    over the batch, where $\sigma_t$ stands here: the same size for a good score, but there one sample moves another, and with
-    norms per sample the chain diverges in low dimension. Not a convergent method by itself: on $\mathcal N(0, v)$ the
-    stationary variance is $v / (1 - \tau/(2v))$. `n` evaluations.
+    The step size is a function of the level alone. The rule of the score-SDE paper takes $|z| / |\nabla\log p_t|$,
+    averaged over the batch, where $\sigma_t$ stands here: the same size for a good score, but there one sample moves
+    another, and with norms per sample the chain diverges in low dimension. Not a convergent method by itself: on
+    $\mathcal N(0, v)$ the stationary variance is $v / (1 - \tau/(2v))$. `n` evaluations.
 
     Args:
         n: Steps.
@@ -41,8 +41,8 @@ class Langevin(Solver):
 
     n: int = 1
     snr: float = 0.16
-    needs: ClassVar[type[ODE]] = GaussianReverseSDE
-    stochastic: ClassVar[bool] = True
+    needs = GaussianReverseSDE
+    stochastic = True
 
     def __post_init__(self) -> None:
         check_count(self.n, "n")
@@ -51,7 +51,8 @@ class Langevin(Solver):
 
     @classmethod
     def ncsn(cls, n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> Langevin:
-        r"""The step rule of NCSN: $x + \tfrac{a_i}2\nabla\log p + \sqrt{a_i}\,z$ with $a_i = \epsilon\,\sigma_i^2/\sigma_L^2$.
+        r"""The step rule of NCSN: $x + \tfrac{a_i}2\nabla\log p + \sqrt{a_i}\,z$ with $a_i =
+        \epsilon\,\sigma_i^2/\sigma_L^2$.
 
         The same rule as `snr` under another name: $r = \tfrac12\sqrt\epsilon/\sigma_L$.
 
@@ -72,18 +73,17 @@ class Langevin(Solver):
         return self.n
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
     ) -> tuple[Tensor, None]:
-        assert noise is not None
         if t.t != s.t:
             raise ValueError(
                 "Langevin stays at one level: use it as PredictorCorrector(predictor, Langevin(...)), "
                 "with Hold() as the predictor for annealed Langevin dynamics"
             )
-        tau = 2 * (self.snr * float(t.sigma)) ** 2
+        tau = 2 * (self.snr * t.sigma) ** 2
         for _ in range(self.n):
             x = torch.add(x, eq.score(x, t), alpha=tau)
-            x = torch.add(x, noise(float(t.t), float(t.t)), alpha=math.sqrt(2 * tau))
+            x = torch.add(x, noise(t.t, t.t), alpha=math.sqrt(2 * tau))
         return x, None
 
 
@@ -94,11 +94,9 @@ class Hold(Solver):
     Meant for a VE process, where the state at two levels differs by noise alone.
     """
 
-    evaluations: ClassVar[int] = 0
+    evaluations = 0
 
-    def step(
-        self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
-    ) -> tuple[Tensor, None]:
+    def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x, None
 
 
@@ -106,7 +104,8 @@ class Hold(Solver):
 class PredictorCorrector(Solver):
     """One step of a predictor from `t` to `s`, then a corrector at `s`.
 
-    Evaluations of both. The order of convergence is not claimed: the corrector aims at the distribution, not at the path.
+    Evaluations of both. The order of convergence is not claimed: the corrector aims at the distribution, not at the
+    path.
 
     Args:
         predictor: Any solver.
@@ -136,16 +135,15 @@ class PredictorCorrector(Solver):
         self.predictor.prepare(eq, intervals)
         self.corrector.prepare(eq, [(s, s) for _, s in intervals])
 
-    def step(
-        self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
-    ) -> tuple[Tensor, Any]:
+    def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
         x, state = self.predictor.step(eq, x, t, s, state, noise)
         x, _ = self.corrector.step(eq, x, s, s, None, noise)
         return x, state
 
 
 def annealed_langevin(n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> PredictorCorrector:
-    r"""Annealed Langevin dynamics of NCSN: at each level of the grid after the first, `n` Langevin steps of the NCSN rule.
+    r"""Annealed Langevin dynamics of NCSN: at each level of the grid after the first, `n` Langevin steps of the NCSN
+    rule.
 
     Args:
         n: Steps per level, $T$.

@@ -2,8 +2,8 @@ r"""Multistep methods: pure functions from levels to weights, run by one class.
 
 $$ x_s = r\,x_t + \sum_j b_j\,D_{i-j} + \varsigma z $$
 
-with $D$ the data predictions of the last steps. A method computes $(r, b, \varsigma)$ in floats from the last few levels; it
-never sees a tensor. A new method is one such function.
+with $D$ the data predictions of the last steps. A method computes $(r, b, \varsigma)$ in floats from the last few
+levels; it never sees a tensor. A new method is one such function.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Solver
@@ -29,7 +28,7 @@ Weights = tuple[float, Sequence[float], float]
 class Multistep(Solver):
     """A multistep method on the data prediction. A subclass writes `memory` and `weights`. One evaluation per step."""
 
-    needs: type[ODE] = GaussianReverseSDE
+    needs = GaussianReverseSDE
 
     @property
     @abstractmethod
@@ -38,7 +37,7 @@ class Multistep(Solver):
 
     @abstractmethod
     def weights(self, past: Sequence[Level], s: Level) -> Weights:
-        """The weight of the state, those of the data predictions (newest first), and the standard deviation of the noise.
+        """Weight of the state, weights of the data predictions (newest first), standard deviation of the noise.
 
         Args:
             past: Levels of the known data predictions, newest first: the level of the state, then those before it.
@@ -46,7 +45,7 @@ class Multistep(Solver):
         """
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource | None
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource
     ) -> tuple[Tensor, History]:
         history = ((t, eq.denoise(x, t).data), *(state or ())[: self.memory - 1])
         r, b, std = self.weights([at for at, _ in history], s)
@@ -54,8 +53,7 @@ class Multistep(Solver):
         for w, (_, data) in zip(b, history, strict=False):
             x.add_(data, alpha=w)
         if std:
-            assert noise is not None
-            x = torch.add(x, noise(float(t.t), float(s.t)), alpha=std)
+            x = torch.add(x, noise(t.t, s.t), alpha=std)
         return x, history
 
 
@@ -66,8 +64,8 @@ class DPMSolverPP(Multistep):
     $$ x_s = \tfrac{\sigma_s}{\sigma_t}\,x_t + \alpha_s\,(1 - e^{-h})\,D^*, \quad
        D^* = D_t + \tfrac{h}{2h_-}\,(D_t - D_{t_-}), \quad h = \lambda_s - \lambda_t $$
 
-    with $h_-$ the previous step in $\lambda$. One evaluation per step. The first step is of order 1, as is one from a level
-    with no data left; that keeps order 2 over a solve.
+    with $h_-$ the previous step in $\lambda$. One evaluation per step. The first step is of order 1, as is one from a
+    level with no data left; that keeps order 2 over a solve.
 
     Args:
         order: 1 (the same as `DDIM()`) or 2 ("2M").
@@ -77,7 +75,7 @@ class DPMSolverPP(Multistep):
     """
 
     order: int = 2
-    evaluations: ClassVar[int] = 1
+    evaluations = 1
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
+from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver
@@ -26,7 +26,8 @@ def check_eta(eta: float) -> None:
 class EulerMaruyama(Solver):
     r"""Euler-Maruyama on the reverse-time SDE.
 
-    $$ x_s = x_t + h\,\big[f(x_t, t) - \tfrac{1 + \eta^2}{2}\,g(t)^2\,\nabla\log p_t(x_t)\big] + \eta\,g(t)\sqrt{|h|}\,z, \quad h = s - t $$
+    $$ x_s = x_t + h\,\big[f(x_t, t) - \tfrac{1 + \eta^2}{2}\,g(t)^2\,\nabla\log p_t(x_t)\big] +
+      \eta\,g(t)\sqrt{|h|}\,z, \quad h = s - t $$
 
     Strong order 1 (the noise is additive), weak order 1; one evaluation per step. Any SDE with its score.
 
@@ -34,15 +35,16 @@ class EulerMaruyama(Solver):
         eta: Stochasticity, `>= 0`: 1 is the reverse SDE, 0 Euler on the probability-flow ODE.
 
     Raises:
-        ValueError: A negative `eta`; a step up in time with `eta > 0`; a start where `alpha = 0`, as $g$ is infinite there.
+        ValueError: A negative `eta`; a step up in time with `eta > 0`; a start where `alpha = 0`, as $g$ is infinite
+            there.
 
     References:
         Song et al., Score-Based Generative Modeling through SDEs, 2021 (Section 4); Maruyama, 1955.
     """
 
     eta: float = 1.0
-    needs: ClassVar[type[ODE]] = ReverseSDE
-    order: ClassVar[int] = 1
+    needs = ReverseSDE
+    order = 1
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -52,16 +54,15 @@ class EulerMaruyama(Solver):
         return self.eta > 0
 
     def step(
-        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+        self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
     ) -> tuple[Tensor, None]:
-        h = float(s.t) - float(t.t)
+        h = s.t - t.t
         x = torch.add(x, eq.reverse_drift(x, t, self.eta), alpha=h)
         if not self.stochastic:
             return x, None
-        assert noise is not None
         check_falling(h)
         g = eq.diffusion(t)
-        z = noise(float(t.t), float(s.t))
+        z = noise(t.t, s.t)
         if isinstance(g, Tensor):
             return x + (self.eta * math.sqrt(-h) * g).to(x) * z, None
         return torch.add(x, z, alpha=self.eta * g * math.sqrt(-h)), None
@@ -80,11 +81,12 @@ class DDIM(Solver):
     $$ x_s = \alpha_s\,\mathrm{data} + \sqrt{\sigma_s^2 - \varsigma^2}\;\mathrm{noise} + \varsigma z, \quad
        \varsigma = \eta\,\sigma_s\sqrt{1 - e^{-2h}}, \quad h = \lambda_s - \lambda_t $$
 
-    Order 1, weak order 1; one evaluation per step. At $\eta = 0$ this is also DPM-Solver-1, the exponential Euler method.
+    Order 1, weak order 1; one evaluation per step. At $\eta = 0$ this is also DPM-Solver-1, the exponential Euler
+    method.
 
     Args:
         eta: Stochasticity, from 0 (deterministic) to 1 (ancestral).
-        variance: Of the noise that is added: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$, which
+        variance: Of the added noise: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$, which
             keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$.
 
     Raises:
@@ -96,13 +98,15 @@ class DDIM(Solver):
 
     eta: float = 0.0
     variance: str = "posterior"
-    needs: ClassVar[type[ODE]] = GaussianReverseSDE
-    order: ClassVar[int] = 1
+    needs = GaussianReverseSDE
+    order = 1
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
         if self.eta > 1:
-            raise ValueError(f"DDIM takes eta in [0, 1], got {self.eta!r}: more noise than the ancestral step leaves no room")
+            raise ValueError(
+                f"DDIM takes eta in [0, 1], got {self.eta!r}: more noise than the ancestral step leaves no room"
+            )
         if self.variance not in ("posterior", "forward"):
             raise ValueError(f"variance must be 'posterior' or 'forward', got {self.variance!r}")
 
@@ -111,19 +115,18 @@ class DDIM(Solver):
         return self.eta > 0
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource | None
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
     ) -> tuple[Tensor, None]:
         prediction = eq.denoise(x, t)
         if not self.stochastic:
             return prediction.combine(s.alpha, s.sigma), None
-        assert noise is not None
-        check_falling(float(s.t) - float(t.t))
-        gain = math.sqrt(-math.expm1(-2 * (float(s.lam) - float(t.lam))))
-        std = self.eta * float(s.sigma) * gain
-        mean = prediction.combine(s.alpha, math.sqrt(max(float(s.sigma) ** 2 - std**2, 0.0)))
+        check_falling(s.t - t.t)
+        gain = math.sqrt(-math.expm1(-2 * (s.lam - t.lam)))
+        std = self.eta * s.sigma * gain
+        mean = prediction.combine(s.alpha, math.sqrt(max(s.sigma**2 - std**2, 0.0)))
         if self.variance == "forward":
-            std = self.eta * float(t.sigma) * gain
-        return torch.add(mean, noise(float(t.t), float(s.t)), alpha=std), None
+            std = self.eta * t.sigma * gain
+        return torch.add(mean, noise(t.t, s.t), alpha=std), None
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ class Churn(Solver):
        x_{\hat t} = \tfrac{\alpha_{\hat t}}{\alpha_t} x_t
        + s_{noise}\sqrt{\sigma_{\hat t}^2 - \tfrac{\alpha_{\hat t}^2}{\alpha_t^2}\sigma_t^2}\;z $$
 
-    then the inner solver from $\hat t$ to $s$. The order of the inner solver in its ODE part; its evaluations. A multistep
-    inner solver starts afresh after each rise. Any Gaussian SDE.
+    then the inner solver from $\hat t$ to $s$. The order of the inner solver in its ODE part; its evaluations. A
+    multistep inner solver starts afresh after each rise. Any Gaussian SDE.
 
     Args:
         inner: The solver, such as `Heun()`.
@@ -153,8 +156,8 @@ class Churn(Solver):
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
-    needs: ClassVar[type[ODE]] = GaussianReverseSDE
-    stochastic: ClassVar[bool] = True
+    needs = GaussianReverseSDE
+    stochastic = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.gamma < math.inf) or not (self.s_noise > 0):
@@ -170,27 +173,26 @@ class Churn(Solver):
 
     def _raised(self, t: Level) -> float | None:
         """The half log-SNR to rise to, or None where the state is left alone."""
-        ratio = math.exp(-float(t.lam)) if t.lam > -math.inf else math.inf
+        ratio = math.exp(-t.lam) if t.lam > -math.inf else math.inf
         if not self.gamma or not self.s_min <= ratio <= self.s_max or ratio == math.inf:
             return None
-        return float(t.lam) - math.log1p(self.gamma)
+        return t.lam - math.log1p(self.gamma)
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         starts = eq.prefill(t for t, _ in intervals)
         raised = [self._raised(at) for at in starts]
         levels = iter(eq.prefill_lam([lam for lam in raised if lam is not None]))
         hats = [at if lam is None else next(levels) for at, lam in zip(starts, raised, strict=True)]
-        self.inner.prepare(eq, [(float(hat.t), s) for hat, (_, s) in zip(hats, intervals, strict=True)])
+        self.inner.prepare(eq, [(hat.t, s) for hat, (_, s) in zip(hats, intervals, strict=True)])
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource | None
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
     ) -> tuple[Tensor, Any]:
-        assert noise is not None
         lam = self._raised(t)
         if lam is None:
             return self.inner.step(eq, x, t, s, None, noise)
         hat = eq.level_at_lam(lam)
-        ratio = float(hat.alpha) / float(t.alpha)
-        std = self.s_noise * math.sqrt(float(hat.sigma) ** 2 - (ratio * float(t.sigma)) ** 2)
-        x = torch.add(x * ratio, noise(float(t.t), float(hat.t)), alpha=std)
+        ratio = hat.alpha / t.alpha
+        std = self.s_noise * math.sqrt(hat.sigma**2 - (ratio * t.sigma) ** 2)
+        x = torch.add(x * ratio, noise(t.t, hat.t), alpha=std)
         return self.inner.step(eq, x, hat, s, None, noise)
