@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -87,10 +87,14 @@ def as_time(
 
 def check_range(times: Tensor, t_min: float, t_max: float, name: str) -> None:
     """Raises `ValueError` unless every time lies in `[t_min, t_max]`, up to the rounding of float32."""
+    check_span(float(times.min()), float(times.max()), t_min, t_max, name)
+
+
+def check_span(low: float, high: float, t_min: float, t_max: float, name: str) -> None:
+    """Raises `ValueError` unless `[low, high]` lies in `[t_min, t_max]`, up to the rounding of float32."""
     slack = 4e-7 * max(abs(t_min), abs(t_max))
-    low, high = float(times.min()), float(times.max())
-    if math.isnan(low) or math.isnan(high):
-        raise ValueError(f"{name} holds NaN, wanted times in [{t_min:g}, {t_max:g}]")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} holds NaN or inf, wanted times in [{t_min:g}, {t_max:g}]")
     if low < t_min - min(slack, 1e-3 * t_min if t_min > 0 else slack) or high > t_max + slack:
         hint = "; for step i of N, did you mean i / N?" if high > t_max and t_max <= 1.0 else ""
         raise ValueError(
@@ -105,23 +109,23 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
         TypeError: Not a sequence of numbers.
         ValueError: Too short, out of range, or not strictly monotone (the message names the first bad index).
     """
-    if isinstance(times, (Tensor, Sequence)) or hasattr(times, "__array__"):
-        grid = torch.as_tensor(times, dtype=torch.float64, device="cpu")
-    else:
-        raise TypeError(f"a grid is a sequence of times, got {type(times).__name__}")
-    if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"a grid needs at least two times in one dimension, got shape {tuple(grid.shape)}")
-    check_range(grid, t_min, t_max, "the grid")
-    steps = grid.diff()
-    falling = bool(steps[0] < 0)
-    bad = (steps >= 0) if falling else (steps <= 0)
-    if bool(bad.any()):
-        i = int(bad.nonzero()[0, 0])
-        raise ValueError(
-            f"the grid is not strictly monotone: times[{i}] = {grid[i]:g} "
-            f"is followed by times[{i + 1}] = {grid[i + 1]:g}"
-        )
-    return [float(v) for v in grid.tolist()]
+    if isinstance(times, Tensor) or hasattr(times, "__array__"):
+        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").tolist()
+    try:
+        grid = [float(t + 0.0) for t in times]  # type: ignore[attr-defined]  # a string cannot be added to
+    except (TypeError, ValueError):
+        raise TypeError(f"a grid is a sequence of times in one dimension, got {type(times).__name__}") from None
+    if len(grid) < 2:
+        raise ValueError(f"a grid needs at least two times, got {len(grid)}")
+    low = math.nan if any(map(math.isnan, grid)) else min(grid)
+    check_span(low, max(grid), t_min, t_max, "the grid")
+    falling = grid[1] < grid[0]
+    for i, (t, s) in enumerate(pairwise(grid)):
+        if not s < t if falling else not s > t:
+            raise ValueError(
+                f"the grid is not strictly monotone: times[{i}] = {t:g} is followed by times[{i + 1}] = {s:g}"
+            )
+    return grid
 
 
 def check_count(n: object, name: str) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -69,6 +70,10 @@ class GaussianMixture(Denoiser):
         self.register_buffer("means", means.reshape(k, d))
         self.register_buffer("spread", spread.clamp_min(0.0))
         self.register_buffer("basis", basis)
+        w = self.log_weights.exp()[:, None]
+        centre = (w * self.means).sum(0)
+        total = (w * ((self.means - centre).square() + self.spread)).sum(0).mean()
+        self.data_std = float(total.sqrt()) or 1.0
         self.log_weights: Tensor
         self.means: Tensor
         self.spread: Tensor
@@ -85,7 +90,7 @@ class GaussianMixture(Denoiser):
     def _parts(self, x: Tensor, at: Level) -> tuple[Tensor, Tensor, Tensor, Scalar, Scalar]:
         """Log-densities by component `(B, K)`, centred states `(B, K, D)` and variances, both along the axes."""
         alpha, sigma = _column(at.alpha), _column(at.sigma)
-        centred = x.flatten(1)[:, None] - alpha * self.means
+        centred = rows(x)[:, None] - alpha * self.means
         if self.basis is not None:
             centred = torch.einsum("kij,bki->bkj", self.basis, centred)
         variance = alpha * alpha * self.spread + sigma * sigma
@@ -116,8 +121,14 @@ class GaussianMixture(Denoiser):
         return torch.logsumexp(self._parts(x, at)[0], dim=1)
 
     def data_log_prob(self, x: Tensor) -> Tensor:
-        r"""$\log p_0(x)$ of the data themselves, in nats, shape `(B,)`; infinite for a finite data set."""
+        r"""$\log p_0(x)$ of the data themselves, in nats, shape `(B,)`.
+
+        Raises:
+            ValueError: A singular covariance, as of a finite data set: there is no density.
+        """
         check_state(x, "x", shape=self.shape)
+        if not bool((self.spread > 0).all()):
+            raise ValueError("the data have no density, as a covariance is singular: ask log_prob(x, t) at some noise")
         return torch.logsumexp(self._parts(x, Level(0.0, 1.0, 0.0))[0], dim=1)
 
     def sample(self, n: int, *, seed: int | torch.Generator = 0) -> Tensor:
@@ -168,8 +179,8 @@ class Empirical(GaussianMixture):
         super().__init__(sde, torch.ones(len(points), dtype=points.dtype, device=points.device), points, 0.0)
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        alpha, sigma = _column(at.alpha), _column(at.sigma)
-        flat = x.flatten(1)
+        alpha, sigma = (v.reshape(-1, 1) if isinstance(v, Tensor) and v.ndim else v for v in (at.alpha, at.sigma))
+        flat = rows(x)
         # Expanded square, so that no (B, n, D) array is formed; terms without the point drop out of the softmax.
         scores = (alpha * (flat @ self.means.T) - 0.5 * alpha * alpha * self.means.square().sum(1)) / (sigma * sigma)
         r = torch.softmax(scores, dim=1)

@@ -19,8 +19,8 @@ def time(at: Level) -> Scalar:
 
 
 def sigma(at: Level) -> Scalar:
-    r"""The noise-to-signal ratio $\sigma/\alpha$: networks of the VE family."""
-    return at.sigma / at.alpha
+    r"""$\sigma(t)$: networks of the VE family, which are told the noise level itself."""
+    return at.sigma
 
 
 def log_snr(at: Level) -> Scalar:

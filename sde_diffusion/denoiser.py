@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
 from sde_diffusion._checks import check_state
-from sde_diffusion.predict import Parametrisation, Prediction
+from sde_diffusion._linear import scale
+from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 Clock = Callable[[Level], Scalar]
@@ -26,11 +27,13 @@ class Denoiser(nn.Module, ABC):
         sde: The process the model was made for.
         shape: Event shape, without the batch; None if the model works on several.
         cost: Network passes per call (classifier-free guidance: 2).
+        data_std: Standard deviation of the data, if known; where default grids and likelihoods put their resolution.
     """
 
     sde: GaussianSDE
     shape: tuple[int, ...] | None = None
     cost: int = 1
+    data_std: float = 1.0
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -60,6 +63,18 @@ class Denoiser(nn.Module, ABC):
         return self if sde.process == self.sde.process else On(self, sde)
 
 
+class _Plan(NamedTuple):
+    """What a network needs at a level: what it is told of the time, the factor on its input, how to read its answer.
+
+    The owner comes first: a level may reach another model, which must not follow the plan.
+    """
+
+    owner: Denoiser
+    told: Scalar
+    factor: Scalar
+    coefficients: Coefficients | None
+
+
 class Network(Denoiser):
     """A network with a declared parametrisation and clock.
 
@@ -67,9 +82,8 @@ class Network(Denoiser):
         net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
         sde: The process it is (to be) trained under.
         kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
-        clock: What it is told of the time, a function from `clocks`; by default that of `kind` (`t`, or for EDM a
-            quarter
-            of the log noise level).
+        clock: What it is told of the time, a function from `clocks`; by default that of `kind`: `t`, or for EDM a
+            quarter of the log noise level.
         shape: Event shape, without the batch; lets a sampler draw without being told.
 
     Raises:
@@ -100,19 +114,34 @@ class Network(Denoiser):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
         self.net, self.sde, self.kind = net, sde, kind
         self.clock: Clock = clock or kind.clock
+        self._integer = isinstance(self.clock, clocks.Index)
         self.shape = None if shape is None else tuple(shape)
+        self.data_std = getattr(kind, "data_std", 1.0)
+
+    def levels(self, times: Iterable[float]) -> list[Level]:
+        return [replace(at, plan=self._plan(at)) for at in self.sde.levels(times)]
+
+    def _plan(self, at: Level) -> _Plan:
+        try:
+            coefficients = self.kind.coefficients(at)
+        except ValueError:  # a level that may be visited, but not asked about: `predict` asks again and says why
+            coefficients = None
+        return _Plan(self, self.clock(at), self.kind.input_scale(at), coefficients)
 
     def output(self, x: Tensor, at: Level, **cond: object) -> Tensor:
         """The raw answer of the network, shape `(B, *)`."""
-        scale = self.kind.input_scale(at)
-        told = self.clock(at)
+        plan: _Plan = at.plan if at.plan is not None and at.plan[0] is self else self._plan(at)
+        return self._answer(x, plan, cond)
+
+    def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
+        told = plan.told
         if isinstance(told, Tensor):
             time = told.reshape(-1).to(x.device, x.dtype).expand(x.shape[0])
         else:
-            time = torch.full((x.shape[0],), told, dtype=x.dtype, device=x.device)
-        if isinstance(self.clock, clocks.Index):
+            time = x.new_full((x.shape[0],), told)
+        if self._integer:
             time = time.long()
-        f = self.net(x if isinstance(scale, float) and scale == 1.0 else x * scale, time, **cond)
+        f = self.net(_scaled(x, plan.factor), time, **cond)
         if f.shape != x.shape:
             hint = ""
             if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
@@ -121,7 +150,9 @@ class Network(Denoiser):
         return f
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        return Prediction.of_output(x, self.output(x, at, **cond), self.kind.coefficients(at))
+        plan: _Plan = at.plan if at.plan is not None and at.plan[0] is self else self._plan(at)
+        f = self._answer(x, plan, cond)
+        return Prediction.of_output(x, f, plan.coefficients or self.kind.coefficients(at))
 
 
 class FromScore(Network):
@@ -137,12 +168,18 @@ class FromScore(Network):
         super().__init__(score, sde, predict.score, shape=shape)
 
 
-@dataclass(frozen=True, slots=True)
-class MappedLevel(Level):
-    """A level of one SDE with the level of equal log-SNR of another, and the factor between their states."""
+def _scaled(x: Tensor, factor: Scalar) -> Tensor:
+    if isinstance(factor, Tensor):
+        return x * factor
+    return x if factor == 1.0 else scale(x, factor)
 
-    base: Any = None
-    scale: Any = math.nan
+
+class _Mapped(NamedTuple):
+    """The level of equal log-SNR of another SDE, and the factor from the state here to the state there."""
+
+    owner: Denoiser
+    base: Level
+    factor: Scalar
 
 
 class On(Denoiser):
@@ -163,7 +200,8 @@ class On(Denoiser):
         super().__init__()
         if not isinstance(sde, GaussianSDE):
             raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
-        self.inner, self.sde, self.shape, self.cost = inner, sde, inner.shape, inner.cost
+        self.inner, self.sde = inner, sde
+        self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde
@@ -183,19 +221,22 @@ class On(Denoiser):
         own = self.sde.levels(times)
         if not own:
             return []
-        base = self.inner.levels(self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64)))
-        return [self._map(at, b) for at, b in zip(own, base, strict=True)]
-
-    def _map(self, at: Level, base: Level) -> MappedLevel:
-        # Ratio of lengths, not of alphas or sigmas: finite wherever either vanishes.
-        scale = ((base.alpha**2 + base.sigma**2) / (at.alpha**2 + at.sigma**2)) ** 0.5
-        return MappedLevel(**{f.name: getattr(at, f.name) for f in fields(Level)}, base=base, scale=scale)
+        base = self.inner.levels(self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64)).tolist())
+        return [replace(at, plan=_Mapped(self, b, _ratio(at, b))) for at, b in zip(own, base, strict=True)]
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        if not isinstance(at, MappedLevel):
-            wide = x.to(torch.float64) if x.device.type != "mps" else x
-            lam = torch.as_tensor(at.lam, dtype=wide.dtype)
-            times = self._base_times(lam).reshape(-1)
-            base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
-            at = self._map(at, base)
-        return self.inner.predict(x * at.scale, at.base, **cond)
+        plan: _Mapped = at.plan if at.plan is not None and at.plan[0] is self else self._plan(x, at)
+        return self.inner.predict(_scaled(x, plan.factor), plan.base, **cond)
+
+    def _plan(self, x: Tensor, at: Level) -> _Mapped:
+        """The level of equal log-SNR of the inner SDE, and the factor between the states, for times per sample."""
+        wide = x.to(torch.float64) if x.device.type != "mps" else x
+        times = self._base_times(torch.as_tensor(at.lam, dtype=wide.dtype)).reshape(-1)
+        base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
+        return _Mapped(self, base, _ratio(at, base))
+
+
+def _ratio(at: Level, base: Level) -> Scalar:
+    """The factor from the state at one level to that at another: a ratio of lengths, finite where alpha vanishes."""
+    ratio: Scalar = ((base.alpha**2 + base.sigma**2) / (at.alpha**2 + at.sigma**2)) ** 0.5
+    return ratio

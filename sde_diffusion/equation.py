@@ -30,16 +30,28 @@ class Counter:
         self.n = 0
 
 
+class Tables:
+    """Levels known so far, by time and by half log-SNR, and the tables of the equation's views; outlives one solve."""
+
+    __slots__ = ("by_lam", "by_time", "views")
+
+    def __init__(self) -> None:
+        self.by_time: dict[float, Level] = {}
+        self.by_lam: dict[float, Level] = {}
+        self.views: dict[GaussianSDE, tuple[Denoiser, Tables]] = {}
+
+
 class ODE(ABC):
     r"""$dx/dt = v(x, t)$, with the levels of its solve tabulated.
 
     Args:
         counter: The evaluation counter to share; a new one by default.
+        tables: Levels known from earlier solves of the same equation.
     """
 
-    def __init__(self, counter: Counter | None = None) -> None:
+    def __init__(self, counter: Counter | None = None, tables: Tables | None = None) -> None:
         self.counter = counter or Counter()
-        self._table: dict[float, Level] = {}
+        self.tables = tables or Tables()
 
     @property
     def nfe(self) -> int:
@@ -56,14 +68,15 @@ class ODE(ABC):
 
     def prefill(self, times: Iterable[float]) -> list[Level]:
         """Tabulates the levels at `times` in one evaluation and returns them."""
-        wanted = list(times)
-        missing = [t for t in dict.fromkeys(wanted) if t not in self._table]
-        self._table.update(zip(missing, self.compute_levels(missing), strict=True))
-        return [self._table[t] for t in wanted]
+        wanted, table = list(times), self.tables.by_time
+        missing = [t for t in dict.fromkeys(wanted) if t not in table]
+        if missing:
+            table.update(zip(missing, self.compute_levels(missing), strict=True))
+        return [table[t] for t in wanted]
 
     def level(self, t: float) -> Level:
         """The level at time `t`: looked up if tabulated, else computed."""
-        found = self._table.get(t)
+        found = self.tables.by_time.get(t)
         return found if found is not None else self.compute_levels([t])[0]
 
 
@@ -89,8 +102,9 @@ class ReverseSDE(ODE):
         score: Callable[..., Tensor],
         cond: dict[str, object] | None = None,
         counter: Counter | None = None,
+        tables: Tables | None = None,
     ) -> None:
-        super().__init__(counter)
+        super().__init__(counter, tables)
         self.sde, self.cond = sde, cond or {}
         self._score = score
 
@@ -112,7 +126,7 @@ class ReverseSDE(ODE):
     def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
         time = torch.tensor(t.t, dtype=torch.float64)
-        g = self.sde.diffusion(time)
+        g = torch.as_tensor(self.sde.diffusion(time))
         return self.sde.drift(x, time) - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
     def velocity(self, x: Tensor, t: Level) -> Tensor:
@@ -133,12 +147,15 @@ class GaussianReverseSDE(ReverseSDE):
     sde: GaussianSDE
 
     def __init__(
-        self, denoiser: Denoiser, cond: dict[str, object] | None = None, counter: Counter | None = None
+        self,
+        denoiser: Denoiser,
+        cond: dict[str, object] | None = None,
+        counter: Counter | None = None,
+        tables: Tables | None = None,
     ) -> None:
-        super().__init__(denoiser.sde, denoiser.score, cond, counter)
+        super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
-        self._table_lam: dict[float, Level] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
         return self.denoiser.levels(times)
@@ -150,16 +167,16 @@ class GaussianReverseSDE(ReverseSDE):
 
     def prefill_lam(self, lams: Iterable[float]) -> list[Level]:
         """Tabulates the levels at given half log-SNRs in one evaluation and returns them."""
-        wanted = list(lams)
-        missing = [v for v in dict.fromkeys(wanted) if v not in self._table_lam]
+        wanted, table = list(lams), self.tables.by_lam
+        missing = [v for v in dict.fromkeys(wanted) if v not in table]
         if missing:
             times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64)).tolist()
-            self._table_lam.update(zip(missing, self.compute_levels(times), strict=True))
-        return [self._table_lam[v] for v in wanted]
+            table.update(zip(missing, self.compute_levels(times), strict=True))
+        return [table[v] for v in wanted]
 
     def level_at_lam(self, lam: float) -> Level:
         """The level at half log-SNR `lam`: looked up if tabulated, else computed."""
-        found = self._table_lam.get(lam)
+        found = self.tables.by_lam.get(lam)
         return found if found is not None else self.prefill_lam([lam])[0]
 
     def score(self, x: Tensor, t: Level) -> Tensor:
@@ -185,6 +202,8 @@ class GaussianReverseSDE(ReverseSDE):
 
     def on(self, sde: GaussianSDE) -> GaussianReverseSDE:
         """The same equation in the state and time of another Gaussian SDE; evaluations count together."""
-        if sde not in self._views:
-            self._views[sde] = GaussianReverseSDE(self.denoiser.on(sde), self.cond, self.counter)
-        return self._views[sde]
+        view = self._views.get(sde)
+        if view is None:
+            denoiser, tables = self.tables.views.setdefault(sde, (self.denoiser.on(sde), Tables()))
+            view = self._views[sde] = GaussianReverseSDE(denoiser, self.cond, self.counter, tables)
+        return view

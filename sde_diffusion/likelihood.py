@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.sampler import integrate
+from sde_diffusion.loop import integrate
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import RK4, AngleSDE, Solver
 from sde_diffusion.solvers.base import describe
@@ -36,8 +37,8 @@ class LogProb:
     """The log-likelihood of a batch.
 
     Attributes:
-        value: Log-density in nats, shape `(B,)`: of the model at its smallest noise level, at the data scaled by
-        alpha there. latent: The state at the prior, shape `(B, *)`.
+        value: Log-density in nats, shape `(B,)`, of the model at its smallest noise level and alpha times the data.
+        latent: The state at the prior, shape `(B, *)`.
         nfe: Network evaluations per sample, not counting those of the divergence, which are backward passes.
     """
 
@@ -48,10 +49,10 @@ class LogProb:
 
 def divergence(v: Tensor, x: Tensor) -> Tensor:
     r"""$\nabla\cdot v$ at `x`, shape `(B,)`: exact, one vector-Jacobian product per coordinate on the graph of `v`."""
-    flat, total = v.flatten(1), v.new_zeros(len(v))
+    flat, total = rows(v), v.new_zeros(len(v))
     for i in range(flat.shape[1]):
         (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
-        total = total + row.flatten(1)[:, i]
+        total = total + rows(row)[:, i]
     return total
 
 
@@ -77,7 +78,7 @@ class LogDensityODE(ODE):
             y = x[:, :-1].reshape(len(x), *self.shape).detach().requires_grad_()
             v = self.inner.velocity(y, t)
             div = divergence(v, y)
-        return torch.cat([v.detach().flatten(1), div.detach()[:, None]], dim=1)
+        return torch.cat([rows(v.detach()), div.detach()[:, None]], dim=1)
 
 
 def log_prob(
@@ -86,7 +87,7 @@ def log_prob(
     *,
     solver: Solver | None = None,
     steps: int = 24,
-    data_std: float = 1.0,
+    data_std: float | None = None,
     **cond: Any,
 ) -> LogProb:
     r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
@@ -96,7 +97,7 @@ def log_prob(
         x0: Data, shape `(B, *)`.
         solver: An ODE solver on plain velocities; `RK4()` by default.
         steps: Steps in the angle, uniform in $(u/u_{max})^{1/1.5}$.
-        data_std: $c$ of the coordinate; the standard deviation of the data.
+        data_std: $c$ of the coordinate, the standard deviation of the data; by default what the model knows.
         **cond: Handed to the model.
 
     Raises:
@@ -114,12 +115,12 @@ def log_prob(
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     check_count(steps, "steps")
     eq = cast("GaussianReverseSDE", sampler.equation(cond))
-    circle = AngleSDE(data_std)
+    circle = AngleSDE(eq.denoiser.data_std if data_std is None else data_std)
     first, last = sde.levels([sde.t_min, sde.t_max])
     low, high = circle.angle(first), circle.angle(last)
     grid = [low + (high - low) * (i / steps) ** 1.5 for i in range(steps + 1)]
     grid[-1] = high
-    y = x0.flatten(1) * (first.alpha / circle.radius(first))
+    y = rows(x0) * (first.alpha / circle.radius(first))
     ode = LogDensityODE(eq.on(circle), x0.shape[1:])
     with torch.no_grad():
         *_, now = integrate(ode, solver, torch.cat([y, y.new_zeros(len(y), 1)], dim=1), grid)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
@@ -124,14 +125,15 @@ def _at_lam(sde: GaussianSDE, lam: Tensor) -> Tensor:
 def stratified(n: int, generator: torch.Generator | None = None) -> Tensor:
     r"""`n` draws $u_i = \mathrm{mod}(u_0 + i/n, 1)$, each uniform on `[0, 1)`, one in every stratum, in random order.
 
-    A low-discrepancy batch: the noise of the loss falls to 0.3 to 0.6 of that of independent times, at no cost.
+    A low-discrepancy batch, at no cost: where the times dominate the variance of the loss, as on images, its noise
+    to a third or a half; on small two-dimensional data by little.
 
     References:
         Kingma et al., Variational Diffusion Models, 2021 (Appendix I.1).
     """
     check_count(n, "n")
     u0 = torch.rand((), dtype=torch.float64, generator=generator)
-    return (u0 + torch.randperm(n, generator=generator) / n) % 1.0
+    return (u0 + torch.randperm(n, generator=generator).to(torch.float64) / n) % 1.0
 
 
 def denoising_score_matching(
@@ -184,6 +186,8 @@ def denoising_score_matching(
         t = times(model.sde, u).to(x0.device)
     if eps is None:
         eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator).to(x0.device)
+    elif eps.shape != x0.shape:
+        raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps
     error = _error(model, x, x0, eps, at, weight, cond)
@@ -201,5 +205,5 @@ def _error(
     else:
         difference = model.predict(x, at, **cond).data - x0
         w = 1.0 if weight is None else weight(at)
-    square = difference.square().flatten(1).mean(1)
+    square = rows(difference.square()).mean(1)
     return square * w.reshape(-1).to(square) if isinstance(w, Tensor) else square * w

@@ -13,10 +13,13 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_MASK = (1 << 63) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
 
 
 def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -27,7 +30,7 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
         ValueError: A sequence of another length, or a negative seed.
     """
     if seed is None:
-        seed = secrets.randbits(48)
+        seed = secrets.randbits(31)
     if isinstance(seed, int) and not isinstance(seed, bool):
         seeds = [seed + i for i in range(n)]
     elif isinstance(seed, (list, tuple, range)) and all(isinstance(k, int) for k in seed):
@@ -36,8 +39,9 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
             raise ValueError(f"got {len(seeds)} seeds for {n} samples: give one integer, or one seed per sample")
     else:
         raise TypeError(f"seed must be an integer, a sequence of integers, a torch.Generator or None, got {seed!r}")
-    if min(seeds, default=0) < 0:
-        raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
+    if not 0 <= min(seeds, default=0) <= max(seeds, default=0) < 1 << 32:
+        worst = min(seeds) if min(seeds) < 0 else max(seeds)
+        raise ValueError(f"seeds must be >= 0 and below 2**32 (all that torch's generator reads of one), got {worst}")
     return seeds
 
 
@@ -169,13 +173,9 @@ class BrownianPath(NoiseSource):
             raise ValueError(f"a Brownian path needs a span of positive length, got {span}")
         self._nodes: dict[tuple[int, int], Tensor] = {}
         self._last: tuple[float, Tensor] | None = None
-        self._between = Streams([_mix(k, 0, -1) for k in seeds], shape, dtype, device)
-
-    def _draw(self, depth: int, position: int) -> Tensor:
-        out = torch.empty((len(self.seeds), *self.shape), dtype=self.dtype)
-        for row, seed in zip(out.unbind(0), self.seeds, strict=True):
-            row.normal_(generator=torch.Generator().manual_seed(_mix(seed, depth, position)))
-        return out
+        self._keys = _mix(np.array(self.seeds, dtype=np.uint64) + np.uint64(_GOLDEN))
+        # Hashed, as torch's CPU generator reads the low 32 bits of a seed alone.
+        self._between = Streams(self._keys.tolist(), shape, dtype, device)
 
     def prior(self) -> Tensor:
         # The draw that `Streams` makes, so that both sources start a sample from the same state.
@@ -184,17 +184,29 @@ class BrownianPath(NoiseSource):
     def _normal(self, depth: int, position: int, seen: dict[tuple[int, int], Tensor]) -> Tensor:
         key = (depth, position)
         found = self._nodes.get(key)
-        seen[key] = found if found is not None else self._draw(depth, position)
+        seen[key] = found if found is not None else self._keyed_normals(depth, position)
         return seen[key]
+
+    def _keyed_normals(self, depth: int, position: int) -> Tensor:
+        """Unit normals `(B, *)` that are a function of (seed, depth, position, coordinate) alone."""
+        at_depth = _mix(self._keys + np.uint64((depth + 1) * _GOLDEN & _MASK))
+        key = _mix(at_depth ^ np.uint64(position & _MASK))
+        bits = _mix(key[:, None] + np.arange(1, math.prod(self.shape) + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+        uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        normal = torch.special.ndtri(torch.from_numpy(uniform))
+        return normal.reshape(-1, *self.shape).to(self.dtype)
 
     def value(self, t: float) -> Tensor:
         """$W_t$, shape `(B, *)`, zero at the lower end of the span."""
         seen: dict[tuple[int, int], Tensor] = {}
-        target = min(max((t - self.low) / self.width, 0.0), 1.0)
-        a, b = 0.0, 1.0
+        place = (t - self.low) / self.width
+        # The path goes on beyond its span, in cells of its width: an angle or a level raised by `Churn` may lie there.
+        position = cell = math.ceil(place) - 1 if place > 0 else math.floor(place)
+        target, a, b = place - cell, 0.0, 1.0
         w_a = torch.zeros((len(self.seeds), *self.shape), dtype=self.dtype)
-        w_b = self._normal(0, 0, seen) * math.sqrt(self.width)
-        position = 0
+        for k in range(min(cell, 0), max(cell, 0)):
+            w_a.add_(self._normal(0, k, seen), alpha=math.copysign(math.sqrt(self.width), cell))
+        w_b = torch.add(w_a, self._normal(0, cell, seen), alpha=math.sqrt(self.width))
         for depth in range(1, self.depth + 1):
             if target in (a, b):
                 break
@@ -217,12 +229,8 @@ class BrownianPath(NoiseSource):
         return ((end - start) / math.sqrt(abs(s - t))).to(self.device)
 
 
-def _mix(seed: int, depth: int, position: int) -> int:
-    """A 63-bit key of the three numbers (SplitMix64 steps), equal on every machine."""
-    z = seed
-    for word in (depth, position):
-        z = (z ^ (word + 0x9E3779B97F4A7C15 + (z << 6) + (z >> 2))) & ((1 << 64) - 1)
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
-        z ^= z >> 31
-    return z & _MASK
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of 64 bits, equal on every machine."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

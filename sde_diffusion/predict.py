@@ -23,22 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor
 
 from sde_diffusion import clocks
+from sde_diffusion._linear import linear
 from sde_diffusion.sde import Level, Scalar
-
-
-def linear(x: Tensor, a: Scalar, y: Tensor, b: Scalar) -> Tensor:
-    """`a x + b y` in as few tensor operations as the coefficients allow."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a * x + b * y
-    if a == 0.0:
-        return y if b == 1.0 else y * b
-    if b == 0.0:
-        return x if a == 1.0 else x * a
-    return torch.add(x if a == 1.0 else x * a, y, alpha=b)
 
 
 class Coefficients(NamedTuple):
@@ -95,13 +84,27 @@ class Prediction:
         return self._noise
 
     def combine(self, p: Scalar, q: Scalar) -> Tensor:
-        """`p data + q noise`, straight from the raw answer: two tensor operations, neither half formed."""
+        """`p data + q noise` as a new tensor, straight from the raw answer: two operations, neither half formed."""
         c = self._c
-        if c is None:
-            if isinstance(p, float) and p == 0.0:
-                return self.noise * q
-            return linear(self.data, p, self.noise, q)
-        return linear(self._x, p * c.data_x + q * c.noise_x, self._f, p * c.data_f + q * c.noise_f)
+        if c is not None:
+            x, f, a, b = self._x, self._f, q * c.noise_x, q * c.noise_f
+            if not isinstance(p, float) or p != 0.0:  # where alpha = 0, the data may be unknown, and 0 * inf is not 0
+                a, b = a + p * c.data_x, b + p * c.data_f
+            out = linear(x, a, f, b)
+        elif isinstance(p, float) and p == 0.0:
+            x = f = self.noise
+            out = linear(x, q, x, 0.0)
+        else:
+            x, f = self.data, self.noise
+            out = linear(x, p, f, q)
+        return out.clone() if out is x or out is f else out
+
+    def add_data(self, out: Tensor, w: float) -> Tensor:
+        """Adds `w data` to `out` in place."""
+        c = self._c
+        if c is None or self._data is not None or c.data_x == 0.0:
+            return out.add_(self.data, alpha=w)
+        return out.add_(self._x, alpha=float(w * c.data_x)).add_(self._f, alpha=float(w * c.data_f))
 
 
 class Parametrisation(ABC):

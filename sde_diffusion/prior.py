@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sde_diffusion._linear import rows
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
 
 
@@ -24,7 +25,8 @@ class MatchedPrior(GaussianSDE):
         variance: A float, a tensor of the event shape, or a covariance `(D, D)` over the flattened event.
 
     Raises:
-        ValueError: A negative variance, or a covariance that is not symmetric positive semi-definite.
+        ValueError: A negative variance, a covariance that is not symmetric positive semi-definite, or shapes that do
+            not fit.
     """
 
     def __init__(self, base: GaussianSDE, mean: float | Tensor, variance: float | Tensor) -> None:
@@ -34,8 +36,20 @@ class MatchedPrior(GaussianSDE):
         self.mean = torch.as_tensor(mean, dtype=torch.float64)
         self.variance = torch.as_tensor(variance, dtype=torch.float64)
         self._basis: Tensor | None = None
-        spread = self.variance
-        if spread.ndim == 2 and spread.shape[0] == spread.shape[1] == self.mean.numel() and self.mean.ndim != 2:
+        if not bool(torch.isfinite(self.mean).all()):
+            raise ValueError("the mean of the data must be finite")
+        spread, full = self.variance, (self.mean.numel(), self.mean.numel())
+        if self.mean.ndim == 0 and spread.ndim == 2 and spread.shape[0] == spread.shape[1] > 1:
+            raise ValueError(
+                f"a variance of shape {tuple(spread.shape)} may be a covariance or a variance per pixel: "
+                "give the mean as a tensor of the event shape, which tells"
+            )
+        if self.mean.ndim and spread.ndim and spread.shape not in (self.mean.shape, full):
+            raise ValueError(
+                f"the variance has shape {tuple(spread.shape)}, but the mean {tuple(self.mean.shape)}: "
+                f"wanted (), {tuple(self.mean.shape)} or {full}"
+            )
+        if self.mean.ndim and spread.ndim and spread.shape != self.mean.shape:
             if not torch.allclose(spread, spread.T):
                 raise ValueError("the covariance is not symmetric")
             spread, self._basis = torch.linalg.eigh(spread)
@@ -79,14 +93,14 @@ class MatchedPrior(GaussianSDE):
             return mean + std * z
         basis = self._basis.to(z)
         # Row by row, not one matrix product: a product's rounding depends on how many rows it has.
-        rows = [basis @ (std * (basis.T @ row)) for row in z.flatten(1)]
-        return mean + torch.stack(rows).reshape(z.shape)
+        mixed = [basis @ (std * (basis.T @ row)) for row in rows(z)]
+        return mean + torch.stack(mixed).reshape(z.shape)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         mean, std = self._moments(t, x)
         centred = x - mean
         if self._basis is not None:
-            centred = centred.flatten(1) @ self._basis.to(x)
+            centred = rows(centred) @ self._basis.to(x)
         log_det = torch.log(std).sum() * (x[0].numel() / std.numel())
         return (
             standard_normal_log_prob(centred / std) - log_det

@@ -1,13 +1,10 @@
-r"""The one loop, and the sampler built on it."""
+r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode and weigh."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,109 +12,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import SolverError, as_grid, check_count, check_finite, check_state
+from sde_diffusion._checks import as_grid, check_count, check_finite, check_state
 from sde_diffusion.denoiser import Denoiser, FromScore
-from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
+from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
+from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate
 from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
-from sde_diffusion.solvers.base import describe
 
 if TYPE_CHECKING:
     from sde_diffusion.likelihood import LogProb
 
 Grid = Callable[[Any, int], Tensor]
 Seed = int | Sequence[int] | torch.Generator | None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a solve after a step.
-
-    Attributes:
-        index: Steps taken; 0 is the initial state.
-        t: Time of the state.
-        x: The state, shape `(B, *)`.
-        nfe: Network evaluations so far, per sample.
-    """
-
-    index: int
-    t: float
-    x: Tensor
-    nfe: int
-
-
-def check_capable(eq: ODE, solver: Solver) -> None:
-    """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
-    if isinstance(eq, solver.needs):
-        return
-    what = (
-        f"{type(eq.sde).__name__} is a general SDE" if isinstance(eq, ReverseSDE) else "this equation is an ODE alone"
-    )
-    use = "EulerMaruyama, Heun or RK4" if isinstance(eq, ReverseSDE) else "Euler, Heun, RK4 or Torchdiffeq"
-    raise TypeError(f"{type(solver).__name__} needs {describe(solver.needs)}; {what}. Use {use}")
-
-
-def integrate(
-    eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None
-) -> Iterator[Snapshot]:
-    """Carries `x` along a grid of times, one solver step per interval: the only loop of the library.
-
-    The first snapshot is the initial state. Levels are tabulated before the first step.
-
-    Args:
-        eq: The equation.
-        solver: The solver.
-        x: State at `times[0]`, shape `(B, *)`.
-        times: A strictly monotone grid: falling to sample, rising to encode.
-        noise: Source of randomness, for a stochastic solver.
-
-    Raises:
-        TypeError: The solver needs more than the equation gives.
-        ValueError: A grid that is not monotone, or a stochastic solver without noise.
-        SolverError: A state that is not finite, with the step, the time and the evaluations so far. On an accelerator
-            it
-            is raised at the end, where asking costs no synchronisation per step.
-    """
-    check_capable(eq, solver)
-    source = noise or Silent()
-    grid = as_grid(times, -math.inf, math.inf)
-    levels = eq.prefill(grid)
-    solver.prepare(eq, list(pairwise(grid)))
-    watch = _Watch()
-    yield Snapshot(0, grid[0], x, eq.nfe)
-    state = None
-    for index, (t, s) in enumerate(pairwise(levels), 1):
-        x, state = solver.step(eq, x, t, s, state, source)
-        watch.see(Snapshot(index, s.t, x, eq.nfe))
-        yield Snapshot(index, s.t, x, eq.nfe)
-    watch.close()
-
-
-class _Watch:
-    """Finds the first non-finite state: at once on the CPU, at the end on an accelerator."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[Tensor, int, float, int]] = []
-
-    def see(self, now: Snapshot) -> None:
-        total = now.x.detach().sum(dtype=torch.float32 if now.x.dtype == torch.float16 else None)
-        if now.x.device.type == "cpu":
-            _check_total(total, now.index, now.t, now.nfe)
-        else:
-            self.seen.append((total, now.index, now.t, now.nfe))
-
-    def close(self) -> None:
-        for total, index, t, nfe in self.seen:
-            _check_total(total, index, t, nfe)
-
-
-def _check_total(total: Tensor, index: int, t: float, nfe: int) -> None:
-    if not math.isfinite(float(total)):
-        raise SolverError(
-            f"non-finite state after step {index} at t = {t:g}, {nfe} network evaluations: either the network answered "
-            "NaN or inf there (call it on such a state to see), or the steps are too long (use more, or Angle(...))"
-        )
 
 
 class SDESampler:
@@ -127,10 +34,11 @@ class SDESampler:
         sde: The process, with its prior.
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
-        steps: Solver steps; by default 30, or 1000 for a stochastic solver in `t`, or 1 for a solver that makes its
-        own. nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
-        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle` on a
-            Gaussian SDE and `grids.uniform` on a general one.
+        steps: Solver steps; by default the `default_steps` of the solver: 30 for most, 1000 for Euler-Maruyama and
+            Langevin dynamics, 1 for a solver that makes its own.
+        nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
+        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
+            with the scale of the data that the model knows, or `grids.uniform` on a general SDE.
         shape: Event shape, without the batch; needed where the model does not know it.
         denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
 
@@ -167,17 +75,16 @@ class SDESampler:
         if shape is not None and known is not None and tuple(shape) != known:
             raise ValueError(f"shape={tuple(shape)}, but the model works on {known}")
         self.shape = tuple(shape) if shape is not None else known
-        check_capable(self.equation({}), self.solver)
-        self.grid: Grid | Sequence[float] | Tensor = (
-            grid if grid is not None else grids.angle if gaussian else grids.uniform
-        )
+        self._tables = Tables()
+        check_capable(self.equation(), self.solver)
+        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else _default_grid(sde, self.model)
         self.steps, self.times = self._lay_out(steps, nfe)
 
     def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
         """The number of steps and the times, from whichever of steps, budget and grid was given."""
         if steps is not None and nfe is not None:
             raise ValueError(f"give steps or nfe, not both: got steps={steps} and nfe={nfe}")
-        per_step, low, high = self.solver.evaluations, self.sde.t_min, self.sde.t_max
+        low, high = self.sde.t_min, self.sde.t_max
         if not callable(self.grid):
             times = as_grid(self.grid, low, high)
             wanted = steps if steps is not None else len(times) - 1
@@ -189,8 +96,7 @@ class SDESampler:
             if nfe is not None:
                 steps = self._steps_for(nfe)
             elif steps is None:
-                in_time = isinstance(self.solver, EulerMaruyama) or (self.solver.stochastic and per_step != 1)
-                steps = 1 if per_step is None else 1000 if in_time else 30
+                steps = self.solver.default_steps
             times = as_grid(self.grid(self.sde, check_count(steps, "steps")), low, high)
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
@@ -250,22 +156,21 @@ class SDESampler:
             ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
             SolverError: A state that is not finite.
         """
-        size = check_count(n, "n") if batch_size is None else check_count(batch_size, "batch_size")
-        n = n if x_T is None else len(self._check_x_T(x_T, n))
-        seeds = seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
-        chunks = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+        n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
+        size = n if batch_size is None else check_count(batch_size, "batch_size")
+        seeds = _seeds(seed, n)
         out: list[Tensor] = []
-        with tqdm(total=len(chunks) * self.steps, disable=not progress, desc="sampling") as bar:
-            for chunk in chunks:
-                own = seeds if isinstance(seeds, torch.Generator) else seeds[chunk]
-                start = None if x_T is None else x_T[chunk]
-                given = {
-                    k: v[chunk] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in cond.items()
-                }
-                for now in self._solve(chunk.stop - chunk.start, own, start, noise, grad, given):
-                    bar.update(0 < now.index <= self.steps)
+        with tqdm(total=-(-n // size) * self.steps, disable=not progress, desc="sampling") as bar:
+            for i in range(0, n, size):
+                chunk = slice(i, min(i + size, n))
+                own = seeds[chunk] if isinstance(seeds, list) else seeds
+                given = {k: _split(v, chunk, n) for k, v in cond.items()}
+                with torch.set_grad_enabled(grad):
+                    for now in self._solve(chunk.stop - i, own, None if x_T is None else x_T[chunk], noise, given):
+                        if progress:
+                            bar.update(0 < now.index <= self.steps)
                 out.append(now.x)
-        return torch.cat(out)
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def iterate(
         self,
@@ -282,8 +187,7 @@ class SDESampler:
         The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time.
         """
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
-        seeds = seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
-        return self._solve(n, seeds, x_T, noise, grad, cond)
+        return _graded(self._solve(n, _seeds(seed, n), x_T, noise, cond), grad)
 
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
@@ -329,28 +233,39 @@ class SDESampler:
         seed: list[int] | torch.Generator,
         x_T: Tensor | None,
         noise: Callable[..., NoiseSource],
-        grad: bool,
         cond: dict[str, Any],
     ) -> Iterator[Snapshot]:
         self._warn_training()
         eq = self.equation(cond)
-        if x_T is None and self.shape is None:
+        source: NoiseSource = Silent()
+        if x_T is None or self.solver.stochastic:
+            source = self._source(n, seed, x_T, noise)
+            z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
+            x_T = self._start(z) if x_T is None else x_T
+        for now in integrate(eq, self.solver, x_T, self.times, source):
+            yield now
+        if self.denoise and isinstance(eq, GaussianReverseSDE):
+            # The posterior mean at the last time: the only place where the noise goes to zero.
+            x = eq.denoise(now.x, eq.level(now.t)).data
+            now = Snapshot(now.index + 1, now.t, x, eq.nfe)
+            check_numbers([now])
+            yield now
+
+    def _source(
+        self, n: int, seed: list[int] | torch.Generator, x_T: Tensor | None, noise: Callable[..., NoiseSource]
+    ) -> NoiseSource:
+        if x_T is not None:
+            shape, dtype, device = tuple(x_T.shape[1:]), x_T.dtype, x_T.device
+        elif self.shape is not None:
+            shape, (dtype, device) = self.shape, _home(self.model)
+        else:
             raise ValueError(
                 "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "
                 "or to the model, Network(..., shape=(3, 32, 32))"
             )
-        dtype, device = (x_T.dtype, x_T.device) if x_T is not None else _home(self.model)
-        shape = self.shape if x_T is None else tuple(x_T.shape[1:])
-        if isinstance(seed, torch.Generator):
-            source: NoiseSource = SharedStream(seed, n, shape or (), dtype, device)
-        else:
-            source = noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
-        z = source.prior()  # drawn in any case, so that the noise of the steps does not depend on x_T
-        x = self._start(z) if x_T is None else x_T
-        for now in _graded(integrate(eq, self.solver, x, self.times, source), grad):
-            yield now
-        if self.denoise and isinstance(eq, GaussianReverseSDE):
-            yield self._jump(eq, now, grad)
+        if isinstance(seed, list):
+            return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+        return SharedStream(seed, n, shape, dtype, device)
 
     def _start(self, z: Tensor) -> Tensor:
         if isinstance(self.sde, GaussianSDE):
@@ -362,19 +277,11 @@ class SDESampler:
             )
         return self.sde.prior(z)
 
-    def _jump(self, eq: GaussianReverseSDE, last: Snapshot, grad: bool) -> Snapshot:
-        """The posterior mean at the last time: the only place where the noise goes to zero."""
-        with torch.set_grad_enabled(grad):
-            x = eq.denoise(last.x, eq.level(last.t)).data
-        now = Snapshot(last.index + 1, last.t, x, eq.nfe)
-        _check_total(x.detach().sum(), now.index, now.t, now.nfe)
-        return now
-
     def equation(self, cond: dict[str, Any] | None = None) -> ReverseSDE:
         """A fresh equation of the model: what a solver, or `integrate`, works on."""
         cond = cond or {}
         if isinstance(self.model, Denoiser):
-            return GaussianReverseSDE(self.model, cond)
+            return GaussianReverseSDE(self.model, cond, tables=self._tables)
         return ReverseSDE(self.sde, self.model, cond)
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
@@ -427,11 +334,32 @@ def _home(model: Any) -> tuple[torch.dtype, torch.device]:
     return torch.get_default_dtype(), torch.get_default_device()
 
 
+def _default_grid(sde: SDE, model: Any) -> Grid:
+    if not isinstance(sde, GaussianSDE):
+        return grids.uniform
+    return grids.angle if model.data_std == 1.0 else partial(grids.angle, data_std=model.data_std)
+
+
 def _grid_name(grid: Any) -> str:
     if isinstance(grid, partial):
         options = "".join(f", {k}={v!r}" for k, v in grid.keywords.items())
         return f"partial({_grid_name(grid.func)}{options})"
-    return str(getattr(grid, "__name__", None) or [float(t) for t in grid])
+    if callable(grid):
+        name = getattr(grid, "__name__", repr(grid))
+        return f"grids.{name}" if getattr(grids, name, None) is grid else name
+    return str([float(t) for t in grid])
+
+
+def _seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
+    """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
+    if seed is None or isinstance(seed, (int, list, tuple, range)):
+        return seed_list(seed, n)
+    return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
+
+
+def _split(value: Any, chunk: slice, n: int) -> Any:
+    """The part of a condition that belongs to a chunk of samples: of a tensor with one row per sample, its rows."""
+    return value[chunk] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
 
 
 def _graded(solve: Iterator[Snapshot], grad: bool) -> Iterator[Snapshot]:

@@ -320,18 +320,21 @@ class DiscreteVPSDE(GaussianSDE):
                 f"betas[{int(bad.nonzero()[0, 0])}] = {table[bad][0]:g}" if bool(bad.any()) else f"{len(table)} of them"
             )
             raise ValueError(f"wanted two or more betas in (0, 1), got {what}")
+        self.betas = table.clone()
         log_alpha_bar = torch.log1p(-table).cumsum(0)
         self._lam = 0.5 * (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)))
-        self._hash = hash(tuple(self._lam.tolist()))
+        self._hash, self._repr = hash(tuple(self._lam.tolist())), "DiscreteVPSDE(betas)"
         self.t_min, self.t_max = 0.0, float(len(table) - 1)
 
     @classmethod
     def linear(cls, n: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVPSDE:
         """The linear schedule of DDPM."""
-        return cls(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
+        new = cls(torch.linspace(beta_start, beta_end, n, dtype=torch.float64))
+        new._repr = f"DiscreteVPSDE.linear({n}, {beta_start!r}, {beta_end!r})"
+        return new
 
     def __repr__(self) -> str:
-        return "DiscreteVPSDE(betas)"
+        return self._repr
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DiscreteVPSDE) and torch.equal(self._lam, other._lam)

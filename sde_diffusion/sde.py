@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import as_time, check_state
+from sde_diffusion._linear import rows
 
 if TYPE_CHECKING:
     from sde_diffusion.prior import MatchedPrior
@@ -43,6 +44,7 @@ class Level:
         dalpha: $\alpha'(t)$.
         dsigma: $\sigma'(t)$.
         lam: Half log-SNR, $\lambda = \log(\alpha / \sigma)$; `-inf` where `alpha` is 0.
+        plan: None, or a tuple of the model that tabulated the level and whatever it wants to find there again.
     """
 
     t: Any
@@ -51,6 +53,7 @@ class Level:
     dalpha: Any = math.nan
     dsigma: Any = math.nan
     lam: Any = math.nan
+    plan: Any = None
 
     @property
     def g2(self) -> Any:
@@ -86,6 +89,19 @@ class SDE(ABC):
     @abstractmethod
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior at `x`, in nats, shape `(B,)`."""
+
+    def __eq__(self, other: object) -> bool:
+        """Processes are equal when their class and attributes are, so that `Mine()` fits a model made for `Mine()`."""
+        if type(self) is not type(other):
+            return False
+        mine, theirs = vars(self), vars(other)
+        return mine.keys() == theirs.keys() and all(_equal(mine[k], theirs[k]) for k in mine)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
 
     @property
     def process(self) -> SDE:
@@ -133,21 +149,28 @@ class GaussianSDE(SDE):
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
     def time_of(self, lam: Tensor) -> Tensor:
-        r"""The time at which $\lambda(t)$ takes the value `lam`, elementwise; by bisection unless a subclass knows
-        better.
+        r"""The time at which $\lambda(t)$ is `lam`, elementwise; by bisection unless a subclass knows better.
+
+        The time may lie beyond `t_max`, if $\alpha$ and $\sigma$ go on there: `Churn` rises above the first level.
 
         Raises:
-            ValueError: `lam` is not reached between `t_min` and `t_max`.
+            ValueError: `lam` is not reached.
         """
         ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device=lam.device)
         high, low = self.half_log_snr(ends).tolist()
-        slack = 1e-9 * max(1.0, abs(high))
+        while bool((lam < low).any()) and float(ends[1]) < 16 * self.t_max:
+            further = ends[1] + 0.5 * (self.t_max - self.t_min)
+            beyond = float(self.half_log_snr(further))
+            if not beyond < low:
+                break
+            ends[1], low = further, beyond
+        slack = 1e-9 * max(1.0, *(abs(end) for end in (high, low) if math.isfinite(end)))
         if bool(((lam > high + slack) | (lam < low - slack)).any()):
             raise ValueError(
                 f"half log-SNR {float(lam.min()):.6g} to {float(lam.max()):.6g} is not reached by {self!r}, "
                 f"which spans {low:.6g} to {high:.6g}"
             )
-        a, b = torch.full_like(lam, self.t_min), torch.full_like(lam, self.t_max)
+        a, b = torch.full_like(lam, self.t_min), torch.full_like(lam, float(ends[1]))
         for _ in range(100):
             mid = (a + b) / 2
             above = self.half_log_snr(mid) > lam
@@ -265,7 +288,13 @@ class GaussianSDE(SDE):
         return MatchedPrior(self, mean, variance)
 
 
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return type(a) is type(b) and a == b
+
+
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     r"""Log-density of $\mathcal N(0, I)$ at `z`, in nats, shape `(B,)`."""
-    flat = z.flatten(1)
+    flat = rows(z)
     return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))

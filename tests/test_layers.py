@@ -18,11 +18,12 @@ PACKAGE = "sde_diffusion"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
-LEAVES = {"_checks", "noise", "grids"}
-MODEL = {"_checks", "clocks", "sde", "predict", "denoiser"}
+LEAVES = {"_checks", "_linear", "noise", "grids"}
+MODEL = {"_checks", "_linear", "clocks", "sde", "predict", "denoiser"}
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
+    "_linear": set(),
     "noise": {"_checks"},
     "grids": {"_checks"},
     # what stands beside the theory: networks, data, measures
@@ -33,31 +34,35 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"_checks"},
     "classifier": {"_checks", "data"},
     # processes
-    "sde": {"_checks"},
+    "sde": {"_checks", "_linear"},
     "schedules": {"_checks", "sde"},
-    "prior": {"_checks", "sde"},
+    "prior": {"_checks", "_linear", "sde"},
     # models of the score
     "clocks": {"_checks", "sde"},
-    "predict": {"_checks", "clocks", "sde"},
-    "denoiser": {"_checks", "clocks", "sde", "predict"},
+    "predict": {"_checks", "_linear", "clocks", "sde"},
+    "denoiser": {"_checks", "_linear", "clocks", "sde", "predict"},
     "guidance": MODEL,
     "analytic": MODEL,
     # what a solver sees, and solvers
     "equation": MODEL,
     "solvers.base": {"_checks", "sde", "noise", "equation"},
-    "solvers.*": {"_checks", "sde", "noise", "equation", "solvers.base", "solvers.*"},
+    "solvers.*": {"_checks", "_linear", "sde", "noise", "predict", "equation", "solvers.base", "solvers.*"},
     "solvers": {"solvers.base", "solvers.*"},
     # the loop, and what is built on it
-    "sampler": LEAVES | MODEL | SOLVERS | {"equation"},
-    "likelihood": LEAVES | MODEL | SOLVERS | {"equation", "sampler"},
+    "loop": LEAVES | MODEL | {"solvers.base", "equation"},
+    "sampler": LEAVES | MODEL | SOLVERS | {"equation", "loop"},
+    "likelihood": LEAVES | MODEL | SOLVERS | {"equation", "loop", "sampler"},
     "distributed": LEAVES | MODEL | {"sampler"},
     "elbo": LEAVES | MODEL | {"schedules"},
     # training never sees a solver
     "losses": LEAVES | MODEL,
-    "training": LEAVES | MODEL | {"losses"},
+    "ema": {"_checks"},
+    "training": LEAVES | MODEL | {"losses", "ema"},
+    "_files": set(),
+    "checkpoint": LEAVES | MODEL | {"_files", "schedules", "nets"},
 }
 # These stand above everything and may import all but each other.
-TOP = {"", "testing", "cli", "__main__"}
+TOP = {"", "testing", "cli", "commands", "demo", "trials", "plots", "__main__"}
 
 # Upward imports, inside a function or for annotations only, each with its reason. Never at the top of a file.
 DEFERRED: dict[tuple[str, str], str] = {

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion._linear import scale
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE, Level
@@ -69,8 +70,9 @@ class AngleSDE(GaussianSDE):
 class Angle(Solver):
     r"""Steps with another solver in the angle coordinate.
 
-    Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 10 to 10,000 times
-    less than in $t$, $\sigma$ or $\log\sigma$. Any Gaussian SDE, with or without data left at the start.
+    Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 40 times less and
+    more than in the time of `EDMSDE`, `VESDE` and `BrownianSDE`, whose state grows with the noise; on `VPSDE`,
+    `FlowSDE` and `CosineSDE` about the same. Any Gaussian SDE, with or without data left at the start.
 
     Args:
         inner: The solver; for instance `RK4()`.
@@ -99,6 +101,10 @@ class Angle(Solver):
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.inner.stochastic
 
+    @property
+    def default_steps(self) -> int:  # type: ignore[override]
+        return self.inner.default_steps
+
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         circle = AngleSDE(self.data_std)
         times = [t for t, _ in intervals] + [s for _, s in intervals]
@@ -113,5 +119,5 @@ class Angle(Solver):
         circle = AngleSDE(self.data_std)
         view = eq.on(circle)
         a, b = view.level(circle.angle(t)), view.level(circle.angle(s))
-        y, state = self.inner.step(view, x / circle.radius(t), a, b, state, noise)
-        return y * circle.radius(s), state
+        y, state = self.inner.step(view, scale(x, 1 / circle.radius(t)), a, b, state, noise)
+        return scale(y, circle.radius(s)), state

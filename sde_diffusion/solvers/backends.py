@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import SolverError, check_count
+from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
@@ -40,6 +41,7 @@ class Torchdiffeq(Solver):
 
     Raises:
         ImportError: torchdiffeq is not installed.
+        SolverError: An adaptive method whose step size went to zero.
         ValueError: An unknown method or a tolerance that is not positive.
 
     References:
@@ -50,6 +52,7 @@ class Torchdiffeq(Solver):
     rtol: float = 1e-5
     atol: float = 1e-5
     evaluations = None
+    default_steps = 1
 
     def __post_init__(self) -> None:
         if self.method not in ADAPTIVE + FIXED:
@@ -73,7 +76,13 @@ class Torchdiffeq(Solver):
             return eq.velocity(y, eq.level(at))
 
         options = {"step_t": times[1:]} if self.method in ADAPTIVE else None
-        out = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+        try:
+            out = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+        except AssertionError as error:  # how torchdiffeq tells that its step size went to zero
+            raise SolverError(
+                f"torchdiffeq gave up between t = {t.t:g} and t = {s.t:g} after {eq.nfe} network evaluations "
+                f"({error}): either the network answered NaN or inf there, or it is too rough for the tolerances"
+            ) from error
         return out[-1], None
 
 
@@ -105,6 +114,7 @@ class Torchsde(Solver):
     needs = ReverseSDE
     evaluations = None
     stochastic = True
+    default_steps = 1
 
     def __post_init__(self) -> None:
         if self.method not in ("euler", "milstein", "srk"):
@@ -127,10 +137,10 @@ class Torchsde(Solver):
         # The step a hair too long, so that rounding cannot leave a sliver for one step more.
         dt = (ends[1] - ends[0]) / self.n * (1 + 1e-9)
         eq.prefill(-ends[0] - k * dt for k in range(self.n))
-        bm = _Increments(noise, x.flatten(1), torchsde)
+        bm = _Increments(noise, rows(x), torchsde)
         problem = _Problem(eq, x.shape, self.eta, ends)
         times = torch.tensor(ends, dtype=torch.float64, device=x.device)
-        out = torchsde.sdeint(problem, x.flatten(1), times, bm=bm, method=self.method, dt=dt)
+        out = torchsde.sdeint(problem, rows(x), times, bm=bm, method=self.method, dt=dt)
         return out[-1].reshape(x.shape).to(x.dtype), None
 
 
@@ -146,12 +156,12 @@ class _Problem:
         return self.eq.level(-min(max(float(tau), self.ends[0]), self.ends[1]))
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        return -self.eq.reverse_drift(y.reshape(self.shape), self._level(tau), self.eta).flatten(1)
+        return -rows(self.eq.reverse_drift(y.reshape(self.shape), self._level(tau), self.eta))
 
     def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
         g = self.eq.diffusion(self._level(tau))
         if isinstance(g, Tensor):
-            return (self.eta * g.to(v) * v.reshape(self.shape)).flatten(1)
+            return rows(self.eta * g.to(v) * v.reshape(self.shape))
         return self.eta * g * v
 
 
@@ -164,10 +174,10 @@ class _Increments:
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Any:
         h = float(tb) - float(ta)
-        w = self.noise(-float(ta), -float(tb)).flatten(1) * math.sqrt(h)
+        w = rows(self.noise(-float(ta), -float(tb))) * math.sqrt(h)
         if not return_U:
             return w
-        area = self.noise(-float(tb), -float(tb)).flatten(1) * math.sqrt(h / 12)
+        area = rows(self.noise(-float(tb), -float(tb))) * math.sqrt(h / 12)
         return w, h * (0.5 * w + area)
 
 

@@ -28,12 +28,14 @@ class Solver(ABC):
         order: Claimed order of convergence, to which the tests hold it; 0 where the notion does not apply.
         evaluations: Network calls per step; None where the solver chooses (adaptive and outside backends).
         stochastic: Whether it draws noise.
+        default_steps: How many steps a sampler takes unless told.
     """
 
     needs: type[ODE] = ODE
     order: float = 0
     evaluations: int | None = 1
     stochastic: bool = False
+    default_steps: int = 30
 
     @abstractmethod
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:

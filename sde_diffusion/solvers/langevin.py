@@ -95,6 +95,7 @@ class Hold(Solver):
     """
 
     evaluations = 0
+    default_steps = 1000
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x, None
@@ -130,6 +131,10 @@ class PredictorCorrector(Solver):
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.predictor.stochastic or self.corrector.stochastic
+
+    @property
+    def default_steps(self) -> int:  # type: ignore[override]
+        return self.predictor.default_steps
 
     def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:
         self.predictor.prepare(eq, intervals)

@@ -13,15 +13,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
+from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Solver
 
-History = tuple[tuple[Level, Tensor], ...]
+History = tuple[tuple[Level, Prediction], ...]
 Weights = tuple[float, Sequence[float], float]
 
 
@@ -47,14 +47,15 @@ class Multistep(Solver):
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource
     ) -> tuple[Tensor, History]:
-        history = ((t, eq.denoise(x, t).data), *(state or ())[: self.memory - 1])
-        r, b, std = self.weights([at for at, _ in history], s)
-        x = x * r
-        for w, (_, data) in zip(b, history, strict=False):
-            x.add_(data, alpha=w)
+        now = eq.denoise(x, t)
+        past = (state or ())[: self.memory - 1]
+        r, b, std = self.weights([t, *(at for at, _ in past)], s)
+        x = now.combine(r * t.alpha + b[0], r * t.sigma)
+        for w, (_, before) in zip(b[1:], past, strict=False):
+            before.add_data(x, w)
         if std:
-            x = torch.add(x, noise(t.t, s.t), alpha=std)
-        return x, history
+            x.add_(noise(t.t, s.t), alpha=std)
+        return x, ((t, now), *past)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion._linear import scale
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
@@ -52,6 +53,10 @@ class EulerMaruyama(Solver):
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.eta > 0
+
+    @property
+    def default_steps(self) -> int:  # type: ignore[override]
+        return 1000 if self.eta else 30
 
     def step(
         self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
@@ -144,7 +149,7 @@ class Churn(Solver):
         inner: The solver, such as `Heun()`.
         gamma: Relative rise; the paper's is $\min(S_{churn}/N, \sqrt2 - 1)$ for $N$ steps.
         s_min: No rise below this $\sigma/\alpha$.
-        s_max: No rise above this $\sigma/\alpha$.
+        s_max: No rise from above this $\sigma/\alpha$; the first step rises beyond `t_max`, as in the paper.
         s_noise: Factor on the noise, 1 or slightly more.
 
     References:
@@ -171,6 +176,10 @@ class Churn(Solver):
     def evaluations(self) -> int | None:  # type: ignore[override]
         return self.inner.evaluations
 
+    @property
+    def default_steps(self) -> int:  # type: ignore[override]
+        return self.inner.default_steps
+
     def _raised(self, t: Level) -> float | None:
         """The half log-SNR to rise to, or None where the state is left alone."""
         ratio = math.exp(-t.lam) if t.lam > -math.inf else math.inf
@@ -194,5 +203,19 @@ class Churn(Solver):
         hat = eq.level_at_lam(lam)
         ratio = hat.alpha / t.alpha
         std = self.s_noise * math.sqrt(hat.sigma**2 - (ratio * t.sigma) ** 2)
-        x = torch.add(x * ratio, noise(t.t, hat.t), alpha=std)
-        return self.inner.step(eq, x, hat, s, None, noise)
+        x = torch.add(scale(x, ratio), noise(t.t, t.t), alpha=std)
+        return self.inner.step(eq, x, hat, s, None, _Afresh(noise))
+
+
+class _Afresh(NoiseSource):
+    """Independent draws at every call: a churned step goes over times that the step before it has gone over."""
+
+    def __init__(self, source: NoiseSource) -> None:
+        super().__init__(source.shape, source.dtype, source.device)
+        self.source = source
+
+    def prior(self) -> Tensor:
+        return self.source.prior()
+
+    def __call__(self, t: float, s: float) -> Tensor:
+        return self.source(t, t)

@@ -1,0 +1,99 @@
+"""The table of solvers in README.md, made from the solvers themselves: `python benchmarks/solver_table.py [--write]`.
+
+Each public solver of `sde_diffusion.solvers` is one row: what it claims (`needs`, `order`, `evaluations`, `stochastic`)
+and the sources its docstring names. `--write` puts the table between the two marks in README.md; a test holds it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+from sde_diffusion import solvers
+from sde_diffusion.solvers import EulerMaruyama, Heun, Langevin, Solver
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- begin: benchmarks/solver_table.py -->", "<!-- end: benchmarks/solver_table.py -->"
+
+# What a solver made of other solvers is shown with, by the name of the field.
+PARTS: dict[str, Solver] = {"inner": Heun(), "predictor": EulerMaruyama(), "corrector": Langevin()}
+NEEDS = {"ODE": "any SDE", "ReverseSDE": "any SDE", "GaussianReverseSDE": "Gaussian SDE"}
+
+
+def examples() -> list[Solver]:
+    """One instance of every public solver class: those that stand alone, correctors, wrappers, outside backends."""
+    found = [value for name in solvers.__all__ if inspect.isclass(value := getattr(solvers, name))]
+    concrete = [cls for cls in found if issubclass(cls, Solver) and not inspect.isabstract(cls)]
+    shown = [cls(**{name: PARTS[name] for name in _parts(cls)}) for cls in concrete if dataclasses.is_dataclass(cls)]
+    return sorted(shown, key=_place)
+
+
+def _place(s: Solver) -> tuple[bool, bool, bool, str, int]:
+    cls = type(s)
+    return s.evaluations is None, bool(_parts(cls)), not s.order, cls.__module__, inspect.getsourcelines(cls)[1]
+
+
+def _parts(cls: type[Solver]) -> list[str]:
+    """The fields that have to be given."""
+    return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+
+
+def spelling(solver: Solver) -> str:
+    """How one writes it, without the arguments left at their defaults."""
+    given = [
+        spelling(value) if isinstance(value, Solver) else repr(value)
+        for f in dataclasses.fields(solver)  # type: ignore[arg-type]
+        if (value := getattr(solver, f.name)) != f.default
+    ]
+    return f"{type(solver).__name__}({', '.join(given)})"
+
+
+def randomness(solver: Solver) -> str:
+    """`yes`, `no`, or the condition on `eta`."""
+    if not any(f.name == "eta" for f in dataclasses.fields(solver)):  # type: ignore[arg-type]
+        return "yes" if solver.stochastic else "no"
+    try:
+        off, on = (dataclasses.replace(solver, eta=eta).stochastic for eta in (0.0, 1.0))  # type: ignore[type-var]
+    except ValueError:
+        return "yes"
+    return "yes" if off else "if eta > 0" if on else "no"
+
+
+def sources(solver: Solver) -> str:
+    """Authors and years from the `References:` of the docstring."""
+    _, found, text = (inspect.getdoc(type(solver)) or "").partition("References:")
+    short = []
+    for item in re.sub(r"\s+", " ", text).strip().rstrip(".").split("; ") if found else []:
+        year = re.search(r"\b(1[89]|20)\d\d\b", item)
+        short.append(f"{item.split(',')[0]}, {year[0]}" if year else item.split(",")[0])
+    return "; ".join(short) or "–"
+
+
+def table() -> str:
+    """The table in Markdown."""
+    rows = ["| solver | for | order | evaluations per step | random | source |", "|---|---|---|---|---|---|"]
+    for s in examples():
+        order = f"{s.order:g}" if s.order else "–"
+        cost = "its own choice" if s.evaluations is None else str(s.evaluations)
+        rows.append(
+            f"| `{spelling(s)}` | {NEEDS[s.needs.__name__]} | {order} | {cost} | {randomness(s)} | {sources(s)} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--quick", action="store_true", help="no effect: it takes no time")
+    if parser.parse_args().write:
+        text = README.read_text(encoding="utf-8")
+        before, rest = text.split(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

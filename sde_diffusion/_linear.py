@@ -1,0 +1,32 @@
+"""Linear combinations of tensors with Python floats, in as few and as cheap tensor operations as there are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ZERO = torch.zeros(())
+
+
+def rows(x: Tensor) -> Tensor:
+    """`(B, *)` as `(B, D)`; events of shape `()` too."""
+    return x.reshape(len(x), -1)
+
+
+def scale(x: Tensor, a: float) -> Tensor:
+    """`a x`, for a float `a`.
+
+    `x * a` wraps the float in a tensor first: 2.9 us on a small state, where `0 + a x` takes 1.4 us.
+    """
+    return torch.add(_ZERO, x, alpha=a)
+
+
+def linear(x: Tensor, a: float | Tensor, y: Tensor, b: float | Tensor) -> Tensor:
+    """`a x + b y`, for floats or tensors that broadcast."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a * x + b * y
+    if a == 0.0:
+        return y if b == 1.0 else scale(y, b)
+    if b == 0.0:
+        return x if a == 1.0 else scale(x, a)
+    return torch.add(x if a == 1.0 else scale(x, a), y, alpha=b)

@@ -1,0 +1,174 @@
+"""Every SDE, solver and parametrisation. A new one is one line here, and every conformance test applies to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion import EDMSDE, VESDE, VPSDE, BrownianSDE, CosineSDE, DiscreteVPSDE, FlowSDE, SubVPSDE, predict
+from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion.solvers import (
+    DDIM,
+    RK4,
+    Angle,
+    Churn,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Hold,
+    Langevin,
+    Midpoint,
+    PredictorCorrector,
+    Solver,
+    Torchdiffeq,
+    Torchsde,
+    annealed_langevin,
+)
+
+SDES: list[GaussianSDE] = [
+    VPSDE(),
+    SubVPSDE(),
+    VESDE(),
+    BrownianSDE(),
+    CosineSDE(),
+    EDMSDE(),
+    FlowSDE(),
+    DiscreteVPSDE.linear(),
+]
+
+# Smooth in t, so that a method that steps in t shows its order; the table of DDPM is only piecewise smooth.
+SMOOTH_SDES = [sde for sde in SDES if not isinstance(sde, DiscreteVPSDE)]
+
+SOLVERS: list[Solver] = [
+    Euler(),
+    Midpoint(),
+    Heun(),
+    RK4(),
+    DDIM(),
+    DDIM(0.5),
+    DDIM(1.0),
+    DDIM(1.0, variance="forward"),
+    DPMSolverPP(1),
+    DPMSolverPP(2),
+    EulerMaruyama(),
+    EulerMaruyama(0.5),
+    EulerMaruyama(0.0),
+    Angle(Euler()),
+    Angle(Heun(), 0.7),
+    Angle(RK4(), 0.7),
+    Angle(DPMSolverPP(2)),
+    Churn(Heun(), 0.1),
+    Churn(DPMSolverPP(2), 0.1),
+    PredictorCorrector(EulerMaruyama(), Langevin(2, 0.16)),
+    PredictorCorrector(DPMSolverPP(2), Langevin(1, 0.1)),
+    PredictorCorrector(Hold(), Langevin(3, 0.2)),
+    annealed_langevin(2, epsilon=2e-5, sigma_min=0.01),
+    Torchdiffeq("dopri5"),
+    Torchdiffeq("rk4"),
+    Torchsde("euler", 20),
+    Torchsde("srk", 10),
+]
+
+# An adaptive method of torchdiffeq controls one error norm over the batch, as its documentation here says.
+COUPLED: list[Solver] = [s for s in SOLVERS if isinstance(s, Torchdiffeq) and s.order == 0]
+
+# Deterministic solvers with a claimed order.
+ODE_SOLVERS = [s for s in SOLVERS if s.order and not s.stochastic]
+
+# Solvers whose step on Gaussian data is linear in the state and the noise: their moments follow without sampling.
+WEAK_ORDER_1: list[Solver] = [
+    EulerMaruyama(),
+    EulerMaruyama(0.5),
+    DDIM(1.0),
+    DDIM(0.5),
+]
+
+KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v, predict.EDM(0.7)]
+
+
+def name(thing: object) -> str:
+    """A test id."""
+    return repr(thing)
+
+
+def start(sde: SDE, solver: Solver) -> float:
+    """The time to start from: the end of the range, or short of it where the solver needs some data left."""
+    infinite_g = isinstance(sde, FlowSDE) and not solver_is_regular_at_the_end(solver)
+    return 0.99 if infinite_g else sde.t_max
+
+
+def solver_is_regular_at_the_end(solver: Solver) -> bool:
+    """Whether a solver can start where alpha = 0: all but those that need g, which is infinite there."""
+    parts = [solver, *(getattr(solver, part) for part in ("inner", "predictor", "corrector") if hasattr(solver, part))]
+    return not any(isinstance(s, Torchsde) or (isinstance(s, EulerMaruyama) and s.eta > 0) for s in parts)
+
+
+def grid(sde: GaussianSDE, solver: Solver, steps: int) -> Tensor:
+    """A falling grid that every solver can take: uniform in the angle between the data and the noise."""
+    t = torch.tensor([start(sde, solver), sde.t_min], dtype=torch.float64)
+    top, bottom = torch.atan(torch.exp(-sde.half_log_snr(t))).tolist()
+    return between(sde, top, bottom, steps, ends=(float(t[0]), float(t[1])))
+
+
+def between(sde: GaussianSDE, top: float, bottom: float, steps: int, ends: tuple[float, float] | None = None) -> Tensor:
+    """Times uniform in the angle `atan(sigma / alpha)`, from `top` to `bottom`."""
+    u = torch.linspace(top, bottom, steps + 1, dtype=torch.float64)
+    times = sde.time_of(-torch.log(torch.tan(u)))
+    if ends is not None:
+        times[0], times[-1] = ends
+    return times
+
+
+def slope(steps: list[int], errors: list[float]) -> float:
+    """The order of convergence: minus the slope of log error against log steps."""
+    n = torch.tensor([math.log(k) for k in steps], dtype=torch.float64)
+    e = torch.tensor([math.log(v) for v in errors], dtype=torch.float64)
+    return float(-((n - n.mean()) * (e - e.mean())).sum() / (n - n.mean()).square().sum())
+
+
+class OneAtATime(NoiseSource):
+    """Row `k + 2` gets a unit of noise at draw `k` and none elsewhere; rows 0 and 1 get none.
+
+    With states 0 and 1 in the first two rows, a solver that is linear shows its whole response in one solve.
+    """
+
+    def __init__(self, draws: int) -> None:
+        super().__init__((1,), torch.float64, "cpu")
+        self.rows, self.drawn = draws + 2, 0
+
+    def prior(self) -> Tensor:
+        x = torch.zeros(self.rows, 1, dtype=torch.float64)
+        x[1] = 1.0
+        return x
+
+    def __call__(self, t: float, s: float) -> Tensor:
+        z = torch.zeros(self.rows, 1, dtype=torch.float64)
+        z[self.drawn + 2] = 1.0
+        self.drawn += 1
+        return z
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+class DoubleWell(SDE):
+    """A general SDE, neither affine nor Gaussian: `dx = (x - x^3) dt + dw`, with a broad Gaussian as prior."""
+
+    t_min, t_max = 0.0, 1.0
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return x - x**3
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def prior(self, z: Tensor) -> Tensor:
+        return z
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        return -0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(1)
