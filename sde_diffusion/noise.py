@@ -31,10 +31,10 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
     """
     if seed is None:
         seed = secrets.randbits(31)
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        seeds = [seed + i for i in range(n)]
-    elif isinstance(seed, (list, tuple, range)) and all(isinstance(k, int) for k in seed):
-        seeds = list(seed)
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        seeds = [int(seed) + i for i in range(n)]
+    elif isinstance(seed, (list, tuple, range)) and all(isinstance(k, (int, np.integer)) for k in seed):
+        seeds = [int(k) for k in seed]
         if len(seeds) != n:
             raise ValueError(f"got {len(seeds)} seeds for {n} samples: give one integer, or one seed per sample")
     else:

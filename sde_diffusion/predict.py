@@ -99,12 +99,21 @@ class Prediction:
             out = linear(x, p, f, q)
         return out.clone() if out is x or out is f else out
 
-    def add_data(self, out: Tensor, w: float) -> Tensor:
-        """Adds `w data` to `out` in place."""
+    def add_to(self, out: Tensor, p: float, q: float) -> None:
+        """Adds `p data + q noise` to `out` in place, for floats `p` and `q`."""
         c = self._c
-        if c is None or self._data is not None or c.data_x == 0.0:
-            return out.add_(self.data, alpha=w)
-        return out.add_(self._x, alpha=float(w * c.data_x)).add_(self._f, alpha=float(w * c.data_f))
+        if c is None:
+            if p:
+                out.add_(self.data, alpha=p)
+            if q:
+                out.add_(self.noise, alpha=q)
+            return
+        a = (p * c.data_x if p else 0.0) + q * c.noise_x
+        b = (p * c.data_f if p else 0.0) + q * c.noise_f
+        if a:
+            out.add_(self._x, alpha=float(a))
+        if b:
+            out.add_(self._f, alpha=float(b))
 
 
 class Parametrisation(ABC):

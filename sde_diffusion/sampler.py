@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,7 +97,7 @@ class SDESampler:
             if nfe is not None:
                 steps = self._steps_for(nfe)
             elif steps is None:
-                steps = self.solver.default_steps
+                steps = int(high) if self.grid is grids.integers else self.solver.default_steps
             times = as_grid(self.grid(self.sde, check_count(steps, "steps")), low, high)
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
@@ -184,7 +185,8 @@ class SDESampler:
     ) -> Iterator[Snapshot]:
         """The solve behind `sample`, step by step: for trajectories, previews and stopping early. Arguments as there.
 
-        The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time.
+        The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time. A
+        state that is not finite may be handed out, and is reported within four steps.
         """
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         return _graded(self._solve(n, _seeds(seed, n), x_T, noise, cond), grad)
@@ -352,7 +354,7 @@ def _grid_name(grid: Any) -> str:
 
 def _seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
-    if seed is None or isinstance(seed, (int, list, tuple, range)):
+    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
         return seed_list(seed, n)
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
 

@@ -365,5 +365,11 @@ class DiscreteVPSDE(GaussianSDE):
 
     def time_of(self, lam: Tensor) -> Tensor:
         table = self._lam.to(lam.device)
+        slack = 1e-9 * float(table.abs().max())
+        if bool(((lam > table[0] + slack) | (lam < table[-1] - slack)).any()):
+            raise ValueError(
+                f"half log-SNR {float(lam.min()):.6g} to {float(lam.max()):.6g} leaves the chain of {len(table)} "
+                f"levels, which spans {float(table[-1]):.6g} to {float(table[0]):.6g}: its network knows no index there"
+            )
         i = (torch.searchsorted(-table, -lam) - 1).clamp(0, len(table) - 2)
         return i + (lam - table[i]) / (table[i + 1] - table[i])

@@ -164,7 +164,7 @@ class GaussianSDE(SDE):
             if not beyond < low:
                 break
             ends[1], low = further, beyond
-        slack = 1e-9 * max(1.0, *(abs(end) for end in (high, low) if math.isfinite(end)))
+        slack = 1e-9 * max([1.0, *(abs(end) for end in (high, low) if math.isfinite(end))])
         if bool(((lam > high + slack) | (lam < low - slack)).any()):
             raise ValueError(
                 f"half log-SNR {float(lam.min()):.6g} to {float(lam.max()):.6g} is not reached by {self!r}, "
@@ -206,9 +206,9 @@ class GaussianSDE(SDE):
         rate: Tensor = at.dalpha / at.alpha
         return rate * x
 
-    def diffusion(self, t: Tensor) -> Tensor:
+    def diffusion(self, t: float | Tensor) -> Tensor:
         r"""$g(t) = \sqrt{2\sigma(\sigma' - \sigma\alpha'/\alpha)}$, elementwise."""
-        t = t.to(torch.float64)
+        t = torch.as_tensor(t, dtype=torch.float64)
         alpha, sigma = self.alpha(t), self.sigma(t)
         dalpha, dsigma = self.rates(t)
         return torch.sqrt(2 * sigma * (dsigma - sigma * dalpha / alpha))

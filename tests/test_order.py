@@ -42,7 +42,12 @@ def states(model: Gaussian, n: int = 16) -> tuple[Tensor, float, float]:
     return model.sample(n, seed=1) * at.alpha + at.sigma * z, t, s
 
 
-STEPS = {1: [32, 64, 128, 256], 2: [16, 32, 64, 128], 3: [16, 32, 64], 4: [16, 32, 64, 128]}
+STEPS = {1: [32, 64, 128, 256], 2: [16, 32, 64, 128], 3: [64, 128, 256], 4: [16, 32, 64, 128]}
+
+
+def best(solver: Solver) -> float:
+    """The most a method can show: its order and one for a corrector, or for the midpoint rule on linear problems."""
+    return max(solver.order + 1, solver.claim) + 0.6
 
 
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
@@ -50,11 +55,10 @@ STEPS = {1: [32, 64, 128, 256], 2: [16, 32, 64, 128], 3: [16, 32, 64], 4: [16, 3
 def test_every_ode_solver_reaches_its_order_on_every_sde(solver: Solver, sde: GaussianSDE) -> None:
     model = gaussian(sde)
     x, t, s = states(model)
-    steps = STEPS[int(solver.order)]
+    steps = STEPS[round(solver.claim)]
     errors = [float((solve(model, solver, x, n) - model.flow(x, t, s)).square().mean().sqrt()) for n in steps]
     assert min(errors) > 1e-13, "the error has reached rounding: the slope would say nothing"
-    # On linear problems with these rates the midpoint rule gains an order, so that the bound above is loose here.
-    assert solver.order - 0.15 <= zoo.slope(steps, errors) <= solver.order + 1.1, errors
+    assert solver.claim - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
 
 
 @cache
@@ -69,9 +73,9 @@ def mixture_problem() -> tuple[Denoiser, Tensor, Tensor]:
 def test_every_ode_solver_reaches_its_order_on_a_mixture(solver: Solver) -> None:
     # Median over samples: one that changes its mode between two grids would rule a mean.
     model, x, exact = mixture_problem()
-    steps = STEPS[int(solver.order)]
+    steps = STEPS[round(solver.claim)]
     errors = [float((solve(model, solver, x, n) - exact).norm(dim=1).median()) for n in steps]
-    assert solver.order - 0.15 <= zoo.slope(steps, errors) <= solver.order + 0.5, errors
+    assert solver.claim - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
 
 
 STRONG_SDES = [VPSDE(), SubVPSDE(), VESDE(), BrownianSDE(), CosineSDE(), EDMSDE(), FlowSDE()]

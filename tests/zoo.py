@@ -13,10 +13,14 @@ from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import (
     DDIM,
+    IPNDM,
     RK4,
+    Adams,
     Angle,
     Churn,
+    DPMSolver,
     DPMSolverPP,
+    DPMSolverPP2S,
     Euler,
     EulerMaruyama,
     Heun,
@@ -24,11 +28,15 @@ from sde_diffusion.solvers import (
     Langevin,
     Midpoint,
     PredictorCorrector,
+    SASolver,
+    SDEDPMSolverPP,
     Solver,
     Torchdiffeq,
     Torchsde,
+    UniPC,
     annealed_langevin,
 )
+from sde_diffusion.solvers.adams import QUANTITIES
 
 SDES: list[GaussianSDE] = [
     VPSDE(),
@@ -55,6 +63,28 @@ SOLVERS: list[Solver] = [
     DDIM(1.0, variance="forward"),
     DPMSolverPP(1),
     DPMSolverPP(2),
+    DPMSolverPP(3),
+    DPMSolverPP2S(),
+    DPMSolverPP2S(stiff=True),
+    DPMSolver(1),
+    DPMSolver(2),
+    DPMSolver(3),
+    SDEDPMSolverPP(1),
+    SDEDPMSolverPP(2),
+    SDEDPMSolverPP(3, 0.5),
+    SDEDPMSolverPP(2, 0.0),
+    *(UniPC(p, v) for p in (1, 2, 3, 4) for v in ("bh1", "bh2")),
+    SASolver(2, 2),
+    SASolver(3, 3, 0.5),
+    SASolver(2, 0),
+    SASolver(3, 3, 0.0),
+    SASolver(2, 1, s_min=0.1, s_max=2.0),
+    Adams(1, "angle"),
+    *(Adams(3, quantity) for quantity in QUANTITIES),
+    Adams(2, "angle", 0.7),
+    Adams(5),
+    IPNDM(2),
+    IPNDM(4),
     EulerMaruyama(),
     EulerMaruyama(0.5),
     EulerMaruyama(0.0),
@@ -86,6 +116,11 @@ WEAK_ORDER_1: list[Solver] = [
     EulerMaruyama(0.5),
     DDIM(1.0),
     DDIM(0.5),
+    SDEDPMSolverPP(1),
+    SDEDPMSolverPP(2),
+    SDEDPMSolverPP(3, 0.5),
+    SASolver(2, 2),
+    SASolver(3, 3, 0.5),
 ]
 
 KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v, predict.EDM(0.7)]
@@ -103,9 +138,15 @@ def start(sde: SDE, solver: Solver) -> float:
 
 
 def solver_is_regular_at_the_end(solver: Solver) -> bool:
-    """Whether a solver can start where alpha = 0: all but those that need g, which is infinite there."""
+    """Whether a solver can start where alpha = 0: all but those that need g, or lam, or data to divide by."""
     parts = [solver, *(getattr(solver, part) for part in ("inner", "predictor", "corrector") if hasattr(solver, part))]
-    return not any(isinstance(s, Torchsde) or (isinstance(s, EulerMaruyama) and s.eta > 0) for s in parts)
+    return not any(
+        isinstance(s, (Torchsde, DPMSolverPP2S, IPNDM))
+        or (isinstance(s, EulerMaruyama) and s.eta > 0)
+        or (isinstance(s, DPMSolver) and s.order > 1)
+        or (isinstance(s, Adams) and s.quantity in ("noise", "rho", "time"))
+        for s in parts
+    )
 
 
 def grid(sde: GaussianSDE, solver: Solver, steps: int) -> Tensor:

@@ -94,6 +94,10 @@ class Angle(Solver):
         return self.inner.order
 
     @property
+    def claim(self) -> float:
+        return self.inner.claim
+
+    @property
     def evaluations(self) -> int | None:  # type: ignore[override]
         return self.inner.evaluations
 

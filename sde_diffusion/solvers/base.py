@@ -25,7 +25,8 @@ class Solver(ABC):
 
     Attributes:
         needs: The weakest equation it can work on; checked before any network call.
-        order: Claimed order of convergence, to which the tests hold it; 0 where the notion does not apply.
+        order: Order of the method, by its name; 0 where the notion does not apply.
+        claim: Order of convergence it is held to by the tests: `order`, or less where the start of a method lowers it.
         evaluations: Network calls per step; None where the solver chooses (adaptive and outside backends).
         stochastic: Whether it draws noise.
         default_steps: How many steps a sampler takes unless told.
@@ -36,6 +37,11 @@ class Solver(ABC):
     evaluations: int | None = 1
     stochastic: bool = False
     default_steps: int = 30
+
+    @property
+    def claim(self) -> float:
+        """Order of convergence that the tests hold the solver to."""
+        return self.order
 
     @abstractmethod
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:

@@ -145,12 +145,17 @@ class Churn(Solver):
     then the inner solver from $\hat t$ to $s$. The order of the inner solver in its ODE part; its evaluations. A
     multistep inner solver starts afresh after each rise. Any Gaussian SDE.
 
+    The first step rises beyond `t_max`, as in the paper, but on a discrete chain, which has no level there.
+
     Args:
         inner: The solver, such as `Heun()`.
         gamma: Relative rise; the paper's is $\min(S_{churn}/N, \sqrt2 - 1)$ for $N$ steps.
         s_min: No rise below this $\sigma/\alpha$.
-        s_max: No rise from above this $\sigma/\alpha$; the first step rises beyond `t_max`, as in the paper.
+        s_max: No rise from above this $\sigma/\alpha$.
         s_noise: Factor on the noise, 1 or slightly more.
+
+    The paper churns before its last step to zero noise too, which here is the final jump and is not churned: the two
+    agree for an `s_min` above the last level.
 
     References:
         Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (Algorithm 2).
@@ -180,16 +185,19 @@ class Churn(Solver):
     def default_steps(self) -> int:  # type: ignore[override]
         return self.inner.default_steps
 
-    def _raised(self, t: Level) -> float | None:
+    def _raised(self, eq: GaussianReverseSDE, t: Level) -> float | None:
         """The half log-SNR to rise to, or None where the state is left alone."""
         ratio = math.exp(-t.lam) if t.lam > -math.inf else math.inf
         if not self.gamma or not self.s_min <= ratio <= self.s_max or ratio == math.inf:
             return None
-        return t.lam - math.log1p(self.gamma)
+        lam = t.lam - math.log1p(self.gamma)
+        if eq.sde.time_is_index:  # a chain has no level beyond its last
+            lam = max(lam, eq.prefill([eq.sde.t_max])[0].lam)
+        return lam if lam < t.lam else None
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         starts = eq.prefill(t for t, _ in intervals)
-        raised = [self._raised(at) for at in starts]
+        raised = [self._raised(eq, at) for at in starts]
         levels = iter(eq.prefill_lam([lam for lam in raised if lam is not None]))
         hats = [at if lam is None else next(levels) for at, lam in zip(starts, raised, strict=True)]
         self.inner.prepare(eq, [(hat.t, s) for hat, (_, s) in zip(hats, intervals, strict=True)])
@@ -197,7 +205,7 @@ class Churn(Solver):
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
     ) -> tuple[Tensor, Any]:
-        lam = self._raised(t)
+        lam = self._raised(eq, t)
         if lam is None:
             return self.inner.step(eq, x, t, s, None, noise)
         hat = eq.level_at_lam(lam)

@@ -1,0 +1,213 @@
+"""The command line: `sde-diffusion train`, `sample` and `demo`. An error is one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sde_diffusion import __version__, commands
+from sde_diffusion._checks import SolverError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        0, or 2 after an error, or 130 after an interruption.
+    """
+    args = _parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            args.run(args)
+        except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
+            _complain("error: " + " ".join(str(error).split()))
+            return 2
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            return 130
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(f"sde-diffusion: {line}", file=sys.stderr, flush=True)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    _complain("warning: " + " ".join(str(message).split()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sde-diffusion",
+        description="Generative modelling with stochastic differential equations: train, sample, or see it work.",
+        epilog="`sde-diffusion COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(group)
+    _add_sample(group)
+    _add_demo(group)
+    return parser
+
+
+def _add(group: Any, name: str, run: Callable[[argparse.Namespace], None], what: str, **more: Any) -> Any:
+    command = group.add_parser(name, help=what[0].lower() + what[1:], description=what, formatter_class=_Help, **more)
+    command.set_defaults(run=run)
+    command.add_argument("--seed", type=_natural, default=0, metavar="K", help="seed of everything random")
+    command.add_argument("--threads", type=_positive, default=1, metavar="N", help="processor threads")
+    return command
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults shown where there is one, examples kept as written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _add_train(group: Any) -> None:
+    command = _add(
+        group,
+        "train",
+        _train,
+        "Train a model on your own arrays.",
+        epilog="example:\n  sde-diffusion train --data faces.npz --out model --steps 5000 --threads 8",
+    )
+    need = command.add_argument_group("required")
+    need.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".npy, or .npz with `x` and perhaps `label`: float vectors (N, D) or images (N, C, H, W), of any scale",
+    )
+    need.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the checkpoint")
+    command.add_argument("--sde", choices=commands.SDES, default="edm", help="process under which it is trained")
+    command.add_argument("--kind", choices=commands.KINDS, default="edm", help="what the network predicts")
+    command.add_argument("--steps", type=_positive, default=3000, metavar="N", help="gradient steps")
+    command.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="samples per step")
+    command.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    command.add_argument(
+        "--width",
+        "--hidden",
+        type=_positive,
+        metavar="N",
+        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images",
+    )
+
+
+def _add_sample(group: Any) -> None:
+    command = _add(
+        group,
+        "sample",
+        _sample,
+        "Draw samples from a checkpoint.",
+        epilog="example:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png",
+    )
+    need = command.add_argument_group("required")
+    need.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder written by train or demo")
+    need.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".npy; .npz with `x` and `label`; or .png, a picture of images or of points in the plane",
+    )
+    command.add_argument("--n", type=_positive, default=64, metavar="N", help="number of samples")
+    command.add_argument("--solver", choices=commands.SOLVERS, default="dpmpp2", help="how the equation is solved")
+    cost = command.add_mutually_exclusive_group()
+    cost.add_argument("--steps", type=_positive, metavar="N", help="solver steps; unset, the solver's own default")
+    cost.add_argument("--nfe", type=_positive, metavar="N", help="budget of network evaluations per sample, instead")
+    command.add_argument(
+        "--label",
+        metavar="K",
+        default="all",
+        help="class of a class-conditional model; `all` takes the classes in turn, `none` asks for no class",
+    )
+    command.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="samples in memory at once")
+
+
+def _add_demo(group: Any) -> None:
+    command = _add(
+        group,
+        "demo",
+        _demo,
+        "Train on handwritten digits, sample with every solver, score, draw: about five minutes.",
+    )
+    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything written")
+    command.add_argument("--steps", type=_positive, metavar="N", help="training steps; unset, 1200, or 60 with --quick")
+    command.add_argument("--quick", action="store_true", help="everything, in under a minute, and nothing good")
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _train(args: argparse.Namespace) -> None:
+    commands.train_file(
+        args.data,
+        args.out,
+        sde=args.sde,
+        kind=args.kind,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        width=args.width,
+        seed=args.seed,
+        say=_say,
+    )
+
+
+def _sample(args: argparse.Namespace) -> None:
+    commands.sample_file(
+        args.checkpoint,
+        args.out,
+        n=args.n,
+        solver=args.solver,
+        steps=args.steps,
+        nfe=args.nfe,
+        label=args.label,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        say=_say,
+    )
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from sde_diffusion.demo import QUICK, Settings, run
+
+    settings = replace(QUICK if args.quick else Settings(), seed=args.seed)
+    run(args.out, settings if args.steps is None else replace(settings, steps=args.steps), say=_say)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""What `sde-diffusion train` and `sample` do: from a file of arrays to a checkpoint, and from there to a file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import clocks, losses, predict, schedules
+from sde_diffusion._files import write_files
+from sde_diffusion.arrays import load_array
+from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sde_diffusion.denoiser import Network
+from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.plots import picture
+from sde_diffusion.predict import Parametrisation
+from sde_diffusion.sampler import SDESampler
+from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.solvers import (
+    DDIM,
+    RK4,
+    Angle,
+    Churn,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    Midpoint,
+    PredictorCorrector,
+    Solver,
+    Torchdiffeq,
+)
+from sde_diffusion.training import train
+
+SDES: dict[str, Callable[[], GaussianSDE]] = {
+    "edm": partial(schedules.EDMSDE, 0.005, 80.0),
+    "vp": schedules.VPSDE,
+    "subvp": schedules.SubVPSDE,
+    "ve": partial(schedules.VESDE, 0.005, 80.0),
+    "cosine": schedules.CosineSDE,
+    "flow": schedules.FlowSDE,
+    "brownian": schedules.BrownianSDE,
+    "ddpm": schedules.DiscreteVPSDE.linear,
+}
+KINDS: dict[str, Parametrisation] = {
+    "edm": predict.edm,
+    "noise": predict.noise,
+    "data": predict.data,
+    "score": predict.score,
+    "velocity": predict.velocity,
+    "v": predict.v,
+}
+SOLVERS: dict[str, Solver] = {
+    "dpmpp2": DPMSolverPP(order=2),
+    "dpmpp1": DPMSolverPP(order=1),
+    "ddim": DDIM(),
+    "ddpm": DDIM(eta=1.0),
+    "euler": Euler(),
+    "midpoint": Midpoint(),
+    "heun": Heun(),
+    "rk4": RK4(),
+    "angle-heun": Angle(Heun()),
+    "angle-rk4": Angle(RK4()),
+    "churn-heun": Churn(Heun(), gamma=0.2),
+    "euler-maruyama": EulerMaruyama(),
+    "predictor-corrector": PredictorCorrector(DDIM(eta=1.0), Langevin(1, snr=0.16)),
+    "dopri5": Torchdiffeq("dopri5"),
+}
+
+
+def train_file(
+    data: Path,
+    out: Path,
+    *,
+    sde: str = "edm",
+    kind: str = "edm",
+    steps: int = 3000,
+    batch_size: int = 128,
+    lr: float = 2e-3,
+    width: int | None = None,
+    seed: int = 0,
+    say: Callable[[str], None],
+) -> None:
+    """Trains a model on an array, and saves it.
+
+    The data are standardised by their mean and standard deviation over all coordinates, which the checkpoint keeps.
+    Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
+
+    Args:
+        data: `.npy` or `.npz` file, see `arrays.load_array`.
+        out: Folder for the checkpoint.
+        sde: Name in `SDES`.
+        kind: Name in `KINDS`.
+        steps: Gradient steps.
+        batch_size: Samples per step.
+        lr: Highest learning rate.
+        width: Width of the network.
+        seed: Of everything random.
+        say: Called with every line of the report.
+
+    Raises:
+        TypeError, ValueError: Data, or a combination of process and parametrisation, that cannot be trained on.
+        FileNotFoundError: No such file.
+    """
+    x, labels = load_array(data)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder")
+    mean, std = float(x.double().mean()), float(x.double().std(correction=0))
+    if not std > 0:
+        raise ValueError(f"all values in {data} are equal: there is nothing to learn")
+    classes = 0 if labels is None else int(labels.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _net_for(x, classes, width)
+    model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    say(f"{len(x)} samples {tuple(x.shape[1:])}, mean {mean:.4g}, std {std:.4g}, {classes or 'no'} classes")
+    say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
+    done = train(
+        model,
+        (x - mean) / std,
+        labels,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        times=times,
+        weight=weight,
+        seed=seed,
+        progress=True,
+    )
+    extra = {"data_range": [float(x.min()), float(x.max())], "steps": steps, "seed": seed}
+    save_checkpoint(out, done.model, mean=mean, std=std, extra=extra)
+    last = done.losses[-100:]
+    say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
+    say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
+
+
+def _describe(net: nn.Module) -> str:
+    return f"{type(net).__name__} with {sum(p.numel() for p in net.parameters()):,} parameters"
+
+
+def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
+    """A residual MLP for vectors, a U-Net for images."""
+    if x.ndim == 2:
+        # input frequencies sharpen edges in the plane and throw points far away in many dimensions
+        return MLP(x.shape[1], hidden=width or 128, features=16 if x.shape[1] <= 3 else 0, classes=classes)
+    if x.ndim == 4:
+        return UNet(x.shape[1], width=width or 32, classes=classes)
+    raise ValueError(
+        f"--data holds samples of shape {tuple(x.shape[1:])}: wanted vectors (N, D) or images (N, C, H, W); "
+        "grey images (N, H, W) become x[:, None]"
+    )
+
+
+def _model_for(
+    net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]
+) -> tuple[Network, losses.TimeSampler, losses.Weighting | None]:
+    """The model, and the times and the weight that suit its process and parametrisation."""
+    sde, kind = SDES[sde_name](), KINDS[kind_name]
+    (last,) = sde.levels([sde.t_max])
+    kind.coefficients(last)  # refuses what tells nothing of the data at the noisy end
+    if kind_name != "edm" and last.sigma > 3:
+        raise ValueError(
+            f"--kind {kind_name} on --sde {sde_name}: the network would see states of size {last.sigma:.3g} as they "
+            "are. Take --kind edm, which scales them, or --sde vp"
+        )
+    times = losses.LogNormalSigma() if kind_name == "edm" else losses.uniform_time
+    weight = losses.noise_weight if kind_name == "score" else None
+    # a quarter of the log noise level: of order one on every process
+    return Network(net, sde, kind, clock=clocks.edm, shape=shape), times, weight
+
+
+def sample_file(
+    checkpoint: Path,
+    out: Path,
+    *,
+    n: int = 64,
+    solver: str = "dpmpp2",
+    steps: int | None = None,
+    nfe: int | None = None,
+    label: str = "all",
+    batch_size: int = 256,
+    seed: int = 0,
+    say: Callable[[str], None],
+) -> None:
+    """Draws samples from a checkpoint into a file, in the units of the data it was trained on.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        out: File to write: `.npy`; `.npz` with `x` and `label`; or `.png`.
+        n: Number of samples.
+        solver: Name in `SOLVERS`.
+        steps: Solver steps.
+        nfe: Budget of network evaluations instead.
+        label: A class, `"all"` for every class in turn, or `"none"`.
+        batch_size: Samples in memory at once.
+        seed: Sample `i` has the stream `seed + i`.
+        say: Called with every line of the report.
+
+    Raises:
+        FileNotFoundError: No checkpoint.
+        ValueError: A damaged checkpoint, a label or a file name that does not fit.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in (".npy", ".npz", ".png"):
+        raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {out.parent}")
+    loaded = load_checkpoint(checkpoint)
+    labels = _labels_for(label, n, loaded.classes)
+    sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
+    cond: dict[str, Any] = {} if labels is None else {"label": labels}
+    x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)
+    x = x * loaded.std + loaded.mean
+    if suffix == ".png":
+        _picture(out, x, loaded)
+    else:
+        content = io.BytesIO()
+        arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
+        np.save(content, arrays["x"]) if suffix == ".npy" else np.savez(content, **arrays)
+        write_files({out: content.getvalue()})
+    say(f"{n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
+
+
+def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
+    if wanted == "none" or (wanted == "all" and not classes):
+        return None
+    if wanted == "all":
+        return torch.arange(n) % classes
+    if not classes:
+        raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
+    if not wanted.isdecimal() or int(wanted) >= classes:
+        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted!r}")
+    return torch.full((n,), int(wanted))
+
+
+def _picture(path: Path, x: Tensor, loaded: Checkpoint) -> None:
+    low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
+    columns = loaded.classes or math.ceil(math.sqrt(len(x)))
+    picture(path, x, low=low, high=high, columns=columns)

@@ -1,0 +1,198 @@
+"""The pictures of the demonstration and of `sde-diffusion sample`: matplotlib without windows or global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._files import write_files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def tile(images: Tensor, columns: int, *, gap: int = 1, fill: float = float("nan")) -> Tensor:
+    """Images `(N, H, W)` laid out row by row, `columns` in each, with a gap of some pixels: `(H', W')`."""
+    n, h, w = images.shape
+    rows = math.ceil(n / columns)
+    board = images.new_full((rows * (h + gap) - gap, columns * (w + gap) - gap), fill)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        board[top : top + h, left : left + w] = image
+    return board
+
+
+def by_class(images: Tensor, labels: Tensor, n: int, classes: int = 10) -> Tensor:
+    """The first `n` images of each class, blank where there are fewer: `(N, 1, H, W)` -> `(classes, n, H, W)`."""
+    board = images.new_full((classes, n, *images.shape[2:]), float("nan"))
+    for k in range(classes):
+        found = images[labels == k][:n, 0]
+        board[k, : len(found)] = found
+    return board
+
+
+def sample_grid(path: str | Path, drawn: Tensor, real: Tensor, *, title: str) -> None:
+    """Draws one row per class: samples on the left, real images on the right.
+
+    Args:
+        path: File to write.
+        drawn: Samples, shape `(K, n, H, W)`, in `[-1, 1]`.
+        real: Real images, shape `(K, m, H, W)`.
+        title: Heading.
+    """
+    k, n, h, w = drawn.shape
+    columns = n + 1 + real.shape[1]
+    between = drawn.new_full((k, 1, h, w), float("nan"))
+    figure = _figure(0.46 * (columns + 1.5), 0.46 * k + 0.85)
+    axes = figure.subplots()
+    _show(axes, tile(torch.cat([drawn, between, real], dim=1).flatten(0, 1), columns))
+    middle = [(0 + n) / 2, n + 1 + real.shape[1] / 2]
+    axes.set_xticks([m * (w + 1) - 1 for m in middle], ["generated", "real (test split)"], fontsize=11)
+    axes.xaxis.tick_top()
+    axes.set_yticks([i * (h + 1) + (h - 1) / 2 for i in range(k)], [str(i) for i in range(k)], fontsize=11)
+    axes.set_ylabel("class asked for", fontsize=11)
+    _save(figure, path, title)
+
+
+def film_strip(
+    path: str | Path, states: Tensor, guesses: Tensor, levels: Sequence[float], names: Sequence[object], *, title: str
+) -> None:
+    """Draws samples on their way from noise to image, each state above what the network takes it to be.
+
+    Args:
+        path: File to write.
+        states: Variance-normalised states, shape `(n, T, H, W)`, noise first.
+        guesses: The posterior means at the same times, same shape.
+        levels: Noise level of each column, in standard deviations of the data; 0 for the finished image.
+        names: What each sample was asked to be.
+        title: Heading.
+    """
+    n, t, h, w = states.shape
+    figure = _figure(0.72 * t + 1.6, 2 * 0.72 * n + 0.14 * n + 1.0)
+    figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr,call-arg]
+    bands = figure.subplots(n, 1, squeeze=False)[:, 0]
+    for axes, state, guess, name in zip(bands, states, guesses, names, strict=True):
+        _show(axes, tile(torch.cat([state, guess]), t))
+        axes.set_yticks([(h - 1) / 2, h + 1 + (h - 1) / 2], ["state", "network's\nestimate"], fontsize=10)
+        axes.set_ylabel(f"class {name}", fontsize=11, fontweight="bold")
+    ticks = [i * (w + 1) + (w - 1) / 2 for i in range(t)]
+    bands[-1].set_xticks(ticks, [f"{s:.2g}" if s else "image" for s in levels], fontsize=10)
+    bands[-1].set_xlabel("noise level, in standard deviations of the data", fontsize=10)
+    _save(figure, path, title)
+
+
+def quality_plot(
+    path: str | Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    points: Mapping[str, tuple[int, float]],
+    *,
+    floor: float,
+    title: str,
+) -> None:
+    """Draws Frechet distance against network evaluations per sample, both on logarithmic axes.
+
+    Args:
+        path: File to write.
+        curves: For each name the pairs (evaluations, distance), joined by lines.
+        points: Single pairs, drawn as marks and named in the legend.
+        floor: The distance of real training images at the same number of images.
+        title: Heading.
+    """
+    figure = _figure(10.5, 5.2)
+    axes = figure.subplots()
+    top = 12 * floor
+    for i, (name, curve) in enumerate(curves.items()):
+        style: dict[str, Any] = {"color": COLOURS[i % 7], "marker": "osD^v"[i % 5], "ls": ("-", "--", "-.")[i % 3]}
+        axes.plot(*zip(*sorted(curve), strict=True), lw=1.8, markersize=6, mfc="white", mew=1.6, label=name, **style)
+        for x, y in curve:
+            if y > top:
+                axes.annotate(f"{y:.0f} \u2191", (x, 0.85 * top), color=style["color"], ha="center", fontsize=10)
+    for i, (name, (x, y)) in enumerate(points.items()):
+        axes.plot(x, min(y, top), "PXd<>ph"[i % 7], markersize=9, color="0.35", mec="white", ls="none", label=name)
+    axes.axhline(floor, color="0.4", ls="--", lw=1.2, label="real training images")
+    axes.set(xscale="log", yscale="log", ylim=(0.8 * min(floor, *(y for c in curves.values() for _, y in c)), top))
+    axes.set_xlabel("network evaluations per sample", fontsize=11)
+    axes.set_ylabel("Frechet distance to test images (less is better)", fontsize=11)
+    _plain_ticks(axes, [x for c in (*curves.values(), points.values()) for x, _ in c])
+    axes.grid(True, which="both", color="0.92", lw=0.7)
+    axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _save(figure, path, title)
+
+
+def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: int) -> None:
+    """Draws samples for a look: images `(N, 1 or 3, H, W)` as a board, points `(N, 2)` as a scatter.
+
+    Args:
+        path: File to write.
+        x: Samples.
+        low: Value drawn black.
+        high: Value drawn white.
+        columns: Images per row.
+
+    Raises:
+        ValueError: Anything but grey or colour images or points of two coordinates.
+    """
+    if x.ndim == 2 and x.shape[1] == 2:
+        figure = _figure(5, 5)
+        axes = figure.subplots()
+        axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=4, lw=0, alpha=0.6, color=COLOURS[0])
+        axes.set(aspect="equal", xlabel="coordinate 0", ylabel="coordinate 1")
+    elif x.ndim == 4 and x.shape[1] in (1, 3):
+        shade = ((x - low) / (high - low)).clamp(0, 1)
+        board = torch.stack([tile(channel, columns, fill=1.0) for channel in shade.unbind(1)], dim=2)
+        figure = _figure(board.shape[1] / 20 + 0.2, board.shape[0] / 20 + 0.2)
+        axes = figure.subplots()
+        axes.imshow(board.expand(-1, -1, 3).numpy(), interpolation="nearest")
+        axes.axis("off")
+    else:
+        raise ValueError(
+            f"no picture of samples of shape {tuple(x.shape[1:])}: a .png holds images (1 or 3, H, W) or points (2,). "
+            "Write .npy or .npz"
+        )
+    _save(figure, path, None)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'sde-diffusion[examples]'") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _show(axes: Axes, board: Tensor) -> None:
+    axes.imshow(board.clamp(-1, 1).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _plain_ticks(axes: Axes, evaluations: Iterable[float]) -> None:
+    """Round numbers, written out, on both logarithmic axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    top = max(evaluations)
+    axes.set_xticks([v for v in (5, 10, 20, 50, 100, 200, 500, 1000) if v <= 1.3 * top])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Any, path: str | Path, title: str | None) -> None:
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.1)
+    write_files({Path(path): drawn.getvalue()})

@@ -1,0 +1,185 @@
+r"""Predictor-corrector multistep methods that reuse the evaluation they correct with: UniPC and SA-Solver.
+
+At the start of a step the new prediction first corrects the state it was made at, then predicts the next. A corrected
+state differs from the predicted one by a combination of known predictions, so that both are one row of weights over
+one more prediction, and no corrected state is ever formed: with $b$ the predictor's weights from $t$ to $s$, $b^-$
+those of the step before and $c^-$ the corrector's on that step,
+
+$$ x_s = r\,x_t + \sum_j \big(b_j + r\,(c^-_j - b^-_j)\big)D_{i-j} $$
+
+The correction is not made on the last step, whose state is not evaluated again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sde_diffusion.sde import Level
+from sde_diffusion.solvers.dpm_solver import check_order, data_gain
+from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, lagrange_integrals
+from sde_diffusion.solvers.stochastic import check_eta, check_falling
+
+
+def corrected(
+    predicted: Sequence[float], before: Sequence[float], correction: Sequence[float], r: float
+) -> tuple[float, ...]:
+    """The one row of a correction of the last step followed by a prediction of the next."""
+    n = max(len(predicted), len(before) + 1, len(correction))
+    row = [0.0] * n
+    for j, b in enumerate(predicted):
+        row[j] += b
+    for j, b in enumerate(before):  # the step before did not know the newest prediction
+        row[j + 1] -= r * b
+    for j, c in enumerate(correction):
+        row[j] += r * c
+    return tuple(row)
+
+
+@dataclass(frozen=True)
+class UniPC(Multistep):
+    r"""UniPC: the unified predictor-corrector, with the corrector's evaluation shared with the next predictor.
+
+    Both are exact integrals of the interpolated data prediction, but for the predictor of order 2 and the corrector
+    of the first step, whose single coefficient is $\tfrac12$ with a weight $B(h)$. One evaluation per step. Order $p
+    + 1$ in its interior; the start holds it to what is claimed.
+
+    Args:
+        order: $p$, 1 to 4.
+        variant: `"bh2"`, $B = e^{-h} - 1$, or `"bh1"`, $B = -h$.
+
+    References:
+        Zhao et al., UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, 2023.
+    """
+
+    order: int = 3
+    variant: str = "bh2"
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        check_order(self.order, (1, 2, 3, 4), "UniPC")
+        if self.variant not in ("bh1", "bh2"):
+            raise ValueError(f"variant must be 'bh1' or 'bh2', got {self.variant!r}")
+
+    @property
+    def claim(self) -> float:
+        return min(self.order + 1, 3)
+
+    @property
+    def memory(self) -> int:
+        return self.order + 1
+
+    def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
+        t = past[0]
+        r = s.sigma / t.sigma
+        now = self._predictor(past[: self.order], s)
+        if len(past) == 1:
+            return Row(r, now)
+        known = past[1:]  # what the step before knew: its order was their number, up to p
+        before = self._predictor(known[: self.order], t)
+        return Row(r, corrected(now, before, self._corrector(known[: self.order], t), r))
+
+    def _predictor(self, past: Sequence[Level], s: Level) -> tuple[float, ...]:
+        t = past[0]
+        nodes = tuple(at.lam for at in past if at.lam > -math.inf)
+        if len(nodes) < 2 or s.alpha == 0:
+            return (data_gain(t, s),)
+        if len(nodes) > 2:
+            return tuple(s.alpha * b for b in lagrange_integrals(nodes, t.lam, s.lam, 1.0))
+        h = s.lam - t.lam
+        k = 0.5 * s.alpha * self._b(h) * h / (t.lam - nodes[1])
+        return data_gain(t, s) + k, -k
+
+    def _corrector(self, past: Sequence[Level], s: Level) -> tuple[float, ...]:
+        """Weights on the prediction at `s` and those of `past`."""
+        t = past[0]
+        nodes = tuple(at.lam for at in past if at.lam > -math.inf)
+        if not nodes or s.alpha == 0:
+            return (0.0, data_gain(t, s))
+        if len(nodes) > 1:
+            return tuple(s.alpha * b for b in lagrange_integrals((s.lam, *nodes), t.lam, s.lam, 1.0))
+        k = 0.5 * s.alpha * self._b(s.lam - t.lam)
+        return k, data_gain(t, s) - k
+
+    def _b(self, h: float) -> float:
+        return -math.expm1(-h) if self.variant == "bh2" else h
+
+
+@dataclass(frozen=True)
+class SASolver(Multistep):
+    r"""SA-Solver: stochastic Adams methods for the reverse SDE with noise scale $\eta$.
+
+    $$ x_s = \tfrac{\sigma_s}{\sigma_t}e^{-\eta^2h}x_t
+       + \alpha_s(1 + \eta^2)\sum_j D_j\int e^{(1 + \eta^2)(\lambda - \lambda_s)}\ell_j\,d\lambda
+       + \sigma_s\sqrt{1 - e^{-2\eta^2h}}\;z $$
+
+    with a corrector that interpolates through the new prediction as well and keeps the same $z$. One evaluation per
+    step. Strong and weak order 1 for $\eta > 0$; the order of its predictor and corrector in the part without noise.
+
+    Args:
+        predictor: Terms of the predictor, 1 to 4.
+        corrector: Terms of the corrector besides the new one, 0 (none) to 3.
+        eta: Noise scale, `>= 0`.
+        s_min: No noise below this $\sigma/\alpha$.
+        s_max: No noise above this $\sigma/\alpha$.
+
+    References:
+        Xue et al., SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, 2023.
+    """
+
+    predictor: int = 2
+    corrector: int = 2
+    eta: float = 1.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    evaluations = 1
+
+    def __post_init__(self) -> None:
+        check_order(self.predictor, (1, 2, 3, 4), "the predictor of SASolver")
+        check_order(self.corrector, (0, 1, 2, 3), "the corrector of SASolver")
+        check_eta(self.eta)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        return self.predictor
+
+    @property
+    def claim(self) -> float:
+        if self.stochastic:
+            return 1
+        return min(self.predictor + 1, self.corrector + 1, 3) if self.corrector else min(self.predictor, 2)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.eta > 0
+
+    @property
+    def memory(self) -> int:
+        return max(self.predictor, self.corrector) + 1
+
+    def _tau2(self, t: Level) -> float:
+        ratio = math.exp(-t.lam) if t.lam > -math.inf else math.inf
+        return self.eta**2 if self.s_min <= ratio <= self.s_max else 0.0
+
+    def _weights(self, nodes: Sequence[float], t: Level, s: Level) -> tuple[float, ...]:
+        kappa = 1 + self._tau2(t)
+        known = tuple(lam for lam in nodes if lam > -math.inf)
+        if not known or math.isinf(s.lam - t.lam):
+            return (data_gain(t, s) if kappa == 1 else -s.alpha * math.expm1(-kappa * (s.lam - t.lam)),)
+        return tuple(s.alpha * kappa * b for b in lagrange_integrals(known, t.lam, s.lam, kappa))
+
+    def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
+        t = past[0]
+        tau2, h = self._tau2(t), s.lam - t.lam
+        if tau2:
+            check_falling(s.t - t.t)
+        r = s.sigma / t.sigma * math.exp(-tau2 * h) if tau2 else s.sigma / t.sigma
+        std = s.sigma * math.sqrt(-math.expm1(-2 * tau2 * h)) if tau2 else 0.0
+        lams = [at.lam for at in past]
+        weights = self._weights(lams[: self.predictor], t, s)
+        if self.corrector and len(past) > 1 and lams[1] > -math.inf:
+            before = self._weights(lams[1 : self.predictor + 1], past[1], t)
+            correction = self._weights(lams[: self.corrector + 1], past[1], t)
+            weights = corrected(weights, before, correction, r)
+        return Row(r, weights, std=std)

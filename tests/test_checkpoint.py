@@ -1,0 +1,337 @@
+"""Claim: a checkpoint gives back the same model, bit for bit, or says what is wrong with it and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from sde_diffusion import Network, SDESampler, clocks, predict, schedules
+from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.sde import GaussianSDE
+
+SDES = [
+    schedules.VPSDE(0.2, 15.0, t_min=2e-3),
+    schedules.SubVPSDE(),
+    schedules.VESDE(0.02, 30.0),
+    schedules.BrownianSDE(500.0),
+    schedules.CosineSDE(t_max=0.99),
+    schedules.EDMSDE(0.005, 20.0),
+    schedules.FlowSDE(),
+    schedules.DiscreteVPSDE.linear(50),
+]
+KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v, predict.EDM(0.7)]
+CLOCKS = [clocks.time, clocks.sigma, clocks.log_snr, clocks.edm, clocks.Scaled(999.0), clocks.Index()]
+
+
+def awake(net: nn.Module) -> nn.Module:
+    """A net whose zero-initialised layers have left zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return net
+
+
+def model(sde=None, kind=predict.edm, clock=None, **options) -> Network:
+    net = awake(MLP(2, hidden=16, layers=1, **options))
+    return Network(net, sde or schedules.EDMSDE(0.005, 20.0), kind, clock=clock, shape=(2,)).eval()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A sound checkpoint, to be spoilt."""
+    save_checkpoint(tmp_path / "model", model(), mean=0.5, std=2.0, extra={"steps": 3})
+    return tmp_path / "model"
+
+
+def edit(folder, **changes):
+    file = folder / "model.json"
+    about = json.loads(file.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del about[key]
+        else:
+            about[key] = value
+    file.write_text(json.dumps(about))
+
+
+def test_samples_of_a_loaded_model_are_those_of_the_saved_one_bit_for_bit(tmp_path):
+    torch.manual_seed(0)
+    net = awake(UNet(1, width=8, classes=3))
+    first = Network(net, schedules.EDMSDE(0.01, 20.0), predict.EDM(0.7), shape=(1, 4, 4)).eval()
+    save_checkpoint(tmp_path / "deep" / "model", first)
+    second = load_checkpoint(tmp_path / "deep" / "model").model
+    label = torch.tensor([0, 1, 2, 3])
+    a, b = (SDESampler(m.sde, m, steps=5).sample(4, seed=1, label=label) for m in (first, second))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_every_process_comes_back_equal(sde, tmp_path):
+    save_checkpoint(tmp_path, model(sde, predict.v))
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.model.sde == sde
+    assert type(loaded.model.sde) is type(sde)
+    low, high = sde.levels([sde.t_min, sde.t_max])
+    assert loaded.noise_levels == (low.sigma / low.alpha, high.sigma / high.alpha if high.alpha else float("inf"))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_every_parametrisation_comes_back_with_its_own_clock(kind, tmp_path):
+    save_checkpoint(tmp_path, model(kind=kind))
+    loaded = load_checkpoint(tmp_path).model
+    assert loaded.kind == kind
+    assert loaded.clock == loaded.kind.clock
+
+
+@pytest.mark.parametrize("clock", CLOCKS, ids=lambda c: getattr(c, "__name__", repr(c)))
+def test_every_clock_comes_back(clock, tmp_path):
+    save_checkpoint(tmp_path, model(clock=clock))
+    assert load_checkpoint(tmp_path).model.clock == clock
+
+
+def test_the_standardisation_the_classes_and_the_extras_come_back(tmp_path):
+    save_checkpoint(tmp_path, model(classes=4), mean=0.25, std=1 / 3, extra={"note": ["é", 1.5]})
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.mean, loaded.std, loaded.classes, loaded.extra) == (0.25, 1 / 3, 4, {"note": ["é", 1.5]})
+    assert not loaded.model.training
+    assert loaded.model.shape == (2,)
+
+
+def test_double_precision_comes_back(tmp_path):
+    first = model().double()
+    save_checkpoint(tmp_path, first)
+    second = load_checkpoint(tmp_path).model
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert b.dtype == torch.float64
+        assert torch.equal(a, b)
+
+
+def test_a_matched_prior_is_left_out(tmp_path):
+    sde = schedules.EDMSDE(0.005, 20.0)
+    save_checkpoint(tmp_path, model(sde.matched_to(0.0, 1.0)))
+    assert load_checkpoint(tmp_path).model.sde == sde
+
+
+def test_a_checkpoint_is_replaced_and_leaves_no_drafts(saved):
+    save_checkpoint(saved, model(), std=3.0)
+    assert load_checkpoint(saved).std == 3.0
+    assert sorted(p.name for p in saved.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_save_that_fails_half_way_leaves_the_old_checkpoint(saved, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(saved, model(), std=3.0)
+    assert load_checkpoint(saved).std == 2.0
+    assert sorted(p.name for p in saved.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_a_save_interrupted_between_its_files_is_noticed(saved, monkeypatch):
+    real, calls = os.replace, []
+
+    def once(*names):
+        calls.append(names)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*names)
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(saved, Network(awake(MLP(2, hidden=8)), schedules.VPSDE()))
+    with pytest.raises(ValueError, match=r"is not the file that model.json describes"):
+        load_checkpoint(saved)
+
+
+# --- classes of one's own
+
+
+@dataclass(frozen=True)
+class Ornstein(GaussianSDE):
+    speed: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 4.0
+
+    def alpha(self, t):
+        return torch.exp(-self.speed * t)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-2 * self.speed * t))
+
+
+class Line(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layer, self.config = nn.Linear(dim, dim), {"dim": dim}
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+def test_a_net_and_a_process_of_ones_own_are_built_only_when_named(tmp_path):
+    line = Line(2)
+    own = Network(line, Ornstein(0.5), predict.noise, shape=(2,))
+    save_checkpoint(tmp_path, own)
+    with pytest.raises(
+        ValueError, match=r"names the SDE 'Ornstein', which is not known here. Known are BrownianSDE, .*known=\[Orn"
+    ):
+        load_checkpoint(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"names the net 'Line', which is not known here. Known are MLP, Ornstein, UNet"
+    ):
+        load_checkpoint(tmp_path, known=[Ornstein])
+    loaded = load_checkpoint(tmp_path, known=[Ornstein, Line]).model
+    assert loaded.sde == Ornstein(0.5)
+    assert isinstance(loaded.net, Line)
+    assert torch.equal(loaded.net.layer.weight, line.layer.weight)
+
+
+def test_a_class_of_the_wrong_sort_is_refused(saved):
+    edit(saved, sde={"name": "Line", "fields": {"dim": 2}})
+    with pytest.raises(ValueError, match="the checkpoint names Line as its SDE, which it is not"):
+        load_checkpoint(saved, known=[Line])
+
+
+# --- what cannot be saved
+
+
+def test_what_cannot_be_described_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "model"
+    sde = schedules.EDMSDE(0.005, 20.0)
+    with pytest.raises(TypeError, match="a checkpoint holds a Network; this is a On: save the network inside it"):
+        save_checkpoint(folder, model().on(schedules.VPSDE()))
+    with pytest.raises(TypeError, match="Linear has no `config` property: give it one"):
+        save_checkpoint(folder, Network(nn.Linear(2, 2), sde))
+    with pytest.raises(TypeError, match="function has no `config` property"):
+        save_checkpoint(folder, Network(lambda x, t: x, sde))
+    with pytest.raises(TypeError, match="the clock <lambda> cannot be written down by name"):
+        save_checkpoint(folder, model(clock=lambda at: at.t))
+    with pytest.raises(TypeError, match="the description of the model is not JSON"):
+        save_checkpoint(folder, model(), extra={"x": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"wanted a finite mean and a positive std, got mean=0.0 and std=0.0"):
+        save_checkpoint(folder, model(), std=0.0)
+    broken = model()
+    next(broken.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"parameter .* holds .* non-finite values"):
+        save_checkpoint(folder, broken)
+    assert not folder.exists()
+
+
+# --- what cannot be loaded
+
+
+def test_a_missing_folder_or_file_is_named(saved):
+    with pytest.raises(FileNotFoundError, match=r"no model.json in .*elsewhere: give a folder written by"):
+        load_checkpoint(saved.parent / "elsewhere")
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors in .*model: give a folder"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 300])
+def test_truncated_tensors_are_refused(saved, keep):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(
+        ValueError, match=r"is not the file that model.json describes: cut short while copying.*save the"
+    ):
+        load_checkpoint(saved)
+
+
+def test_bytes_that_are_no_tensors_are_refused_even_with_the_right_digest(saved):
+    import hashlib
+
+    (saved / "model.safetensors").write_bytes(b"not tensors")
+    edit(saved, sha256=hashlib.sha256(b"not tensors").hexdigest())
+    with pytest.raises(ValueError, match=r"model.safetensors is not a safetensors file .*: save the model again"):
+        load_checkpoint(saved)
+
+
+def test_a_description_that_does_not_parse_is_refused(saved):
+    file = saved / "model.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(
+        ValueError, match=r"model.json is not JSON \(.*\): it was cut short or edited; save the model again"
+    ):
+        load_checkpoint(saved)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"model.json is not JSON"):
+        load_checkpoint(saved)
+    file.write_text("[1]")
+    with pytest.raises(ValueError, match="does not describe an sde_diffusion checkpoint"):
+        load_checkpoint(saved)
+
+
+def test_an_unknown_format_version_is_refused(saved):
+    edit(saved, version=99)
+    with pytest.raises(ValueError, match="has format version 99, and this is version 1: load it with the version"):
+        load_checkpoint(saved)
+
+
+def test_a_missing_or_misshapen_entry_is_named(saved):
+    edit(saved, kind=None)
+    with pytest.raises(ValueError, match="has no sound entry 'kind': it was edited"):
+        load_checkpoint(saved)
+    edit(saved, kind={"name": "EDM", "fields": {}}, mean="0")
+    with pytest.raises(ValueError, match="has no sound entry 'mean'"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("what", ["net", "sde", "kind", "clock"])
+def test_unknown_names_are_refused_and_never_looked_up(saved, what):
+    edit(saved, **{what: {"name": "os.system", "fields": {"command": "true"}}})
+    with pytest.raises(ValueError, match=r"'os.system', which is not known here. Known are"):
+        load_checkpoint(saved)
+
+
+def test_fields_that_a_class_does_not_take_are_told(saved):
+    edit(saved, sde={"name": "EDMSDE", "fields": {"sigma_min": 2.0, "sigma_max": 1.0}})
+    with pytest.raises(ValueError, match=r"checkpoint's SDE EDMSDE cannot be built from .*: wanted 0 < sigma_min"):
+        load_checkpoint(saved)
+    edit(saved, sde={"name": "EDMSDE", "fields": {"colour": 1}})
+    with pytest.raises(ValueError, match=r"cannot be built from .*colour"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"dim": 2, "hidden": 32, "layers": 1},
+            r"tensor '.*' has shape \(.*16.*\), the net \(.*32.*\): .*another architect",
+        ),
+        ({"dim": 2, "hidden": 16, "layers": 2}, r"tensor 'times.1.weight' is missing: .*another architecture"),
+        ({"dim": 2, "hidden": 16, "layers": 1, "classes": 3}, r"tensor 'condition.label.weight' is missing"),
+    ],
+)
+def test_tensors_of_another_architecture_are_refused_and_the_first_is_named(saved, fields, message):
+    edit(saved, net={"name": "MLP", "fields": fields})
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(saved)
+
+
+def test_tensors_without_a_place_are_refused(tmp_path):
+    save_checkpoint(tmp_path, model(classes=3))
+    edit(tmp_path, net={"name": "MLP", "fields": {"dim": 2, "hidden": 16, "layers": 1}})
+    with pytest.raises(
+        ValueError, match=r"tensor 'condition.label.weight' has no place in the net: .*another architecture"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_without_safetensors_the_error_names_the_extra(saved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r"checkpoints need safetensors: pip install 'sde-diffusion\[train\]'"):
+        load_checkpoint(saved)
+    with pytest.raises(ImportError, match=r"pip install 'sde-diffusion\[train\]'"):
+        save_checkpoint(saved, model())

@@ -1,0 +1,384 @@
+"""Claim: the command line trains, samples and demonstrates; an error is one line, status 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sde_diffusion import SDESampler, cli, commands
+from sde_diffusion.checkpoint import load_checkpoint
+from sde_diffusion.data import moons
+from sde_diffusion.demo import QUICK, Settings, run
+from sde_diffusion.solvers import DPMSolverPP
+from sde_diffusion.trials import trials
+
+
+def call(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A checkpoint of points in the plane far from standard scale, and its folder."""
+    folder = tmp_path_factory.mktemp("vectors")
+    np.save(folder / "x.npy", 100 * moons(500, generator=0).numpy() + 30)
+    out = folder / "model"
+    assert call("train", "--data", folder / "x.npy", "--out", out, "--steps", 60, "--hidden", 16) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A checkpoint of labelled images, and its folder."""
+    folder = tmp_path_factory.mktemp("images")
+    label = np.arange(60) % 3
+    x = (np.random.default_rng(0).standard_normal((60, 1, 4, 4)) * 0.1 + label[:, None, None, None] - 1).astype(
+        "float32"
+    )
+    np.savez(folder / "x.npz", x=x, label=label)
+    out = folder / "model"
+    assert call("train", "--data", folder / "x.npz", "--out", out, "--steps", 5, "--width", 8, "--batch-size", 16) == 0
+    return folder
+
+
+def error_of(capsys, *words: object) -> str:
+    """The one line of a command that must fail."""
+    assert call(*words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in lines if not line.startswith(("training: ", "sampling: "))]  # progress bars
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("sde-diffusion: error: ")
+    return lines[0].removeprefix("sde-diffusion: error: ")
+
+
+# --- training and sampling
+
+
+def test_training_on_vectors_saves_what_sampling_needs(vectors):
+    loaded = load_checkpoint(vectors / "model")
+    x = np.load(vectors / "x.npy")
+    assert loaded.model.shape == (2,)
+    assert loaded.mean == pytest.approx(x.mean(), rel=1e-4)
+    assert loaded.std == pytest.approx(x.std(), rel=1e-4)
+    assert loaded.extra == {"data_range": [float(x.min()), float(x.max())], "steps": 60, "seed": 0}
+
+
+def test_samples_on_the_command_line_are_those_of_the_model_in_memory_bit_for_bit(vectors, tmp_path):
+    assert (
+        call(
+            "sample",
+            "--checkpoint",
+            vectors / "model",
+            "--n",
+            5,
+            "--steps",
+            7,
+            "--seed",
+            3,
+            "--out",
+            tmp_path / "x.npy",
+        )
+        == 0
+    )
+    loaded = load_checkpoint(vectors / "model")
+    sampler = SDESampler(loaded.model.sde, loaded.model, solver=DPMSolverPP(order=2), steps=7)
+    expected = sampler.sample(5, seed=3) * loaded.std + loaded.mean
+    assert np.array_equal(np.load(tmp_path / "x.npy"), expected.numpy())
+
+
+def test_two_trainings_with_one_seed_agree_bit_for_bit_and_another_seed_differs(vectors, tmp_path):
+    def tensors(name, seed):
+        call(
+            "train", "--data", vectors / "x.npy", "--out", tmp_path / name, "--steps", 3, "--hidden", 16, "--seed", seed
+        )
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    assert tensors("a", 1) == tensors("b", 1) != tensors("c", 2)
+
+
+def test_samples_come_in_the_units_of_the_data(vectors, tmp_path):
+    call("sample", "--checkpoint", vectors / "model", "--n", 200, "--out", tmp_path / "x.npy")
+    x, data = np.load(tmp_path / "x.npy"), np.load(vectors / "x.npy")
+    assert x.shape == (200, 2)
+    assert np.abs(x.mean() - data.mean()) < 0.4 * data.std()
+    assert 0.5 < x.std() / data.std() < 2
+
+
+def test_labels_make_a_class_conditional_model_and_are_sampled_in_turn(images, tmp_path):
+    assert load_checkpoint(images / "model").classes == 3
+    assert call("sample", "--checkpoint", images / "model", "--n", 7, "--steps", 3, "--out", tmp_path / "x.npz") == 0
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["label"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+        assert file["x"].shape == (7, 1, 4, 4)
+
+
+def test_one_class_or_none_can_be_asked_for(images, tmp_path):
+    out = tmp_path / "x.npz"
+    call("sample", "--checkpoint", images / "model", "--n", 4, "--steps", 3, "--label", 2, "--out", out)
+    with np.load(out) as file:
+        assert file["label"].tolist() == [2] * 4
+    call("sample", "--checkpoint", images / "model", "--n", 4, "--steps", 3, "--label", "none", "--out", out)
+    with np.load(out) as file:
+        assert list(file) == ["x"]
+
+
+@pytest.mark.parametrize("which", ["vectors", "images"])
+def test_a_picture_is_drawn_of_points_and_of_images(which, request, tmp_path):
+    folder = request.getfixturevalue(which)
+    out = tmp_path / "x.png"
+    assert call("sample", "--checkpoint", folder / "model", "--n", 9, "--steps", 3, "--out", out) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("solver", commands.SOLVERS)
+def test_every_solver_can_be_named(solver, vectors, tmp_path):
+    budget = () if solver == "dopri5" else ("--nfe", 9)
+    words = ("sample", "--checkpoint", vectors / "model", "--n", 2, "--solver", solver, "--out", tmp_path / "x.npy")
+    assert call(*words, *budget) == 0
+    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+
+
+@pytest.mark.parametrize(
+    ("sde", "kind"),
+    [(s, "edm") for s in commands.SDES]
+    + [("vp", k) for k in commands.KINDS if k != "edm"]
+    + [("flow", "velocity"), ("ddpm", "noise")],
+)
+def test_every_process_and_parametrisation_that_fits_trains_and_samples(sde, kind, vectors, tmp_path):
+    out = tmp_path / "model"
+    words = (
+        "train",
+        "--data",
+        vectors / "x.npy",
+        "--out",
+        out,
+        "--sde",
+        sde,
+        "--kind",
+        kind,
+        "--steps",
+        2,
+        "--hidden",
+        8,
+    )
+    assert call(*words) == 0
+    assert call("sample", "--checkpoint", out, "--n", 2, "--steps", 3, "--out", tmp_path / "x.npy") == 0
+
+
+def test_batches_do_not_change_samples(images, tmp_path):
+    for size in (2, 64):
+        call(
+            "sample",
+            "--checkpoint",
+            images / "model",
+            "--n",
+            6,
+            "--steps",
+            3,
+            "--batch-size",
+            size,
+            "--out",
+            tmp_path / f"{size}.npy",
+        )
+    np.testing.assert_allclose(np.load(tmp_path / "2.npy"), np.load(tmp_path / "64.npy"), atol=1e-5)
+
+
+# --- errors
+
+
+def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
+    out = tmp_path / "model"
+
+    def save(name, x, **more):
+        np.savez(tmp_path / name, x=x, **more) if more else np.save(tmp_path / name, x)
+        return tmp_path / name
+
+    ones = np.ones((4, 2), "float32")
+    rows = np.arange(8, dtype="float32").reshape(4, 2)
+    cases = [
+        ((tmp_path / "no.npy",), "No data file at"),
+        ((save("int.npy", rows.astype("uint8")),), "holds uint8, wanted floating point"),
+        ((save("nan.npy", rows * np.nan),), "NaN or infinite values"),
+        ((save("empty.npy", rows[:0]),), "is empty"),
+        ((save("ones.npy", ones),), "are equal: there is nothing to learn"),
+        (
+            (save("three.npy", np.random.default_rng(0).random((4, 3, 3), "float32")),),
+            r"samples of shape (3, 3): wanted vectors",
+        ),
+        ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "both must be even"),
+        (
+            (save("x.npy", rows), "--kind", "noise", "--sde", "edm"),
+            "--kind noise on --sde edm: the network would see states of size 80",
+        ),
+        (
+            (save("x.npy", rows), "--kind", "noise", "--sde", "flow"),
+            "a noise prediction tells nothing of the data where alpha = 0",
+        ),
+        ((save("x.npy", rows), "--lr", "-1"), "lr must be positive"),
+        (
+            (save("img.npy", np.random.default_rng(0).random((4, 1, 4, 4), "float32")), "--width", "12"),
+            "width must be a multiple of 8",
+        ),
+    ]
+    for words, message in cases:
+        assert message in error_of(capsys, "train", "--data", *words, "--out", out, "--steps", 1)
+        assert not out.exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(vectors, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    message = error_of(capsys, "train", "--data", vectors / "x.npy", "--out", tmp_path / "file", "--steps", 1)
+    assert "is a file: give a folder" in message
+
+
+def test_errors_of_sampling_are_one_line_and_write_nothing(vectors, images, tmp_path, capsys):
+    out = tmp_path / "x.npy"
+    cases = [
+        (("--checkpoint", tmp_path / "no", "--out", out), "no model.json in"),
+        (
+            ("--checkpoint", vectors / "model", "--out", tmp_path / "x.txt"),
+            "--out must end in .npy, .npz or .png, got 'x.txt'",
+        ),
+        (("--checkpoint", vectors / "model", "--out", tmp_path / "no" / "x.npy"), "--out: there is no folder"),
+        (
+            ("--checkpoint", vectors / "model", "--out", out, "--label", "1"),
+            "--label 1: the model is not class-conditional",
+        ),
+        (
+            ("--checkpoint", images / "model", "--out", out, "--label", "3"),
+            "--label must be 0..2, all or none, got '3'",
+        ),
+        (
+            ("--checkpoint", images / "model", "--out", out, "--label", "x"),
+            "--label must be 0..2, all or none, got 'x'",
+        ),
+        (
+            ("--checkpoint", vectors / "model", "--out", out, "--nfe", "1", "--solver", "rk4"),
+            "a budget of 1 evaluations is too small",
+        ),
+    ]
+    for words, message in cases:
+        assert message in error_of(capsys, "sample", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_one_line(images, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in (images / "model").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes()[:-9])
+    assert "model.json is not JSON" in error_of(capsys, "sample", "--checkpoint", folder, "--out", tmp_path / "x.npy")
+
+
+def test_high_dimensional_samples_have_no_picture(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((8, 3), "float32"))
+    call("train", "--data", tmp_path / "x.npy", "--out", tmp_path / "model", "--steps", 1, "--hidden", 8)
+    capsys.readouterr()
+    assert call("sample", "--checkpoint", tmp_path / "model", "--n", 2, "--steps", 1, "--out", tmp_path / "x.png") == 2
+    assert "no picture of samples of shape (3,)" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_an_interruption_is_one_line_and_writes_nothing(vectors, tmp_path, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "train", interrupt)
+    assert call("train", "--data", vectors / "x.npy", "--out", tmp_path / "model") == 130
+    assert capsys.readouterr().err == "sde-diffusion: interrupted\n"
+    assert not (tmp_path / "model").exists()
+
+
+def test_warnings_are_one_line(vectors, capsys, monkeypatch):
+    import warnings
+
+    def warn(*_, **__):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("mind\nthe gap", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(commands, "sample_file", warn)
+    assert call("sample", "--checkpoint", "x", "--out", "x.npy") == 0
+    assert capsys.readouterr().err == "sde-diffusion: warning: mind the gap\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "COMMAND"),
+        (("train",), "--data, --out"),
+        (("sample", "--checkpoint", "x", "--out", "x.npy", "--n", "0"), "must be at least 1, got 0"),
+        (("sample", "--checkpoint", "x", "--out", "x.npy", "--steps", "3", "--nfe", "3"), "not allowed with"),
+        (("sample", "--checkpoint", "x", "--out", "x.npy", "--seed", "-1"), "must be at least 0, got -1"),
+        (("train", "--data", "x", "--out", "y", "--sde", "xx"), "invalid choice: 'xx'"),
+    ],
+)
+def test_wrong_usage_is_told_by_the_parser(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "demo"])
+def test_help_shows_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: 0)" in text
+    assert "--threads" in text
+    assert "(default: None)" not in text
+
+
+# --- the demonstration
+
+
+def test_the_demo_refuses_before_it_works(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"others must lie in 2..360, got 400"):
+        run(tmp_path / "demo", Settings(others=400), say=print)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torchsde" else object())
+    with pytest.raises(
+        ImportError, match=r"the demo needs torchsde: pip install 'sde-diffusion\[ode,sde,train,examples\]'"
+    ):
+        run(tmp_path / "demo", QUICK, say=print)
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.slow
+def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path):
+    out = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "sde_diffusion.cli", "demo", "--quick", "--out", str(out)],
+        capture_output=True, text=True, timeout=180, check=False, cwd=Path(cli.__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "film.png", "metrics.json", "nfe.png", "samples.png"]
+    assert "bits/dim" in done.stdout
+    assert "real training images" in done.stdout
+    assert f"sde-diffusion sample --checkpoint {out / 'checkpoint'}" in done.stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["table"]) == 2 + 1 + len(trials())
+    assert metrics["table"][0]["n"] == metrics["table"][2]["n"] == QUICK.headline
+    assert metrics["likelihood"]["bin_width"] == pytest.approx(2 / 17)
+    assert set(metrics["figures"]) == set(metrics["bars"])
+    assert sum(metrics["seconds"].values()) < 60
+    for name in ("samples.png", "film.png", "nfe.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    assert call("sample", "--checkpoint", out / "checkpoint", "--n", 10, "--steps", 2, "--out", tmp_path / "x.npy") == 0
+    assert np.load(tmp_path / "x.npy").shape == (10, 1, 8, 8)
+
+
+def test_the_threads_asked_for_are_used(vectors, tmp_path, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    call(
+        "sample", "--checkpoint", vectors / "model", "--n", 1, "--steps", 1, "--out", tmp_path / "x.npy", "--threads", 2
+    )
+    assert asked == [2]

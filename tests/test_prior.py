@@ -1,0 +1,112 @@
+"""Claim: the prior has the moments of the noised data: centred, or matched to mean and covariance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sde_diffusion import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    BrownianSDE,
+    CosineSDE,
+    DiscreteVPSDE,
+    FlowSDE,
+    SDESampler,
+    SubVPSDE,
+)
+from sde_diffusion.analytic import Gaussian
+from sde_diffusion.solvers import RK4
+
+SHIPPED = [
+    VPSDE(),
+    SubVPSDE(),
+    VESDE(),
+    BrownianSDE(),
+    CosineSDE(),
+    CosineSDE(t_max=1.0),
+    EDMSDE(),
+    FlowSDE(),
+    DiscreteVPSDE.linear(100),
+]
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+MEAN = f64(2.0, -1.0)
+COV = torch.tensor([[1.5, -0.6], [-0.6, 0.8]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance"), [(0.5, 2.0), (MEAN, 2.0), (MEAN, f64(0.5, 3.0)), (MEAN, COV), (0.5, f64(0.5, 3.0))], ids=str
+)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.01, 4.0), BrownianSDE(9.0), FlowSDE(t_max=0.9)], ids=repr)
+@pytest.mark.parametrize("t", [None, 0.5])
+def test_a_matched_prior_has_the_moments_and_density_of_the_noised_data(sde, mean, variance, t):
+    a, s = sde.alpha(f64(sde.t_max if t is None else t)).item(), sde.sigma(f64(sde.t_max if t is None else t)).item()
+    m = torch.as_tensor(mean, dtype=torch.float64).expand(2)
+    c = variance if isinstance(variance, torch.Tensor) and variance.ndim == 2 else torch.eye(2).double() * variance
+    truth = torch.distributions.MultivariateNormal(a * m, a * a * c + s * s * torch.eye(2).double())
+    prior = sde.matched_to(mean, variance)
+    # The map from draws to draws is affine, so its moments are exact: no sampling.
+    shift = prior.prior(torch.zeros(1, 2, dtype=torch.float64), t)[0]
+    factor = (prior.prior(torch.eye(2, dtype=torch.float64), t) - shift).T
+    torch.testing.assert_close(shift, truth.mean, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(factor @ factor.T, truth.covariance_matrix, rtol=1e-12, atol=1e-12)
+    x = torch.linspace(-3, 3, 10, dtype=torch.float64).reshape(5, 2)
+    torch.testing.assert_close(prior.prior_log_prob(x, t), truth.log_prob(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["per pixel", "per channel", "full"])
+def test_a_matched_prior_works_on_images(kind):
+    shape, sde = (2, 2, 3), VESDE(0.01, 4.0)
+    mean = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(shape)
+    root = torch.sin(torch.arange(144, dtype=torch.float64)).reshape(12, 12) / 3
+    variance = {
+        "per pixel": torch.linspace(0.1, 2, 12, dtype=torch.float64).reshape(shape),
+        "per channel": torch.tensor(0.7, dtype=torch.float64),
+        "full": root @ root.T,
+    }[kind]
+    c = variance if kind == "full" else torch.diag(variance.expand(shape).flatten())
+    truth = torch.distributions.MultivariateNormal(mean.flatten(), c + 16.0 * torch.eye(12).double())
+    x = 3 * torch.cos(torch.arange(24, dtype=torch.float64)).reshape(2, *shape)
+    prior = sde.matched_to(mean, variance)
+    torch.testing.assert_close(prior.prior_log_prob(x), truth.log_prob(x.flatten(1)), rtol=1e-12, atol=1e-12)
+    shift = prior.prior(torch.zeros(1, *shape, dtype=torch.float64))
+    factor = (prior.prior(torch.eye(12, dtype=torch.float64).reshape(12, *shape)) - shift).flatten(1).T
+    torch.testing.assert_close(factor @ factor.T, truth.covariance_matrix, rtol=1e-12, atol=1e-12)
+
+
+def test_a_full_covariance_works_on_a_two_dimensional_event():
+    mean = torch.zeros(2, 2, dtype=torch.float64)
+    cov = torch.diag(f64(0.1, 0.2, 0.3, 4.0)) + 0.05
+    truth = torch.distributions.MultivariateNormal(torch.zeros(4).double(), cov + 4.0 * torch.eye(4).double())
+    x = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 2, 2)
+    found = VESDE(0.01, 2.0).matched_to(mean, cov).prior_log_prob(x)
+    torch.testing.assert_close(found, truth.log_prob(x.flatten(1)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sde", SHIPPED, ids=repr)
+def test_the_plain_prior_is_centred_with_the_variance_of_the_noise(sde):
+    s = sde.sigma(f64(sde.t_max)).item()
+    z = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3)
+    torch.testing.assert_close(sde.prior(z), s * z, rtol=1e-14, atol=0)
+    truth = torch.distributions.Normal(f64(0.0), f64(s)).log_prob(z).sum(1)
+    torch.testing.assert_close(sde.prior_log_prob(z), truth, rtol=1e-13, atol=1e-13)
+
+
+def test_a_matched_prior_keeps_the_kernel_so_that_denoisers_fit():
+    sde = VPSDE()
+    prior = sde.matched_to(MEAN, COV)
+    model = Gaussian(sde, MEAN, COV)
+    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    assert model.on(prior).sde.process == sde
+    torch.testing.assert_close(prior.sigma(t), sde.sigma(t), rtol=0, atol=0)
+    assert prior.matched_to(0.0, 1.0).base is sde
+    # For Gaussian data the matched prior is exact, so that every sample is the exact flow of its prior draw.
+    sampler = SDESampler(prior, model, solver=RK4(), steps=300, denoise=False)
+    start, *_, end = sampler.iterate(3, seed=0)
+    torch.testing.assert_close(end.x, model.flow(start.x, sde.t_max, sde.t_min), rtol=0, atol=1e-6)
