@@ -76,7 +76,7 @@ def table() -> str:
     """The table in Markdown."""
     rows = ["| solver | for | order | evaluations per step | random | source |", "|---|---|---|---|---|---|"]
     for s in examples():
-        order = f"{s.order:g}" if s.order else "–"
+        order = f"{s.claim:g}" if s.claim else "–"
         cost = "its own choice" if s.evaluations is None else str(s.evaluations)
         rows.append(
             f"| `{spelling(s)}` | {NEEDS[s.needs.__name__]} | {order} | {cost} | {randomness(s)} | {sources(s)} |"

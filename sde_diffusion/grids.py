@@ -31,7 +31,9 @@ def quadratic(sde: SDE, steps: int) -> Tensor:
         Song et al., Denoising Diffusion Implicit Models, 2021 (the quadratic subsequence).
     """
     u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)
-    return sde.t_min + (sde.t_max - sde.t_min) * u * u
+    times = sde.t_min + (sde.t_max - sde.t_min) * u * u
+    times[0] = sde.t_max
+    return times
 
 
 def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:

@@ -182,7 +182,7 @@ def test_a_model_in_training_mode_with_dropout_is_warned_of():
         "DDIM takes eta in [0, 1], got 1.5: more noise than the ancestral step leaves no room",
     ),
     (lambda: DDIM(1.0, "both"), V, "variance must be 'posterior' or 'forward', got 'both'"),
-    (lambda: DPMSolverPP(3), V, "DPMSolverPP has order 1 or 2, got 3"),
+    (lambda: DPMSolverPP(4), V, "DPMSolverPP has order 1, 2 or 3, got 4"),
     (lambda: Churn(Heun(), -0.1), V, "wanted gamma >= 0 and s_noise > 0, got gamma=-0.1, s_noise=1.0"),
     (lambda: Churn(Heun(), s_noise=0.0), V, "wanted gamma >= 0 and s_noise > 0"),
     (lambda: Angle(Heun(), 0.0), V, "data_std must be positive, got 0.0"),
@@ -242,6 +242,7 @@ def test_a_chain_is_walked_whole_only_by_its_own_number_of_steps():
     chain = DiscreteVPSDE.linear(100)
     model = Gaussian(chain, torch.zeros(2), 1.0)
     text = "integers visits all 100 levels in 99 steps, got steps=30: use leading or trailing"
-    check(lambda: SDESampler(chain, model, grid=grids.integers), V, text)
+    check(lambda: SDESampler(chain, model, grid=grids.integers, steps=30), V, text)
+    assert SDESampler(chain, model, grid=grids.integers).steps == 99
     assert SDESampler(chain, model, grid=grids.integers, steps=99).steps == 99
     assert SDESampler(chain, model, grid=grids.integers(chain)).steps == 99

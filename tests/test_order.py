@@ -137,7 +137,7 @@ def test_torchsde_methods_have_their_strong_order_on_one_brownian_path(method: s
 
 @pytest.mark.parametrize("sde", STRONG_SDES, ids=zoo.name)
 @pytest.mark.parametrize("solver", zoo.WEAK_ORDER_1, ids=zoo.name)
-def test_stochastic_solvers_have_weak_order_one(solver: Solver, sde: GaussianSDE) -> None:
+def test_stochastic_solvers_have_weak_order_one_or_better(solver: Solver, sde: GaussianSDE) -> None:
     # On Gaussian data a step is linear in the state and the noise, so that one solve over unit impulses gives the
     # variance of the result exactly: no Monte Carlo.
     v = 2.0
@@ -150,7 +150,8 @@ def test_stochastic_solvers_have_weak_order_one(solver: Solver, sde: GaussianSDE
         out = solve(model, solver, impulses.prior(), n, impulses)
         variance = float(out[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(out[2:].square().sum())
         errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
-    assert 0.85 <= zoo.slope(steps, errors) <= 1.5, errors
+    # The multistep methods do better here, where their noise is exact and their drift of second order.
+    assert 0.85 <= zoo.slope(steps, errors) <= 3.2, errors
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
