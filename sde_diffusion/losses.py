@@ -41,7 +41,8 @@ def noise_weight(at: Level) -> Scalar:
 def likelihood_weight(at: Level) -> Scalar:
     r"""$w = -\lambda'\,e^{2\lambda}$, the same as $g^2/2$ on the score (Song et al., 2021).
 
-    With uniform times, the loss times $D\,(t_{max} - t_{min})$ bounds minus the log-likelihood, in nats and up to a constant.
+    With uniform times, the loss times $D\,(t_{max} - t_{min})$ bounds minus the log-likelihood in nats, up to a
+    constant.
     """
     rate = at.dsigma / at.sigma - at.dalpha / at.alpha
     return rate * (at.alpha / at.sigma) ** 2
@@ -124,8 +125,8 @@ def _at_lam(sde: GaussianSDE, lam: Tensor) -> Tensor:
 def stratified(n: int, generator: torch.Generator | None = None) -> Tensor:
     r"""`n` draws $u_i = \mathrm{mod}(u_0 + i/n, 1)$, each uniform on `[0, 1)`, one in every stratum, in random order.
 
-    A low-discrepancy batch, at no cost: where the times dominate the variance of the loss, as on images, its noise falls
-    to a third or a half; on small two-dimensional data by little.
+    A low-discrepancy batch, at no cost: where the times dominate the variance of the loss, as on images, its noise
+    falls to a third or a half; on small two-dimensional data by little.
 
     References:
         Kingma et al., Variational Diffusion Models, 2021 (Appendix I.1).

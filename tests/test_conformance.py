@@ -117,7 +117,7 @@ def test_any_event_shape_is_sampled(solver: Solver, shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
 def test_every_solver_samples_a_gaussian(solver: Solver) -> None:
-    # Mean and variance of 4000 samples. The standard error of the mean is 0.5 / sqrt(4000) = 0.008, that of the variance
+    # Mean and variance of 4000 samples. The standard error of the mean is 0.5 / sqrt(4000) = 0.008, of the variance
     # 0.25 sqrt(2 / 4000) = 0.0056; the bound is four of them and, for the bias of the coarser methods, 0.02.
     # Annealed Langevin is let off: it takes thousands of steps, as its published settings do.
     if isinstance(solver, solvers_module.PredictorCorrector) and isinstance(solver.predictor, solvers_module.Hold):

@@ -119,7 +119,7 @@ def test_a_gaussian_sde_of_ten_lines_encodes_and_weighs() -> None:
 
 
 def test_a_gaussian_sde_of_ten_lines_trains() -> None:
-    # Data N(0.5, 0.3^2): after training, the sample mean and standard deviation are those of the data. With 2000 samples
+    # Data N(0.5, 0.3^2): after training, the mean and standard deviation of samples are those of the data. With 2000
     # the standard errors are 0.007 and 0.005; the rest of the bound is for 600 steps of training.
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
