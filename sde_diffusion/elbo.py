@@ -1,0 +1,298 @@
+r"""The variational bound: minus the log-likelihood of a chain, bounded from above, term by term.
+
+A chain has levels $t_0 < t_1 < \dots < t_{T-1}$, the least noisy first; the lectures count them from 1. With $\hat x_0$
+the data prediction at $x_t$ and $s$ the level below $t$,
+
+$$ -\log p(x_0) \le \underbrace{\mathrm{KL}(q(x_{t_{T-1}} \mid x_0)\,\|\,\mathrm{prior})}_{\text{prior}}
+   + \sum_{(s, t)}\underbrace{\mathrm E\,\mathrm{KL}(q(x_s \mid x_t, x_0)\,\|\,\mathcal N(\mu_{s|t}(x_t, \hat x_0),
+     \varsigma^2I))}_{\text{transitions}}
+   + \underbrace{\mathrm E[-\log p(x_0 \mid x_{t_0})]}_{\text{reconstruction}} $$
+
+With $h = \lambda_s - \lambda_t$ and $\tilde\varsigma^2 = \sigma_s^2(1 - e^{-2h})$ the variance of the posterior $q$,
+
+$$ \mathrm{KL} = \frac D2\Big(\frac{\tilde\varsigma^2}{\varsigma^2} - 1 - \log\frac{\tilde\varsigma^2}{\varsigma^2}\Big)
+   + \frac{\alpha_s^2(1 - e^{-2h})^2}{2\varsigma^2}\,|x_0 - \hat x_0|^2, \quad
+   |x_0 - \hat x_0|^2 = \frac{\sigma_t^2}{\alpha_t^2}\,|\varepsilon - \hat\varepsilon|^2 $$
+
+The two variances of DDPM are `"posterior"`, $\varsigma^2 = \tilde\varsigma^2$, where the weights are $\tfrac12(e^{2
+\lambda_s} - e^{2\lambda_t})$ on the data and $\tfrac12(e^{2h} - 1)$ on the noise, and `"forward"`, $\varsigma^2 =
+\sigma_t^2(1 - e^{-2h})$, its $\beta_t$. All of it holds for the levels of any Gaussian SDE; a chain of infinitely many
+is `continuous_elbo`.
+
+References: Sohl-Dickstein et al., 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 5 to 13);
+Kingma et al., Variational Diffusion Models, 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
+from sde_diffusion._checks import as_grid, check_count
+from sde_diffusion.bins import Bins
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.schedules import DiscreteVPSDE
+from sde_diffusion.sde import GaussianSDE
+
+
+@dataclass(frozen=True)
+class Elbo:
+    r"""An upper bound on minus the log-likelihood of each sample, in nats; tensors are float64 on the CPU.
+
+    Attributes:
+        prior: $L_T$, shape `(B,)`; exact.
+        transitions: Shape `(B, T - 1)`; column `i` is the step from level `i + 1` to level `i`. Where levels are drawn
+            at random, each column is unbiased and most are zero. Of the continuous bound, the `n` slices.
+        reconstruction: $L_0$, shape `(B,)`.
+        standard_error: Of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
+        dim: $D$, coordinates per sample.
+        discrete: Whether it bounds a probability of levels, not a density.
+        nfe: Network evaluations per sample.
+    """
+
+    prior: Tensor
+    transitions: Tensor
+    reconstruction: Tensor
+    standard_error: Tensor
+    dim: int
+    discrete: bool
+    nfe: int
+
+    @property
+    def total(self) -> Tensor:
+        """The bound, in nats, shape `(B,)`."""
+        return self.prior + self.transitions.sum(1) + self.reconstruction
+
+    def bits_per_dim(self, bin_width: float | None = None) -> Tensor:
+        r"""The bound on the cost of one coordinate, in bits, shape `(B,)`.
+
+        Args:
+            bin_width: $\Delta$ in the units of the data, if the bound is on a density: $(L/D - \log\Delta)/\log 2$. A
+                bound on the probability of levels, made with `bins=`, has it already.
+        """
+        nats = self.total / self.dim
+        if self.discrete and bin_width is not None:
+            raise ValueError("this bound was made with bins=, whose width it has already: leave bin_width out")
+        if not self.discrete:
+            if bin_width is None or not (0 < bin_width < math.inf):
+                raise ValueError(
+                    f"this bounds a density, which costs bits only in bins: give their positive bin_width, "
+                    f"got {bin_width!r}, or ask for the bound with bins="
+                )
+            nats = nats - math.log(bin_width)
+        return nats / math.log(2)
+
+    @property
+    def bits_standard_error(self) -> Tensor:
+        """Standard error of `bits_per_dim`, shape `(B,)`."""
+        return self.standard_error / (self.dim * math.log(2))
+
+    def __str__(self) -> str:
+        n = len(self.total)
+        error = float(self.standard_error.square().sum().sqrt()) / n
+        parts = [float(v.mean()) for v in (self.total, self.prior, self.transitions.sum(1), self.reconstruction)]
+        return (
+            f"-log p <= {parts[0]:.4f} +- {error:.4f} nats, mean of {n}: prior {parts[1]:.4f}, "
+            f"transitions {parts[2]:.4f}, reconstruction {parts[3]:.4f}; {self.nfe} evaluations"
+        )
+
+
+@torch.no_grad()
+def elbo(
+    model: Denoiser,
+    x0: Tensor,
+    *,
+    sde: GaussianSDE | None = None,
+    times: Iterable[float] | Tensor | None = None,
+    bins: Bins | None = None,
+    variance: str = "posterior",
+    form: str = "data",
+    decoder: str = "gaussian",
+    decoder_std: float | None = None,
+    levels: int | None = None,
+    importance: bool = True,
+    control: float | None = None,
+    draws: int = 2,
+    seed: int | Sequence[int] | None = 0,
+    chunk: int = 1024,
+    **cond: Any,
+) -> Elbo:
+    r"""The variational bound of a chain, such as DDPM's.
+
+    Visits every level, at `draws * T` evaluations for `T` of them; or `levels` random ones, at `draws * (levels + 1)`,
+    without bias: `draws` in each of `levels` slices of equal probability, anew for every sample. (Every `k`-th level
+    from one offset is biased. A shorter chain, `times`, has a bound of its own.)
+
+    Args:
+        model: A denoiser.
+        x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
+        sde: The process, if not that of the model, or with a prior: $\mathcal N(0, \sigma_T^2 I)$ by default,
+            `chain.matched_to(0.0, 1.0)` for the $\mathcal N(0, I)$ of DDPM.
+        times: Levels of the chain, on any Gaussian SDE; by default all indices of a `DiscreteVPSDE`.
+        bins: Where the levels of discrete data lie; without, the bound is on a density.
+        variance: Of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear schedule.
+        form: `"data"` or `"noise"`, whichever error is weighed; the same number up to rounding.
+        decoder: `"gaussian"` about the data prediction at the lowest level, over bins if `bins` is given; or
+            `"categorical"`, $P(v \mid x_{t_0}) \propto \mathcal N(x_{t_0}; \alpha c_v, \sigma^2)$ without the network.
+        decoder_std: Of the Gaussian decoder; by default that of DDPM, $\beta_0^{1/2}$ for `"forward"`, else that of the
+            step above it.
+        levels: Random levels per draw instead of all.
+        importance: Draw levels uniformly in log-SNR rather than in the index, where few carry most of the bound, and
+            the standard error misses those that no draw has met.
+        control: Scale $c$ on which the data are smooth, by default a quarter of the model's `data_std`. A square error
+            of the noise loses $\rho^2(|\varepsilon|^2 - D)$, $\rho = c^2/(c^2 + \sigma^2/\alpha^2)$, zero on average:
+            it saves most of the draws. 0 gives the plain terms, none of which is negative.
+        draws: Draws of the noise at each level; the standard error needs two.
+        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence.
+        chunk: States in one network call; levels are stacked up to that number.
+        **cond: Handed to the model; a tensor with one row per sample goes along with the samples.
+
+    Raises:
+        TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
+        ValueError: Empty data, data off the bin centres, a bad grid, or an unknown option.
+    """
+    one_of("variance", variance, "posterior", "forward")
+    sde, model = _process(model, sde)
+    if times is None and not isinstance(sde.process, DiscreteVPSDE):
+        raise TypeError(
+            f"elbo sums over the levels of a chain, a DiscreteVPSDE, and {sde!r} has none: give times=, or ask "
+            "continuous_elbo"
+        )
+    grid = sorted(as_grid(range(int(sde.t_max) + 1) if times is None else times, sde.t_min, sde.t_max))
+    chain = sde.levels(grid)
+    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    weight, constant = weights(chain, variance, form)
+    above, n = torch.tensor(grid[1:], dtype=torch.float64), len(weight)
+    every = torch.arange(n)[:, None].expand(n, len(x0))
+    p = proposal(chain, importance)
+
+    def transitions() -> tuple[Tensor, Tensor]:
+        if levels is None:
+            return weight[:, None] * run.errors(above[every]), every
+        i = torch.searchsorted(p.cumsum(0), run.slices(levels)).clamp_max(n - 1)
+        return (weight / p)[i] * run.errors(above[i]) / levels, i
+
+    std = decoder_std_of(chain[0], chain[1], variance) if decoder_std is None else decoder_std
+    found = _collect(run, transitions, n, Decoder(decoder, std, bins, chain[0].t), draws)
+    return replace(found, prior=prior_kl(sde, x0, chain[-1]), transitions=found.transitions + found.dim * constant)
+
+
+@torch.no_grad()
+def continuous_elbo(
+    model: Denoiser,
+    x0: Tensor,
+    *,
+    sde: GaussianSDE | None = None,
+    lam: tuple[float, float] | None = None,
+    bins: Bins | None = None,
+    form: str = "noise",
+    decoder: str = "gaussian",
+    decoder_std: float | None = None,
+    levels: int = 64,
+    control: float | None = None,
+    draws: int = 2,
+    seed: int | Sequence[int] | None = 0,
+    chunk: int = 1024,
+    **cond: Any,
+) -> Elbo:
+    r"""The variational bound of infinitely many levels, on any Gaussian SDE.
+
+    $$ -\log p(x_0) \le \mathrm{prior} + \int_{\lambda_{min}}^{\lambda_{max}}\mathrm E\,|\varepsilon -
+       \hat\varepsilon|^2\,d\lambda + \mathrm{reconstruction} $$
+
+    The integral runs over half the log-SNR alone, whatever the SDE. It is sampled uniformly: one point in each of
+    `levels` slices, `draws` times, anew for every sample, at `draws * (levels + 1)` evaluations. With an exact model, a
+    prior that fits and little noise at the lower end it is $-\log p(x_0)$ itself.
+
+    Args:
+        model: A denoiser.
+        x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
+        sde: The process, if not that of the model, or with a prior, `sde.matched_to(mean, variance)`.
+        lam: Smallest and largest $\lambda = \log(\alpha/\sigma)$; by default those of the SDE. $\gamma = -2\lambda$.
+        bins: Where the levels of discrete data lie; without, the bound is on a density.
+        form: `"data"` or `"noise"`, whichever error is weighed; the same number up to rounding.
+        decoder: As in `elbo`.
+        decoder_std: Of the Gaussian decoder; $\sigma/\alpha$ at the lowest level by default.
+        levels: Slices of the range.
+        control: As in `elbo`.
+        draws: Draws in each slice; the standard error needs two.
+        seed: As in `elbo`.
+        chunk: As in `elbo`.
+        **cond: As in `elbo`.
+
+    Raises:
+        ValueError: A range that is infinite, reversed or outside the SDE's; the rest as for `elbo`.
+
+    References:
+        Kingma et al., Variational Diffusion Models, 2021 (equation 11).
+    """
+    sde, model = _process(model, sde)
+    last, first = sde.levels(_span(sde, lam))
+    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    width = (first.lam - last.lam) / check_count(levels, "levels")
+    every = torch.arange(levels)[:, None].expand(levels, len(x0))
+
+    def transitions() -> tuple[Tensor, Tensor]:
+        at = first.lam - width * levels * run.slices(levels)
+        weight = width * (torch.exp(2 * at) if form == "data" else torch.ones_like(at))
+        return weight * run.errors(sde.time_of(at).clamp(first.t, last.t)), every
+
+    std = first.sigma / first.alpha if decoder_std is None else decoder_std
+    found = _collect(run, transitions, levels, Decoder(decoder, std, bins, first.t), draws)
+    return replace(found, prior=prior_kl(sde, x0, last))
+
+
+def _collect(
+    run: Run,
+    transitions: Callable[[], tuple[Tensor, Tensor]],
+    n: int,
+    decode: Decoder,
+    draws: int,
+) -> Elbo:
+    """Averages `draws` draws of the transitions, independent summands with their columns, and of the reconstruction."""
+    found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64)
+    for _ in range(check_count(draws, "draws")):
+        values, columns = transitions()
+        total.scatter_add_(0, columns, values)
+        found.append(values)
+        recon.append(decode(run))
+    parts = torch.cat([torch.stack(found), torch.stack(recon)[:, None]], 1)
+    error = (parts.var(0).sum(0) / draws).sqrt() if draws > 1 else torch.full_like(recon[0], math.nan)
+    recon_mean, d = parts[:, -1].mean(0), run.x0[0].numel()
+    return Elbo(torch.zeros_like(error), total.T / draws, recon_mean, error, d, run.v is not None, run.nfe)
+
+
+def _process(model: Denoiser, sde: GaussianSDE | None) -> tuple[GaussianSDE, Denoiser]:
+    """The process of the bound, and the model seen through it."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"the bound needs a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise)"
+        )
+    if sde is not None and not isinstance(sde, GaussianSDE):
+        raise TypeError(
+            f"the bound needs a GaussianSDE, got {type(sde).__name__}: a general SDE has no kernel to bound with"
+        )
+    return (model.sde, model) if sde is None else (sde, model.on(sde))
+
+
+def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
+    """The last and the first time of a range of half log-SNR, by default that of the SDE."""
+    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    low, high = ends.tolist()
+    if lam is not None:
+        slack = 1e-9 * max(1.0, abs(high), abs(low) if low > -math.inf else 0.0)
+        if not (low - slack <= lam[0] < lam[1] <= high + slack):
+            raise ValueError(f"lam must rise inside [{low:.6g}, {high:.6g}], the range of {sde!r}, got {lam!r}")
+        low, high = lam
+    if low == -math.inf:
+        raise ValueError(
+            f"the log-SNR is infinite at t_max of {sde!r}: give a range lam=(low, {high:.3g}), or a smaller t_max"
+        )
+    times = sde.time_of(torch.tensor([low, high], dtype=torch.float64))
+    return times.clamp(sde.t_min, sde.t_max).tolist()
