@@ -1,15 +1,15 @@
 """Time per step that a sampler adds to its network: this library beside its peers, in one run.
 
     python benchmarks/overhead.py            # prints a table and writes benchmarks/results/overhead.json
-    python benchmarks/overhead.py --quick
+    python benchmarks/overhead.py --quick    # fewer rounds, nothing written
 
-DPM-Solver++(2M), 50 steps, float32, one thread. The network is `0.5 x`, so that nearly all the time is the sampler's;
-what the network itself takes, measured in the same run, is subtracted. Everything a user pays per solve is counted (the
-time grid, the coefficients, the set-up of the scheduler) and divided by the steps. Blocks of five solves of the
-candidates alternate, so that a slow spell of the machine meets all of them; the minimum over rounds is reported, with
-the median in brackets.
+50 steps, float32, one thread. The network is `0.5 x`, so that nearly all the time is the sampler's; what the network
+itself takes, measured in the same run, is subtracted. Everything a user pays per solve is counted (the time grid, the
+coefficients, the set-up of the scheduler) and divided by the steps. Blocks of five solves of the candidates
+alternate, so that a slow spell of the machine meets all of them; the median over rounds is reported, with the minimum
+in brackets, and the ratio of medians.
 
-Peers are run when they are installed: `pip install diffusers`. They are not dependencies.
+Peers are run where they are installed (`pip install diffusers azula k-diffusion`); they are not dependencies.
 """
 
 from __future__ import annotations
@@ -19,103 +19,198 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion import Network, SDESampler, predict
-from sde_diffusion.grids import trailing
+from sde_diffusion import EDMSDE, Network, SDESampler, predict
+from sde_diffusion.grids import karras, trailing
 from sde_diffusion.schedules import DiscreteVPSDE
-from sde_diffusion.solvers import DPMSolverPP
+from sde_diffusion.solvers import DDIM, IPNDM, Adams, DPMSolverPP, Euler, Heun, SASolver, SDEDPMSolverPP, Solver, UniPC
 
 STEPS = 50
 BLOCK = 5  # solves in a row before the next candidate's turn
 SHAPES = {"vector": (1, 64), "image": (16, 3, 32, 32)}
 Solve = Callable[[Tensor], Tensor]
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
 
 
-def network(x: Tensor, t: Tensor | None = None) -> Tensor:
+def network(x: Tensor, t: Tensor | None = None, **_: Any) -> Tensor:
     """The trivial network."""
     return x * 0.5
 
 
-def ours(shape: tuple[int, ...]) -> Solve:
+def ours(solver: Solver, shape: tuple[int, ...], *, edm: bool = False) -> Solve:
     """This library, built once as a user would and asked for samples from a given state."""
-    sde = DiscreteVPSDE.linear(1000, 1e-4, 0.02)
+    sde = EDMSDE() if edm else DiscreteVPSDE.linear(1000, 1e-4, 0.02)
     model = Network(network, sde, predict.noise, shape=shape[1:])
-    sampler = SDESampler(sde, model, solver=DPMSolverPP(order=2), steps=STEPS, grid=trailing, denoise=False)
+    sampler = SDESampler(sde, model, solver=solver, steps=STEPS, grid=karras if edm else trailing, denoise=False)
     return lambda x: sampler.sample(x_T=x, seed=0)
 
 
-def diffusers() -> Solve:
-    """Diffusers' multistep scheduler in its own loop."""
-    from diffusers import DPMSolverMultistepScheduler
+def scheduler(name: str, **options: Any) -> Solve:
+    """A scheduler of diffusers in its own loop."""
+    import diffusers
 
-    scheduler = DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing")
+    made = getattr(diffusers, name)(**options)
+    scaled = hasattr(made, "scale_model_input")
 
     @torch.no_grad()
     def solve(x: Tensor) -> Tensor:
-        scheduler.set_timesteps(STEPS)
-        for t in scheduler.timesteps:
-            x = scheduler.step(network(x), t, x).prev_sample
+        made.set_timesteps(STEPS)
+        for t in made.timesteps:
+            given = made.scale_model_input(x, t) if scaled else x
+            x = made.step(network(given), t, x).prev_sample
         return x
 
     return solve
 
 
-def bare(x: Tensor) -> Tensor:
+def karras_function(name: str, **options: Any) -> Solve:
+    """A sampling function of k-diffusion."""
+    from k_diffusion import sampling
+
+    sigmas = sampling.get_sigmas_karras(STEPS, 0.002, 80.0)
+    function = getattr(sampling, name)
+    return torch.no_grad()(lambda x: function(network, x, sigmas, disable=True, **options))
+
+
+def azula_sampler(name: str, **options: Any) -> Solve:
+    """A sampler of azula."""
+    from azula import denoise, noise, sample
+
+    class Trivial(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, **_: Any) -> Tensor:
+            return network(x)
+
+    denoiser = denoise.SimpleDenoiser(Trivial(), noise.VPSchedule())
+    made = getattr(sample, name)(denoiser, start=0.999, stop=0.001, steps=STEPS, silent=True, **options)
+    solve: Solve = made
+    return solve
+
+
+def dpm(algorithm: str = "dpmsolver++", order: int = 2) -> Callable[[], Solve]:
+    """The multistep DPM-Solver of diffusers."""
+    options = {"algorithm_type": algorithm, "solver_order": order, "timestep_spacing": "trailing"}
+    return lambda: scheduler("DPMSolverMultistepScheduler", **BETAS, **options)
+
+
+Peers = dict[str, Callable[[], Solve]]
+CASES: dict[str, tuple[Callable[[tuple[int, ...]], Solve], int, Peers]] = {
+    "DDIM": (lambda s: ours(DDIM(), s), 1, {
+        "diffusers": lambda: scheduler("DDIMScheduler", **BETAS, timestep_spacing="trailing", clip_sample=False),
+        "azula": lambda: azula_sampler("DDIMSampler"),
+    }),
+    "DDPM": (lambda s: ours(DDIM(1.0), s), 1, {
+        "diffusers": lambda: scheduler("DDPMScheduler", **BETAS, timestep_spacing="trailing", clip_sample=False),
+        "azula": lambda: azula_sampler("DDPMSampler"),
+    }),
+    "DPM-Solver++(2M)": (lambda s: ours(DPMSolverPP(2), s), 1, {
+        "diffusers": dpm(),
+        "azula": lambda: azula_sampler("xEABSampler", order=2),
+        "k-diffusion": lambda: karras_function("sample_dpmpp_2m"),
+    }),
+    "DPM-Solver++(3M)": (lambda s: ours(DPMSolverPP(3), s), 1, {
+        "diffusers": dpm(order=3),
+        "azula": lambda: azula_sampler("xEABSampler", order=3),
+    }),
+    "SDE-DPM-Solver++(2M)": (lambda s: ours(SDEDPMSolverPP(2), s), 1, {"diffusers": dpm("sde-dpmsolver++")}),
+    "UniPC-2": (lambda s: ours(UniPC(2), s), 1, {
+        "diffusers": lambda: scheduler("UniPCMultistepScheduler", **BETAS, solver_order=2, timestep_spacing="trailing"),
+    }),
+    "UniPC-3": (lambda s: ours(UniPC(3), s), 1, {
+        "diffusers": lambda: scheduler("UniPCMultistepScheduler", **BETAS, solver_order=3, timestep_spacing="trailing"),
+    }),
+    "rho-AB DEIS-3": (lambda s: ours(Adams(3, "rho"), s), 1, {
+        "diffusers": lambda: scheduler("DEISMultistepScheduler", **BETAS, solver_order=3, timestep_spacing="trailing"),
+        "azula": lambda: azula_sampler("zABSampler", order=3),
+        "k-diffusion": lambda: karras_function("sample_lms", order=3),
+    }),
+    "SA-Solver": (lambda s: ours(SASolver(2, 2), s), 1, {
+        "diffusers": lambda: scheduler("SASolverScheduler", **BETAS, timestep_spacing="trailing"),
+    }),
+    "iPNDM-4": (lambda s: ours(IPNDM(4), s), 1, {"diffusers": lambda: scheduler("IPNDMScheduler")}),
+    "Euler, EDM": (lambda s: ours(Euler(), s, edm=True), 1, {
+        "diffusers": lambda: scheduler("EulerDiscreteScheduler", **BETAS, use_karras_sigmas=True),
+        "k-diffusion": lambda: karras_function("sample_euler"),
+    }),
+    "Heun, EDM": (lambda s: ours(Heun(), s, edm=True), 2, {
+        "diffusers": lambda: scheduler("HeunDiscreteScheduler", **BETAS, use_karras_sigmas=True),
+        "azula": lambda: azula_sampler("HeunSampler"),
+        "k-diffusion": lambda: karras_function("sample_heun"),
+    }),
+}  # fmt: skip
+
+
+def bare(calls: int) -> Solve:
     """The network alone, as often as a solve calls it."""
-    with torch.no_grad():
-        for _ in range(STEPS):
+
+    @torch.no_grad()
+    def solve(x: Tensor) -> Tensor:
+        for _ in range(STEPS * calls):
             network(x)
-    return x
+        return x
+
+    return solve
 
 
-def measure(shape: tuple[int, ...], rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds per step net of the network, by candidate: minimum and median over alternating rounds."""
-    solves = {"network alone": bare, "sde_diffusion": ours(shape)}
-    try:
-        solves["diffusers"] = diffusers()
-    except ImportError:
-        print("diffusers is not installed: pip install diffusers")
+def measure(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds per step net of the network, by candidate: median and minimum over alternating rounds."""
+    make, calls, peers = CASES[name]
+    solves = {"network alone": bare(calls), "sde_diffusion": make(shape)}
+    for peer, build in peers.items():
+        if installed(peer) != "-":
+            solves[peer] = build()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    taken: dict[str, list[float]] = {name: [] for name in solves}
-    for i in range(rounds + 2):
-        for name, solve in solves.items():
+    taken: dict[str, list[float]] = {candidate: [] for candidate in solves}
+    for i in range(rounds + 1):
+        for candidate, solve in solves.items():
             start = time.thread_time()
             for _ in range(BLOCK):
                 solve(x)
-            if i >= 2:  # the first two warm caches up
-                taken[name].append((time.thread_time() - start) / STEPS / BLOCK * 1e6)
+            if i:  # the first warms caches up
+                taken[candidate].append((time.thread_time() - start) / STEPS / BLOCK * 1e6)
     alone = taken.pop("network alone")
     return {
-        name: {"min": min(v) - min(alone), "median": statistics.median(v) - statistics.median(alone)}
-        for name, v in taken.items()
+        candidate: {"median": statistics.median(v) - statistics.median(alone), "min": min(v) - min(alone)}
+        for candidate, v in taken.items()
     }
+
+
+def installed(name: str) -> str:
+    """The version of a package, or a dash."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
 
 
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
+    parser.add_argument("--only", default="", help="methods whose name holds this text")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rounds = 10 if arguments.quick else 100
-    result: dict[str, object] = {"steps": STEPS, "rounds": rounds, "torch": version("torch")}
-    print(f"DPM-Solver++(2M), {STEPS} steps, float32, one thread, network subtracted: us per step, minimum (median)")
+    rounds = 3 if arguments.quick else 25
+    versions = {name: installed(name) for name in ("torch", "diffusers", "azula", "k-diffusion")}
+    result: dict[str, Any] = {"steps": STEPS, "rounds": rounds, "versions": versions}
+    print(f"{STEPS} steps, float32, one thread, network subtracted: us per step, median (minimum), ratio ours / theirs")
+    print("  " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     for label, shape in SHAPES.items():
-        figures = measure(shape, rounds)
-        result[label] = {"shape": shape, "us_per_step": figures}
-        for name, f in figures.items():
-            extra = f" {version('diffusers')}" if name == "diffusers" else ""
-            print(f"  {label:7} {shape!s:16} {name + extra:20} {f['min']:8.1f} ({f['median']:.1f})")
-        if "diffusers" in figures:
-            ratio = figures["sde_diffusion"]["min"] / figures["diffusers"]["min"]
-            median = figures["sde_diffusion"]["median"] / figures["diffusers"]["median"]
-            print(f"  {label:7} ratio to diffusers: {ratio:.3f} ({median:.3f})")
-    if not arguments.quick:
+        result[label] = {"shape": shape}
+        for name in (name for name in CASES if arguments.only in name):
+            figures = result[label][name] = measure(name, shape, rounds)
+            own = figures.pop("sde_diffusion")
+            line = f"  {label:6} {name:21} {own['median']:6.1f} ({own['min']:.1f})"
+            for peer, f in figures.items():
+                line += f"   {peer} {f['median']:.1f} ({f['min']:.1f}): {own['median'] / f['median']:.3f}"
+            figures["sde_diffusion"] = own
+            print(line, flush=True)
+    if not arguments.quick and not arguments.only:
         path = Path(__file__).parent / "results" / "overhead.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """The table of solvers in README.md, made from the solvers themselves: `python benchmarks/solver_table.py [--write]`.
 
-Each public solver of `sde_diffusion.solvers` is one row: what it claims (`needs`, `order`, `evaluations`, `stochastic`)
-and the sources its docstring names. `--write` puts the table between the two marks in README.md; a test holds it there.
+Each public solver of `sde_diffusion.solvers` is one row: what it claims (`needs`, `claim`, `evaluations`,
+`stochastic`), the range of its orders as `benchmarks/orders.py` has measured them, and the sources its docstring names.
+`--write` puts the table between the two marks in README.md; a test holds it there.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from sde_diffusion import solvers
 from sde_diffusion.solvers import EulerMaruyama, Heun, Langevin, Solver
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = Path(__file__).resolve().parent / "results" / "orders.json"
 BEGIN, END = "<!-- begin: benchmarks/solver_table.py -->", "<!-- end: benchmarks/solver_table.py -->"
 
 # What a solver made of other solvers is shown with, by the name of the field.
@@ -42,12 +46,15 @@ def _parts(cls: type[Solver]) -> list[str]:
 
 
 def spelling(solver: Solver) -> str:
-    """How one writes it, without the arguments left at their defaults."""
-    given = [
-        spelling(value) if isinstance(value, Solver) else repr(value)
-        for f in dataclasses.fields(solver)  # type: ignore[arg-type]
-        if (value := getattr(solver, f.name)) != f.default
-    ]
+    """How one writes it, without the arguments left at their defaults; by name behind one that is left out."""
+    given, behind = [], False
+    for f in dataclasses.fields(solver):  # type: ignore[arg-type]
+        value = getattr(solver, f.name)
+        if value == f.default:
+            behind = True
+            continue
+        shown = spelling(value) if isinstance(value, Solver) else repr(value)
+        given.append(f"{f.name}={shown}" if behind else shown)
     return f"{type(solver).__name__}({', '.join(given)})"
 
 
@@ -72,14 +79,34 @@ def sources(solver: Solver) -> str:
     return "; ".join(short) or "–"
 
 
+def measured() -> dict[str, str]:
+    """The range of the measured orders of each solver, over all processes, by its spelling."""
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
+    found = {}
+    for row in rows:
+        if row["stochastic"]:
+            found[row["solver"]] = ", ".join(f"{k} {_range(row, [k])}" for k in ("strong", "weak"))
+        else:
+            found[row["solver"]] = _range(row, ["gaussian", "mixture"])
+    return found
+
+
+def _range(row: dict[str, Any], kinds: list[str]) -> str:
+    values = [pair[kind] for pair in row["orders"].values() for kind in kinds]
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def table() -> str:
     """The table in Markdown."""
-    rows = ["| solver | for | order | evaluations per step | random | source |", "|---|---|---|---|---|---|"]
+    heads = ["solver", "for", "order", "measured", "evaluations per step", "random", "source"]
+    rows, found = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], measured()
     for s in examples():
         order = f"{s.claim:g}" if s.claim else "–"
         cost = "its own choice" if s.evaluations is None else str(s.evaluations)
         rows.append(
-            f"| `{spelling(s)}` | {NEEDS[s.needs.__name__]} | {order} | {cost} | {randomness(s)} | {sources(s)} |"
+            f"| `{spelling(s)}` | {NEEDS[s.needs.__name__]} | {order} | {found.get(spelling(s), '–')} | {cost} "
+            f"| {randomness(s)} | {sources(s)} |"
         )
     return "\n".join(rows)
 
@@ -89,10 +116,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table into README.md")
     parser.add_argument("--quick", action="store_true", help="no effect: it takes no time")
     if parser.parse_args().write:
-        text = README.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        write()
     print(table())
+
+
+def write() -> None:
+    """Puts the table into README.md."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
-from sde_diffusion.loop import Snapshot, integrate
+from sde_diffusion.loop import Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import (
@@ -39,6 +39,7 @@ __all__ = [
     "Snapshot",
     "SolverError",
     "SubVPSDE",
+    "UnfinishedWarning",
     "clocks",
     "grids",
     "integrate",

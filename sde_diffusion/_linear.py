@@ -29,4 +29,6 @@ def linear(x: Tensor, a: float | Tensor, y: Tensor, b: float | Tensor) -> Tensor
         return y if b == 1.0 else scale(y, b)
     if b == 0.0:
         return x if a == 1.0 else scale(x, a)
-    return torch.add(x if a == 1.0 else scale(x, a), y, alpha=b)
+    if a == 1.0 or x.dtype != y.dtype:
+        return torch.add(x if a == 1.0 else scale(x, a), y, alpha=b)
+    return scale(x, a).add_(y, alpha=b)

@@ -1,4 +1,4 @@
-"""The command line: `sde-diffusion train`, `sample` and `demo`. An error is one line and exit status 2."""
+"""The command line: `sde-diffusion train`, `sample`, `likelihood`, `demo`, `check`. An error is one line, status 2."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process by default.
 
     Returns:
-        0, or 2 after an error, or 130 after an interruption.
+        0, or 1 where a check did not pass, or 2 after an error, or 130 after an interruption.
     """
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
-            args.run(args)
+            status: int | None = args.run(args)
         except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
             _complain("error: " + " ".join(str(error).split()))
             return 2
         except KeyboardInterrupt:
             _complain("interrupted")
             return 130
-    return 0
+    return status or 0
 
 
 def _say(line: str) -> None:
@@ -61,11 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(group)
     _add_sample(group)
+    _add_likelihood(group)
     _add_demo(group)
+    _add_check(group)
     return parser
 
 
-def _add(group: Any, name: str, run: Callable[[argparse.Namespace], None], what: str, **more: Any) -> Any:
+def _add(group: Any, name: str, run: Callable[[argparse.Namespace], int | None], what: str, **more: Any) -> Any:
     command = group.add_parser(name, help=what[0].lower() + what[1:], description=what, formatter_class=_Help, **more)
     command.set_defaults(run=run)
     command.add_argument("--seed", type=_natural, default=0, metavar="K", help="seed of everything random")
@@ -144,6 +146,31 @@ def _add_sample(group: Any) -> None:
     command.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="samples in memory at once")
 
 
+def _add_likelihood(group: Any) -> None:
+    command = _add(
+        group,
+        "likelihood",
+        _likelihood,
+        "Log-likelihood of your own arrays under a checkpoint, with its errors.",
+        epilog="example:\n  sde-diffusion likelihood --checkpoint model --data faces.npz --out likelihood.json",
+    )
+    need = command.add_argument_group("required")
+    need.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder written by train or demo")
+    need.add_argument("--data", required=True, type=Path, metavar="FILE", help=".npy or .npz, as for train")
+    need.add_argument("--out", required=True, type=Path, metavar="FILE", help=".json, with a summary, or .csv")
+    command.add_argument(
+        "--probes",
+        type=_positive,
+        metavar="K",
+        help="random probes of the divergence; unset, exact up to 128",
+    )
+    command.add_argument(
+        "--bin-width", type=float, metavar="W", help="width of a level of (dequantised) data, for bits per dimension"
+    )
+    command.add_argument("--correct", action="store_true", help="extrapolate from the smallest noise level to none")
+    command.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples in memory at once")
+
+
 def _add_demo(group: Any) -> None:
     command = _add(
         group,
@@ -154,6 +181,21 @@ def _add_demo(group: Any) -> None:
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything written")
     command.add_argument("--steps", type=_positive, metavar="N", help="training steps; unset, 1200, or 60 with --quick")
     command.add_argument("--quick", action="store_true", help="everything, in under a minute, and nothing good")
+
+
+def _add_check(group: Any) -> None:
+    command = _add(
+        group,
+        "check",
+        _check,
+        "Check an SDE, solver or model of your own: measured orders, consistency, the rules of the house.",
+        epilog="example:\n  sde-diffusion check my_file.py:MySolver --plot orders.png",
+    )
+    command.add_argument(
+        "target", metavar="MODULE:NAME", help="a class, made without arguments, or an instance; or FILE.py:NAME"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="file for the report as JSON")
+    command.add_argument("--plot", type=Path, metavar="FILE", help=".png of what was measured")
 
 
 def _natural(text: str) -> int:
@@ -200,6 +242,22 @@ def _sample(args: argparse.Namespace) -> None:
     )
 
 
+def _likelihood(args: argparse.Namespace) -> None:
+    from sde_diffusion.likelihood_command import likelihood_file
+
+    likelihood_file(
+        args.checkpoint,
+        args.data,
+        args.out,
+        probes=args.probes,
+        bin_width=args.bin_width,
+        correct=args.correct,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        say=_say,
+    )
+
+
 def _demo(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
@@ -207,6 +265,13 @@ def _demo(args: argparse.Namespace) -> None:
 
     settings = replace(QUICK if args.quick else Settings(), seed=args.seed)
     run(args.out, settings if args.steps is None else replace(settings, steps=args.steps), say=_say)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from sde_diffusion.check_command import check_target
+
+    torch.manual_seed(args.seed)  # for the weights of a model that is made here
+    return 0 if check_target(args.target, json_file=args.json, plot_file=args.plot, say=_say) else 1
 
 
 if __name__ == "__main__":

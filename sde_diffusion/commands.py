@@ -25,9 +25,13 @@ from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
     DDIM,
+    IPNDM,
     RK4,
+    Adams,
     Angle,
     Churn,
+    DormandPrince,
+    DPMSolver,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
@@ -35,8 +39,11 @@ from sde_diffusion.solvers import (
     Langevin,
     Midpoint,
     PredictorCorrector,
+    SASolver,
+    SDEDPMSolverPP,
     Solver,
     Torchdiffeq,
+    UniPC,
 )
 from sde_diffusion.training import train
 
@@ -61,6 +68,13 @@ KINDS: dict[str, Parametrisation] = {
 SOLVERS: dict[str, Solver] = {
     "dpmpp2": DPMSolverPP(order=2),
     "dpmpp1": DPMSolverPP(order=1),
+    "dpmpp3": DPMSolverPP(order=3),
+    "dpmpp2-sde": SDEDPMSolverPP(order=2),
+    "dpm3": DPMSolver(order=3),
+    "unipc": UniPC(order=3),
+    "deis": Adams(order=3, quantity="time"),
+    "ipndm": IPNDM(order=3),
+    "sa": SASolver(2, 2),
     "ddim": DDIM(),
     "ddpm": DDIM(eta=1.0),
     "euler": Euler(),
@@ -72,6 +86,7 @@ SOLVERS: dict[str, Solver] = {
     "churn-heun": Churn(Heun(), gamma=0.2),
     "euler-maruyama": EulerMaruyama(),
     "predictor-corrector": PredictorCorrector(DDIM(eta=1.0), Langevin(1, snr=0.16)),
+    "adaptive": Angle(DormandPrince()),
     "dopri5": Torchdiffeq("dopri5"),
 }
 

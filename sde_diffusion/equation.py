@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,22 +23,25 @@ from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 
 
 class Counter:
-    """Network evaluations so far; shared by all views of one equation."""
+    """Network evaluations so far, and the rows left on the way; shared by all views of one equation."""
 
-    __slots__ = ("n",)
+    __slots__ = ("n", "stopped", "where")
 
     def __init__(self) -> None:
         self.n = 0
+        self.stopped: Tensor | None = None
+        self.where: Tensor | None = None
 
 
 class Tables:
-    """Levels known so far, by time and by half log-SNR, and the tables of the equation's views; outlives one solve."""
+    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views."""
 
-    __slots__ = ("by_lam", "by_time", "views")
+    __slots__ = ("by_lam", "by_time", "rows", "views")
 
     def __init__(self) -> None:
         self.by_time: dict[float, Level] = {}
         self.by_lam: dict[float, Level] = {}
+        self.rows: dict[Hashable, Any] = {}
         self.views: dict[GaussianSDE, tuple[Denoiser, Tables]] = {}
 
 
@@ -57,6 +61,31 @@ class ODE(ABC):
     def nfe(self) -> int:
         """Network evaluations so far."""
         return self.counter.n
+
+    @property
+    def stopped(self) -> Tensor | None:
+        """Mask `(B,)` of the rows that an adaptive solver has left on the way in this solve; None if there are none."""
+        return self.counter.stopped
+
+    def stop(self, stopped: Tensor, t: Tensor) -> None:
+        """Leaves rows `(B,)`, a mask, where they are for the rest of the solve; `t` `(B,)` is how far each has come."""
+        before, where = self.counter, self._place(t)
+        if before.stopped is not None and before.where is not None:
+            where = torch.where(before.stopped, before.where, where)
+            stopped = stopped | before.stopped
+        before.stopped, before.where = stopped, where
+
+    def stopped_at(self) -> list[float]:
+        """The times at which rows were left, in the time of this equation."""
+        mask, where = self.counter.stopped, self.counter.where
+        return [] if mask is None or where is None else self._time(where[mask]).tolist()
+
+    def _place(self, t: Tensor) -> Tensor:
+        """What all views of the equation know a time by."""
+        return t
+
+    def _time(self, place: Tensor) -> Tensor:
+        return place
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Level) -> Tensor:
@@ -78,6 +107,13 @@ class ODE(ABC):
         """The level at time `t`: looked up if tabulated, else computed."""
         found = self.tables.by_time.get(t)
         return found if found is not None else self.compute_levels([t])[0]
+
+    def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
+        """The level of each row at its own time `(B,)`: fields of shape `(B, 1, ..., 1)`, in the dtype of `x`.
+
+        Not looked up: an adaptive solver visits a time once.
+        """
+        return Level(t.to(x).reshape(-1, *([1] * (x.ndim - 1))))
 
 
 class ReverseSDE(ODE):
@@ -114,18 +150,19 @@ class ReverseSDE(ODE):
     def score(self, x: Tensor, t: Level) -> Tensor:
         r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
         self.counter.n += 1
-        value = self._score(x, torch.full((x.shape[0],), t.t, dtype=x.dtype, device=x.device), **self.cond)
+        times = torch.as_tensor(t.t, dtype=x.dtype, device=x.device).reshape(-1).expand(x.shape[0])
+        value = self._score(x, times, **self.cond)
         if value.shape != x.shape:
             raise ValueError(f"the score answered shape {tuple(value.shape)} to a state of shape {tuple(x.shape)}")
         return value
 
     def diffusion(self, t: Level) -> Scalar:
         """$g(t)$: a float, or a tensor that broadcasts against the state."""
-        return self.sde.diffusion(torch.tensor(t.t, dtype=torch.float64))
+        return self.sde.diffusion(_as_tensor(t.t))
 
     def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
-        time = torch.tensor(t.t, dtype=torch.float64)
+        time = _as_tensor(t.t)
         g = torch.as_tensor(self.sde.diffusion(time))
         return self.sde.drift(x, time) - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
@@ -165,6 +202,17 @@ class GaussianReverseSDE(ReverseSDE):
         self.counter.n += self.denoiser.cost
         return self.denoiser.predict(x, t, **self.cond)
 
+    def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
+        return self.denoiser.sde.level(t, x, check=False)
+
+    def _place(self, t: Tensor) -> Tensor:
+        return self.sde.half_log_snr(t)
+
+    def _time(self, place: Tensor) -> Tensor:
+        ends = torch.tensor([self.sde.t_max, self.sde.t_min], dtype=place.dtype, device=place.device)
+        low, high = self.sde.half_log_snr(ends)
+        return self.sde.time_of(place.clamp(low, high))
+
     def prefill_lam(self, lams: Iterable[float]) -> list[Level]:
         """Tabulates the levels at given half log-SNRs in one evaluation and returns them."""
         wanted, table = list(lams), self.tables.by_lam
@@ -184,7 +232,7 @@ class GaussianReverseSDE(ReverseSDE):
 
     def diffusion(self, t: Level) -> Scalar:
         g2 = t.g2
-        if g2 == math.inf:
+        if isinstance(g2, float) and g2 == math.inf:
             raise ValueError(
                 f"g is infinite at t = {t.t:g}, where alpha = 0: start a stochastic solver in t at a smaller time "
                 "(t_max= of the SDE, or a grid), or use DDIM(eta), which is regular there"
@@ -207,3 +255,8 @@ class GaussianReverseSDE(ReverseSDE):
             denoiser, tables = self.tables.views.setdefault(sde, (self.denoiser.on(sde), Tables()))
             view = self._views[sde] = GaussianReverseSDE(denoiser, self.cond, self.counter, tables)
         return view
+
+
+def _as_tensor(t: float | Tensor) -> Tensor:
+    """A time as a tensor, in float64 unless it came as one."""
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)

@@ -1,84 +1,55 @@
-r"""Exact log-likelihood through the probability-flow ODE.
+r"""Exact log-likelihood through the probability-flow ODE, with its error budget.
 
-In the angle coordinate $u$ (`solvers.AngleSDE`) with variance-normalised state $y$, $dy/du = v$ is regular at both
-ends and
+The density of a model is that of its probability flow, $dx/dt = v$, along which
 
-$$ \log p_{t}(x) = \log\mathcal N(y(\pi/2); 0, I) + \int_{u_t}^{\pi/2} \nabla\cdot v\,du - \tfrac D2\log(\alpha^2c^2 +
-  \sigma^2) $$
+$$ \frac{d}{dt}\log p_t(x_t) = -\nabla\cdot v $$
 
-up to the largest noise level of the model, where $y$ is Gaussian with the moments of the prior. The divergence is
-exact, a loop of vector-Jacobian products on one graph.
+so that one solve from the data to the prior gives $\log p$. `flow_density` says in which coordinate and between which
+levels, `divergence` how $\nabla\cdot v$ is found, `log_density` how the solvers see it. What separates the number from
+the truth is told apart:
+
+* `solver_error`: the equation is solved with a tolerance;
+* `standard_error`: the divergence is estimated by random probes, above 128 dimensions;
+* `truncation`: the density is that of the data with a little noise, at level `level`. This is no error, but another
+  density; the estimate of $\log p_0 - \log p_S$ tells how far apart they are.
+
+Where the prior is that of a sampler, and not the exact $\mathcal N(0, I)$ at $\alpha = 0$, it is part of the model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_finite, check_state
-from sde_diffusion._linear import rows
-from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.loop import integrate
-from sde_diffusion.sde import GaussianSDE, Level
-from sde_diffusion.solvers import RK4, AngleSDE, Solver
-from sde_diffusion.solvers.base import describe
+from sde_diffusion.budget import LogProb
+from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
+from sde_diffusion.flow_density import (
+    LikelihoodWarning,
+    Route,
+    adapts,
+    check_eval,
+    check_solver,
+    gaussian_route,
+    general_route,
+    looser,
+    solve,
+)
+from sde_diffusion.log_density import allowance
+from sde_diffusion.noise import seed_list
+from sde_diffusion.sampler import SDESampler
+from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.solvers import RK4, Adaptive, Angle, DormandPrince, Solver, Torchdiffeq
 
-if TYPE_CHECKING:
-    from sde_diffusion.sampler import SDESampler
+__all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
 
-
-@dataclass(frozen=True)
-class LogProb:
-    """The log-likelihood of a batch.
-
-    Attributes:
-        value: Log-density in nats, shape `(B,)`, of the model at its smallest noise level and alpha times the data.
-        latent: The state at the prior, shape `(B, *)`.
-        nfe: Network evaluations per sample, not counting those of the divergence, which are backward passes.
-    """
-
-    value: Tensor
-    latent: Tensor
-    nfe: int
-
-
-def divergence(v: Tensor, x: Tensor) -> Tensor:
-    r"""$\nabla\cdot v$ at `x`, shape `(B,)`: exact, one vector-Jacobian product per coordinate on the graph of `v`."""
-    flat, total = rows(v), v.new_zeros(len(v))
-    for i in range(flat.shape[1]):
-        (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
-        total = total + rows(row)[:, i]
-    return total
-
-
-class LogDensityODE(ODE):
-    r"""An ODE with $\int \nabla\cdot v$ carried along as one more coordinate: any ODE solver integrates both.
-
-    The state is `(B, D + 1)`: the flattened state of the inner equation, then the integral.
-
-    Args:
-        inner: The equation of the state.
-        shape: Its event shape.
-    """
-
-    def __init__(self, inner: ODE, shape: Sequence[int]) -> None:
-        super().__init__(inner.counter)
-        self.inner, self.shape = inner, tuple(shape)
-
-    def compute_levels(self, times: Sequence[float]) -> list[Level]:
-        return self.inner.prefill(times)
-
-    def velocity(self, x: Tensor, t: Level) -> Tensor:
-        with torch.enable_grad():
-            y = x[:, :-1].reshape(len(x), *self.shape).detach().requires_grad_()
-            v = self.inner.velocity(y, t)
-            div = divergence(v, y)
-        return torch.cat([rows(v.detach()), div.detach()[:, None]], dim=1)
+STEPS = 32
 
 
 def log_prob(
@@ -86,8 +57,15 @@ def log_prob(
     x0: Tensor,
     *,
     solver: Solver | None = None,
-    steps: int = 24,
+    steps: int | None = None,
+    trace: Trace | None = None,
+    seed: int | Sequence[int] | None = None,
+    level: float | None = None,
+    whole: bool | None = None,
     data_std: float | None = None,
+    correct: bool = False,
+    solver_error: bool = True,
+    grad: bool = False,
     **cond: Any,
 ) -> LogProb:
     r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
@@ -95,44 +73,120 @@ def log_prob(
     Args:
         sampler: Gives the model, the range of noise levels and the prior.
         x0: Data, shape `(B, *)`.
-        solver: An ODE solver on plain velocities; `RK4()` by default.
-        steps: Steps in the angle, uniform in $(u/u_{max})^{1/1.5}$.
-        data_std: $c$ of the coordinate, the standard deviation of the data; by default what the model knows.
+        solver: A solver on plain velocities. By default `DormandPrince` with tolerances 1e-6, or 1e-5 for float32 data;
+            each row has its own steps.
+        steps: Steps of a solver that does not choose them, 32 by default, uniform in $u^{1/1.5}$; without a solver, of
+            `RK4`.
+        trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
+        seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
+        level: Noise level $\sigma/\alpha$ at which to take the density; by default that of the sampler's last time.
+            With 0 it is that of the data themselves, for a model that is regular there.
+        whole: Integrate up to $\alpha = 0$, where the prior is exact; by default where the model answers there. False:
+            up to the first time of the sampler, with its prior: the density of what it draws.
+        data_std: $c$ of the angle, the standard deviation of the data; by default what the model knows.
+        correct: Adds the `truncation` to the value, which then estimates the density of the data themselves.
+        solver_error: Solves again at ten times the tolerance, at about two thirds of the cost, for the error.
+        grad: Keeps the graph: the value can be differentiated in the data and in the parameters.
         **cond: Handed to the model.
 
     Raises:
-        TypeError: A general SDE, a solver that cannot integrate a bare ODE, or integer or half-precision data.
-        ValueError: Empty or non-finite data, or another event shape.
+        TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
+        ValueError: Empty or non-finite data, another event shape, a network in training mode that is random there, a
+            level out of range.
+
+    Warns:
+        LikelihoodWarning: Rows that did not arrive, or a level that the model was not trained on.
+
+    References:
+        Chen et al., Neural Ordinary Differential Equations, 2018; Song et al., Score-Based Generative Modeling through
+        SDEs, 2021 (Section 4.3); Grathwohl et al., FFJORD, 2019.
     """
-    sde, solver = sampler.sde, solver or RK4()
-    if not isinstance(sde, GaussianSDE):
-        raise TypeError(f"log_prob needs a GaussianSDE; {type(sde).__name__} is a general SDE")
-    if solver.needs is not ODE or solver.stochastic:
-        raise TypeError(
-            f"log_prob integrates a bare ODE, but {solver!r} needs {describe(solver.needs)}: "
-            "use Heun(), RK4() or Torchdiffeq()"
-        )
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
-    check_count(steps, "steps")
-    eq = cast("GaussianReverseSDE", sampler.equation(cond))
-    circle = AngleSDE(eq.denoiser.data_std if data_std is None else data_std)
-    first, last = sde.levels([sde.t_min, sde.t_max])
-    low, high = circle.angle(first), circle.angle(last)
-    grid = [low + (high - low) * (i / steps) ** 1.5 for i in range(steps + 1)]
-    grid[-1] = high
-    y = rows(x0) * (first.alpha / circle.radius(first))
-    ode = LogDensityODE(eq.on(circle), x0.shape[1:])
-    with torch.no_grad():
-        *_, now = integrate(ode, solver, torch.cat([y, y.new_zeros(len(y), 1)], dim=1), grid)
-        latent = (now.x[:, :-1] * circle.radius(last)).reshape(x0.shape)
-        d = y.shape[1]
-        change = d * (math.log(circle.radius(last)) - math.log(circle.radius(first)))
-        value = sde.prior_log_prob(latent) + now.x[:, -1] + change
-        value = value + d * math.log(first.alpha)
-    return LogProb(value, latent, now.nfe)
+    check_eval(sampler.model)
+    solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
+        route = _route(sampler, cond, level, whole, data_std, correct)
+        trace = choose_trace(trace, sampler.model, x)
+        probes = trace.probes(seed_list(seed, len(x)), x[0].numel(), x)
+        best = solve(route, solver, steps, x, trace, probes, grad=grad, warn=True)
+        value = best.value
+        error, nfe_check = torch.full_like(value, math.nan).detach(), 0
+        again = looser(solver, steps) if solver_error else None
+        if again is not None:
+            with torch.no_grad():
+                rough = solve(route, *again, x.detach(), trace, probes, grad=False, warn=False)
+            error, nfe_check = _difference(value.detach(), rough.value, solver, x[0].numel()), rough.nfe
+        return LogProb(
+            value=value + best.truncation if correct else value,
+            standard_error=best.standard_error,
+            solver_error=error,
+            truncation=best.truncation.detach(),
+            latent=best.latent.to(x0.dtype),
+            nfe=best.nfe,
+            converged=best.arrived,
+            level=route.level,
+            whole=route.whole,
+            corrected=correct,
+            nfe_check=nfe_check,
+        )
 
 
-def bits_per_dim(log_prob: Tensor, dim: int, *, bin_width: float) -> Tensor:
+def choose_solver(
+    solver: Solver | None, steps: int | None, x: Tensor, data_std: float | None, what: str = "log_prob"
+) -> tuple[Solver, int, float | None]:
+    """The solver, its steps and the scale of the angle, with defaults filled in and what cannot work refused."""
+    if solver is None:
+        tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
+        solver = DormandPrince(tolerance, tolerance) if steps is None else RK4()
+    if isinstance(solver, Angle) and data_std is None:
+        data_std = solver.data_std
+    inner = check_solver(solver, what)
+    return inner, check_count((1 if adapts(inner) else STEPS) if steps is None else steps, "steps"), data_std
+
+
+def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
+    """The trace, exact where it can be by default, in forward mode where parameters cannot keep a graph."""
+    if trace is None:
+        trace = Exact() if x[0].numel() <= EXACT_UP_TO else Orthogonal(DEFAULT_PROBES)
+    if not isinstance(trace, Trace):
+        raise TypeError(f"trace must be Exact(), Orthogonal(k) or Rademacher(k), got {trace!r}")
+    if trace.forward is None and isinstance(model, nn.Module):
+        frozen = any(p.is_inference() for p in chain(model.parameters(), model.buffers()))
+        return replace(trace, forward=frozen)  # type: ignore[type-var]  # every trace is a dataclass
+    return trace
+
+
+def _ordinary(value: Any) -> Any:
+    """A tensor that can be part of a graph: one made in inference mode is copied."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _route(
+    sampler: SDESampler,
+    cond: dict[str, Any],
+    level: float | None,
+    whole: bool | None,
+    data_std: float | None,
+    correct: bool,
+) -> Route:
+    if isinstance(sampler.sde, GaussianSDE):
+        return gaussian_route(sampler, cond, level, whole, data_std)
+    if level is not None or whole or correct:
+        raise TypeError(
+            f"level=, whole= and correct= speak of noise levels, which {type(sampler.sde).__name__}, a general SDE, "
+            "does not have: its density is taken at the last time of the sampler, with the prior at t_max"
+        )
+    return general_route(sampler, cond)
+
+
+def _difference(value: Tensor, rough: Tensor, solver: Solver, d: int) -> Tensor:
+    """The error of a solve, from a rougher one: at least what one step may make, for one alone may hit by chance."""
+    floor = allowance(solver.rtol, d) if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver) else 0.0
+    return (value - rough).abs().clamp_min(floor)
+
+
+def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> Tensor:
     r"""$-\big(\log p(x)/D + \log\Delta\big)/\log 2$: the cost in bits of one coordinate known to bins of width
     $\Delta$.
 
@@ -145,4 +199,5 @@ def bits_per_dim(log_prob: Tensor, dim: int, *, bin_width: float) -> Tensor:
     """
     if not (0 < bin_width < math.inf):
         raise ValueError(f"bin_width must be positive, got {bin_width!r}")
-    return -(log_prob / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)
+    value = log_prob.value if isinstance(log_prob, LogProb) else log_prob
+    return -(value / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)

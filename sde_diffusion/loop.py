@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sde_diffusion._checks import SolverError, as_grid
@@ -14,7 +16,14 @@ from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, Silent
 from sde_diffusion.solvers.base import Solver, describe
 
-CHECK_EVERY = 4  # a non-finite state stays so; looking at every state would take a tenth of a cheap step
+
+class UnfinishedWarning(UserWarning):
+    """An adaptive solver has used up its evaluations before some rows arrived."""
+
+
+# A non-finite state stays so. Looking at every small state would take a tenth of a cheap step; keeping large ones for
+# later, to find which was the first, would take them out of the cache.
+CHECK_EVERY, LARGE = 4, 1 << 14
 
 
 class Snapshot(NamedTuple):
@@ -25,12 +34,15 @@ class Snapshot(NamedTuple):
         t: Time of the state.
         x: The state, shape `(B, *)`.
         nfe: Network evaluations so far, per sample.
+        finished: Mask `(B,)` of the rows that stand at `t`, None if all do: an adaptive solver leaves a row where it is
+            when the evaluations that it was given are used up.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses on a snapshot
     t: float
     x: Tensor
     nfe: int
+    finished: Tensor | None = None
 
 
 def check_capable(eq: ODE, solver: Solver) -> None:
@@ -63,30 +75,50 @@ def integrate(
         ValueError: A grid that is not monotone, or a stochastic solver without noise.
         SolverError: A state that is not finite, with the step, the time and the evaluations so far. Raised within
             four steps, or on an accelerator at the end, where asking costs no synchronisation.
+
+    Warns:
+        UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
     """
     check_capable(eq, solver)
     source = noise or Silent()
     grid = as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
     levels = eq.prefill(grid)
     solver.prepare(eq, list(pairwise(grid)))
-    deferred = x.device.type != "cpu"
+    deferred, every = x.device.type != "cpu", CHECK_EVERY if x.numel() < LARGE else 1
     kept: list[Snapshot] = []
-    yield Snapshot(0, grid[0], x, eq.nfe)
+    now = Snapshot(0, grid[0], x, eq.nfe)
+    yield now
     state = None
     for index, (t, s) in enumerate(pairwise(levels), 1):
         x, state = solver.step(eq, x, t, s, state, source)
-        now = Snapshot(index, s.t, x, eq.nfe)
+        if eq.stopped is not None and now.finished is None:
+            warn_unfinished(eq, solver, s.t)
+        now = Snapshot(index, s.t, x, eq.nfe, None if eq.stopped is None else ~eq.stopped)
         kept.append(now._replace(x=x.detach().sum()) if deferred else now)
-        if not deferred and not index % CHECK_EVERY:
+        if not deferred and not index % every:
             check_numbers(kept)
             kept.clear()
         yield now
     check_numbers(kept)
 
 
+def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
+    """Tells which rows a solver has left on the way to time `s`, and what to do."""
+    times = sorted(eq.stopped_at())
+    where = f"t = {times[0]:g}" + (f" to {times[-1]:g}" if times[-1] > times[0] else "")
+    rows = 0 if eq.stopped is None else len(eq.stopped)
+    warnings.warn(
+        f"{len(times)} of {rows} rows did not arrive at t = {s:g}: {solver!r} used up its evaluations and left them at "
+        f"{where}. The result holds their states of these times; Snapshot.finished, of iterate, tells which they are. "
+        "Raise max_nfe or the tolerances, or step in the angle: Angle(solver)",
+        UnfinishedWarning,
+        stacklevel=3,
+    )
+
+
 def check_numbers(solve: Sequence[Snapshot]) -> None:
     """Raises `SolverError` naming the first state that is not finite, if the last one is not."""
-    if not solve or math.isfinite(solve[-1].x.sum().item()):
+    if not solve or torch.compiler.is_compiling() or math.isfinite(solve[-1].x.sum().item()):
         return
     bad = next(now for now in solve if not math.isfinite(now.x.sum().item()))
     raise SolverError(

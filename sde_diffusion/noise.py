@@ -12,14 +12,16 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
+from sde_diffusion._brownian import GOLDEN, mix, path_at
+
+_GOLDEN, _mix = GOLDEN, mix
 
 
 def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -64,6 +66,21 @@ class NoiseSource(ABC):
     @abstractmethod
     def __call__(self, t: float, s: float) -> Tensor:
         """Unit normal draws for the step from `t` to `s`, shape `(B, *)`."""
+
+    def area(self, t: float, s: float) -> Tensor:
+        r"""Unit normal draws behind the space-time area of the same step, independent of `self(t, s)`.
+
+        $$ \frac1h\int_t^s \Big(W_u - W_t - \tfrac{u - t}{h}\,(W_s - W_t)\Big)\,du = \sqrt{h/12}\;z $$
+        """
+        return self(s, s)
+
+    def fork(self, *key: float) -> NoiseSource:
+        """An independent source of the same kind, a function of `key`; this one where all draws are independent."""
+        return self
+
+    def beside(self, t: float, s: float, key: float) -> NoiseSource:
+        """What a wrapper draws from on top of the step from `t` to `s`, independent of `self(t, s)`; see `fork`."""
+        return self
 
 
 class Silent(NoiseSource):
@@ -139,11 +156,17 @@ class SharedStream(NoiseSource):
 
 
 class BrownianPath(NoiseSource):
-    r"""One Brownian path per sample, the same at every step count: refining the steps refines the same sample.
+    r"""One Brownian path per sample, the same at every step count and for every solver.
 
-    The increment over a step is $(W_s - W_t)/\sqrt{|s - t|}$ of a path on `span`, built by bisection: each midpoint
-    is drawn from a stream keyed by (seed, depth, position), so a path needs no storage and answers in any order.
-    Memory is that of `depth` states, whatever the number of steps; a step costs at most `2 * depth` draws.
+    The increment over a step is $(W_s - W_t)/\sqrt{|s - t|}$ of a path on `span`, and its space-time area goes with
+    it: refining the steps refines the same sample, and solvers of the same equation tend to the same sample. Both are
+    built by bisection, each half drawn given the whole from a stream keyed by (seed, depth, position), so that a path
+    needs no storage and answers in any order. Memory is that of a few states, whatever the number of steps; a step
+    costs at most `4 * depth` draws. Made in float64, whatever the dtype.
+
+    An exponential solver, whose noise is a weighted integral of the path over the step, takes the plain increment: what
+    differs is of strong order 1, as the solver is. Measured at 20 against 40 steps, no clock does better than time.
+    What is not a step of the path, a corrector or a second pass, takes independent paths by `beside` and `fork`.
 
     Args:
         seeds: One seed per sample.
@@ -154,7 +177,8 @@ class BrownianPath(NoiseSource):
         depth: Halvings at most; times are resolved to `2**-depth` of the span.
 
     References:
-        Li et al., Scalable Gradients for SDEs, 2020 (the virtual Brownian tree).
+        Li et al., Scalable Gradients for SDEs, 2020 (the virtual Brownian tree); Jelincic, Foster and Kidger,
+        Single-seed Generation of Brownian Paths and Integrals for Adaptive and High Order SDE Solvers, 2024.
     """
 
     def __init__(
@@ -171,66 +195,70 @@ class BrownianPath(NoiseSource):
         self.low, self.width = min(span), abs(span[1] - span[0])
         if not 0 < self.width < math.inf:
             raise ValueError(f"a Brownian path needs a span of positive length, got {span}")
-        self._nodes: dict[tuple[int, int], Tensor] = {}
-        self._last: tuple[float, Tensor] | None = None
-        self._keys = _mix(np.array(self.seeds, dtype=np.uint64) + np.uint64(_GOLDEN))
-        # Hashed, as torch's CPU generator reads the low 32 bits of a seed alone.
-        self._between = Streams(self._keys.tolist(), shape, dtype, device)
+        self._take(_mix(np.array(self.seeds, dtype=np.uint64) + np.uint64(_GOLDEN)))
+
+    def _take(self, keys: NDArray[np.uint64]) -> None:
+        """Becomes the path of these keys."""
+        self._keys = keys
+        self._known: dict[float, tuple[Tensor, Tensor]] = {}  # at the ends of the last step
+        self._forks: dict[tuple[float, ...], BrownianPath] = {}
+        self._stream: Streams | None = None
 
     def prior(self) -> Tensor:
         # The draw that `Streams` makes, so that both sources start a sample from the same state.
         return Streams(self.seeds, self.shape, self.dtype, self.device).prior()
 
-    def _normal(self, depth: int, position: int, seen: dict[tuple[int, int], Tensor]) -> Tensor:
-        key = (depth, position)
-        found = self._nodes.get(key)
-        seen[key] = found if found is not None else self._keyed_normals(depth, position)
-        return seen[key]
+    def fork(self, *key: float) -> BrownianPath:
+        found = self._forks.get(key)
+        if found is None:
+            found, keys = copy(self), self._keys
+            for bits in np.array(key, dtype=np.float64).view(np.uint64):
+                keys = _mix(keys ^ _mix(bits + np.array([_GOLDEN], dtype=np.uint64)))
+            found._take(keys)
+            self._forks[key] = found
+        return found
 
-    def _keyed_normals(self, depth: int, position: int) -> Tensor:
-        """Unit normals `(B, *)` that are a function of (seed, depth, position, coordinate) alone."""
-        at_depth = _mix(self._keys + np.uint64((depth + 1) * _GOLDEN & _MASK))
-        key = _mix(at_depth ^ np.uint64(position & _MASK))
-        bits = _mix(key[:, None] + np.arange(1, math.prod(self.shape) + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
-        uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        normal = torch.special.ndtri(torch.from_numpy(uniform))
-        return normal.reshape(-1, *self.shape).to(self.dtype)
+    def beside(self, t: float, s: float, key: float) -> NoiseSource:
+        return _Beside(self, t, s, key)
 
-    def value(self, t: float) -> Tensor:
-        """$W_t$, shape `(B, *)`, zero at the lower end of the span."""
-        seen: dict[tuple[int, int], Tensor] = {}
-        place = (t - self.low) / self.width
-        # The path goes on beyond its span, in cells of its width: an angle or a level raised by `Churn` may lie there.
-        position = cell = math.ceil(place) - 1 if place > 0 else math.floor(place)
-        target, a, b = place - cell, 0.0, 1.0
-        w_a = torch.zeros((len(self.seeds), *self.shape), dtype=self.dtype)
-        for k in range(min(cell, 0), max(cell, 0)):
-            w_a.add_(self._normal(0, k, seen), alpha=math.copysign(math.sqrt(self.width), cell))
-        w_b = torch.add(w_a, self._normal(0, cell, seen), alpha=math.sqrt(self.width))
-        for depth in range(1, self.depth + 1):
-            if target in (a, b):
-                break
-            middle = 0.5 * (a + b)
-            spread = 0.5 * math.sqrt((b - a) * self.width)
-            w_m = torch.lerp(w_a, w_b, 0.5).add_(self._normal(depth, position, seen), alpha=spread)
-            if target < middle:
-                b, w_b, position = middle, w_m, 2 * position
-            else:
-                a, w_a, position = middle, w_m, 2 * position + 1
-        self._nodes = seen  # the last path down: the next query shares most of it
-        return w_a if target <= a else w_b if target >= b else torch.lerp(w_a, w_b, (target - a) / (b - a))
+    def _at(self, t: float) -> tuple[Tensor, Tensor]:
+        """The path at `t` and its integral up to there, both zero at the lower end, in units of the span."""
+        return path_at(self._keys, self.shape, (t - self.low) / self.width, self.depth)
+
+    def _ends(self, t: float, s: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """What `_at` says of both ends of a step; the step before ended where this one starts."""
+        self._known = {time: self._known.get(time) or self._at(time) for time in (t, s)}
+        return self._known[t], self._known[s]
+
+    def _between(self) -> Tensor:
+        if self._stream is None:  # hashed, as torch's CPU generator reads the low 32 bits of a seed alone
+            self._stream = Streams(self._keys.tolist(), self.shape, self.dtype, self.device)
+        return self._stream(0.0, 0.0)
 
     def __call__(self, t: float, s: float) -> Tensor:
-        if t == s:  # a corrector stays at one time, where the path has no increment
-            return self._between(t, s)
-        start = self._last[1] if self._last is not None and self._last[0] == t else self.value(t)
-        end = self.value(s)
-        self._last = (s, end)
-        return ((end - start) / math.sqrt(abs(s - t))).to(self.device)
+        if t == s:  # at one time the path has no increment
+            return self._between()
+        (start, _), (end, _) = self._ends(t, s)
+        return ((end - start) / math.sqrt(abs(s - t) / self.width)).to(self.device, self.dtype)
+
+    def area(self, t: float, s: float) -> Tensor:
+        if t == s:
+            return self._between()
+        (start, before), (end, after) = self._ends(t, s)
+        h = (s - t) / self.width
+        return (((after - before) / h - 0.5 * (start + end)) * math.sqrt(12 / abs(h))).to(self.device, self.dtype)
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al., 2014): a bijection of 64 bits, equal on every machine."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+class _Beside(NoiseSource):
+    """Draw `k` is the increment of the `k`-th path beside a given one, over a step of the solver."""
+
+    def __init__(self, path: BrownianPath, t: float, s: float, key: float) -> None:
+        super().__init__(path.shape, path.dtype, path.device)
+        self.path, self.t, self.s, self.key, self.drawn = path, t, s, key, 0
+
+    def prior(self) -> Tensor:
+        return self.path.prior()
+
+    def __call__(self, t: float, s: float) -> Tensor:
+        self.drawn += 1
+        return self.path.fork(self.key, self.drawn)(self.t, self.s)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 if TYPE_CHECKING:
-    from sde_diffusion.likelihood import LogProb
+    from sde_diffusion.budget import LogProb
+    from sde_diffusion.divergence import Trace
 
 Grid = Callable[[Any, int], Tensor]
 Seed = int | Sequence[int] | torch.Generator | None
@@ -107,7 +109,8 @@ class SDESampler:
         jump, per_step = (self._cost if self.denoise else 0), self.solver.evaluations
         if per_step is None:
             raise ValueError(
-                f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= (1 by default)"
+                f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
+                f"({self.solver.default_steps} by default)"
             )
         steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * self._cost)
         if steps < 1:
@@ -127,6 +130,26 @@ class SDESampler:
         steps = f"steps={self.steps}, " if callable(self.grid) else ""
         return f"SDESampler({self.sde!r}, model, solver={self.solver!r}, {steps}{grid}{tail})"
 
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        seed: Seed = ...,
+        x_T: Tensor | None = ...,
+        batch_size: int | None = ...,
+        progress: bool = ...,
+        noise: Callable[..., NoiseSource] = ...,
+        grad: bool = ...,
+        return_log_prob: Literal[False] = ...,
+        **cond: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self, n: int = ..., *, return_log_prob: Literal[True], trace: Trace | None = ..., **options: Any
+    ) -> tuple[Tensor, LogProb]: ...
+
     def sample(
         self,
         n: int = 1,
@@ -137,8 +160,10 @@ class SDESampler:
         progress: bool = False,
         noise: Callable[..., NoiseSource] = Streams,
         grad: bool = False,
+        return_log_prob: bool = False,
+        trace: Trace | None = None,
         **cond: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, LogProb]:
         """Draws `n` samples, shape `(n, *)`.
 
         Args:
@@ -151,27 +176,67 @@ class SDESampler:
             progress: Shows a progress bar.
             noise: `noise.Streams` or `noise.BrownianPath`: one path per sample whatever the number of steps.
             grad: Keeps the graph, for gradients through the solve.
+            return_log_prob: Returns the pair of the samples and their `LogProb`, from one solve, by an ODE solver such
+                as `Angle(DormandPrince())`. The samples are then the states at the last time over alpha, without the
+                final jump: the pair fits, and `log_prob(x, whole=False)` finds the same number.
+            trace: How that solve finds the divergence; see `log_prob`.
             **cond: Handed to the model; a tensor whose first dimension is `n` is split along with the samples.
 
         Raises:
+            TypeError: `return_log_prob` with a solver that cannot integrate a bare ODE.
             ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
             SolverError: A state that is not finite.
+
+        Warns:
+            UnfinishedWarning: An adaptive solver left samples on the way; `iterate` tells which.
         """
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
         seeds = _seeds(seed, n)
+        if return_log_prob:
+            return self._sample_with_log_prob(n, seeds, x_T, size, progress, noise, grad, trace, cond)
         out: list[Tensor] = []
-        with tqdm(total=-(-n // size) * self.steps, disable=not progress, desc="sampling") as bar:
+        total = -(-n // size) * self.steps
+        with tqdm(total=total, desc="sampling") if progress else nullcontext() as bar:
             for i in range(0, n, size):
                 chunk = slice(i, min(i + size, n))
                 own = seeds[chunk] if isinstance(seeds, list) else seeds
                 given = {k: _split(v, chunk, n) for k, v in cond.items()}
                 with torch.set_grad_enabled(grad):
                     for now in self._solve(chunk.stop - i, own, None if x_T is None else x_T[chunk], noise, given):
-                        if progress:
+                        if bar is not None:
                             bar.update(0 < now.index <= self.steps)
                 out.append(now.x)
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _sample_with_log_prob(
+        self,
+        n: int,
+        seeds: list[int] | torch.Generator,
+        x_T: Tensor | None,
+        size: int,
+        progress: bool,
+        noise: Callable[..., NoiseSource],
+        grad: bool,
+        trace: Trace | None,
+        cond: dict[str, Any],
+    ) -> tuple[Tensor, LogProb]:
+        from sde_diffusion.budget import LogProb
+        from sde_diffusion.joint import sample_with_log_prob
+
+        xs, found = [], []
+        with tqdm(total=n, desc="sampling") if progress else nullcontext() as bar:
+            for i in range(0, n, size):
+                chunk = slice(i, min(i + size, n))
+                own = seeds[chunk] if isinstance(seeds, list) else seeds
+                given = {k: _split(v, chunk, n) for k, v in cond.items()}
+                start = self._draw(chunk.stop - i, own, noise) if x_T is None else x_T[chunk]
+                x, log_p = sample_with_log_prob(self, start, own if isinstance(own, list) else None, trace, grad, given)
+                xs.append(x)
+                found.append(log_p)
+                if bar is not None:
+                    bar.update(len(x))
+        return torch.cat(xs), LogProb.join(found)
 
     def iterate(
         self,
@@ -224,7 +289,7 @@ class SDESampler:
         return now.x
 
     def log_prob(self, x0: Tensor, **options: Any) -> LogProb:
-        """Exact log-likelihood of data, in nats; see `likelihood.log_prob` for the options."""
+        """Exact log-likelihood of data, in nats, with its errors; see `likelihood.log_prob` for the options."""
         from sde_diffusion.likelihood import log_prob
 
         return log_prob(self, x0, **options)
@@ -249,7 +314,9 @@ class SDESampler:
         if self.denoise and isinstance(eq, GaussianReverseSDE):
             # The posterior mean at the last time: the only place where the noise goes to zero.
             x = eq.denoise(now.x, eq.level(now.t)).data
-            now = Snapshot(now.index + 1, now.t, x, eq.nfe)
+            if now.finished is not None:  # rows left on the way are not at this level: they stay as they are
+                x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
+            now = Snapshot(now.index + 1, now.t, x, eq.nfe, now.finished)
             check_numbers([now])
             yield now
 
@@ -268,6 +335,9 @@ class SDESampler:
         if isinstance(seed, list):
             return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
         return SharedStream(seed, n, shape, dtype, device)
+
+    def _draw(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:
+        return self._start(self._source(n, seed, None, noise).prior())
 
     def _start(self, z: Tensor) -> Tensor:
         if isinstance(self.sde, GaussianSDE):

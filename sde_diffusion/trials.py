@@ -24,9 +24,13 @@ from sde_diffusion.sampler import Grid, SDESampler
 from sde_diffusion.schedules import EDMSDE
 from sde_diffusion.solvers import (
     DDIM,
+    IPNDM,
     RK4,
+    Adams,
     Angle,
     Churn,
+    DormandPrince,
+    DPMSolver,
     DPMSolverPP,
     Euler,
     EulerMaruyama,
@@ -34,9 +38,12 @@ from sde_diffusion.solvers import (
     Langevin,
     Midpoint,
     PredictorCorrector,
+    SASolver,
+    SDEDPMSolverPP,
     Solver,
     Torchdiffeq,
     Torchsde,
+    UniPC,
     annealed_langevin,
 )
 
@@ -75,6 +82,12 @@ def trials(effort: float = 1.0) -> list[Trial]:
         Trial(DPMSolverPP(order=1)),
         Trial(DDIM(eta=0.0), curve=True),
         Trial(DDIM(eta=1.0), curve=True),
+        Trial(DPMSolver(order=3)),
+        Trial(UniPC(order=3), curve=True),
+        Trial(Adams(order=2, quantity="angle")),
+        Trial(IPNDM(order=3)),
+        Trial(SDEDPMSolverPP(order=2)),
+        Trial(SASolver(2, 2)),
         Trial(Euler(), grid=grids.karras),
         Trial(Midpoint(), grid=grids.karras),
         Trial(Heun(), grid=grids.karras, curve=True),
@@ -85,6 +98,7 @@ def trials(effort: float = 1.0) -> list[Trial]:
         Trial(EulerMaruyama(), many(61), grids.karras),
         Trial(PredictorCorrector(DDIM(eta=1.0), Langevin(1, snr=0.16)), many(61)),
         Trial(annealed_langevin(2, epsilon=9e-6, sigma_min=SDE.sigma_min), max(61, many(101))),
+        Trial(Angle(DormandPrince(rtol=1e-3, atol=1e-3)), None),
         Trial(Angle(Torchdiffeq("dopri5", rtol=1e-3, atol=1e-3)), None),
         Trial(Angle(Torchsde("srk", n=steps)), None),
     ]
@@ -238,7 +252,7 @@ class Bench:
         parts: list[LogProb] = []
         with tqdm(total=n, desc="likelihood", unit="image") as bar:
             for images in self.test.images[:n].split(12):
-                parts.append(sampler.log_prob((images - self.mean) / self.std, steps=steps))
+                parts.append(sampler.log_prob((images - self.mean) / self.std, steps=steps, solver_error=False))
                 bar.update(len(images))
         # density of the images themselves, not of the standardised ones
         nats = torch.cat([part.value for part in parts]).double() - dim * math.log(self.std)

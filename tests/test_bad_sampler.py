@@ -18,8 +18,8 @@ from sde_diffusion import (
     integrate,
     predict,
 )
-from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.likelihood import LogDensityODE
+from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.sde import Level
 from sde_diffusion.solvers import (
     DDIM,
     RK4,
@@ -86,7 +86,14 @@ def test_the_solvers_that_are_named_do_work_on_a_general_sde(solver):
 
 
 def test_a_bare_ode_takes_ode_solvers_alone():
-    ode = LogDensityODE(GaussianReverseSDE(MODEL), (2,))
+    class Decay(ODE):
+        def compute_levels(self, times):
+            return [Level(t) for t in times]
+
+        def velocity(self, x, t):
+            return -x
+
+    ode = Decay()
     text = "needs an SDE with its score; this equation is an ODE alone. Use Euler, Heun, RK4 or Torchdiffeq"
     check(lambda: list(integrate(ode, EulerMaruyama(), X, [1.0, 0.5])), T, "EulerMaruyama " + text)
 
@@ -241,19 +248,10 @@ def test_a_general_sde_starts_where_its_prior_is_known():
     (
         lambda: sampler().log_prob(X, solver=DPMSolverPP()),
         T,
-        "log_prob integrates a bare ODE, but DPMSolverPP(order=2) needs a GaussianSDE with a Denoiser or a score: "
-        "use Heun(), RK4() or Torchdiffeq()",
+        " needs a GaussianSDE with a Denoiser or a score: use DormandPrince(), RK4(), Heun() or Torchdiffeq()",
     ),
-    (
-        lambda: sampler().log_prob(X, solver=EulerMaruyama()),
-        T,
-        "but EulerMaruyama(eta=1.0) needs an SDE with its",
-    ),
-    (
-        lambda: SDESampler(DoubleWell(), never, shape=(2,)).log_prob(X),
-        T,
-        "log_prob needs a GaussianSDE; DoubleWell is a general SDE",
-    ),
+    (lambda: sampler().log_prob(X, solver=EulerMaruyama()), T, "but EulerMaruyama(eta=1.0) is stochastic"),
+    (lambda: SDESampler(DoubleWell(), never, shape=(2,)).log_prob(X, whole=True), T, "which DoubleWell, a general SDE"),
     (
         lambda: solve(DDIM(1.0), model=Network(lambda x, t: x, VP)),
         V,

@@ -15,6 +15,7 @@ from sde_diffusion import solvers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASES = {"Solver", "Multistep", "RungeKutta", "Adaptive", "EmbeddedRungeKutta"}
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
@@ -40,7 +41,35 @@ def test_the_table_of_solvers_names_every_public_solver(monkeypatch):
     made = script("solver_table", monkeypatch)
     classes = {name: value for name in solvers.__all__ if isinstance(value := getattr(solvers, name), type)}
     public = {name for name, value in classes.items() if issubclass(value, solvers.Solver)}
-    assert {type(s).__name__ for s in made.examples()} == public - {"Solver", "Multistep", "RungeKutta"}
+    assert {type(s).__name__ for s in made.examples()} == public - BASES
+
+
+def test_the_measured_orders_of_the_page_are_the_committed_ones(monkeypatch):
+    script("solver_table", monkeypatch)
+    made = script("orders", monkeypatch)
+    rows = json.loads(made.RESULTS.read_text(encoding="utf-8"))["rows"]
+    shown = made.PAGE.read_text(encoding="utf-8").split(made.BEGIN)[1].split(made.END)[0].strip()
+    assert shown == made.markdown(rows), "run: python benchmarks/orders.py --tables"
+
+
+def test_every_claimed_order_is_measured_and_holds(monkeypatch):
+    script("solver_table", monkeypatch)
+    made = script("orders", monkeypatch)
+    rows = {row["solver"]: row for row in json.loads(made.RESULTS.read_text(encoding="utf-8"))["rows"]}
+    claims = {made.spelling(s): s.claim for s in made.candidates()}
+    assert {name: row["claim"] for name, row in rows.items()} == claims, "run: python benchmarks/orders.py"
+    assert all(set(row["orders"]) == set(made.orders.SDES) for row in rows.values())
+    below = {name: found for name, row in rows.items() if (found := made.missed(row))}
+    assert not below, below
+
+
+def test_a_committed_order_is_measured_again(monkeypatch):
+    script("solver_table", monkeypatch)
+    made = script("orders", monkeypatch)
+    rows = {row["solver"]: row for row in json.loads(made.RESULTS.read_text(encoding="utf-8"))["rows"]}
+    for solver in (solvers.Heun(), solvers.EulerMaruyama()):
+        again = made.measure(solver, ["EDM"])["orders"]["EDM"]
+        assert again == pytest.approx(rows[made.spelling(solver)]["orders"]["EDM"], abs=0.02)
 
 
 def test_the_first_example_prints_what_the_readme_says(monkeypatch, tmp_path, capsys):

@@ -13,30 +13,43 @@ from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import (
     DDIM,
+    ERSDE,
     IPNDM,
     RK4,
+    SRA1,
     Adams,
     Angle,
+    BogackiShampine,
     Churn,
+    DormandPrince,
     DPMSolver,
+    DPMSolver12,
+    DPMSolver23,
     DPMSolverPP,
     DPMSolverPP2S,
     Euler,
     EulerMaruyama,
     Heun,
+    HeunEuler,
     Hold,
     Langevin,
     Midpoint,
     PredictorCorrector,
+    Renoise,
+    Restart,
+    ReverseDiffusion,
+    Reversible,
     SASolver,
     SDEDPMSolverPP,
     Solver,
+    StochasticHeunEuler,
     Torchdiffeq,
     Torchsde,
     UniPC,
     annealed_langevin,
 )
 from sde_diffusion.solvers.adams import QUANTITIES
+from sde_diffusion.testing import orders
 
 SDES: list[GaussianSDE] = [
     VPSDE(),
@@ -92,16 +105,40 @@ SOLVERS: list[Solver] = [
     Angle(Heun(), 0.7),
     Angle(RK4(), 0.7),
     Angle(DPMSolverPP(2)),
+    SRA1(),
+    SRA1(0.5),
+    SRA1(0.0),
+    ReverseDiffusion(),
+    *(ERSDE(order, offset=offset) for order in (1, 2, 3) for offset in (10.0, math.inf)),
+    Reversible(),
+    Reversible(Heun()),
+    Reversible(DDIM()),
+    Angle(Reversible(Heun()), 0.7),
+    Restart(Angle(RK4()), repeats=1),
+    Restart(Restart(Angle(RK4()), repeats=1), 0.3, 1.0, 2, 3),
     Churn(Heun(), 0.1),
     Churn(DPMSolverPP(2), 0.1),
     PredictorCorrector(EulerMaruyama(), Langevin(2, 0.16)),
     PredictorCorrector(DPMSolverPP(2), Langevin(1, 0.1)),
     PredictorCorrector(Hold(), Langevin(3, 0.2)),
+    PredictorCorrector(Angle(RK4()), Langevin({0.0: 1, 0.5: 2}, 0.1)),
+    PredictorCorrector(DDIM(1.0), Renoise()),
+    PredictorCorrector(DPMSolverPP(2), Renoise(Heun(), 0.2, 2)),
     annealed_langevin(2, epsilon=2e-5, sigma_min=0.01),
     Torchdiffeq("dopri5"),
     Torchdiffeq("rk4"),
     Torchsde("euler", 20),
     Torchsde("srk", 10),
+    HeunEuler(),
+    BogackiShampine(),
+    DormandPrince(),
+    Angle(BogackiShampine()),
+    Angle(DormandPrince(), 0.7),
+    DPMSolver12(),
+    DPMSolver23(),
+    StochasticHeunEuler(),
+    StochasticHeunEuler(0.05, eta=0.5),
+    Angle(StochasticHeunEuler()),
 ]
 
 # An adaptive method of torchdiffeq controls one error norm over the batch, as its documentation here says.
@@ -116,6 +153,10 @@ WEAK_ORDER_1: list[Solver] = [
     EulerMaruyama(0.5),
     DDIM(1.0),
     DDIM(0.5),
+    ReverseDiffusion(0.5),
+    ERSDE(1),
+    ERSDE(2),
+    ERSDE(3),
     SDEDPMSolverPP(1),
     SDEDPMSolverPP(2),
     SDEDPMSolverPP(3, 0.5),
@@ -141,8 +182,8 @@ def solver_is_regular_at_the_end(solver: Solver) -> bool:
     """Whether a solver can start where alpha = 0: all but those that need g, or lam, or data to divide by."""
     parts = [solver, *(getattr(solver, part) for part in ("inner", "predictor", "corrector") if hasattr(solver, part))]
     return not any(
-        isinstance(s, (Torchsde, DPMSolverPP2S, IPNDM))
-        or (isinstance(s, EulerMaruyama) and s.eta > 0)
+        isinstance(s, (Torchsde, DPMSolverPP2S, IPNDM, DPMSolver12, DPMSolver23, StochasticHeunEuler))
+        or (isinstance(s, (EulerMaruyama, SRA1)) and s.eta > 0)
         or (isinstance(s, DPMSolver) and s.order > 1)
         or (isinstance(s, Adams) and s.quantity in ("noise", "rho", "time"))
         for s in parts
@@ -165,11 +206,7 @@ def between(sde: GaussianSDE, top: float, bottom: float, steps: int, ends: tuple
     return times
 
 
-def slope(steps: list[int], errors: list[float]) -> float:
-    """The order of convergence: minus the slope of log error against log steps."""
-    n = torch.tensor([math.log(k) for k in steps], dtype=torch.float64)
-    e = torch.tensor([math.log(v) for v in errors], dtype=torch.float64)
-    return float(-((n - n.mean()) * (e - e.mean())).sum() / (n - n.mean()).square().sum())
+slope = orders.slope  # minus the slope of log error against log steps
 
 
 class OneAtATime(NoiseSource):

@@ -82,7 +82,9 @@ class Adams(Multistep):
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         if self.quantity == "time":
-            eq.prefill(u for t, s in intervals for u in quadrature_times(t, s))
+            ends = [(eq.level(t).lam, eq.level(s).lam) for t, s in intervals]
+            eq.prefill_lam(v for a, b in ends if math.isfinite(a - b) for v in quadrature_times(a, b))
+        super().prepare(eq, intervals)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         if self.quantity == "data":
@@ -111,9 +113,10 @@ class Adams(Multistep):
         if self.quantity == "rho":
             b = lagrange_integrals(tuple(at.sigma / at.alpha for at in past), t.sigma / t.alpha, s.sigma / s.alpha)
         else:
-            times = quadrature_times(t.t, s.t)
-            density = [(at.dsigma - at.sigma * at.dalpha / at.alpha) / at.alpha for at in map(level, times)]
-            b = weighted_integrals([at.t for at in past], np.asarray(times), quadrature_mass(t.t, s.t, density))
+            # Over lam: the density in t is singular where a schedule starts as the root of t, and where alpha vanishes.
+            lams = quadrature_times(t.lam, s.lam)
+            mass = quadrature_mass(t.lam, s.lam, [-math.exp(-v) for v in lams])
+            b = weighted_integrals([at.t for at in past], np.asarray([level(v).t for v in lams]), mass)
         return Row(s.alpha / t.alpha, noise=tuple(s.alpha * v for v in b))
 
     def _bounded_row(self, past: Sequence[Level], s: Level) -> Row:

@@ -177,7 +177,7 @@ class _Increments:
         w = rows(self.noise(-float(ta), -float(tb))) * math.sqrt(h)
         if not return_U:
             return w
-        area = rows(self.noise(-float(tb), -float(tb))) * math.sqrt(h / 12)
+        area = rows(self.noise.area(-float(ta), -float(tb))) * math.sqrt(h / 12)
         return w, h * (0.5 * w + area)
 
 

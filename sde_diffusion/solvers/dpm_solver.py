@@ -50,7 +50,7 @@ class DPMSolverPP(Multistep):
 
     with $h_-$ the previous step in $\lambda$, for order 2. One evaluation per step. The first step is of order 1, as
     is one from a level with no data left. That keeps order 2 over a solve, and holds order 3 to 2, which it is
-    claimed at: its published expansion, moreover, weighs the second difference by half.
+    claimed at: its authors' code, followed here, moreover gives the second difference half its Taylor weight.
 
     Args:
         order: 1 (the same as `DDIM()`), 2 ("2M") or 3 ("3M").
@@ -89,7 +89,7 @@ def plus_plus_weights(past: Sequence[Level], s: Level, kappa: float, gain: float
     if len(known) == 1:
         k = 0.5 * gain / r0
         return gain + k, -k
-    # Differences of the data: d1 = D' h and d2, half of D'' h^2, as the paper expands them.
+    # In the authors' code (the paper ends with 2M) d1 is D' h and d2 half of D'' h^2, but its weight that of the whole.
     r1 = (known[0].lam - known[1].lam) / h
     z = kappa * h
     phi2 = math.expm1(-z) / z + 1

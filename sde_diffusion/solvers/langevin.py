@@ -3,7 +3,7 @@ r"""Langevin dynamics as a corrector, and what predictors and correctors make to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver, stronger
+from sde_diffusion.solvers.stochastic import nesting
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,32 @@ class Langevin(Solver):
     $\mathcal N(0, v)$ the stationary variance is $v / (1 - \tau/(2v))$. `n` evaluations.
 
     Args:
-        n: Steps.
+        n: Steps; or a mapping from $\sigma/\alpha$ to steps, of which a level takes the entry at the greatest key not
+            above its own (none if there is no such key): `{0.0: 1, 0.5: 4}` takes 4 steps from 0.5 up and 1 below; or a
+            function of the level. `evaluations` is then None.
         snr: $r$, the signal-to-noise ratio of a step. 0.16 in the paper's CIFAR-10 settings.
 
     Raises:
-        ValueError: `n < 1`, `snr <= 0`, or called to move in time.
+        TypeError: A count that is not an integer.
+        ValueError: `n < 1`, a negative count or key, `snr <= 0`, or called to move in time.
 
     References:
         Song et al., Score-Based Generative Modeling through SDEs, 2021 (Algorithms 4 and 5).
     """
 
-    n: int = 1
+    n: int | Mapping[float, int] | Callable[[Level], int] = 1
     snr: float = 0.16
     needs = GaussianReverseSDE
     stochastic = True
 
     def __post_init__(self) -> None:
-        check_count(self.n, "n")
+        if isinstance(self.n, Mapping):
+            if not self.n or not all(0 <= key < math.inf for key in self.n):
+                raise ValueError(f"n maps levels sigma/alpha >= 0 to counts, got {self.n!r}")
+            for count in self.n.values():
+                _checked(count)
+        elif not callable(self.n):
+            check_count(self.n, "n")
         if not (0 < self.snr < math.inf):
             raise ValueError(f"snr must be positive, got {self.snr!r}")
 
@@ -68,9 +78,47 @@ class Langevin(Solver):
             raise ValueError(f"wanted epsilon > 0 and sigma_min > 0, got {epsilon!r} and {sigma_min!r}")
         return cls(n, snr=0.5 * math.sqrt(epsilon) / sigma_min)
 
+    @classmethod
+    def ncsn2(cls, n: int = 5, *, ratio: float) -> Langevin:
+        r"""The step rule of NCSN v2: $x + a_i\nabla\log p + \sqrt{2a_i}\,z$ with $a_i = e\,\sigma_i^2$.
+
+        $e = \epsilon/\sigma_L^2$ is chosen as the paper's technique 4 has it: on pure noise of the level above, with
+        variance $\gamma^2\sigma_i^2$, `n` steps leave the variance $\sigma_i^2$ times
+        $(1 - e)^{2n}\,(\gamma^2 - q) + q$, $q = 1/(1 - e/2)$, and $e$ makes this as near to 1 as it gets.
+
+        Args:
+            n: Steps per level, $T$.
+            ratio: $\gamma > 1$, the ratio of neighbouring levels of a geometric grid.
+
+        Example:
+            >>> Langevin.ncsn2(5, ratio=(50 / 0.01) ** (1 / 231))  # CIFAR-10: a_i = 0.062 sigma_i^2
+
+        References:
+            Song and Ermon, Improved Techniques for Training Score-Based Generative Models, 2020 (technique 4).
+        """
+        check_count(n, "n")
+        if not (1 < ratio < math.inf):
+            raise ValueError(f"ratio must be above 1, got {ratio!r}")
+
+        def excess(e: float) -> float:
+            return (1 - e) ** (2 * n) * (ratio**2 - 1 / (1 - e / 2)) + 1 / (1 - e / 2)
+
+        low, high = 0.0, 1.0  # `excess` falls, then rises
+        for _ in range(100):
+            a, b = low + (high - low) / 3, high - (high - low) / 3
+            low, high = (low, b) if excess(a) < excess(b) else (a, high)
+        return cls(n, snr=math.sqrt(low / 2))
+
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
-        return self.n
+    def evaluations(self) -> int | None:  # type: ignore[override]
+        return self.n if isinstance(self.n, int) else None
+
+    def count(self, at: Level) -> int:
+        """How many steps it takes at a level."""
+        if isinstance(self.n, Mapping):
+            ratio = at.sigma / at.alpha if at.alpha > 0 else math.inf
+            return self.n[max(keys)] if (keys := [key for key in self.n if key <= ratio]) else 0
+        return _checked(self.n(at)) if callable(self.n) else self.n
 
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
@@ -81,10 +129,17 @@ class Langevin(Solver):
                 "with Hold() as the predictor for annealed Langevin dynamics"
             )
         tau = 2 * (self.snr * t.sigma) ** 2
-        for _ in range(self.n):
+        for _ in range(self.count(t)):
             x = torch.add(x, eq.score(x, t), alpha=tau)
             x = torch.add(x, noise(t.t, t.t), alpha=math.sqrt(2 * tau))
         return x, None
+
+
+def _checked(count: object) -> int:
+    """Returns a number of steps if it is an integer, 0 or more."""
+    if count == 0 and not isinstance(count, bool):
+        return 0
+    return check_count(count, "n")
 
 
 @dataclass(frozen=True)
@@ -142,7 +197,7 @@ class PredictorCorrector(Solver):
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
         x, state = self.predictor.step(eq, x, t, s, state, noise)
-        x, _ = self.corrector.step(eq, x, s, s, None, noise)
+        x, _ = self.corrector.step(eq, x, s, s, None, noise.beside(t.t, s.t, nesting(self)))
         return x, state
 
 

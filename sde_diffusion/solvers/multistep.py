@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.base import Interval, Solver
 
 History = tuple[tuple[Level, Prediction], ...]
 LevelAt = Callable[[float], Level]
@@ -69,15 +68,32 @@ class Multistep(Solver):
         Args:
             past: Levels of the known predictions, newest first: the level of the state, then those before it.
             s: Level to reach.
-            level: Looks up the level at another time, for methods that integrate the schedule itself.
+            level: Looks up the level at a half log-SNR, for methods that integrate the schedule itself.
         """
+
+    def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
+        """Computes the rows of a chain of steps: what a method cannot do is refused here, before any evaluation."""
+        past: list[Level] = []
+        reached: float | None = None
+        for t, s in intervals:
+            past = [eq.level(t), *(past if t == reached else ())][: self.memory]
+            self._row(eq, past, eq.level(s))
+            reached = s
+
+    def _row(self, eq: GaussianReverseSDE, past: Sequence[Level], s: Level) -> Row:
+        """The row of a step, computed once per sampler."""
+        key = (self, s.t, *(at.t for at in past))
+        row = eq.tables.rows.get(key)
+        if row is None:
+            row = eq.tables.rows[key] = self.row(past, s, eq.level_at_lam)
+        return row
 
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource
     ) -> tuple[Tensor, History]:
-        now = eq.denoise(x, t)
         past = (state or ())[: self.memory - 1]
-        r, data, eps, std = self.row([t, *(at for at, _ in past)], s, eq.level)
+        r, data, eps, std = self._row(eq, [t, *(at for at, _ in past)], s)
+        now = eq.denoise(x, t)
         x = now.combine(r * t.alpha + data[0] if data else r * t.alpha, r * t.sigma + eps[0] if eps else r * t.sigma)
         for j, (_, before) in enumerate(past, 1):
             before.add_to(x, data[j] if j < len(data) else 0.0, eps[j] if j < len(eps) else 0.0)
@@ -86,7 +102,6 @@ class Multistep(Solver):
         return x, ((t, now), *past)
 
 
-@lru_cache(maxsize=1 << 16)
 def lagrange_integrals(nodes: tuple[float, ...], a: float, b: float, kappa: float = 0.0) -> tuple[float, ...]:
     r"""$\int_a^b e^{\kappa(w - b)}\,\ell_j(w)\,dw$ for the Lagrange basis on `nodes`."""
     w = a + (b - a) * _NODES
@@ -106,7 +121,7 @@ def weighted_integrals(nodes: Sequence[float], w: np.ndarray, mass: np.ndarray) 
 
 
 def quadrature_times(t: float, s: float) -> list[float]:
-    """The times of the quadrature nodes over a step."""
+    """The quadrature nodes over a step."""
     return [t + (s - t) * float(u) for u in _NODES]
 
 

@@ -79,6 +79,22 @@ def check_falling(h: float) -> None:
         raise ValueError("a stochastic solver only goes back in time, from noise to data; to encode use an ODE solver")
 
 
+def nesting(solver: Solver) -> int:
+    """How many solvers a solver wraps at most, one inside the other: what tells its noise from that of its parts."""
+    return 1 + max((nesting(part) for part in vars(solver).values() if isinstance(part, Solver)), default=-1)
+
+
+def renoised(x: Tensor, t: Level, hat: Level, z: Tensor, factor: float = 1.0) -> Tensor:
+    r"""The state carried up from level `t` to the noisier `hat` by the forward process, its noise times `factor`.
+
+    $$ \tfrac{\alpha_{\hat t}}{\alpha_t}\,x + \sqrt{\sigma_{\hat t}^2 -
+       \tfrac{\alpha_{\hat t}^2}{\alpha_t^2}\sigma_t^2}\;z $$
+    """
+    ratio = hat.alpha / t.alpha
+    std = math.sqrt(max(hat.sigma**2 - (ratio * t.sigma) ** 2, 0.0))
+    return torch.add(scale(x, ratio), z, alpha=factor * std)
+
+
 @dataclass(frozen=True)
 class DDIM(Solver):
     r"""DDIM and, at $\eta = 1$, the ancestral sampler of DDPM, between any two levels of any Gaussian SDE.
@@ -209,21 +225,5 @@ class Churn(Solver):
         if lam is None:
             return self.inner.step(eq, x, t, s, None, noise)
         hat = eq.level_at_lam(lam)
-        ratio = hat.alpha / t.alpha
-        std = self.s_noise * math.sqrt(hat.sigma**2 - (ratio * t.sigma) ** 2)
-        x = torch.add(scale(x, ratio), noise(t.t, t.t), alpha=std)
-        return self.inner.step(eq, x, hat, s, None, _Afresh(noise))
-
-
-class _Afresh(NoiseSource):
-    """Independent draws at every call: a churned step goes over times that the step before it has gone over."""
-
-    def __init__(self, source: NoiseSource) -> None:
-        super().__init__(source.shape, source.dtype, source.device)
-        self.source = source
-
-    def prior(self) -> Tensor:
-        return self.source.prior()
-
-    def __call__(self, t: float, s: float) -> Tensor:
-        return self.source(t, t)
+        x = renoised(x, t, hat, noise(t.t, s.t), self.s_noise)
+        return self.inner.step(eq, x, hat, s, None, noise.beside(t.t, s.t, nesting(self)))

@@ -1,0 +1,116 @@
+r"""A log-likelihood with its error budget: what `likelihood.log_prob` answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "converged")
+
+
+@dataclass(frozen=True, eq=False)
+class LogProb:
+    r"""The log-likelihood of a batch, in nats, and how far to trust it.
+
+    Adding or subtracting a number or a tensor, such as the Jacobian of a scaling, shifts `value` and keeps the rest;
+    indexing takes rows; `float` takes the value of one row. Whatever else is to be computed, compute with `value`.
+
+    Attributes:
+        value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
+        standard_error: Of the probes of the divergence, `(B,)`; 0 where it is exact.
+        solver_error: Of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or half the
+            steps, and not less than what one step is allowed. It exceeds the error in most rows, often tenfold. NaN if
+            not asked for.
+        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$; NaN where unknown. If
+            `corrected`, it is part of `value` already.
+        latent: The state at the end of the integration, `(B, *)`: a draw of $\mathcal N(0, I)$ if `whole`, and else of
+            the prior of the sampler, at its first time.
+        nfe: Network evaluations of the solve, those of its slowest row, not counting the derivatives.
+        converged: Mask `(B,)` of the rows whose integration arrived.
+        level: Noise level $S = \sigma/\alpha$ of the density; NaN for a general SDE.
+        whole: Whether the integration went up to $\alpha = 0$, where the prior is exact.
+        corrected: Whether `value` holds the `truncation`, and so estimates $\log p_0$.
+        nfe_check: Evaluations of the second solve, behind `solver_error`.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    solver_error: Tensor
+    truncation: Tensor
+    latent: Tensor
+    nfe: int
+    converged: Tensor
+    level: float = math.nan
+    whole: bool = False
+    corrected: bool = False
+    nfe_check: int = 0
+
+    @property
+    def total_error(self) -> Tensor:
+        """Standard error and solver error, added in squares, `(B,)`: of `value` as the density at `level`."""
+        return torch.hypot(self.standard_error, self.solver_error)
+
+    def mean(self) -> Tensor:
+        """Mean of `value`, shape `()`."""
+        return self.value.mean()
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __float__(self) -> float:
+        if len(self) != 1:
+            raise TypeError(f"float() takes the log-likelihood of one sample, this holds {len(self)}: take .mean()")
+        return float(self.value[0])
+
+    def __getitem__(self, index: int | slice | Tensor) -> LogProb:
+        if isinstance(index, int):
+            index = slice(index, None if index == -1 else index + 1)
+            if not len(self.value[index]):
+                raise IndexError(f"row {index.start} of {len(self)}")
+        return self._each(lambda v: v[index])
+
+    def __add__(self, other: float | Tensor | LogProb) -> LogProb:
+        if isinstance(other, LogProb):
+            raise TypeError("the errors of two log-likelihoods may be related: compute with their .value")
+        return replace(self, value=self.value + other)
+
+    def __radd__(self, other: float) -> LogProb:
+        return self + other
+
+    def __sub__(self, other: float | Tensor | LogProb) -> LogProb:
+        return self + (other if isinstance(other, LogProb) else -other)
+
+    def __repr__(self) -> str:
+        return f"<LogProb of {self}>"
+
+    def __str__(self) -> str:
+        n, v = len(self), self.value.detach()
+        at = "" if math.isnan(self.level) else f" at noise level {self.level:.3g}"
+        spread = f" +- {float(v.std()) / math.sqrt(n):.2g} (over samples)" if n > 1 else ""
+        parts = [f"{n} sample{'s' * (n > 1)}: {float(v.mean()):.4f}{spread} nats{at}"]
+        for name in ("standard_error", "solver_error", "truncation"):
+            errors = getattr(self, name).detach()
+            if bool(errors.isnan().all()) or bool((errors == 0).all()):
+                continue
+            what = f"{name} {float(errors.square().mean().sqrt()):.1e}"
+            parts.append(what + " corrected" * (name == "truncation" and self.corrected))
+        lost = int((~self.converged).sum())
+        parts += [f"nfe {self.nfe}"] + [f"{lost} not converged"] * bool(lost)
+        return ", ".join(parts)
+
+    def _each(self, take: Callable[[Tensor], Tensor]) -> LogProb:
+        rows: dict[str, Any] = {name: take(getattr(self, name)) for name in PER_ROW}
+        return replace(self, **rows)
+
+    @staticmethod
+    def join(parts: Sequence[LogProb]) -> LogProb:
+        """The batches of one computation as one batch; `nfe` is that of the slowest."""
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_ROW}
+        for name in ("nfe", "nfe_check"):
+            joined[name] = max(getattr(part, name) for part in parts)
+        return replace(parts[0], **joined)

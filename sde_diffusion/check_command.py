@@ -1,0 +1,122 @@
+"""`sde-diffusion check`: the conformance suite on a class or an instance named on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from sde_diffusion._files import write_files
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers import Solver
+from sde_diffusion.testing import Report, check_denoiser, check_sde, check_solver
+
+
+def check_target(
+    target: str,
+    *,
+    json_file: Path | None = None,
+    plot_file: Path | None = None,
+    say: Callable[[str], None],
+) -> bool:
+    """Runs the check that fits a class or an instance, and tells whether it passed.
+
+    Args:
+        target: `module:Name` or `path/to/file.py:Name`; a class is made without arguments.
+        json_file: Where to write the report as JSON.
+        plot_file: Where to write its curves as a .png.
+        say: Called with each line of the report.
+
+    Raises:
+        ValueError: A target that is not of that form, a file or module that cannot be imported, a name that is not
+            there, or a folder that is not.
+        TypeError: A class that needs arguments, or something that is no SDE, solver or denoiser.
+    """
+    for option, path in (("--json", json_file), ("--plot", plot_file)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{option}: there is no folder {path.absolute().parent}")
+    report = _check(load_target(target), target)
+    for line in str(report).splitlines():
+        say(line)
+    if json_file is not None:
+        text = json.dumps({"target": target, **report.as_dict()}, indent=1, allow_nan=False)
+        write_files({json_file: (text + "\n").encode()})
+    if plot_file is not None:
+        report.plot(plot_file)
+    return report.passed
+
+
+def load_target(target: str) -> object:
+    """The instance that `module:Name` or `path/to/file.py:Name` names; errors as in `check_target`."""
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise ValueError(f"wanted module:Name or path/to/file.py:Name, got {target!r}")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    if name not in vars(module):
+        found = sorted(key for key, value in vars(module).items() if _is_meant(value, module))
+        raise ValueError(f"{place} has no {name}" + (f"; it has {', '.join(found[:8])}" if found else ""))
+    thing: object = vars(module)[name]
+    if not isinstance(thing, type):
+        return thing
+    try:
+        made: object = thing()
+    except TypeError as error:
+        raise TypeError(
+            f"{name} cannot be made without arguments ({error}): give an instance, {place}:name, made in the file"
+        ) from error
+    return made
+
+
+def _is_meant(value: object, module: ModuleType) -> bool:
+    """Whether a value of a module is there to be checked: made in it, and not abstract."""
+    kinds = (SDE, Solver, Denoiser)
+    if isinstance(value, type):
+        return issubclass(value, kinds) and value.__module__ == module.__name__ and not inspect.isabstract(value)
+    return isinstance(value, kinds)
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # where dataclasses look for the names in annotations
+    sys.path.insert(0, str(path.absolute().parent))  # for what lies beside the file
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        if before is not None:
+            sys.modules[path.stem] = before
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.absolute().parent))
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    sys.path.insert(0, "")  # as `python -m` does: modules of the current folder
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _check(thing: object, target: str) -> Report:
+    if isinstance(thing, SDE):
+        return check_sde(thing)
+    if isinstance(thing, Solver):
+        return check_solver(thing)
+    if isinstance(thing, Denoiser):
+        return check_denoiser(thing)
+    raise TypeError(f"{target} is a {type(thing).__name__}: wanted an SDE, a Solver or a Denoiser, or a class of one")

@@ -1,0 +1,297 @@
+r"""From the data to where the density is known: what is integrated, between which noise levels, and how it went.
+
+On a Gaussian SDE the coordinate is the angle $u = \arctan(S/c)$ of the noise level $S = \sigma/\alpha$, with $c$ the
+standard deviation of the data, and the state $y = x/\sqrt{c^2 + S^2}$ of unit variance (`solvers.AngleSDE`). Its
+velocity is regular at both ends and independent of the process, so that every SDE gives one number:
+
+$$ \log p_S(x) = \log\mathcal N(y(\pi/2); 0, I) + \int_{u_S}^{\pi/2}\nabla\cdot v\,du - \tfrac D2\log(c^2 + S^2) $$
+
+if the model answers up to $\alpha = 0$, and else with the prior at the largest level that it was made for. A general
+SDE is integrated in `t`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._linear import rows
+from sde_diffusion.denoiser import Denoiser, Network, On
+from sde_diffusion.divergence import Trace
+from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, innermost, wide
+from sde_diffusion.loop import UnfinishedWarning, integrate
+from sde_diffusion.predict import Data
+from sde_diffusion.sampler import SDESampler
+from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
+from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Solver, Torchdiffeq
+from sde_diffusion.solvers.base import describe
+
+SLACK = 1e-6
+
+
+class LikelihoodWarning(UserWarning):
+    """A log-likelihood that is less than it seems: rows that failed, or noise levels that no training has covered."""
+
+
+@dataclass(frozen=True)
+class Route:
+    r"""Where the integration starts and ends, and what the density is worth there.
+
+    $$ \log p(x) = \log p_{end}(r\,y) + D\log r + \int\nabla\cdot v + D\log q $$
+
+    Attributes:
+        ends: Times of the equation, data first.
+        level: Noise level $\sigma/\alpha$ of the data end; NaN for a general SDE.
+        equation: Makes a fresh equation.
+        into: $q$, the factor from the data to the state at the first end.
+        out: $r$, the factor from the state at the last end to the latent.
+        prior: Log-density of the latent, `(B,)`.
+        data_std: $c$ of the angle, None for an equation in `t`.
+        whole: Whether it ends at $\alpha = 0$.
+    """
+
+    ends: tuple[float, float]
+    level: float
+    equation: Callable[[], ODE]
+    into: float
+    out: float
+    prior: Callable[[Tensor], Tensor]
+    data_std: float | None = None
+    whole: bool = False
+
+    def grid(self, solver: Solver, steps: int) -> list[float]:
+        """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
+        low, high = self.ends
+        power = 1.0 if adapts(solver) else 1.5
+        return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
+
+    def place(self, t: float) -> str:
+        """A time of the equation in words."""
+        return (
+            f"t = {t:.4g}" if self.data_std is None else f"u = {t:.4g} (noise level {self.data_std * math.tan(t):.4g})"
+        )
+
+
+@dataclass(frozen=True)
+class Solved:
+    r"""One solve, from the data to the prior.
+
+    Attributes:
+        value: Log-density, `(B,)`; NaN where the row did not arrive.
+        standard_error: Of the probes, `(B,)`.
+        latent: State at the last end, `(B, *)`.
+        arrived: Mask `(B,)`.
+        nfe: Network evaluations.
+        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    latent: Tensor
+    arrived: Tensor
+    nfe: int
+    truncation: Tensor
+
+
+def adapts(solver: Solver) -> bool:
+    """Whether a solver chooses its own steps."""
+    return isinstance(solver, Adaptive) or (isinstance(solver, Torchdiffeq) and solver.order == 0)
+
+
+def looser(solver: Solver, steps: int) -> tuple[Solver, int] | None:
+    """The same at ten times the tolerance, or with half the steps; None if there is nothing to halve."""
+    if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
+        tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
+        return replace(cast("Any", solver), **tolerances), steps
+    return (solver, steps // 2) if steps > 1 else None
+
+
+def check_solver(solver: Solver, what: str) -> Solver:
+    """Returns the solver inside `Angle`, or the solver; raises `TypeError` unless it integrates any ODE."""
+    inner = solver.inner if isinstance(solver, Angle) else solver
+    if not isinstance(inner, Solver):
+        raise TypeError(f"solver must be a Solver such as DormandPrince(), got {solver!r}")
+    if inner.stochastic:
+        raise TypeError(
+            f"{what} follows an ODE, but {solver!r} is stochastic: use DormandPrince(), RK4() or Torchdiffeq()"
+        )
+    if inner.needs is not ODE:
+        raise TypeError(
+            f"{what} integrates a bare ODE, but {solver!r} needs {describe(inner.needs)}: "
+            "use DormandPrince(), RK4(), Heun() or Torchdiffeq()"
+        )
+    return inner
+
+
+def check_eval(model: object) -> None:
+    """Raises `ValueError` if a network would answer with fresh randomness, or by its batch, at every call."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    found = sorted({type(m).__name__ for m in modules if isinstance(m, random) and m.training})
+    if found:
+        raise ValueError(
+            f"the model is in training mode and holds {', '.join(found)}: its velocity would be another at every call, "
+            "or depend on the batch, and has no density. Call model.eval() first"
+        )
+
+
+def general_route(sampler: SDESampler, cond: dict[str, Any]) -> Route:
+    """The route of a general SDE, in `t`."""
+    sde: SDE = sampler.sde
+    return Route((sampler.times[-1], sde.t_max), math.nan, lambda: sampler.equation(cond), 1.0, 1.0, sde.prior_log_prob)
+
+
+def gaussian_route(
+    sampler: SDESampler, cond: dict[str, Any], level: float | None, whole: bool | None, data_std: float | None
+) -> Route:
+    """The route of a Gaussian SDE, in the angle."""
+    sde, model = sampler.sde, sampler.model
+    if not (isinstance(sde, GaussianSDE) and isinstance(model, Denoiser)):
+        raise TypeError(f"{type(sde).__name__} is a general SDE: it is integrated in t, from t_min to t_max")
+    circle = AngleSDE(model.data_std if data_std is None else data_std)
+    first, last = sde.levels([sampler.times[-1], sampler.times[0]])
+    start, top = float(first.sigma / first.alpha), math.inf if last.alpha == 0 else float(last.sigma / last.alpha)
+    view = model.on(circle)
+    low, high = _made_for(view)
+    level = start if level is None else _check_level(level, top)
+    if whole is None:
+        whole = high == math.inf
+    if whole and high < math.inf:
+        raise ValueError(
+            f"whole=True integrates to alpha = 0, but the model was made for {innermost(model).sde!r}, whose largest "
+            f"noise level is {high:.6g}: leave whole out, and the integration ends at the prior of the sampler"
+        )
+    if isinstance(view, On):
+        view = _beyond(view, level, low, top, high, whole, circle)
+    u = max(math.atan2(level, circle.data_std), circle.t_min)
+    ends = (u, math.pi / 2 if whole else circle.angle(last))
+    radius = 1.0 if whole else circle.radius(last)
+    prior = standard_normal_log_prob if whole else partial(sde.prior_log_prob, t=sampler.times[0])
+    return Route(
+        ends,
+        level,
+        lambda: GaussianReverseSDE(view, cond),
+        1 / math.hypot(circle.data_std, level),
+        radius,
+        prior,
+        circle.data_std,
+        whole,
+    )
+
+
+def _check_level(level: float, top: float) -> float:
+    if not 0 <= level < top:
+        raise ValueError(f"level must be a noise level sigma/alpha of at least 0 and below {top:g}, got {level!r}")
+    return float(level)
+
+
+def _made_for(view: Denoiser) -> tuple[float, float]:
+    """Smallest and largest noise level that a model was made for; 0 and inf for one that knows all."""
+    if not isinstance(view, On):
+        return 0.0, math.inf
+    sde = innermost(view).sde
+    first, last = sde.levels([sde.t_min, sde.t_max])
+    return float(first.sigma / first.alpha), math.inf if last.alpha == 0 else float(last.sigma / last.alpha)
+
+
+def _beyond(view: On, level: float, low: float, top: float, high: float, whole: bool, circle: AngleSDE) -> Denoiser:
+    """The view to integrate through: below what the model was made for only where it is regular, and with a warning."""
+    inner = innermost(view)
+    if top > high * (1 + SLACK) and not whole:
+        raise ValueError(
+            f"the sampler starts at noise level {top:.6g}, but the model was made for {inner.sde!r}, whose largest is "
+            f"{high:.6g}: choose t_max of the sampler inside"
+        )
+    if isinstance(inner, Network) and whole:
+        inner.kind.coefficients(inner.sde.levels([inner.sde.t_max])[0])  # some tell nothing of the data there
+    if level >= low * (1 - SLACK):
+        return view
+    if isinstance(inner, Network) and isinstance(inner.kind, Data):
+        raise ValueError(
+            f"level={level:g} lies below {low:.6g}, the smallest that the network was trained on, and a data "
+            "prediction is divided by it: start at the smallest, or train predict.velocity, predict.v or predict.edm"
+        )
+    warnings.warn(
+        f"the integration starts at noise level {level:.6g}, but the model was made for {inner.sde!r}, whose smallest "
+        f"is {low:.6g}: below it the network extrapolates",
+        LikelihoodWarning,
+        stacklevel=5,
+    )
+    return Beyond(inner, circle)
+
+
+def solve(
+    route: Route, solver: Solver, steps: int, x: Tensor, trace: Trace, probes: Tensor | None, *, grad: bool, warn: bool
+) -> Solved:
+    """Integrates data `(B, *)` to the prior."""
+    ode = LogDensityODE(route.equation(), x.shape[1:], x.dtype, trace, probes, grad=grad)
+    start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
+    method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
+        *_, now = integrate(ode, method, start, route.grid(solver, steps))
+    state, integrals = ode.split(now.x)
+    latent = state * route.out
+    change = ode.d * (math.log(route.out) + math.log(route.into))
+    value = route.prior(latent) + change + trace.estimate(integrals)
+    arrived = arrivals(ode, now.finished, value)
+    if warn:
+        tell(ode, arrived, route.place, solver)
+    value = torch.where(arrived, value, torch.full_like(value, math.nan))
+    error = trace.standard_error(integrals.detach(), ode.d)
+    return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start))
+
+
+def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tensor:
+    """Mask `(B,)` of the rows that arrived, and whose log-density is a number."""
+    arrived = torch.isfinite(value.detach())
+    if finished is not None:
+        arrived = arrived & finished
+    return arrived if ode.failed is None else arrived & ~ode.failed
+
+
+def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver) -> None:
+    """Warns of rows that did not arrive."""
+    if bool(arrived.all()):
+        return
+    n = len(arrived)
+    lost = (~arrived).nonzero()[:, 0].tolist()
+    broken = [] if ode.failed is None else ode.failed.nonzero()[:, 0].tolist()
+    if broken and ode.where is not None and ode.when is not None:
+        i = broken[0]
+        why = (
+            f"the network answered NaN or inf, first for row {i} at {place(float(ode.where[i]))} after "
+            f"{int(ode.when[i])} evaluations. Call it on such a state to see"
+        )
+    else:
+        why = f"{solver!r} used up its evaluations before row {lost[0]} arrived. Raise max_nfe or the tolerances"
+    warnings.warn(
+        f"{len(lost)} of {n} log-likelihoods are NaN, with converged False, and the others stand: {why}",
+        LikelihoodWarning,
+        stacklevel=4,
+    )
+
+
+def _truncation(route: Route, ode: LogDensityODE, start: Tensor) -> Tensor:
+    r"""$\log p_0(x) - \log p_S(x)$ up to $O(S^4)$, by the heat equation, from the first evaluation of the solve.
+
+    $$ -\tfrac{S^2}2\big(\mathrm{tr}\,H + |\nabla\log p_S|^2\big)
+       = \tfrac S2\,\nabla\cdot\varepsilon - \tfrac12|\varepsilon|^2, \quad
+       \varepsilon = \frac{c\,v + S\,y}{\sqrt{c^2 + S^2}} $$
+    """
+    s, c = route.level, route.data_std
+    if c is None or ode.first is None:
+        known = 0.0 if route.ends[0] == 0 else math.nan
+        return torch.full_like(start[:, 0], known)
+    v, div = ode.first[:, : ode.d], ode.trace.estimate(ode.first[:, ode.d :])
+    r = math.hypot(c, s)
+    eps = (c * v + s * start[:, : ode.d]) / r
+    return 0.5 * s * (c * div + s * ode.d) / r**2 - 0.5 * rows(eps).square().sum(1)

@@ -1,0 +1,133 @@
+"""What `sde-diffusion likelihood` does: from a checkpoint and a file of arrays to a file of log-likelihoods."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sde_diffusion._files import write_files
+from sde_diffusion.arrays import load_array
+from sde_diffusion.budget import LogProb
+from sde_diffusion.checkpoint import Checkpoint, load_checkpoint
+from sde_diffusion.divergence import Orthogonal
+from sde_diffusion.likelihood import bits_per_dim, log_prob
+from sde_diffusion.sampler import SDESampler
+
+
+def likelihood_file(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    probes: int | None = None,
+    bin_width: float | None = None,
+    correct: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    say: Callable[[str], None],
+) -> None:
+    r"""Writes the log-likelihood of every sample of a file, in nats and in the units of the file.
+
+    The model knows standardised data $z = (x - m)/s$: $\log p(x) = \log p(z) - D\log s$. Labels in the file are given
+    to a class-conditional model.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        data: `.npy` or `.npz` file, see `arrays.load_array`.
+        out: File to write, `.json` (with a summary) or `.csv` (rows alone).
+        probes: Random probes of the divergence; by default it is exact up to 128 dimensions, and above 8 are taken.
+        bin_width: Width of a level of discrete data in the units of the file, for bits per dimension. The file holds
+            the dequantised data.
+        correct: Extrapolates from the smallest noise level to none.
+        batch_size: Samples in memory at once.
+        seed: Sample `i` has the stream `seed + i` for its probes.
+        say: Called with every line of the report.
+
+    Raises:
+        FileNotFoundError: No such file or checkpoint.
+        TypeError, ValueError: Data or a file name that does not fit.
+    """
+    if out.suffix.lower() not in (".json", ".csv"):
+        raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {out.parent}")
+    if bin_width is not None and not 0 < bin_width < math.inf:
+        raise ValueError(f"--bin-width must be positive, got {bin_width:g}")
+    loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)
+    if labels is not None and not loaded.classes:
+        labels = None
+    sampler = SDESampler(loaded.model.sde, loaded.model)
+    z = (x - loaded.mean) / loaded.std
+    parts: list[LogProb] = []
+    with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
+        for i in range(0, len(x), batch_size):
+            part = slice(i, i + batch_size)
+            cond: dict[str, Any] = {} if labels is None else {"label": labels[part]}
+            seeds = range(seed + i, seed + i + len(z[part]))
+            trace = None if probes is None else Orthogonal(probes)
+            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=correct, **cond))
+            bar.update(len(z[part]))
+    dim = x[0].numel()
+    found = LogProb.join(parts) - dim * math.log(loaded.std)
+    rows = _rows(found, dim, bin_width)
+    about = _summary(found, rows, dim, loaded) | {"checkpoint": str(checkpoint), "data": str(data), "seed": seed}
+    write_files({out: _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)})
+    say(str(found))
+    if bin_width is not None:
+        say(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
+    say(f"{len(x)} log-likelihoods in {out}")
+
+
+def _rows(found: LogProb, dim: int, bin_width: float | None) -> list[dict[str, Any]]:
+    columns: dict[str, list[Any]] = {
+        "log_prob": found.value.tolist(),
+        "standard_error": found.standard_error.tolist(),
+        "solver_error": found.solver_error.tolist(),
+        "truncation": found.truncation.tolist(),
+        "converged": found.converged.tolist(),
+    }
+    if bin_width is not None:
+        columns["bits_per_dim"] = bits_per_dim(found, dim, bin_width=bin_width).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _summary(found: LogProb, rows: list[dict[str, Any]], dim: int, loaded: Checkpoint) -> dict[str, Any]:
+    """Means over the rows that converged, with their standard errors over samples, which hold that of the probes."""
+    good = [row for row in rows if row["converged"]]
+    about: dict[str, Any] = {"samples": len(rows), "converged": len(good), "dim": dim}
+    for name in ("log_prob", "bits_per_dim"):
+        values = [row[name] for row in good if name in row]
+        if values:
+            mean = math.fsum(values) / len(values)
+            square = math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
+            about |= {name: mean, f"{name}_error": math.sqrt(square / len(values)) if len(values) > 1 else math.nan}
+    level = {"noise_level": found.level, "corrected": found.corrected, "whole": found.whole, "nfe": found.nfe}
+    return about | level | {"noise_levels_trained": list(loaded.noise_levels)}
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["sample", *rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"sample": i, **row} for i, row in enumerate(rows))
+    return text.getvalue().encode()
+
+
+def _json(about: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
+    return (json.dumps(_plain({**about, "rows": rows}), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """With null for what JSON has no number for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

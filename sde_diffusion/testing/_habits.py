@@ -1,0 +1,220 @@
+"""The rules that every solver keeps, whatever it computes: rows do not mix, evaluations are counted, seeds decide."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion import grids, predict, solvers
+from sde_diffusion._checks import SolverError
+from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.equation import ODE
+from sde_diffusion.predict import Prediction
+from sde_diffusion.sampler import SDESampler
+from sde_diffusion.sde import SDE, GaussianSDE, Level
+from sde_diffusion.solvers import Solver
+from sde_diffusion.testing.orders import times
+
+STEPS = 6
+WIDE = (1.55, 0.02)  # angles: nearly all noise, nearly all data; some solvers cannot start where no data are left
+ADVICE = 20  # a message this short names no cause
+
+
+class Counted(Denoiser):
+    """A denoiser that counts its calls, whoever makes them."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.sde, self.shape, self.data_std = inner, inner.sde, inner.shape, inner.data_std
+        self.calls = 0
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        self.calls += 1
+        return self.inner.predict(x, at, **cond)
+
+
+def model_of(sde: GaussianSDE, dtype: torch.dtype = torch.float64) -> GaussianMixture:
+    """Two unequal components along the axes: no matrix products, whose rounding depends on the batch."""
+    means = torch.tensor([[0.6, -0.3, 0.0], [-0.5, 0.4, 0.2]], dtype=dtype)
+    variances = torch.tensor([[0.2, 0.1, 0.3], [0.05, 0.4, 0.1]], dtype=dtype)
+    return GaussianMixture(sde, torch.tensor([0.4, 0.6], dtype=dtype), means, variances)
+
+
+def steps_of(solver: Solver) -> int:
+    """How many steps to try a solver on: fewer where it makes many of its own."""
+    return STEPS if solver.evaluations is not None else 2
+
+
+def sampler_of(solver: Solver, model: Denoiser, steps: int | None = None) -> SDESampler:
+    """A sampler over most of the range, without the final jump."""
+    grid = times(model.sde, steps or steps_of(solver), WIDE)
+    return SDESampler(model.sde, model, solver=solver, grid=grid, denoise=False)
+
+
+def attributes(solver: Solver) -> str:
+    """Complaint about what a solver says of itself."""
+    needs: Any = solver.needs
+    if not (isinstance(needs, type) and issubclass(needs, ODE)):
+        return f"needs must be ODE, ReverseSDE or GaussianReverseSDE, got {needs!r}"
+    if not (solver.order >= 0 and solver.claim >= 0):
+        return f"order and claim must be >= 0, got {solver.order!r} and {solver.claim!r}"
+    n: Any = solver.evaluations
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
+        return f"evaluations must be a number of calls per step, or None, got {n!r}"
+    return ""
+
+
+def parts(thing: object) -> Iterator[object]:
+    """A solver, the values of its fields, and of theirs."""
+    yield thing
+    if dataclasses.is_dataclass(thing):
+        for f in dataclasses.fields(thing):
+            yield from parts(getattr(thing, f.name))
+
+
+def tolerances(solver: Solver) -> tuple[float, float] | None:
+    """`rtol` and `atol` of an adaptive solver, its own or of the one it wraps."""
+    for part in parts(solver):
+        if dataclasses.is_dataclass(part):
+            found = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name in ("rtol", "atol")}
+            if len(found) == 2:
+                return found["rtol"], found["atol"]
+    return None
+
+
+def representation(solver: Solver) -> str:
+    """Complaint about the repr."""
+    names: dict[str, object] = {"inf": math.inf, "nan": math.nan, **vars(solvers)}
+    for part in parts(solver):
+        module = sys.modules.get(type(part).__module__)
+        names = {**(vars(module) if module else {}), **names, type(part).__name__: type(part)}
+    told = re.sub(r"[\w.]+\.<locals>\.", "", repr(solver))  # a class made in a function
+    try:
+        again = eval(told, names)
+    except Exception as error:  # noqa: BLE001 - a repr may say anything
+        return f"{solver!r} is not Python ({type(error).__name__}): make the class a frozen dataclass"
+    return "" if again == solver else f"{solver!r} evaluates to another solver: make the class a frozen dataclass"
+
+
+def frozen(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about state kept on the solver: two solves step by step in turn must give what each gives alone."""
+    sampler = sampler_of(solver, model_of(sde))
+    before = repr(vars(solver))
+    alone = [[now.x for now in sampler.iterate(2, seed=k)] for k in (0, 7)]
+    mixed: list[list[Tensor]] = [[], []]
+    for pair in zip_longest(sampler.iterate(2, seed=0), sampler.iterate(2, seed=7)):
+        for kept, now in zip(mixed, pair, strict=True):
+            kept.append(now.x)
+    if repr(vars(solver)) != before:
+        return "its attributes change in a solve: what it remembers goes in and comes out of step"
+    same = all(torch.equal(a, b) for one, two in zip(alone, mixed, strict=True) for a, b in zip(one, two, strict=True))
+    return "" if same else "two solves in turn disturb each other: what it remembers goes in and comes out of step"
+
+
+def input_kept(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about a state that is modified in place."""
+    x = _draws(sde, 3)
+    kept = x.clone()
+    sampler_of(solver, model_of(sde)).sample(x_T=x, seed=0)
+    return "" if torch.equal(x, kept) else "the state handed in was modified in place"
+
+
+def _draws(sde: GaussianSDE, n: int) -> Tensor:
+    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return sde.prior(z, times(sde, 1, WIDE).tolist()[0])
+
+
+def batch_gap(solver: Solver, sdes: Iterable[GaussianSDE]) -> float:
+    """The most by which a row in a batch of 64 differs from the row alone."""
+    worst = 0.0
+    for sde in sdes:
+        sampler = sampler_of(solver, model_of(sde))
+        together = sampler.sample(64, seed=0)
+        for i in (0, 3, 63):
+            worst = max(worst, float((together[i] - sampler.sample(1, seed=i)[0]).abs().max()))
+    return worst
+
+
+def evaluations(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about the count of evaluations: calls of the model, of the equation, and per step by claim."""
+    model = Counted(model_of(sde))
+    *_, last = sampler_of(solver, model).iterate(2, seed=0)
+    if last.nfe != model.calls:
+        return f"{model.calls} calls of the model, {last.nfe} counted: call it by eq.velocity, eq.score or eq.denoise"
+    n = steps_of(solver)
+    if solver.evaluations is not None and model.calls != n * solver.evaluations:
+        return f"evaluations = {solver.evaluations}, but {n} steps make {model.calls} calls of the model"
+    return ""
+
+
+def reproducible(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about randomness that does not come from the seed."""
+    sampler = sampler_of(solver, model_of(sde))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = sampler.sample(3, seed=11)
+        torch.manual_seed(2)
+        second = sampler.sample(3, seed=11)
+    if not torch.equal(first, second):
+        return "it draws from a global random state: take noise(t.t, s.t), which follows the seed"
+    return "" if torch.equal(first, sampler.sample(3, seed=[11, 12, 13])) else "seed=11 is not seed=[11, 12, 13]"
+
+
+def randomness(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about `stochastic`, from two seeds at one start."""
+    sampler, x = sampler_of(solver, model_of(sde)), _draws(sde, 3)
+    differ = not torch.equal(sampler.sample(x_T=x, seed=1), sampler.sample(x_T=x, seed=2))
+    return "" if differ == solver.stochastic else f"stochastic = {solver.stochastic}, but the seed is of no consequence"
+
+
+def dtypes(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about the dtype of samples."""
+    for dtype in (torch.float32, torch.float64):
+        found = sampler_of(solver, model_of(sde, dtype)).sample(2, seed=0)
+        if found.dtype != dtype or not bool(torch.isfinite(found).all()):
+            return f"a model in {dtype} gives samples in {found.dtype}, or not finite"
+    return ""
+
+
+def shapes(solver: Solver, sde: GaussianSDE) -> str:
+    """Complaint about event shapes."""
+    for shape in ((), (5,), (2, 4, 4), (2, 3, 4, 2)):
+        model = Network(lambda x, t: 0.1 * x, sde, predict.v, shape=shape)
+        found = sampler_of(solver, model).sample(2, seed=0)
+        if found.shape != (2, *shape):
+            return f"two samples of shape {shape} came as {tuple(found.shape)}"
+    return ""
+
+
+def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
+    """Complaint about solves of a few steps on every grid: finite, or refused with the cause."""
+    bad, n = [], 0
+    for sde in sdes:
+        for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle):
+            for steps in range(1, 6 if solver.evaluations is not None else 3):
+                n += 1
+                told = _solve_or_told(solver, sde, grid, steps)
+                if told.startswith("!"):
+                    bad.append(f"{type(sde).__name__}, {grid.__name__}, {steps} steps: {told[1:]}")
+    return f"{len(bad)} of {n} fail; {bad[0]}" if bad else ""
+
+
+def _solve_or_told(solver: Solver, sde: GaussianSDE, grid: Callable[[SDE, int], Tensor], steps: int) -> str:
+    """Empty for a finite result, the message of a refusal, or a `!` and what went wrong."""
+    try:
+        sampler = SDESampler(sde, model_of(sde), solver=solver, steps=steps, grid=grid)
+        found = sampler.sample(2, seed=0)
+    except (ValueError, TypeError) as error:
+        return str(error) if len(str(error)) >= ADVICE else f"!{type(error).__name__} that names no cause: {error}"
+    except SolverError as error:
+        return f"!{error}"
+    return "" if bool(torch.isfinite(found).all()) else "!not finite"

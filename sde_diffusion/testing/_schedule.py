@@ -1,0 +1,175 @@
+"""The check of what a Gaussian SDE is given by, alpha and sigma, and of what follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.testing._density import difference, interior, mixture_draws, reach
+from sde_diffusion.testing.report import Checklist, Curve
+
+RATES = "rates must return (alpha', sigma'), the derivatives by t; leave it out and autograd finds them"
+
+
+def check_schedule(sheet: Checklist, sde: GaussianSDE) -> None:
+    sheet.at_most("alpha, sigma and rates work elementwise on times", 1e-12, partial(_elementwise, sde))
+    sheet.at_most(
+        "times at which not alpha >= 0, sigma > 0, both finite",
+        0,
+        partial(_out_of_range, sde),
+        note="sigma = 0 belongs to no level: let t_min be where there is some noise",
+    )
+    sheet.at_most(
+        "times at which alpha / sigma does not fall with t",
+        0,
+        partial(_not_falling, sde),
+        note="noise must grow with t: data at t_min, prior at t_max",
+    )
+    sheet.at_most("half_log_snr is log(alpha / sigma): error", 1e-6, partial(_log_snr_error, sde))
+    sheet.at_most("time_of inverts half_log_snr: error in log-SNR", 1e-6, partial(_inverse_error, sde))
+    sheet.at_most("rates are the derivatives of alpha: relative error", 1e-5, partial(_rate_error, sde, 0), note=RATES)
+    sheet.at_most("rates are the derivatives of sigma: relative error", 1e-5, partial(_rate_error, sde, 1), note=RATES)
+
+
+def _grid(sde: GaussianSDE) -> Tensor:
+    """Many times, both ends among them, dense near the data."""
+    u = torch.cat([torch.zeros(1), torch.logspace(-6, -2, 200), torch.linspace(0.011, 1, 1000)]).double()
+    return (sde.t_min + (sde.t_max - sde.t_min) * u).clamp(sde.t_min, sde.t_max)
+
+
+def _elementwise(sde: GaussianSDE) -> float:
+    t = _grid(sde)[::97]
+    worst = 0.0
+    for name, f in (("alpha", sde.alpha), ("sigma", sde.sigma), ("rates", lambda v: torch.stack(sde.rates(v)))):
+        flat = f(t)
+        lead = flat.shape[: flat.ndim - 1]
+        if flat.shape[-1:] != t.shape or flat.dtype != torch.float64:
+            raise ValueError(
+                f"{name} answered {flat.dtype} of shape {tuple(flat.shape[len(lead) :])} to float64 times "
+                f"of shape {tuple(t.shape)}"
+            )
+        column, single = f(t[:, None]), torch.stack([f(v) for v in t], dim=-1)
+        if column.shape != (*flat.shape, 1) or single.shape != flat.shape:
+            raise ValueError(f"{name} does not keep the shape of times of shape {(len(t), 1)} or ()")
+        scale = flat.abs().nan_to_num(posinf=0.0).clamp_min(1e-9)
+        for other in (column[..., 0], single):
+            worst = max(worst, float(((other - flat).abs() / scale).nan_to_num().max()))
+    return worst
+
+
+def _out_of_range(sde: GaussianSDE) -> int:
+    alpha, sigma = sde.alpha(_grid(sde)), sde.sigma(_grid(sde))
+    good = (alpha >= 0) & (sigma > 0) & torch.isfinite(alpha) & torch.isfinite(sigma)
+    return int((~good).sum())
+
+
+def _not_falling(sde: GaussianSDE) -> int:
+    t = _grid(sde)
+    lam = torch.log(sde.alpha(t)) - torch.log(sde.sigma(t))
+    return int((~(lam[1:] < lam[:-1])).sum())
+
+
+def _log_snr_error(sde: GaussianSDE) -> float:
+    t = _grid(sde)
+    wanted, found = torch.log(sde.alpha(t)) - torch.log(sde.sigma(t)), sde.half_log_snr(t)
+    finite = torch.isfinite(wanted)
+    return float(((found - wanted).abs() / (1 + wanted.abs()))[finite].max())
+
+
+def _inverse_error(sde: GaussianSDE) -> float:
+    lam = sde.half_log_snr(_grid(sde)[::7])
+    lam = lam[torch.isfinite(lam)]
+    times = sde.time_of(lam).clamp(sde.t_min, sde.t_max)
+    return float(((sde.half_log_snr(times) - lam).abs() / (1 + lam.abs())).max())
+
+
+def _rate_error(sde: GaussianSDE, which: int) -> float:
+    worst, f = 0.0, (sde.alpha, sde.sigma)[which]
+    for t in interior(sde):
+        time = torch.tensor(t, dtype=torch.float64)
+        told, found = float(sde.rates(time)[which]), float(_slope(f, sde, t))
+        floor = 1e-6 * abs(float(f(time))) / reach(sde, t)
+        worst = max(worst, abs(told - found) / (abs(told) + abs(found) + floor))
+    return worst
+
+
+def _slope(f: Callable[[Tensor], Tensor], sde: GaussianSDE, t: float) -> Tensor:
+    return difference(lambda u: f(torch.tensor(u, dtype=torch.float64)), t, reach(sde, t))
+
+
+# --- what follows from them
+
+
+def check_kernel(sheet: Checklist, sde: GaussianSDE) -> None:
+    sheet.at_most("drift is alpha'/alpha x: relative error", 1e-5, partial(_drift_error, sde))
+    sheet.at_most(
+        "g^2 is d(sigma^2)/dt - 2 (alpha'/alpha) sigma^2: relative error",
+        1e-5,
+        partial(_diffusion_error, sde),
+        note="a factor 2 or a missing square root in diffusion or in rates",
+    )
+    sheet.at_most("marginal and perturb are alpha x0 + sigma eps: error", 1e-6, partial(_marginal_error, sde))
+    sheet.at_most("posterior leads from the law at t to the law at s: error", 1e-6, partial(_posterior_error, sde))
+
+
+def _drift_error(sde: GaussianSDE) -> float:
+    x, worst = torch.tensor([[1.0], [-2.0], [0.0]], dtype=torch.float64), 0.0
+    for t in interior(sde):
+        alpha = sde.alpha(torch.tensor(t, dtype=torch.float64))
+        wanted = _slope(sde.alpha, sde, t) / alpha * x
+        found = sde.drift(x, torch.tensor(t, dtype=torch.float64))
+        floor = 1e-6 / reach(sde, t)
+        worst = max(worst, float((found - wanted).abs().max() / (wanted.abs().max() + found.abs().max() + floor)))
+    return worst
+
+
+def _diffusion_error(sde: GaussianSDE) -> float:
+    worst = 0.0
+    for t in interior(sde):
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
+        up = float(_slope(lambda v: sde.sigma(v) ** 2, sde, t))
+        down = 2 * sigma**2 * float(_slope(sde.alpha, sde, t)) / alpha
+        found = float(torch.as_tensor(sde.diffusion(time)) ** 2)
+        worst = max(worst, abs(found - up + down) / (abs(up) + abs(down) + abs(found)))
+        if math.isnan(found):
+            raise ValueError(f"diffusion is NaN at t = {t:g}: the square root of a negative number?")
+    return worst
+
+
+def _marginal_error(sde: GaussianSDE) -> float:
+    t = torch.tensor(interior(sde, 8), dtype=torch.float64)
+    x0, eps = mixture_draws(len(t))
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    mean, std = sde.marginal(x0, t)
+    pairs = [(mean, alpha * x0), (std, sigma), (sde.perturb(x0, t, eps), alpha * x0 + sigma * eps)]
+    return max(float(((a - b).abs() / (b.abs() + 1e-9)).max()) for a, b in pairs)
+
+
+def _posterior_error(sde: GaussianSDE) -> float:
+    """The law of $x_s$ by way of $x_t$, against the law of $x_s$ given $x_0$: mean and variance."""
+    times, x0, worst = interior(sde, 8), torch.tensor([[0.7], [-1.3]], dtype=torch.float64), 0.0
+    for s, t in pairwise(times):
+        a, b = sde.levels([t, s])
+        at_mean, std = sde.posterior(a.alpha * x0, x0, t, s)
+        beside, _ = sde.posterior(a.alpha * x0 + a.sigma, x0, t, s)
+        variance = (beside - at_mean).square() + torch.as_tensor(std).square()
+        worst = max(worst, float((at_mean - b.alpha * x0).abs().max()) / b.alpha)
+        worst = max(worst, float((variance.sqrt() - b.sigma).abs().max()) / b.sigma)
+    return worst
+
+
+def draw_schedule(sheet: Checklist, sde: GaussianSDE) -> None:
+    try:
+        t = torch.linspace(sde.t_min, sde.t_max, 101, dtype=torch.float64)
+        for name, f in (("alpha", sde.alpha), ("sigma", sde.sigma)):
+            ends = tuple(t.tolist()), tuple(f(t).tolist())
+            sheet.curves.append(Curve("schedule", name, *ends, ("t", "scale"), (False, False)))
+    except Exception:  # noqa: BLE001 - a schedule that cannot be drawn has failed its rows above
+        sheet.curves.clear()
