@@ -176,6 +176,7 @@ def table(summary: list[Row]) -> str:
 def draw(rows: list[Row], path: Path) -> None:
     """Error against evaluations, one panel for each problem."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     dims, processes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("d", "process"))
     figure = Figure(figsize=(3.4 * len(dims), 2.9 * len(processes)), dpi=150, layout="constrained")
@@ -186,6 +187,8 @@ def draw(rows: list[Row], path: Path) -> None:
                 line = [row for row in rows if (row["d"], row["process"], row["method"]) == (d, process, name)]
                 axes.loglog([r["nfe"] for r in line], [r["rms"] for r in line], style, markersize=4, lw=1.3, label=name)
             axes.set_title(f"{process}, d = {d}", fontsize=9)
+            axes.set_xticks([50, 100, 200, 300], ["50", "100", "200", "300"])
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(True, which="both", color="0.93", lw=0.6)
     for axes in panels[-1]:
         axes.set_xlabel("network evaluations")

@@ -26,8 +26,8 @@ class LogProb:
         solver_error: Of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or half the
             steps, and not less than what one step is allowed. It exceeds the error in most rows, often tenfold. NaN if
             not asked for.
-        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$; NaN where unknown. If
-            `corrected`, it is part of `value` already.
+        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$; NaN where unknown. It
+            presumes a velocity that comes of a score, as a trained one does. If `corrected`, it is part of `value`.
         latent: The state at the end of the integration, `(B, *)`: a draw of $\mathcal N(0, I)$ if `whole`, and else of
             the prior of the sampler, at its first time.
         nfe: Network evaluations of the solve, those of its slowest row, not counting the derivatives.

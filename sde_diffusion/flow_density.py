@@ -223,7 +223,7 @@ def _beyond(view: On, level: float, low: float, top: float, high: float, whole: 
         f"the integration starts at noise level {level:.6g}, but the model was made for {inner.sde!r}, whose smallest "
         f"is {low:.6g}: below it the network extrapolates",
         LikelihoodWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
     return Beyond(inner, circle)
 
@@ -276,7 +276,7 @@ def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], sol
     warnings.warn(
         f"{len(lost)} of {n} log-likelihoods are NaN, with converged False, and the others stand: {why}",
         LikelihoodWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

@@ -24,7 +24,7 @@ from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Angle, DormandPrince, Solver
 from sde_diffusion.testing.report import Checklist, Report
 
-POINTS = {1: 801, 2: 101}  # per axis of the grid
+POINTS = {1: 801, 2: 81}  # per axis of the grid
 
 
 def check_likelihood(sampler: SDESampler, x0: Tensor | None = None, *, n: int = 64, seed: int = 0) -> Report:

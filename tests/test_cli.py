@@ -326,7 +326,7 @@ def test_wrong_usage_is_told_by_the_parser(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "demo"])
+@pytest.mark.parametrize("command", ["train", "sample", "likelihood", "demo"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

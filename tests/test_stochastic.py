@@ -493,7 +493,7 @@ def test_every_pass_of_restart_forgets_a_part_of_an_error() -> None:
         assert reached - v == pytest.approx(v * (v / top) ** repeats, rel=1e-9)
 
 
-@pytest.mark.parametrize(
+REFUSED = pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Restart(Heun(), 0.3, 0.06), r"wanted 0 < s_min < s_max, got s_min=0.3 and s_max=0.06"),
@@ -506,6 +506,23 @@ def test_every_pass_of_restart_forgets_a_part_of_an_error() -> None:
         (lambda: ReverseDiffusion(math.nan), r"eta must be >= 0 .*, got nan"),
     ],
 )
+
+
+def test_restart_does_not_rise_beyond_the_process() -> None:
+    model = Gaussian(VPSDE(t_max=0.3), torch.zeros(1), 1.0)
+    sampler = SDESampler(model.sde, model, solver=Restart(Heun(), 0.1, 2.0), steps=20)
+    with pytest.raises(ValueError, match=r"s_max = 2 lies above the noise of t_max, sigma/alpha = 1\.\d+: no model"):
+        sampler.sample(1, seed=0)
+
+
+def test_renoise_stops_at_the_last_level_of_a_chain() -> None:
+    chain = DiscreteVPSDE.linear(100)
+    model = Gaussian(chain, torch.zeros(1), 1.0)
+    corrector = PredictorCorrector(DDIM(), Renoise(DDIM(), gamma=0.5))
+    assert bool(torch.isfinite(SDESampler(chain, model, solver=corrector, steps=20).sample(2, seed=0)).all())
+
+
+@REFUSED
 def test_a_solver_that_makes_no_sense_is_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

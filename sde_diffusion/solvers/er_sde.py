@@ -59,7 +59,7 @@ class ERSDE(Multistep):
 
     @property
     def claim(self) -> float:
-        return min(self.order, 2)
+        return 1 if self.stochastic else min(self.order, 2)
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -61,11 +61,13 @@ class Renoise(Solver):
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         here = [at for at in eq.prefill(t for t, _ in intervals) if at.lam > -math.inf]
-        raised = eq.prefill_lam(self._raised(at) for at in here)
+        raised = eq.prefill_lam(self._raised(eq, at) for at in here)
         self.inner.prepare(eq, [(hat.t, at.t) for hat, at in zip(raised, here, strict=True)])
 
-    def _raised(self, at: Level) -> float:
-        return float(at.lam - math.log1p(self.gamma))
+    def _raised(self, eq: GaussianReverseSDE, at: Level) -> float:
+        lam = float(at.lam - math.log1p(self.gamma))
+        # A chain has no level beyond its last.
+        return max(lam, eq.prefill([eq.sde.t_max])[0].lam) if eq.sde.time_is_index else lam
 
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
@@ -74,7 +76,7 @@ class Renoise(Solver):
             raise ValueError("Renoise stays at one level: use it as PredictorCorrector(predictor, Renoise(...))")
         if t.lam == -math.inf:
             raise ValueError(f"Renoise cannot rise above t = {t.t:g}, where alpha = 0")
-        hat = eq.level_at_lam(self._raised(t))
+        hat = eq.level_at_lam(self._raised(eq, t))
         back = noise.beside(hat.t, t.t, nesting(self))
         for _ in range(self.n):
             x = renoised(x, t, hat, noise(t.t, t.t))

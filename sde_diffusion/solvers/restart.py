@@ -75,6 +75,12 @@ class Restart(Solver):
         return self.inner.default_steps
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
+        (top,) = eq.prefill([eq.sde.t_max])
+        if -math.log(self.s_max) < top.lam - 1e-9:
+            raise ValueError(
+                f"s_max = {self.s_max:g} lies above the noise of t_max, sigma/alpha = {math.exp(-top.lam):.4g}: "
+                "no model was trained there; choose s_max within"
+            )
         levels = eq.prefill(end for interval in intervals for end in interval)
         pieces: list[Interval] = []
         for t, s in zip(levels[::2], levels[1::2], strict=True):

@@ -115,7 +115,8 @@ class SASolver(Multistep):
        + \sigma_s\sqrt{1 - e^{-2\eta^2h}}\;z $$
 
     with a corrector that interpolates through the new prediction as well and keeps the same $z$. One evaluation per
-    step. Strong and weak order 1 for $\eta > 0$; the order of its predictor and corrector in the part without noise.
+    step. Strong and weak order 1 for $\eta > 0$, strong order 1/2 where the noise is switched within the range; the
+    order of its predictor and corrector in the part without noise.
 
     Args:
         predictor: Terms of the predictor, 1 to 4.
@@ -147,7 +148,8 @@ class SASolver(Multistep):
     @property
     def claim(self) -> float:
         if self.stochastic:
-            return 1
+            # Where the noise is switched on and off lies between grid times: by half a step, and that is the error.
+            return 1 if self.s_min == 0 and self.s_max == math.inf else 0.5
         return min(self.predictor + 1, self.corrector + 1, 3) if self.corrector else min(self.predictor, 2)
 
     @property
