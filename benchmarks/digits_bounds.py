@@ -27,7 +27,7 @@ def main() -> None:
     """Loads, estimates, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("demo/checkpoint"))
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--quick", action="store_true", help="four images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
