@@ -343,7 +343,6 @@ def part_refusals(sde: GaussianSDE, part: Solver) -> Iterator[str]:
     if isinstance(part, Restart):
         if part.s_max > float(torch.exp(-sde.half_log_snr(torch.tensor(sde.t_max, dtype=torch.float64)))):
             yield f"s_max = {part.s_max:g} lies above the noise of t_max"
-        # A grid of few steps may end above s_min; the message tells the range it covers.
         yield f"{part!r} restarts where the grid passes sigma/alpha = {part.s_min:g}, and this one goes from"
 
 
@@ -404,6 +403,10 @@ def check(case: Case) -> str:
         assert raised_here(error), f"from outside: {error!r}"
         foreseen = [*grid_refusals(case), *solver_refusals(case, solver)]
         assert any(text in str(error) for text in foreseen), f"unforeseen: {error!r}"
+        told = re.search(r"passes sigma/alpha = (\S+), and this one goes from (\S+) to (\S+):", str(error))
+        if told:  # foreseen of any Restart, so the range that it tells must really leave its level out
+            foot, high, low = map(float, told.groups())
+            assert not low * 1.001 < foot < high * 0.999, f"refused without cause: {error!r}"
         return "refused"
     last, steps = found
     assert last.x.shape == (case.batch, *case.shape)

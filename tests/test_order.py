@@ -206,4 +206,7 @@ def test_a_corrector_improves_a_coarse_predictor() -> None:
         *_, last = integrate(GaussianReverseSDE(model), solver, impulses.prior(), times, impulses)
         variance = float(last.x[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(last.x[2:].square().sum())
         errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
-    assert errors[1] < 0.3 * errors[0], errors
+    # The chain ends at a distance from its stationary variance that 100 contractions leave of the predictor's error.
+    w, tau = b.alpha**2 * v + b.sigma**2, 2 * (0.16 * b.sigma) ** 2
+    bias, left = w / (1 - tau / (2 * w)) - w, (1 - tau / w) ** 200
+    assert errors[1] <= bias + left * errors[0] + 1e-12, (errors, bias, left)
