@@ -86,6 +86,17 @@ def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Te
     return _at(sde, -torch.log(data_std * torch.tan(bottom + (top - bottom) * u**power)))
 
 
+def cosine(sde: SDE, steps: int) -> Tensor:
+    r"""Uniform in $u = \arctan S$, the noise levels of the cosine schedule: $\alpha = \cos u$ and $\sigma = \sin u$.
+
+    On `CosineSDE` it is `uniform`; elsewhere it is what a chain with the cosine schedule would visit. Any Gaussian SDE.
+
+    References:
+        Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021 (equation 17, without offset).
+    """
+    return angle(sde, steps, power=1.0)
+
+
 def leading(sde: SDE, steps: int) -> Tensor:
     r"""Every $\lfloor T/n \rfloor$-th index of a discrete chain, ending at index 0, with $n$ = `steps + 1` levels.
 

@@ -213,6 +213,7 @@ GRIDS: dict[str, Any] = {
     "angle": st.builds(
         lambda power, c: partial(grids.angle, power=power, data_std=c), between(0.8, 3.0), between(0.2, 3.0)
     ),
+    "cosine": st.just(grids.cosine),
     "random": st.lists(st.floats(0.01, 1.0), min_size=1, max_size=60),
     "wild": st.lists(between(1e-4, 1.0), min_size=1, max_size=60),
     "leading": st.just(grids.leading),

@@ -74,6 +74,19 @@ def test_angle_is_a_power_law_in_the_angle(sde, c, power):
     close(u, [bottom + (top - bottom) * (1 - i / n) ** power for i in range(n + 1)], 1e-9)
 
 
+@pytest.mark.parametrize("sde", [VPSDE(), FlowSDE(), EDMSDE(), CosineSDE(t_max=1.0)], ids=repr)
+def test_cosine_visits_the_levels_of_the_cosine_schedule(sde):
+    n = 8
+    t = grids.cosine(sde, n)
+    noise = sde.sigma(t) / torch.hypot(sde.alpha(t), sde.sigma(t))
+    top, bottom = (math.atan2(sde.sigma(t)[i].item(), sde.alpha(t)[i].item()) for i in (0, -1))
+    close(noise, [math.sin(bottom + (top - bottom) * (1 - i / n)) for i in range(n + 1)], 1e-9)
+
+
+def test_cosine_is_uniform_on_the_cosine_schedule():
+    close(grids.cosine(CosineSDE(t_max=1.0), 7), grids.uniform(CosineSDE(t_max=1.0), 7).tolist(), 1e-9)
+
+
 def test_leading_takes_every_so_many_th_index_down_to_zero():
     close(grids.leading(DiscreteVPSDE.linear(1000), 9), [900.0, 800, 700, 600, 500, 400, 300, 200, 100, 0])
     close(grids.leading(DiscreteVPSDE.linear(10), 2), [6.0, 3, 0])
@@ -117,7 +130,9 @@ def assert_falls(times, sde, low=None, high=None):
     assert times.max() <= sde.t_max
 
 
-@pytest.mark.parametrize("grid", [grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle])
+@pytest.mark.parametrize(
+    "grid", [grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine]
+)
 @settings(max_examples=60, deadline=None)
 @given(sde=st.one_of(continuous, chains), steps=st.integers(1, 400))
 def test_every_grid_falls_strictly_from_exactly_t_max_to_exactly_t_min(grid, sde, steps):
@@ -126,7 +141,7 @@ def test_every_grid_falls_strictly_from_exactly_t_max_to_exactly_t_min(grid, sde
     assert_falls(times, sde, sde.t_min, sde.t_max)
 
 
-@pytest.mark.parametrize("grid", [grids.uniform, grids.quadratic, grids.angle])
+@pytest.mark.parametrize("grid", [grids.uniform, grids.quadratic, grids.angle, grids.cosine])
 @pytest.mark.parametrize("sde", [FlowSDE(), CosineSDE(t_max=1.0)], ids=repr)
 def test_these_grids_may_start_where_no_data_are_left(sde, grid):
     for steps in (1, 7, 1000):

@@ -177,6 +177,7 @@ LAYOUTS: list[Any] = [
     partial(grids.karras, rho=20.0),
     grids.log_snr,
     grids.angle,
+    grids.cosine,
 ]
 PROCESSES = [DiscreteVPSDE.linear(1000), CosineSDE(), EDMSDE(), FlowSDE(t_max=0.999)]
 

@@ -199,7 +199,7 @@ def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
     """Complaint about solves of a few steps on every grid: finite, or refused with the cause."""
     bad, n = [], 0
     for sde in sdes:
-        for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle):
+        for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine):
             for steps in range(1, 6 if solver.evaluations is not None else 3):
                 n += 1
                 told = _solve_or_told(solver, sde, grid, steps)
