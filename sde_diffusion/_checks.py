@@ -47,8 +47,10 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
 
 def check_finite(x: Tensor, name: str) -> Tensor:
     """Returns `x` if every entry is finite."""
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(x).all()):
-        bad = (~torch.isfinite(x)).sum().item()
+    if torch.compiler.is_compiling() or math.isfinite(x.detach().sum().item()):  # a fifth of the time of `isfinite`
+        return x
+    bad = (~torch.isfinite(x)).sum().item()
+    if bad:
         raise ValueError(f"{name} holds {bad} non-finite values of {x.numel()}: clean the data before it comes here")
     return x
 

@@ -134,15 +134,16 @@ class Network(Denoiser):
         return self._answer(x, plan, cond)
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
-        told = plan.told
+        _, told, factor, _ = plan
+        shape = x.shape
         if isinstance(told, Tensor):
-            time = told.reshape(-1).to(x.device, x.dtype).expand(x.shape[0])
+            time = told.reshape(-1).to(x.device, x.dtype).expand(shape[0])
         else:
-            time = x.new_full((x.shape[0],), told)
+            time = x.new_full((shape[0],), told)
         if self._integer:
             time = time.long()
-        f = self.net(_scaled(x, plan.factor), time, **cond)
-        if f.shape != x.shape:
+        f = self.net(_scaled(x, factor), time, **cond)
+        if f.shape != shape:
             hint = ""
             if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
                 hint = ": does it learn a variance too? Hand over the first half of its channels alone"
@@ -150,9 +151,10 @@ class Network(Denoiser):
         return f
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        plan: _Plan = at.plan if at.plan is not None and at.plan[0] is self else self._plan(at)
-        f = self._answer(x, plan, cond)
-        return Prediction.of_output(x, f, plan.coefficients or self.kind.coefficients(at))
+        plan = at.plan
+        if plan is None or plan[0] is not self:
+            plan = self._plan(at)
+        return Prediction.of_output(x, self._answer(x, plan, cond), plan[3] or self.kind.coefficients(at))
 
 
 class FromScore(Network):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ def check_capable(eq: ODE, solver: Solver) -> None:
 
 def integrate(
     eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None
-) -> Iterator[Snapshot]:
+) -> Generator[Snapshot, None, Snapshot]:
     """Carries `x` along a grid of times, one solver step per interval: the only loop of the library.
 
     The first snapshot is the initial state. Levels are tabulated before the first step.
@@ -69,6 +69,9 @@ def integrate(
         x: State at `times[0]`, shape `(B, *)`.
         times: A strictly monotone grid: falling to sample, rising to encode.
         noise: Source of randomness, for a stochastic solver.
+
+    Returns:
+        The last snapshot, for `yield from`.
 
     Raises:
         TypeError: The solver needs more than the equation gives.
@@ -84,22 +87,32 @@ def integrate(
     grid = as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
     levels = eq.prefill(grid)
     solver.prepare(eq, list(pairwise(grid)))
-    deferred, every = x.device.type != "cpu", CHECK_EVERY if x.numel() < LARGE else 1
+    counter, step, times = eq.counter, solver.step, grid
+    deferred, small = x.device.type != "cpu", x.numel() < LARGE
     kept: list[Snapshot] = []
-    now = Snapshot(0, grid[0], x, eq.nfe)
+    now = Snapshot(0, grid[0], x, counter.n)
     yield now
-    state = None
-    for index, (t, s) in enumerate(pairwise(levels), 1):
-        x, state = solver.step(eq, x, t, s, state, source)
-        if eq.stopped is not None and now.finished is None:
-            warn_unfinished(eq, solver, s.t)
-        now = Snapshot(index, s.t, x, eq.nfe, None if eq.stopped is None else ~eq.stopped)
-        kept.append(now._replace(x=x.detach().sum()) if deferred else now)
-        if not deferred and not index % every:
-            check_numbers(kept)
-            kept.clear()
+    state, finished, t = None, None, levels[0]
+    for index in range(1, len(levels)):
+        s = levels[index]
+        x, state = step(eq, x, t, s, state, source)
+        if counter.stopped is not None:
+            if finished is None:
+                warn_unfinished(eq, solver, s.t)
+            finished = ~counter.stopped
+        now = Snapshot(index, times[index], x, counter.n, finished)
+        t = s
+        if deferred:
+            kept.append(now._replace(x=x.detach().sum()))
+        else:
+            if small:
+                kept.append(now)
+            if not index % CHECK_EVERY:
+                check_numbers(kept or [now])
+                kept.clear()
         yield now
-    check_numbers(kept)
+    check_numbers(kept or [now])
+    return now
 
 
 def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:

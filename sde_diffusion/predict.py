@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -87,9 +87,11 @@ class Prediction:
         """`p data + q noise` as a new tensor, straight from the raw answer: two operations, neither half formed."""
         c = self._c
         if c is not None:
-            x, f, a, b = self._x, self._f, q * c.noise_x, q * c.noise_f
+            x, f = self._x, self._f
+            data_x, data_f, noise_x, noise_f = c
+            a, b = q * noise_x, q * noise_f
             if not isinstance(p, float) or p != 0.0:  # where alpha = 0, the data may be unknown, and 0 * inf is not 0
-                a, b = a + p * c.data_x, b + p * c.data_f
+                a, b = a + p * data_x, b + p * data_f
             out = linear(x, a, f, b)
         elif isinstance(p, float) and p == 0.0:
             x = f = self.noise
@@ -108,12 +110,15 @@ class Prediction:
             if q:
                 out.add_(self.noise, alpha=q)
             return
-        a = (p * c.data_x if p else 0.0) + q * c.noise_x
-        b = (p * c.data_f if p else 0.0) + q * c.noise_f
+        floats: Any = c
+        data_x, data_f, noise_x, noise_f = floats
+        a, b = q * noise_x, q * noise_f
+        if p:
+            a, b = a + p * data_x, b + p * data_f
         if a:
-            out.add_(self._x, alpha=float(a))
+            out.add_(self._x, alpha=a)
         if b:
-            out.add_(self._f, alpha=float(b))
+            out.add_(self._f, alpha=b)
 
 
 class Parametrisation(ABC):

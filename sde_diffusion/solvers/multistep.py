@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,12 @@ from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver
 
-History = tuple[tuple[Level, Prediction], ...]
 LevelAt = Callable[[float], Level]
+# Weights of the newest prediction, of data and noise, those of the older ones, and the std of the fresh noise; of a
+# sampler by the times that determine them: that of the level to reach, then those of the predictions, newest first.
+Weights = tuple[float, float, tuple[tuple[float, float], ...], float]
+Table = dict[tuple[float, ...], Weights]
+State = tuple[Table, tuple[tuple[Level, Prediction], ...]]  # the predictions known, newest first
 
 # 24 nodes integrate a polynomial of degree 47 exactly, and these integrands, smooth over a step, to rounding.
 _NODES, _WEIGHTS = (0.5 * (v + shift) for v, shift in zip(np.polynomial.legendre.leggauss(24), (1.0, 0.0), strict=True))
@@ -72,34 +77,39 @@ class Multistep(Solver):
         """
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
-        """Computes the rows of a chain of steps: what a method cannot do is refused here, before any evaluation."""
-        past: list[Level] = []
-        reached: float | None = None
+        """Computes the weights of a chain of steps: what a method cannot do is refused here, before any evaluation."""
+        table: Table = eq.tables.rows.setdefault(self, {})
+        times: tuple[float, ...] = ()
         for t, s in intervals:
-            past = [eq.level(t), *(past if t == reached else ())][: self.memory]
-            self._row(eq, past, eq.level(s))
-            reached = s
+            times = (s, t, *(times[1 : self.memory] if times[:1] == (t,) else ()))
+            if times not in table:
+                to, *past = (eq.level(time) for time in times)
+                table[times] = self._weights_of(past, to, eq.level_at_lam)
 
-    def _row(self, eq: GaussianReverseSDE, past: Sequence[Level], s: Level) -> Row:
-        """The row of a step, computed once per sampler."""
-        key = (self, s.t, *(at.t for at in past))
-        row = eq.tables.rows.get(key)
-        if row is None:
-            row = eq.tables.rows[key] = self.row(past, s, eq.level_at_lam)
-        return row
+    def _weights_of(self, past: Sequence[Level], s: Level, level: LevelAt) -> Weights:
+        r"""A row as weights of data and noise alone: the state is $\alpha$ data + $\sigma$ noise of the newest."""
+        r, data, noise, std = self.row(past, s, level)
+        p, q = [*data] or [0.0], [*noise] or [0.0]
+        p[0] += r * past[0].alpha
+        q[0] += r * past[0].sigma
+        return p[0], q[0], tuple(zip_longest(p[1:], q[1:], fillvalue=0.0)), std
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource
-    ) -> tuple[Tensor, History]:
-        past = (state or ())[: self.memory - 1]
-        r, data, eps, std = self._row(eq, [t, *(at for at, _ in past)], s)
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: State | None, noise: NoiseSource
+    ) -> tuple[Tensor, State]:
+        table, past = state or (eq.tables.rows.setdefault(self, {}), ())
+        times = (s.t, t.t, *[at.t for at, _ in past])
+        weights = table.get(times)
+        if weights is None:
+            weights = table[times] = self._weights_of([t, *(at for at, _ in past)], s, eq.level_at_lam)
+        p, q, others, std = weights
         now = eq.denoise(x, t)
-        x = now.combine(r * t.alpha + data[0] if data else r * t.alpha, r * t.sigma + eps[0] if eps else r * t.sigma)
-        for j, (_, before) in enumerate(past, 1):
-            before.add_to(x, data[j] if j < len(data) else 0.0, eps[j] if j < len(eps) else 0.0)
+        x = now.combine(p, q)
+        for (_, before), (p, q) in zip(past, others, strict=False):
+            before.add_to(x, p, q)
         if std:
             x.add_(noise(t.t, s.t), alpha=std)
-        return x, ((t, now), *past)
+        return x, (table, ((t, now), *past)[: self.memory - 1])
 
 
 def lagrange_integrals(nodes: tuple[float, ...], a: float, b: float, kappa: float = 0.0) -> tuple[float, ...]:
