@@ -21,8 +21,8 @@ class UnfinishedWarning(UserWarning):
     """An adaptive solver has used up its evaluations before some rows arrived."""
 
 
-# A non-finite state stays so. Looking at every small state would take a tenth of a cheap step; keeping large ones for
-# later, to find which was the first, would take them out of the cache.
+# A non-finite state stays so. Looking at every state would take a tenth of a cheap step; keeping large ones for later,
+# to find which was the first, would keep the buffers of the next steps out of the cache.
 CHECK_EVERY, LARGE = 4, 1 << 14
 
 
@@ -76,8 +76,9 @@ def integrate(
     Raises:
         TypeError: The solver needs more than the equation gives.
         ValueError: A grid that is not monotone, or a stochastic solver without noise.
-        SolverError: A state that is not finite, with the step, the time and the evaluations so far. Raised within
-            four steps, or on an accelerator at the end, where asking costs no synchronisation.
+        SolverError: A state that is not finite, with the step (of large states, the last of up to four), the time and
+            the evaluations so far. Raised within four steps, or on an accelerator at the end, where asking costs no
+            synchronisation.
 
     Warns:
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
@@ -108,10 +109,10 @@ def integrate(
             if small:
                 kept.append(now)
             if not index % CHECK_EVERY:
-                check_numbers(kept or [now])
+                check_numbers(kept or [now], 0 if small else CHECK_EVERY - 1)
                 kept.clear()
         yield now
-    check_numbers(kept or [now])
+    check_numbers(kept or [now], 0 if kept else (now.index - 1) % CHECK_EVERY)
     return now
 
 
@@ -129,12 +130,18 @@ def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
     )
 
 
-def check_numbers(solve: Sequence[Snapshot]) -> None:
-    """Raises `SolverError` naming the first state that is not finite, if the last one is not."""
+def check_numbers(solve: Sequence[Snapshot], unseen: int = 0) -> None:
+    """Raises `SolverError` naming the first state that is not finite, if the last one is not.
+
+    Args:
+        solve: States in a row.
+        unseen: How many before them were neither kept nor looked at.
+    """
     if not solve or torch.compiler.is_compiling() or math.isfinite(solve[-1].x.sum().item()):
         return
     bad = next(now for now in solve if not math.isfinite(now.x.sum().item()))
+    before = f" or up to {unseen} before it," if unseen and bad is solve[0] else ""
     raise SolverError(
-        f"non-finite state after step {bad.index} at t = {bad.t:g}, {bad.nfe} network evaluations: either the network "
-        "answered NaN or inf there (call it on such a state to see), or the steps are too long (use more)"
+        f"non-finite state after step {bad.index}{before} at t = {bad.t:g}, {bad.nfe} network evaluations: either the "
+        "network answered NaN or inf there (call it on such a state to see), or the steps are too long (use more)"
     )

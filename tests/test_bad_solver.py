@@ -124,6 +124,16 @@ def test_a_network_that_answers_nan_is_reported_with_step_time_and_evaluations(v
     assert isinstance(caught.value, RuntimeError)
 
 
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [(12, "after step 8 or up to 3 before it, at t = 0.6"), (6, "after step 6 or up to 1 before it, at t")],
+)
+def test_of_large_states_the_report_names_the_span(steps, told):
+    model = Network(broken(5).net, VP, shape=(20_000,))
+    run = sampler(model=model, solver=DDIM(), grid=[(20 - i) / 20 for i in range(steps + 1)])
+    check(lambda: run.sample(1, seed=0), SolverError, f"non-finite state {told}")
+
+
 def test_nan_in_the_final_jump_is_reported_too():
     text = "non-finite state after step 3 at t = 0.2, 3 network evaluations"
     check(lambda: sampler(model=broken(2), grid=[1.0, 0.5, 0.2]).sample(2, seed=0), SolverError, text)
