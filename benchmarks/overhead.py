@@ -9,7 +9,9 @@ coefficients, the set-up of the scheduler) and divided by the steps. Blocks of f
 alternate, so that a slow spell of the machine meets all of them; the median over rounds is reported, with the minimum
 in brackets, and the ratio of medians.
 
-Peers are run where they are installed (`pip install diffusers azula k-diffusion`); they are not dependencies.
+Peers are run where they are installed (`pip install diffusers azula k-diffusion`); they are not dependencies. The bare
+loop is the least that any library can do: the tensor of the times for the network, the scaled input where the network
+wants one, the draws, and one tensor operation per term of the update, with weights that fell from the sky.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -98,46 +101,82 @@ def dpm(algorithm: str = "dpmsolver++", order: int = 2) -> Callable[[], Solve]:
     return lambda: scheduler("DPMSolverMultistepScheduler", **BETAS, **options)
 
 
+@dataclass(frozen=True)
+class Bare:
+    """What one step of a method consists of.
+
+    Attributes:
+        terms: Tensors in the linear combinations of a step, by evaluation.
+        noisy: Whether it draws noise.
+        scaled: Whether the network wants its input scaled.
+    """
+
+    terms: tuple[int, ...]
+    noisy: bool = False
+    scaled: bool = False
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        zero, known = torch.zeros(()), [x] * sum(self.terms)
+        sources = [torch.Generator().manual_seed(i) for i in range(len(x))] if self.noisy else []
+        for _ in range(STEPS):
+            for terms in self.terms:
+                time = x.new_full((x.shape[0],), 0.3)
+                f = network(torch.add(zero, x, alpha=0.9) if self.scaled else x, time)
+                known = [f, *known][: terms - 1]
+                x = torch.add(zero, x, alpha=0.9)
+                for k in known:
+                    x.add_(k, alpha=0.01)
+            if self.noisy:
+                z = torch.empty_like(x)
+                for row, source in zip(z.unbind(0), sources, strict=True):
+                    row.normal_(generator=source)
+                x.add_(z, alpha=0.1)
+        return x
+
+
 Peers = dict[str, Callable[[], Solve]]
-CASES: dict[str, tuple[Callable[[tuple[int, ...]], Solve], int, Peers]] = {
-    "DDIM": (lambda s: ours(DDIM(), s), 1, {
+CASES: dict[str, tuple[Callable[[tuple[int, ...]], Solve], Bare, Peers]] = {
+    "DDIM": (lambda s: ours(DDIM(), s), Bare((2,)), {
         "diffusers": lambda: scheduler("DDIMScheduler", **BETAS, timestep_spacing="trailing", clip_sample=False),
         "azula": lambda: azula_sampler("DDIMSampler"),
     }),
-    "DDPM": (lambda s: ours(DDIM(1.0), s), 1, {
+    "DDPM": (lambda s: ours(DDIM(1.0), s), Bare((2,), noisy=True), {
         "diffusers": lambda: scheduler("DDPMScheduler", **BETAS, timestep_spacing="trailing", clip_sample=False),
         "azula": lambda: azula_sampler("DDPMSampler"),
     }),
-    "DPM-Solver++(2M)": (lambda s: ours(DPMSolverPP(2), s), 1, {
+    "DPM-Solver++(2M)": (lambda s: ours(DPMSolverPP(2), s), Bare((4,)), {
         "diffusers": dpm(),
         "azula": lambda: azula_sampler("xEABSampler", order=2),
         "k-diffusion": lambda: karras_function("sample_dpmpp_2m"),
     }),
-    "DPM-Solver++(3M)": (lambda s: ours(DPMSolverPP(3), s), 1, {
+    "DPM-Solver++(3M)": (lambda s: ours(DPMSolverPP(3), s), Bare((5,)), {
         "diffusers": dpm(order=3),
         "azula": lambda: azula_sampler("xEABSampler", order=3),
     }),
-    "SDE-DPM-Solver++(2M)": (lambda s: ours(SDEDPMSolverPP(2), s), 1, {"diffusers": dpm("sde-dpmsolver++")}),
-    "UniPC-2": (lambda s: ours(UniPC(2), s), 1, {
+    "SDE-DPM-Solver++(2M)": (lambda s: ours(SDEDPMSolverPP(2), s), Bare((4,), noisy=True), {
+        "diffusers": dpm("sde-dpmsolver++"),
+    }),
+    "UniPC-2": (lambda s: ours(UniPC(2), s), Bare((5,)), {
         "diffusers": lambda: scheduler("UniPCMultistepScheduler", **BETAS, solver_order=2, timestep_spacing="trailing"),
     }),
-    "UniPC-3": (lambda s: ours(UniPC(3), s), 1, {
+    "UniPC-3": (lambda s: ours(UniPC(3), s), Bare((6,)), {
         "diffusers": lambda: scheduler("UniPCMultistepScheduler", **BETAS, solver_order=3, timestep_spacing="trailing"),
     }),
-    "rho-AB DEIS-3": (lambda s: ours(Adams(3, "rho"), s), 1, {
+    "rho-AB DEIS-3": (lambda s: ours(Adams(3, "rho"), s), Bare((4,)), {
         "diffusers": lambda: scheduler("DEISMultistepScheduler", **BETAS, solver_order=3, timestep_spacing="trailing"),
         "azula": lambda: azula_sampler("zABSampler", order=3),
         "k-diffusion": lambda: karras_function("sample_lms", order=3),
     }),
-    "SA-Solver": (lambda s: ours(SASolver(2, 2), s), 1, {
+    "SA-Solver": (lambda s: ours(SASolver(2, 2), s), Bare((5,), noisy=True), {
         "diffusers": lambda: scheduler("SASolverScheduler", **BETAS, timestep_spacing="trailing"),
     }),
-    "iPNDM-4": (lambda s: ours(IPNDM(4), s), 1, {"diffusers": lambda: scheduler("IPNDMScheduler")}),
-    "Euler, EDM": (lambda s: ours(Euler(), s, edm=True), 1, {
+    "iPNDM-4": (lambda s: ours(IPNDM(4), s), Bare((5,)), {"diffusers": lambda: scheduler("IPNDMScheduler")}),
+    "Euler, EDM": (lambda s: ours(Euler(), s, edm=True), Bare((2,), scaled=True), {
         "diffusers": lambda: scheduler("EulerDiscreteScheduler", **BETAS, use_karras_sigmas=True),
         "k-diffusion": lambda: karras_function("sample_euler"),
     }),
-    "Heun, EDM": (lambda s: ours(Heun(), s, edm=True), 2, {
+    "Heun, EDM": (lambda s: ours(Heun(), s, edm=True), Bare((2, 3), scaled=True), {
         "diffusers": lambda: scheduler("HeunDiscreteScheduler", **BETAS, use_karras_sigmas=True),
         "azula": lambda: azula_sampler("HeunSampler"),
         "k-diffusion": lambda: karras_function("sample_heun"),
@@ -145,7 +184,7 @@ CASES: dict[str, tuple[Callable[[tuple[int, ...]], Solve], int, Peers]] = {
 }  # fmt: skip
 
 
-def bare(calls: int) -> Solve:
+def alone(calls: int) -> Solve:
     """The network alone, as often as a solve calls it."""
 
     @torch.no_grad()
@@ -159,8 +198,8 @@ def bare(calls: int) -> Solve:
 
 def measure(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, dict[str, float]]:
     """Microseconds per step net of the network, by candidate: median and minimum over alternating rounds."""
-    make, calls, peers = CASES[name]
-    solves = {"network alone": bare(calls), "sde_diffusion": make(shape)}
+    make, loop, peers = CASES[name]
+    solves = {"network alone": alone(len(loop.terms)), "bare loop": loop, "sde_diffusion": make(shape)}
     for peer, build in peers.items():
         try:
             solves[peer] = build()
@@ -175,9 +214,9 @@ def measure(name: str, shape: tuple[int, ...], rounds: int) -> dict[str, dict[st
                 solve(x)
             if i:  # the first warms caches up
                 taken[candidate].append((time.thread_time() - start) / STEPS / BLOCK * 1e6)
-    alone = taken.pop("network alone")
+    net = taken.pop("network alone")
     return {
-        candidate: {"median": statistics.median(v) - statistics.median(alone), "min": min(v) - min(alone)}
+        candidate: {"median": statistics.median(v) - statistics.median(net), "min": min(v) - min(net)}
         for candidate, v in taken.items()
     }
 

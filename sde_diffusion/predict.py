@@ -21,8 +21,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from sde_diffusion import clocks
@@ -119,6 +120,29 @@ class Prediction:
             out.add_(self._x, alpha=a)
         if b:
             out.add_(self._f, alpha=b)
+
+    def only(self, half: Literal["data", "noise"]) -> Half:
+        """One half, up to a factor, to be added to states later: one tensor to remember in place of two."""
+        c: Any = self._c
+        if c is None:
+            return Half(self.data if half == "data" else self.noise, 1.0, half)
+        on_x, on_f = c[:2] if half == "data" else c[2:]
+        return Half(torch.add(self._f, self._x, alpha=on_x / on_f) if on_x else self._f, on_f, half)
+
+
+class Half:
+    """What is remembered of a prediction by a method that weighs one half alone: `factor * tensor` is that half."""
+
+    __slots__ = ("_data", "_factor", "_tensor")
+
+    def __init__(self, tensor: Tensor, factor: float, half: Literal["data", "noise"]) -> None:
+        self._tensor, self._factor, self._data = tensor, factor, half == "data"
+
+    def add_to(self, out: Tensor, p: float, q: float) -> None:
+        """Adds `p data` or `q noise` to `out` in place."""
+        weight = p if self._data else q
+        if weight:
+            out.add_(self._tensor, alpha=weight * self._factor)
 
 
 class Parametrisation(ABC):

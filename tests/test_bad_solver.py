@@ -134,6 +134,14 @@ def test_of_large_states_the_report_names_the_span(steps, told):
     check(lambda: run.sample(1, seed=0), SolverError, f"non-finite state {told}")
 
 
+def test_a_multistep_method_that_weighs_what_it_did_not_remember_is_told():
+    class Mixed(DPMSolverPP):
+        half = "noise"  # type: ignore[assignment]
+
+    text = "Mixed(order=2) says half = 'noise', but its row weighs data too: set half = None"
+    check(lambda: sampler(solver=Mixed()).sample(1, seed=0), T, text)
+
+
 def test_nan_in_the_final_jump_is_reported_too():
     text = "non-finite state after step 3 at t = 0.2, 3 network evaluations"
     check(lambda: sampler(model=broken(2), grid=[1.0, 0.5, 0.2]).sample(2, seed=0), SolverError, text)

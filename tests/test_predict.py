@@ -132,6 +132,22 @@ def test_combine_is_what_its_name_says(kind):
         torch.testing.assert_close(found.combine(p, q), p * found.data + q * found.noise, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, None])
+@pytest.mark.parametrize("half", ["data", "noise"])
+def test_one_half_is_remembered_as_one_tensor(kind, half):
+    sde, x = VPSDE(), mixture(VPSDE()).sample(8, seed=1)
+    if kind is None:
+        pair = Prediction(lambda: 2 * x, lambda: 3 * x)
+    else:
+        (at,) = network(kind, sde).levels([0.4])
+        pair = network(kind, sde).predict(x, at)
+    out, whole = torch.ones_like(x), torch.ones_like(x)
+    p, q = (0.7, 0.0) if half == "data" else (0.0, -0.3)
+    pair.only(half).add_to(out, p, q)
+    pair.add_to(whole, p, q)
+    torch.testing.assert_close(out, whole, rtol=1e-13, atol=1e-13)
+
+
 def test_combine_works_on_a_pair_of_functions_too():
     pair = Prediction(lambda: f64(1.0, 2.0), lambda: f64(3.0, -1.0))
     torch.testing.assert_close(pair.combine(2.0, 0.5), f64(3.5, 3.5))

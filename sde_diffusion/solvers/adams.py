@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -79,6 +80,12 @@ class Adams(Multistep):
     @property
     def memory(self) -> int:
         return self.order
+
+    @property
+    def half(self) -> Literal["data", "noise"] | None:  # type: ignore[override]
+        if self.quantity == "data":
+            return "data"
+        return None if self.quantity in ("velocity", "angle") else "noise"
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         if self.quantity == "time":
@@ -154,6 +161,7 @@ class IPNDM(Multistep):
 
     order: int = 4
     evaluations = 1
+    half = "noise"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3, 4), "IPNDM")

@@ -61,6 +61,7 @@ class DPMSolverPP(Multistep):
 
     order: int = 2
     evaluations = 1
+    half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3), "DPMSolverPP")
@@ -121,6 +122,7 @@ class SDEDPMSolverPP(Multistep):
     order: int = 2
     eta: float = 1.0
     evaluations = 1
+    half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3), "SDEDPMSolverPP")

@@ -51,6 +51,7 @@ class ERSDE(Multistep):
     power: float = 0.3
     offset: float = 10.0
     evaluations = 1
+    half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3), "ERSDE")

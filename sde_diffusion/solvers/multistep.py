@@ -18,14 +18,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
-from sde_diffusion.predict import Prediction
+from sde_diffusion.predict import Half, Prediction
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver
 
@@ -34,7 +34,7 @@ LevelAt = Callable[[float], Level]
 # sampler by the times that determine them: that of the level to reach, then those of the predictions, newest first.
 Weights = tuple[float, float, tuple[tuple[float, float], ...], float]
 Table = dict[tuple[float, ...], Weights]
-State = tuple[Table, tuple[tuple[Level, Prediction], ...]]  # the predictions known, newest first
+State = tuple[Table, tuple[float, ...], tuple[Prediction | Half, ...]]  # and times and predictions, newest first
 
 # 24 nodes integrate a polynomial of degree 47 exactly, and these integrands, smooth over a step, to rounding.
 _NODES, _WEIGHTS = (0.5 * (v + shift) for v, shift in zip(np.polynomial.legendre.leggauss(24), (1.0, 0.0), strict=True))
@@ -57,9 +57,15 @@ class Row(NamedTuple):
 
 
 class Multistep(Solver):
-    """A multistep method. A subclass writes `memory` and `row`. One evaluation per step."""
+    """A multistep method. A subclass writes `memory` and `row`. One evaluation per step.
+
+    Attributes:
+        half: `"data"` or `"noise"` for a method whose rows weigh that half alone: then a prediction is remembered as
+            one tensor, and not as two. None by default.
+    """
 
     needs = GaussianReverseSDE
+    half: Literal["data", "noise"] | None = None
 
     @property
     @abstractmethod
@@ -89,6 +95,9 @@ class Multistep(Solver):
     def _weights_of(self, past: Sequence[Level], s: Level, level: LevelAt) -> Weights:
         r"""A row as weights of data and noise alone: the state is $\alpha$ data + $\sigma$ noise of the newest."""
         r, data, noise, std = self.row(past, s, level)
+        if (self.half == "data" and any(noise)) or (self.half == "noise" and any(data)):
+            other = "noise" if self.half == "data" else "data"
+            raise TypeError(f"{self!r} says half = {self.half!r}, but its row weighs {other} too: set half = None")
         p, q = [*data] or [0.0], [*noise] or [0.0]
         p[0] += r * past[0].alpha
         q[0] += r * past[0].sigma
@@ -97,19 +106,23 @@ class Multistep(Solver):
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: State | None, noise: NoiseSource
     ) -> tuple[Tensor, State]:
-        table, past = state or (eq.tables.rows.setdefault(self, {}), ())
-        times = (s.t, t.t, *[at.t for at, _ in past])
+        table, known, past = state or (eq.tables.rows.setdefault(self, {}), (), ())
+        times = (s.t, t.t, *known)
         weights = table.get(times)
         if weights is None:
-            weights = table[times] = self._weights_of([t, *(at for at, _ in past)], s, eq.level_at_lam)
+            weights = table[times] = self._weights_of([t, *map(eq.level, known)], s, eq.level_at_lam)
         p, q, others, std = weights
         now = eq.denoise(x, t)
         x = now.combine(p, q)
-        for (_, before), (p, q) in zip(past, others, strict=False):
+        for before, (p, q) in zip(past, others, strict=False):
             before.add_to(x, p, q)
         if std:
             x.add_(noise(t.t, s.t), alpha=std)
-        return x, (table, ((t, now), *past)[: self.memory - 1])
+        keep = self.memory - 1
+        if not keep:
+            return x, (table, (), ())
+        newest = now.only(self.half) if self.half else now
+        return x, (table, times[1 : keep + 1], (newest, *past[: keep - 1]))
 
 
 def lagrange_integrals(nodes: tuple[float, ...], a: float, b: float, kappa: float = 0.0) -> tuple[float, ...]:

@@ -56,6 +56,7 @@ class UniPC(Multistep):
     order: int = 3
     variant: str = "bh2"
     evaluations = 1
+    half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3, 4), "UniPC")
@@ -135,6 +136,7 @@ class SASolver(Multistep):
     s_min: float = 0.0
     s_max: float = math.inf
     evaluations = 1
+    half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.predictor, (1, 2, 3, 4), "the predictor of SASolver")
