@@ -20,9 +20,10 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._linear import rows
+from sde_diffusion._request import random_modules
 from sde_diffusion.denoiser import Denoiser, Network, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
@@ -133,9 +134,7 @@ def check_solver(solver: Solver, what: str) -> Solver:
 
 def check_eval(model: object) -> None:
     """Raises `ValueError` if a network would answer with fresh randomness, or by its batch, at every call."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    found = sorted({type(m).__name__ for m in modules if isinstance(m, random) and m.training})
+    found = random_modules(model)
     if found:
         raise ValueError(
             f"the model is in training mode and holds {', '.join(found)}: its velocity would be another at every call, "

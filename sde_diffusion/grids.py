@@ -8,7 +8,8 @@ well. To change an option, `functools.partial(karras, rho=5.0)`.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from sde_diffusion._checks import check_count
 
 if TYPE_CHECKING:
     from sde_diffusion.sde import SDE, GaussianSDE
+
+Grid = Callable[[Any, int], Tensor]
 
 
 def uniform(sde: SDE, steps: int) -> Tensor:

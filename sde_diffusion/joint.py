@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from sde_diffusion._request import Chunk
 from sde_diffusion.budget import LogProb
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
@@ -19,10 +22,31 @@ from sde_diffusion.flow_density import arrivals, check_eval, check_solver, tell
 from sde_diffusion.likelihood import choose_trace
 from sde_diffusion.log_density import LogDensityODE, OwnTolerance
 from sde_diffusion.loop import UnfinishedWarning, integrate
-from sde_diffusion.noise import seed_list
+from sde_diffusion.noise import NoiseSource, seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Adaptive, Angle, AngleSDE
+
+
+def draw_with_log_prob(
+    sampler: SDESampler,
+    batches: Iterable[Chunk],
+    total: int | None,
+    noise: Callable[..., NoiseSource],
+    trace: Trace | None,
+    grad: bool,
+) -> tuple[Tensor, LogProb]:
+    """`sampler.sample(return_log_prob=True)`, batch by batch; with a progress bar over `total` samples, if given."""
+    xs, found = [], []
+    with tqdm(total=total, desc="sampling", disable=total is None) as bar:
+        for part in batches:
+            start = sampler.draw_prior(part.n, part.seed, noise) if part.start is None else part.start
+            seeds = part.seed if isinstance(part.seed, list) else None
+            x, log_p = sample_with_log_prob(sampler, start, seeds, trace, grad, part.cond)
+            xs.append(x)
+            found.append(log_p)
+            bar.update(part.n)
+    return torch.cat(xs), LogProb.join(found)
 
 
 def sample_with_log_prob(

@@ -5,29 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
 from sde_diffusion._checks import as_grid, check_count, check_finite, check_state
-from sde_diffusion.denoiser import Denoiser, FromScore
+from sde_diffusion._request import Seed, as_model, as_seeds, chunks, default_grid, grid_name, home, random_modules
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
+from sde_diffusion.grids import Grid
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate
-from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams, seed_list
+from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 if TYPE_CHECKING:
     from sde_diffusion.budget import LogProb
     from sde_diffusion.divergence import Trace
-
-Grid = Callable[[Any, int], Tensor]
-Seed = int | Sequence[int] | torch.Generator | None
 
 
 class SDESampler:
@@ -69,7 +66,7 @@ class SDESampler:
             raise TypeError(f"sde must be an SDE such as VPSDE(), got {sde!r}")
         gaussian = isinstance(sde, GaussianSDE)
         self.sde = sde
-        self.model = _as_model(sde, score)
+        self.model = as_model(sde, score)
         self.solver = solver or (DPMSolverPP(order=2) if gaussian else EulerMaruyama())
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
@@ -80,7 +77,7 @@ class SDESampler:
         self.shape = tuple(shape) if shape is not None else known
         self._tables = Tables()
         check_capable(self.equation(), self.solver)
-        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else _default_grid(sde, self.model)
+        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else default_grid(sde, self.model)
         self.steps, self.times = self._lay_out(steps, nfe)
 
     def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
@@ -125,7 +122,7 @@ class SDESampler:
         return self.model.cost if isinstance(self.model, Denoiser) else 1
 
     def __repr__(self) -> str:
-        grid = f"grid={_grid_name(self.grid)}"
+        grid = f"grid={grid_name(self.grid)}"
         tail = "" if self.denoise or not isinstance(self.sde, GaussianSDE) else ", denoise=False"
         steps = f"steps={self.steps}, " if callable(self.grid) else ""
         return f"SDESampler({self.sde!r}, model, solver={self.solver!r}, {steps}{grid}{tail})"
@@ -192,51 +189,20 @@ class SDESampler:
         """
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
-        seeds = _seeds(seed, n)
+        batches = chunks(n, size, seed, x_T, cond)
         if return_log_prob:
-            return self._sample_with_log_prob(n, seeds, x_T, size, progress, noise, grad, trace, cond)
+            from sde_diffusion.joint import draw_with_log_prob
+
+            return draw_with_log_prob(self, batches, n if progress else None, noise, trace, grad)
         out: list[Tensor] = []
-        total = -(-n // size) * self.steps
-        with tqdm(total=total, desc="sampling") if progress else nullcontext() as bar:
-            for i in range(0, n, size):
-                chunk = slice(i, min(i + size, n))
-                own = seeds[chunk] if isinstance(seeds, list) else seeds
-                given = {k: _split(v, chunk, n) for k, v in cond.items()}
+        with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
+            for part in batches:
                 with torch.set_grad_enabled(grad):
-                    for now in self._solve(chunk.stop - i, own, None if x_T is None else x_T[chunk], noise, given):
+                    for now in self._solve(part.n, part.seed, part.start, noise, part.cond):
                         if bar is not None:
                             bar.update(0 < now.index <= self.steps)
                 out.append(now.x)
         return out[0] if len(out) == 1 else torch.cat(out)
-
-    def _sample_with_log_prob(
-        self,
-        n: int,
-        seeds: list[int] | torch.Generator,
-        x_T: Tensor | None,
-        size: int,
-        progress: bool,
-        noise: Callable[..., NoiseSource],
-        grad: bool,
-        trace: Trace | None,
-        cond: dict[str, Any],
-    ) -> tuple[Tensor, LogProb]:
-        from sde_diffusion.budget import LogProb
-        from sde_diffusion.joint import sample_with_log_prob
-
-        xs, found = [], []
-        with tqdm(total=n, desc="sampling") if progress else nullcontext() as bar:
-            for i in range(0, n, size):
-                chunk = slice(i, min(i + size, n))
-                own = seeds[chunk] if isinstance(seeds, list) else seeds
-                given = {k: _split(v, chunk, n) for k, v in cond.items()}
-                start = self._draw(chunk.stop - i, own, noise) if x_T is None else x_T[chunk]
-                x, log_p = sample_with_log_prob(self, start, own if isinstance(own, list) else None, trace, grad, given)
-                xs.append(x)
-                found.append(log_p)
-                if bar is not None:
-                    bar.update(len(x))
-        return torch.cat(xs), LogProb.join(found)
 
     def iterate(
         self,
@@ -254,7 +220,7 @@ class SDESampler:
         state that is not finite may be handed out, and is reported within four steps.
         """
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
-        return _graded(self._solve(n, _seeds(seed, n), x_T, noise, cond), grad)
+        return _graded(self._solve(n, as_seeds(seed, n), x_T, noise, cond), grad)
 
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
@@ -325,7 +291,7 @@ class SDESampler:
         if x_T is not None:
             shape, dtype, device = tuple(x_T.shape[1:]), x_T.dtype, x_T.device
         elif self.shape is not None:
-            shape, (dtype, device) = self.shape, _home(self.model)
+            shape, (dtype, device) = self.shape, home(self.model)
         else:
             raise ValueError(
                 "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "
@@ -335,7 +301,8 @@ class SDESampler:
             return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
         return SharedStream(seed, n, shape, dtype, device)
 
-    def _draw(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:
+    def draw_prior(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:
+        """The states at the first grid time that `sample` starts from, shape `(n, *)`."""
         return self._start(self._source(n, seed, None, noise).prior())
 
     def _start(self, z: Tensor) -> Tensor:
@@ -362,75 +329,13 @@ class SDESampler:
         return check_finite(x_T, "x_T")
 
     def _warn_training(self) -> None:
-        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
-        random = (
-            nn.Dropout,
-            nn.Dropout1d,
-            nn.Dropout2d,
-            nn.Dropout3d,
-            nn.AlphaDropout,
-            nn.modules.batchnorm._BatchNorm,
-        )
-        if any(isinstance(m, random) and m.training for m in modules):
+        if random_modules(self.model):
             warnings.warn(
                 "the model is in training mode and holds dropout or batch norm: samples will be noisy. "
                 "Call model.eval() first",
                 UserWarning,
                 stacklevel=4,
             )
-
-
-def _as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Callable[..., Tensor]:
-    """The denoiser behind the `score` argument, or the bare score function of a general SDE."""
-    if isinstance(score, Denoiser):
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(f"a Denoiser works on a GaussianSDE; for {type(sde).__name__} give a function score(x, t)")
-        if score.sde.process != sde.process:
-            raise ValueError(
-                f"the denoiser was made for {score.sde!r}, not for {sde!r}: hand over model.on(sde), "
-                "which asks the same network at the same log-SNR"
-            )
-        return score
-    if not callable(score):
-        raise TypeError(f"score must be a Denoiser or a function score(x, t), got {score!r}")
-    return FromScore(score, sde) if isinstance(sde, GaussianSDE) else score
-
-
-def _home(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of the first floating parameter or buffer, or torch's defaults."""
-    if isinstance(model, nn.Module):
-        for p in (*model.parameters(), *model.buffers()):
-            if p.is_floating_point():
-                return (torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype), p.device
-    return torch.get_default_dtype(), torch.get_default_device()
-
-
-def _default_grid(sde: SDE, model: Any) -> Grid:
-    if not isinstance(sde, GaussianSDE):
-        return grids.uniform
-    return grids.angle if model.data_std == 1.0 else partial(grids.angle, data_std=model.data_std)
-
-
-def _grid_name(grid: Any) -> str:
-    if isinstance(grid, partial):
-        options = "".join(f", {k}={v!r}" for k, v in grid.keywords.items())
-        return f"partial({_grid_name(grid.func)}{options})"
-    if callable(grid):
-        name = getattr(grid, "__name__", repr(grid))
-        return f"grids.{name}" if getattr(grids, name, None) is grid else name
-    return str([float(t) for t in grid])
-
-
-def _seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
-    """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
-    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
-        return seed_list(seed, n)
-    return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
-
-
-def _split(value: Any, chunk: slice, n: int) -> Any:
-    """The part of a condition that belongs to a chunk of samples: of a tensor with one row per sample, its rows."""
-    return value[chunk] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
 
 
 def _graded(solve: Iterator[Snapshot], grad: bool) -> Iterator[Snapshot]:

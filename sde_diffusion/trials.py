@@ -20,7 +20,7 @@ from sde_diffusion import data, grids, metrics
 from sde_diffusion.classifier import DigitsClassifier, train_classifier
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.likelihood import LogProb, bits_per_dim
-from sde_diffusion.sampler import Grid, SDESampler
+from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import EDMSDE
 from sde_diffusion.solvers import (
     DDIM,
@@ -66,7 +66,7 @@ class Trial:
 
     solver: Solver
     nfe: int | None = 21
-    grid: Grid = grids.angle
+    grid: grids.Grid = grids.angle
     curve: bool = False
 
 

@@ -51,16 +51,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": {"solvers.base", "solvers.*"},
     # the loop, and what is built on it
     "loop": LEAVES | MODEL | {"solvers.base", "equation"},
-    "sampler": LEAVES | MODEL | SOLVERS | {"equation", "loop"},
+    "_request": LEAVES | MODEL,
+    "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop"},
     "divergence": {"_checks", "_linear", "noise"},
     "log_density": {"_linear", "sde", "denoiser", "equation", "divergence", "solvers.*"},
-    "flow_density": LEAVES | MODEL | SOLVERS | {"equation", "loop", "sampler", "divergence", "log_density"},
+    "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
     "budget": set(),
     "likelihood": LEAVES | MODEL | SOLVERS | {"sampler", "divergence", "log_density", "flow_density", "budget"},
     "joint": LEAVES
     | MODEL
     | SOLVERS
-    | {"equation", "loop", "sampler", "divergence", "log_density", "flow_density"}
+    | {"_request", "equation", "loop", "sampler", "divergence", "log_density", "flow_density"}
     | {"budget", "likelihood"},
     "distributed": LEAVES | MODEL | {"sampler"},
     # bounds on the likelihood

@@ -1,0 +1,110 @@
+"""What a caller asks of a sampler, put in order before any work: the model, the grid, the seeds, the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import grids
+from sde_diffusion.denoiser import Denoiser, FromScore
+from sde_diffusion.grids import Grid
+from sde_diffusion.noise import seed_list
+from sde_diffusion.sde import SDE, GaussianSDE
+
+Seed = int | Sequence[int] | torch.Generator | None
+
+
+def as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Callable[..., Tensor]:
+    """The denoiser behind the `score` argument, or the bare score function of a general SDE."""
+    if isinstance(score, Denoiser):
+        if not isinstance(sde, GaussianSDE):
+            raise TypeError(f"a Denoiser works on a GaussianSDE; for {type(sde).__name__} give a function score(x, t)")
+        if score.sde.process != sde.process:
+            raise ValueError(
+                f"the denoiser was made for {score.sde!r}, not for {sde!r}: hand over model.on(sde), "
+                "which asks the same network at the same log-SNR"
+            )
+        return score
+    if not callable(score):
+        raise TypeError(f"score must be a Denoiser or a function score(x, t), got {score!r}")
+    return FromScore(score, sde) if isinstance(sde, GaussianSDE) else score
+
+
+def home(model: Any) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the first floating parameter or buffer, or torch's defaults."""
+    if isinstance(model, nn.Module):
+        for p in (*model.parameters(), *model.buffers()):
+            if p.is_floating_point():
+                return (torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype), p.device
+    return torch.get_default_dtype(), torch.get_default_device()
+
+
+def random_modules(model: object) -> list[str]:
+    """Names of the modules of a model that answer with fresh randomness, or by their batch, as it is in training."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    return sorted({type(m).__name__ for m in modules if isinstance(m, random) and m.training})
+
+
+def default_grid(sde: SDE, model: Any) -> Grid:
+    """The angle grid at the scale of the data that a model knows; uniform on a general SDE."""
+    if not isinstance(sde, GaussianSDE):
+        return grids.uniform
+    return grids.angle if model.data_std == 1.0 else partial(grids.angle, data_std=model.data_std)
+
+
+def grid_name(grid: Any) -> str:
+    """A grid as one would write it."""
+    if isinstance(grid, partial):
+        options = "".join(f", {k}={v!r}" for k, v in grid.keywords.items())
+        return f"partial({grid_name(grid.func)}{options})"
+    if callable(grid):
+        name = getattr(grid, "__name__", repr(grid))
+        return f"grids.{name}" if getattr(grids, name, None) is grid else name
+    return str([float(t) for t in grid])
+
+
+class Chunk(NamedTuple):
+    """A batch of the samples asked for.
+
+    Attributes:
+        n: How many.
+        seed: Their seeds, or the shared stream.
+        start: Their initial states, if given.
+        cond: Their conditions.
+    """
+
+    n: int
+    seed: list[int] | torch.Generator
+    start: Tensor | None
+    cond: dict[str, Any]
+
+
+def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: dict[str, Any]) -> Iterator[Chunk]:
+    """The batches of at most `size` in which `n` samples are drawn."""
+    seeds = as_seeds(seed, n)
+    for i in range(0, n, size):
+        part = slice(i, min(i + size, n))
+        yield Chunk(
+            part.stop - i,
+            seeds[part] if isinstance(seeds, list) else seeds,
+            None if x_T is None else x_T[part],
+            {name: split(value, part, n) for name, value in cond.items()},
+        )
+
+
+def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
+    """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
+    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
+        return seed_list(seed, n)
+    return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
+
+
+def split(value: Any, chunk: slice, n: int) -> Any:
+    """The part of a condition that belongs to a chunk of samples: of a tensor with one row per sample, its rows."""
+    return value[chunk] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
