@@ -234,8 +234,8 @@ class GaussianReverseSDE(ReverseSDE):
         g2 = t.g2
         if isinstance(g2, float) and g2 == math.inf:
             raise ValueError(
-                f"g is infinite at t = {t.t:g}, where alpha = 0: start a stochastic solver in t at a smaller time "
-                "(t_max= of the SDE, or a grid), or use DDIM(eta), which is regular there"
+                f"g is infinite at t = {t.t:g} of {self.sde!r}, where alpha = 0: start a stochastic solver at a "
+                "smaller time (t_max= of the process, or a grid), or use DDIM(eta), which is regular there"
             )
         return math.sqrt(max(g2, 0.0)) if isinstance(g2, float) else g2.clamp_min(0.0).sqrt()
 

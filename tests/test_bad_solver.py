@@ -91,8 +91,8 @@ def test_a_noise_network_cannot_start_where_no_data_are_left(sde, kind, name):
 def test_a_solver_that_needs_g_cannot_start_where_it_is_infinite(solver):
     model = Network(lambda x, t: x, FlowSDE(), predict.velocity, shape=(2,))
     text = (
-        "g is infinite at t = 1, where alpha = 0: start a stochastic solver in t at a smaller time "
-        "(t_max= of the SDE, or a grid), or use DDIM(eta), which is regular there"
+        "g is infinite at t = 1 of FlowSDE(t_min=0.001, t_max=1.0), where alpha = 0: start a stochastic solver at a "
+        "smaller time (t_max= of the process, or a grid), or use DDIM(eta), which is regular there"
     )
     check(lambda: SDESampler(FlowSDE(), model, solver=solver).sample(1, seed=0), V, text)
     x = SDESampler(FlowSDE(), model, solver=DDIM(1.0), steps=5).sample(1, seed=0)  # as the text says

@@ -147,9 +147,11 @@ def test_encoding_and_decoding_returns_the_data(solver: Solver) -> None:
 
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
-def test_a_repr_is_valid_python(solver: Solver) -> None:
+def test_a_repr_is_valid_python_and_equal_solvers_hash_alike(solver: Solver) -> None:
     names = {**vars(solvers_module), "inf": math.inf}
-    assert eval(repr(solver), names) == solver
+    again = eval(repr(solver), names)
+    assert again == solver
+    assert hash(again) == hash(solver)
 
 
 @pytest.mark.parametrize("sde", zoo.SDES, ids=zoo.name)

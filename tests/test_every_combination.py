@@ -333,8 +333,8 @@ def part_refusals(sde: GaussianSDE, part: Solver) -> Iterator[str]:
     name, where = type(part).__name__, f"t = {sde.t_max:g}"
     if no_data_left(sde):
         if part.needs is ReverseSDE and part.stochastic:
-            yield f"g is infinite at {where}, where alpha = 0"
-            yield f"g is infinite at t = {math.pi / 2:g}, where alpha = 0"  # within `Angle`, whose time is the angle
+            yield f"g is infinite at {where} of {sde!r}, where alpha = 0"
+            yield f"g is infinite at t = {math.pi / 2:g} of AngleSDE("  # within `Angle`, whose time is the angle
         if name.startswith("DPMSolver"):
             yield f"{name} steps in "
         if isinstance(part, IPNDM):

@@ -114,12 +114,10 @@ class Adaptive(Solver):
 
     A subclass is a frozen dataclass with the fields below, and gives `first`, `attempt` and the two exponents.
 
-    Args:
+    Attributes:
         rtol: Error allowed per step, relative to the state.
         atol: Error allowed per step, in units of the state.
         max_nfe: Evaluations allowed per row and interval.
-
-    Attributes:
         exponents: $a$ and $b$ of the step control.
         limits: Smallest and largest factor between two steps.
         stages: Evaluations per attempt.

@@ -59,6 +59,9 @@ class Langevin(Solver):
         if not (0 < self.snr < math.inf):
             raise ValueError(f"snr must be positive, got {self.snr!r}")
 
+    def __hash__(self) -> int:
+        return hash((frozenset(self.n.items()) if isinstance(self.n, Mapping) else self.n, self.snr))
+
     @classmethod
     def ncsn(cls, n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> Langevin:
         r"""The step rule of NCSN: $x + \tfrac{a_i}2\nabla\log p + \sqrt{a_i}\,z$ with $a_i =
