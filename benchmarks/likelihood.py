@@ -11,7 +11,7 @@ in nats; evaluations of the velocity, for ours those of the slowest row. float64
   `t`, rtol = atol = tol, from t = 1e-5 (VP; for VE likewise, where the data end is noise level sigma_min) to 1, prior
   N(0, I) or N(0, sigma_max^2 I).
 * dopri5 in t: the same equation by torchdiffeq, with the log-density in one state with the data.
-* ours: `sampler.log_prob(x, level=0.0)`, tolerances from 1e-3 to 1e-7, and RK4.
+* ours: `sampler.log_prob(x, level=0.0)`, tolerances from 1e-3 to 1e-7, and by a number of steps RK4 and AdamsMoulton.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sde_diffusion import VESDE, VPSDE, GaussianSDE, SDESampler
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import standard_normal_log_prob
-from sde_diffusion.solvers import RK4, DormandPrince
+from sde_diffusion.solvers import RK4, AdamsMoulton, DormandPrince, Solver
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -45,8 +45,8 @@ from mixtures import mixture  # noqa: E402 - the problems of the tests
 RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "likelihood.json", ROOT / "docs" / "images" / "likelihood.png"
 PROCESSES: dict[str, GaussianSDE] = {"VP": VPSDE(t_min=1e-5), "VE": VESDE(0.01, 50.0)}
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
-FINE = (1e-3, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
-BUDGETS = (100, 130, 150, 180)
+FINE = (1e-3, 1e-4, 3e-5, 1.5e-5, 1e-5, 3e-6, 1e-6, 1e-7)
+BUDGETS = (100, 110, 130, 150, 180)
 Row = dict[str, Any]
 
 
@@ -105,17 +105,23 @@ def ours(sde: GaussianSDE, model: GaussianMixture, x: Tensor, tolerance: float) 
     return found.value, found.nfe
 
 
-def ours_rk4(sde: GaussianSDE, model: GaussianMixture, x: Tensor, steps: float) -> tuple[Tensor, int]:
-    """`log_prob` by RK4; `steps` in place of a tolerance."""
-    found = SDESampler(sde, model.on(sde)).log_prob(x, level=0.0, solver=RK4(), steps=int(steps), solver_error=False)
-    return found.value, found.nfe
+def in_steps(solver: Solver) -> Callable[..., tuple[Tensor, int]]:
+    """`log_prob` by a solver that takes a number of steps in place of a tolerance."""
+
+    def weigh(sde: GaussianSDE, model: GaussianMixture, x: Tensor, steps: float) -> tuple[Tensor, int]:
+        sampler = SDESampler(sde, model.on(sde))
+        found = sampler.log_prob(x, level=0.0, solver=solver, steps=int(steps), solver_error=False)
+        return found.value, found.nfe
+
+    return weigh
 
 
 METHODS: list[tuple[str, Callable[..., tuple[Tensor, int]], tuple[float, ...]]] = [
     ("score_sde: RK45 in t", score_sde, TOLERANCES),
     ("torchdiffeq dopri5 in t", dopri5, TOLERANCES),
     ("ours: DormandPrince", ours, FINE),
-    ("ours: RK4", ours_rk4, (16, 32, 64)),
+    ("ours: RK4", in_steps(RK4()), (16, 24, 32, 64)),
+    ("ours: AdamsMoulton", in_steps(AdamsMoulton()), (64, 94, 126, 150, 180)),
 ]
 
 
@@ -146,7 +152,7 @@ def measure(dims: tuple[int, ...], n: int, tolerances: tuple[float, ...]) -> lis
 
 
 def at_equal_cost(rows: list[Row]) -> list[Row]:
-    """For each budget of evaluations the least error of score_sde's recipe, at any tolerance, and of ours."""
+    """For each budget of evaluations the least error of score_sde's recipe and of ours, in any setting."""
     found: list[Row] = []
     for d, process in dict.fromkeys((row["d"], row["process"]) for row in rows):
         here = [row for row in rows if row["d"] == d and row["process"] == process]
@@ -183,7 +189,7 @@ def draw(rows: list[Row], path: Path) -> None:
     panels = figure.subplots(len(processes), len(dims), sharex=True, sharey=True, squeeze=False)
     for axes_row, process in zip(panels, processes, strict=True):
         for axes, d in zip(axes_row, dims, strict=True):
-            for (name, _, _), style in zip(METHODS, ("s--", "^--", "o-", "d-"), strict=True):
+            for (name, _, _), style in zip(METHODS, ("s--", "^--", "o-", "d-", "v-"), strict=True):
                 line = [row for row in rows if (row["d"], row["process"], row["method"]) == (d, process, name)]
                 axes.loglog([r["nfe"] for r in line], [r["rms"] for r in line], style, markersize=4, lw=1.3, label=name)
             axes.set_title(f"{process}, d = {d}", fontsize=9)

@@ -28,6 +28,7 @@ from sde_diffusion.solvers import (
     RK4,
     SRA1,
     Adams,
+    AdamsMoulton,
     Angle,
     DPMSolver,
     DPMSolverPP,
@@ -53,6 +54,7 @@ VARIANTS: list[Solver] = [
     *(Adams(3, quantity) for quantity in ("noise", "rho", "time", "velocity", "angle")),
     Adams(5),
     *(IPNDM(p) for p in (2, 3)),
+    *(AdamsMoulton(p) for p in (2, 3)),
     DDIM(1.0),
     EulerMaruyama(0.0),
     *(SDEDPMSolverPP(p) for p in (1, 3)),
@@ -62,6 +64,7 @@ VARIANTS: list[Solver] = [
     SRA1(0.0),
     Angle(RK4()),
     Angle(DPMSolverPP()),
+    Angle(AdamsMoulton()),
     Torchdiffeq("rk4"),
     Torchsde("euler"),
 ]

@@ -27,6 +27,7 @@ from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import (
     DDIM,
     RK4,
+    AdamsMoulton,
     Angle,
     DPMSolverPP,
     Euler,
@@ -35,6 +36,7 @@ from sde_diffusion.solvers import (
     Langevin,
     PredictorCorrector,
     Solver,
+    UniPC,
 )
 
 STD = 0.1
@@ -58,10 +60,14 @@ DETERMINISTIC: list[tuple[str, Solver, str]] = [
     ("VPSDE", RK4(), "angle"),
     ("EDMSDE", RK4(), "angle"),
     ("any", Angle(RK4()), "angle"),
+    ("any", Angle(AdamsMoulton(3)), "angle"),
+    ("any", Angle(AdamsMoulton()), "angle"),
     ("any", DDIM(), "log_snr"),
     ("any", DDIM(), "angle"),
     ("any", DPMSolverPP(order=2), "log_snr"),
     ("any", DPMSolverPP(order=2), "angle"),
+    ("any", UniPC(order=3), "log_snr"),
+    ("any", UniPC(order=3), "angle"),
 ]
 STOCHASTIC: list[tuple[str, Solver, str]] = [
     ("VPSDE", EulerMaruyama(), "uniform"),

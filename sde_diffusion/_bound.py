@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
 from sde_diffusion._linear import rows
+from sde_diffusion._request import random_modules
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
@@ -34,6 +35,12 @@ class Run:
         cond: dict[str, Any],
     ) -> None:
         one_of("form", form, "data", "noise")
+        random = random_modules(model)
+        if random:
+            raise ValueError(
+                f"the model is in training mode and holds {', '.join(random)}: it would be another one at every "
+                "evaluation. Call model.eval() first"
+            )
         if control is not None and not (0 <= control < math.inf):
             raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
         self.v = None if bins is None else bins.index(x0, "x0")
@@ -90,8 +97,7 @@ class Decoder:
         one_of("decoder", kind, "gaussian", "categorical")
         if kind == "categorical" and bins is None:
             raise ValueError("the categorical decoder answers a level: say where they lie, bins=Bins.tiling(256)")
-        if not (0 < std < math.inf):
-            raise ValueError(f"decoder_std must be positive, got {std!r}")
+        check_positive(std, "decoder_std")
         self.kind, self.std, self.bins, self.t = kind, std, bins, t
 
     def __call__(self, run: Run) -> Tensor:
@@ -148,6 +154,7 @@ def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
 
 
 def one_of(name: str, value: str, *known: str) -> None:
+    """Raises `ValueError` unless `value` is one of the words known."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -132,14 +133,39 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
 
 def check_count(n: object, name: str) -> int:
     """Returns `n` if it is a positive integer."""
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not isinstance(n, Integral):
         raise TypeError(f"{name} must be an integer, got {n!r}")
+    n = int(n)
     if n < 1:
         raise ValueError(f"{name} must be at least 1, got {n}")
     return n
 
 
+def check_real(value: object, name: str) -> float:
+    """Returns `value` if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_positive(value: object, name: str) -> float:
+    """Returns `value` if it is a positive, finite number."""
+    if not (0 < check_real(value, name) < math.inf):
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    return float(value)  # type: ignore[arg-type]  # a number by now
+
+
+def check_shape(shape: object) -> tuple[int, ...]:
+    """Returns an event shape as a tuple of positive integers."""
+    try:
+        return tuple(check_count(n, "a length of the shape") for n in shape)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"shape is that of one sample, a tuple of positive integers such as (3, 32, 32) or (2,), got {shape!r}"
+        ) from None
+
+
 def check_order(low_name: str, low: float, high_name: str, high: float) -> None:
     """Raises `ValueError` unless `0 < low < high < inf`."""
-    if not (0 < low < high < math.inf):
+    if not (0 < check_real(low, low_name) < check_real(high, high_name) < math.inf):
         raise ValueError(f"wanted 0 < {low_name} < {high_name}, got {low_name}={low!r} and {high_name}={high!r}")

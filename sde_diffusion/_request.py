@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion import grids
 from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.grids import Grid
-from sde_diffusion.noise import seed_list
+from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
 
 Seed = int | Sequence[int] | torch.Generator | None
@@ -47,8 +47,15 @@ def home(model: Any) -> tuple[torch.dtype, torch.device]:
 def random_modules(model: object) -> list[str]:
     """Names of the modules of a model that answer with fresh randomness, or by their batch, as it is in training."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    return sorted({type(m).__name__ for m in modules if isinstance(m, random) and m.training})
+    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
+    dropping = (nn.RNNBase, nn.MultiheadAttention)
+    return sorted(
+        {
+            type(m).__name__
+            for m in modules
+            if m.training and (isinstance(m, random) or (isinstance(m, dropping) and m.dropout > 0))
+        }
+    )
 
 
 def default_grid(sde: SDE, model: Any) -> Grid:
@@ -67,6 +74,20 @@ def grid_name(grid: Any) -> str:
         name = getattr(grid, "__name__", repr(grid))
         return f"grids.{name}" if getattr(grids, name, None) is grid else name
     return str([float(t) for t in grid])
+
+
+def check_noise(noise: object, seed: object) -> None:
+    """Raises `TypeError` unless `noise` makes a source of seeds, and `ValueError` if there are no seeds for it."""
+    if not callable(noise) or isinstance(noise, NoiseSource) or noise is SharedStream:
+        raise TypeError(
+            "noise is what makes a source of seeds, the class noise.Streams or noise.BrownianPath itself, got "
+            f"{noise!r}; one stream for the whole batch is seed=torch.Generator()"
+        )
+    if isinstance(seed, torch.Generator) and noise is not Streams:
+        raise ValueError(
+            f"{getattr(noise, '__name__', noise)} makes one path of each seed, but a torch.Generator is one stream for "
+            "the whole batch: give an integer seed, or one per sample"
+        )
 
 
 class Chunk(NamedTuple):

@@ -106,6 +106,8 @@ class GaussianMixture(Denoiser):
         return (r[..., None] * mixed).sum(1)
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        if cond:
+            raise TypeError(f"{type(self).__name__} takes no conditions, and there is no option {', '.join(cond)}")
         log_p, centred, variance, alpha, sigma = self._parts(x, at)
         r = torch.softmax(log_p, dim=1)
         return Prediction(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class LogProb:
     r"""The log-likelihood of a batch, in nats, and how far to trust it.
 
     Adding or subtracting a number or a tensor, such as the Jacobian of a scaling, shifts `value` and keeps the rest;
-    indexing takes rows; `float` takes the value of one row. Whatever else is to be computed, compute with `value`.
+    indexing takes rows; `float` takes the value of one row; `to`, `cpu` and `detach` do what they do to tensors.
+    Whatever else is to be computed, compute with `value`.
 
     Attributes:
         value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
@@ -26,8 +28,9 @@ class LogProb:
         solver_error: Of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or half the
             steps, and not less than what one step is allowed. It exceeds the error in most rows, often tenfold. NaN if
             not asked for.
-        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$; NaN where unknown. It
-            presumes a velocity that comes of a score, as a trained one does. If `corrected`, it is part of `value`.
+        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$ for an exact score; NaN
+            where unknown. Of a trained network its own error at the smallest noise level may be larger than this
+            difference: there `level=0.0` tells, not this. If `corrected`, it is part of `value`.
         latent: The state at the end of the integration, `(B, *)`: a draw of $\mathcal N(0, I)$ if `whole`, and else of
             the prior of the sampler, at its first time.
         nfe: Network evaluations of the solve, those of its slowest row, not counting the derivatives.
@@ -49,6 +52,7 @@ class LogProb:
     whole: bool = False
     corrected: bool = False
     nfe_check: int = 0
+    __array_ufunc__: ClassVar = None  # numpy hands `1.0 + this` over to `__radd__`
 
     @property
     def total_error(self) -> Tensor:
@@ -56,8 +60,22 @@ class LogProb:
         return torch.hypot(self.standard_error, self.solver_error)
 
     def mean(self) -> Tensor:
-        """Mean of `value`, shape `()`."""
-        return self.value.mean()
+        """Mean of `value` over the rows that converged, shape `()`."""
+        return self.value[self.converged].mean()
+
+    def to(self, *args: Any, **options: Any) -> LogProb:
+        """The same on another device or in another dtype, as `Tensor.to` takes them."""
+        return self._each(
+            lambda v: v.to(*args, **options) if v.is_floating_point() else v.to(v.to(*args, **options).device)
+        )
+
+    def cpu(self) -> LogProb:
+        """The same on the CPU."""
+        return self._each(Tensor.cpu)
+
+    def detach(self) -> LogProb:
+        """The same without its graph."""
+        return self._each(Tensor.detach)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -67,34 +85,41 @@ class LogProb:
             raise TypeError(f"float() takes the log-likelihood of one sample, this holds {len(self)}: take .mean()")
         return float(self.value[0])
 
-    def __getitem__(self, index: int | slice | Tensor) -> LogProb:
-        if isinstance(index, int):
+    def __getitem__(self, index: Any) -> LogProb:
+        if isinstance(index, Integral) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool):
+            index = int(index)
             index = slice(index, None if index == -1 else index + 1)
             if not len(self.value[index]):
                 raise IndexError(f"row {index.start} of {len(self)}")
         return self._each(lambda v: v[index])
 
-    def __add__(self, other: float | Tensor | LogProb) -> LogProb:
+    def __add__(self, other: Any) -> LogProb:
         if isinstance(other, LogProb):
             raise TypeError("the errors of two log-likelihoods may be related: compute with their .value")
+        if not isinstance(other, Tensor | Real):
+            raise TypeError(f"a number or a tensor can be added to a log-likelihood, got {type(other).__name__}")
+        if isinstance(other, Tensor) and other.shape not in ((), self.value.shape):
+            raise ValueError(
+                f"wanted one number, or one per sample, shape {tuple(self.value.shape)}, got {tuple(other.shape)}"
+            )
         return replace(self, value=self.value + other)
 
-    def __radd__(self, other: float) -> LogProb:
+    def __radd__(self, other: Any) -> LogProb:
         return self + other
 
-    def __sub__(self, other: float | Tensor | LogProb) -> LogProb:
+    def __sub__(self, other: Any) -> LogProb:
         return self + (other if isinstance(other, LogProb) else -other)
 
     def __repr__(self) -> str:
         return f"<LogProb of {self}>"
 
     def __str__(self) -> str:
-        n, v = len(self), self.value.detach()
+        n, v = len(self), self.value.detach()[self.converged]
         at = "" if math.isnan(self.level) else f" at noise level {self.level:.3g}"
-        spread = f" +- {float(v.std()) / math.sqrt(n):.2g} (over samples)" if n > 1 else ""
+        spread = f" +- {float(v.std()) / math.sqrt(len(v)):.2g} (over samples)" if len(v) > 1 else ""
         parts = [f"{n} sample{'s' * (n > 1)}: {float(v.mean()):.4f}{spread} nats{at}"]
         for name in ("standard_error", "solver_error", "truncation"):
-            errors = getattr(self, name).detach()
+            errors = getattr(self, name).detach()[self.converged]
             if bool(errors.isnan().all()) or bool((errors == 0).all()):
                 continue
             what = f"{name} {float(errors.square().mean().sqrt()):.1e}"
@@ -109,7 +134,14 @@ class LogProb:
 
     @staticmethod
     def join(parts: Sequence[LogProb]) -> LogProb:
-        """The batches of one computation as one batch; `nfe` is that of the slowest."""
+        """The batches of one computation as one batch; `nfe` is that of the slowest.
+
+        Raises:
+            ValueError: Densities at different levels, or of which some are corrected.
+        """
+        kinds = {(str(part.level), part.whole, part.corrected) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"wanted parts of one density, got (level, whole, corrected) = {sorted(kinds)}")
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_ROW}
         for name in ("nfe", "nfe_check"):
             joined[name] = max(getattr(part, name) for part in parts)

@@ -66,9 +66,10 @@ def load_target(target: str) -> object:
         return thing
     try:
         made: object = thing()
-    except TypeError as error:
+    except Exception as error:
         raise TypeError(
-            f"{name} cannot be made without arguments ({error}): give an instance, {place}:name, made in the file"
+            f"{name} cannot be made without arguments ({type(error).__name__}: {error}): give an instance, "
+            f"{place}:name, made in the file"
         ) from error
     return made
 
@@ -84,18 +85,17 @@ def _is_meant(value: object, module: ModuleType) -> bool:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"checked_{path.stem}"  # a file may be called as a module of Python is
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # where dataclasses look for the names in annotations
+    sys.modules[name] = module  # where dataclasses look for the names in annotations
     sys.path.insert(0, str(path.absolute().parent))  # for what lies beside the file
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        if before is not None:
-            sys.modules[path.stem] = before
+        del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.absolute().parent))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
-from sde_diffusion._checks import check_state
+from sde_diffusion._checks import check_shape, check_state
 from sde_diffusion._linear import scale
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -115,7 +115,7 @@ class Network(Denoiser):
         self.net, self.sde, self.kind = net, sde, kind
         self.clock: Clock = clock or kind.clock
         self._integer = isinstance(self.clock, clocks.Index)
-        self.shape = None if shape is None else tuple(shape)
+        self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
 
     def levels(self, times: Iterable[float]) -> list[Level]:
@@ -142,13 +142,45 @@ class Network(Denoiser):
             time = x.new_full((shape[0],), told)
         if self._integer:
             time = time.long()
-        f = self.net(_scaled(x, factor), time, **cond)
+        given = _scaled(x, factor)
+        try:
+            f = self.net(given, time, **cond)
+        except RuntimeError as error:
+            raise self._explained(error, x) from error
+        if not isinstance(f, Tensor):
+            raise TypeError(
+                f"the network answered {type(f).__name__}, wanted a tensor of shape {tuple(shape)}: if it answers more "
+                "than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
+            )
         if f.shape != shape:
             hint = ""
             if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
                 hint = ": does it learn a variance too? Hand over the first half of its channels alone"
             raise ValueError(f"the network answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+        if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
+            self._check_graph(f, given, time, cond)
         return f
+
+    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
+        """The error of a network, or what to do where it is one of dtypes."""
+        own = {p.dtype for p in self.parameters() if p.is_floating_point()} - {x.dtype}
+        if "dtype" not in str(error) or not own:
+            return error
+        name = str(x.dtype).removeprefix("torch.")
+        return TypeError(
+            f"the network, with parameters in {', '.join(map(str, own))}, cannot take a state in {x.dtype} ({error}): "
+            f"give the state in its dtype, or the network in that of the state, net.to(torch.{name})"
+        )
+
+    def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
+        """Raises `TypeError` if an answer without a graph does depend on the state."""
+        with torch.no_grad():
+            other = self.net(given + 0.01 * (1 + given.abs()), time, **cond)
+        if not torch.equal(f, other):
+            raise TypeError(
+                "the answer of the network has no graph back to the state: it runs under torch.no_grad, detaches, or "
+                "leaves torch. Take that out of it: a gradient, or the divergence of a likelihood, would be wrong"
+            )
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         plan = at.plan

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion._linear import rows
 from sde_diffusion.bins import Bins, categorical_log_prob
 from sde_diffusion.noise import Streams, seed_list
@@ -158,7 +158,7 @@ def truncated_normal(
         Zheng et al., Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs, 2023.
     """
     bins.index(x)
-    d, tau = x[0].numel(), bins.width / 2 / _positive(std, "std")
+    d, tau = x[0].numel(), bins.width / 2 / check_positive(std, "std")
     mass, edge = math.erf(tau / math.sqrt(2)), 0.5 * math.erfc(tau / math.sqrt(2))
     constant = d * (0.5 * math.log(2 * math.pi * std**2) + math.log(mass))
     energy = d * (0.5 - tau * math.exp(-tau * tau / 2) / (math.sqrt(2 * math.pi) * mass))  # of eps^2 / 2
@@ -202,7 +202,7 @@ def gaussian_encoder(
     """
     v = bins.index(x)
     d = x[0].numel()
-    constant = 0.5 * d * math.log(2 * math.pi * _positive(std, "std") ** 2)
+    constant = 0.5 * d * math.log(2 * math.pi * check_positive(std, "std") ** 2)
 
     def weigh(z: Tensor) -> Tensor:
         point = x + (std * z).to(x)
@@ -266,9 +266,3 @@ def _nats(log_prob: LogDensity, x: Tensor) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to("cpu", torch.float64)
-
-
-def _positive(value: float, name: str) -> float:
-    if not (0 < value < math.inf):
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return value

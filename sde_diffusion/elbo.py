@@ -26,6 +26,7 @@ Kingma et al., Variational Diffusion Models, 2021.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -262,6 +263,14 @@ def _collect(
         total.scatter_add_(0, columns, values)
         found.append(values)
         recon.append(decode(run))
+    lost = (~torch.isfinite(total).all(0) | ~torch.isfinite(torch.stack(recon)).all(0)).nonzero()[:, 0].tolist()
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(run.x0)} bounds are NaN or inf, and the others stand: the network answered so at some "
+            f"level, first for row {lost[0]}. Call it on such a state to see",
+            UserWarning,
+            stacklevel=4,
+        )
     parts = torch.cat([torch.stack(found), torch.stack(recon)[:, None]], 1)
     error = (parts.var(0).sum(0) / draws).sqrt() if draws > 1 else torch.full_like(recon[0], math.nan)
     recon_mean, d = parts[:, -1].mean(0), run.x0[0].numel()

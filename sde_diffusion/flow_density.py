@@ -71,7 +71,7 @@ class Route:
     def grid(self, solver: Solver, steps: int) -> list[float]:
         """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
         low, high = self.ends
-        power = 1.0 if adapts(solver) else 1.5
+        power = 1.0 if adapts(solver) else 1.25
         return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
 
     def place(self, t: float) -> str:
@@ -123,6 +123,10 @@ def check_solver(solver: Solver, what: str) -> Solver:
     if inner.stochastic:
         raise TypeError(
             f"{what} follows an ODE, but {solver!r} is stochastic: use DormandPrince(), RK4() or Torchdiffeq()"
+        )
+    if inner.evaluations == 0:
+        raise TypeError(
+            f"{what} follows an ODE, but {solver!r} never asks for its velocity: use DormandPrince() or RK4()"
         )
     if inner.needs is not ODE:
         raise TypeError(
@@ -267,11 +271,13 @@ def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], sol
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
         why = (
-            f"the network answered NaN or inf, first for row {i} at {place(float(ode.where[i]))} after "
-            f"{int(ode.when[i])} evaluations. Call it on such a state to see"
+            f"the network answered NaN, inf or what no step is short enough for, first for row {i} at "
+            f"{place(float(ode.where[i]))} after {int(ode.when[i])} evaluations. Call it on such a state to see"
         )
-    else:
+    elif adapts(solver):
         why = f"{solver!r} used up its evaluations before row {lost[0]} arrived. Raise max_nfe or the tolerances"
+    else:
+        why = f"the state of row {lost[0]} grew beyond all numbers in the steps of {solver!r}. Take more of them"
     warnings.warn(
         f"{len(lost)} of {n} log-likelihoods are NaN, with converged False, and the others stand: {why}",
         LikelihoodWarning,
@@ -290,6 +296,8 @@ def _truncation(route: Route, ode: LogDensityODE, start: Tensor) -> Tensor:
     if c is None or ode.first is None:
         known = 0.0 if route.ends[0] == 0 else math.nan
         return torch.full_like(start[:, 0], known)
+    if s == 0:
+        return torch.zeros_like(start[:, 0])
     v, div = ode.first[:, : ode.d], ode.trace.estimate(ode.first[:, ode.d :])
     r = math.hypot(c, s)
     eps = (c * v + s * start[:, : ode.d]) / r

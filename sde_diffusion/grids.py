@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_positive
 
 if TYPE_CHECKING:
     from sde_diffusion.sde import SDE, GaussianSDE
@@ -53,6 +53,7 @@ def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:
     References:
         Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (equation 5).
     """
+    check_positive(rho, "rho")
     high, low = _ends(sde, "karras")
     a, b = math.exp(-high / rho), math.exp(-low / rho)
     u = torch.linspace(0.0, 1.0, check_count(steps, "steps") + 1, dtype=torch.float64)
@@ -83,6 +84,8 @@ def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Te
         power: $p$.
         data_std: $c$, the scale about which the grid is dense; the default suits data of unit variance.
     """
+    check_positive(power, "power")
+    check_positive(data_std, "data_std")
     ends = _gaussian(sde, "angle").half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
     top, bottom = torch.atan(torch.exp(-ends) / data_std).tolist()
     u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)

@@ -22,7 +22,7 @@ from sde_diffusion.flow_density import arrivals, check_eval, check_solver, tell
 from sde_diffusion.likelihood import choose_trace
 from sde_diffusion.log_density import LogDensityODE, OwnTolerance
 from sde_diffusion.loop import UnfinishedWarning, integrate
-from sde_diffusion.noise import NoiseSource, seed_list
+from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Adaptive, Angle, AngleSDE
@@ -41,7 +41,9 @@ def draw_with_log_prob(
     with tqdm(total=total, desc="sampling", disable=total is None) as bar:
         for part in batches:
             start = sampler.draw_prior(part.n, part.seed, noise) if part.start is None else part.start
-            seeds = part.seed if isinstance(part.seed, list) else None
+            seeds = part.seed
+            if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
+                seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
             x, log_p = sample_with_log_prob(sampler, start, seeds, trace, grad, part.cond)
             xs.append(x)
             found.append(log_p)
@@ -50,7 +52,7 @@ def draw_with_log_prob(
 
 
 def sample_with_log_prob(
-    sampler: SDESampler, x_T: Tensor, seeds: list[int] | None, trace: Trace | None, grad: bool, cond: dict[str, Any]
+    sampler: SDESampler, x_T: Tensor, seeds: list[int], trace: Trace | None, grad: bool, cond: dict[str, Any]
 ) -> tuple[Tensor, LogProb]:
     """Carries states at the first grid time of a sampler, `(B, *)`, to the last, and their density along.
 
@@ -67,7 +69,7 @@ def sample_with_log_prob(
     check_eval(sampler.model)
     eq, grid, into, out, level = _way(sampler, cond)
     trace = choose_trace(trace, sampler.model, x_T)
-    probes = trace.probes(seed_list(seeds, len(x_T)), x_T[0].numel(), x_T)
+    probes = trace.probes(seeds, x_T[0].numel(), x_T)
     sde, d = sampler.sde, x_T[0].numel()
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x_T = x_T.clone() if x_T.is_inference() else x_T

@@ -27,8 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion import clocks
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
 from sde_diffusion.budget import LogProb
+from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
     LikelihoodWarning,
@@ -41,7 +43,7 @@ from sde_diffusion.flow_density import (
     looser,
     solve,
 )
-from sde_diffusion.log_density import allowance
+from sde_diffusion.log_density import allowance, innermost
 from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
@@ -74,7 +76,8 @@ def log_prob(
         sampler: Gives the model, the range of noise levels and the prior.
         x0: Data, shape `(B, *)`.
         solver: A solver on plain velocities. By default `DormandPrince` with tolerances 1e-6, or 1e-5 for float32 data;
-            each row has its own steps.
+            each row has its own steps. For a network that is told an index, whose velocity jumps between two of them,
+            `RK4`.
         steps: Steps of a solver that does not choose them, 32 by default, uniform in $u^{1/1.5}$; without a solver, of
             `RK4`.
         trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
@@ -103,6 +106,8 @@ def log_prob(
     """
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     check_eval(sampler.model)
+    if solver is None and steps is None and told_an_index(sampler.model):
+        steps = STEPS  # its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
@@ -157,6 +162,12 @@ def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
     return trace
 
 
+def told_an_index(model: object) -> bool:
+    """Whether a model is a network that is told the index of a noise level."""
+    inner = innermost(model) if isinstance(model, Denoiser) else None
+    return isinstance(inner, Network) and isinstance(inner.clock, clocks.Index)
+
+
 def _ordinary(value: Any) -> Any:
     """A tensor that can be part of a graph: one made in inference mode is copied."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
@@ -197,7 +208,6 @@ def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> T
             `[-1, 1]` by
             `2 (v + u) / 256 - 1` and 2/17 for the 17 grey levels of the digits.
     """
-    if not (0 < bin_width < math.inf):
-        raise ValueError(f"bin_width must be positive, got {bin_width!r}")
+    check_positive(bin_width, "bin_width")
     value = log_prob.value if isinstance(log_prob, LogProb) else log_prob
     return -(value / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)

@@ -96,16 +96,21 @@ class LogDensityODE(ODE):
         self.counter.n = before + (self.counter.n - before) // calls  # forward mode calls it more than once
         out = torch.cat([rows(v).to(x), div.to(x)], dim=1)
         bad = ~torch.isfinite(out.detach()).all(dim=1)
-        failed = self._note(bad, t)
+        failed = self.fail(bad, t.t if isinstance(t.t, Tensor) else torch.tensor(t.t, dtype=torch.float64))
         out = torch.where(failed[:, None], torch.zeros_like(out), out)
         if self.first is None:
             self.first = out
         return out
 
-    def _note(self, bad: Tensor, t: Level) -> Tensor:
-        """All rows that have failed; keeps the place of the first failure of each, without asking if there was one."""
-        here = torch.as_tensor(t.t, dtype=torch.float64 if bad.device.type != "mps" else torch.float32)
-        here = here.to(bad.device).reshape(-1).expand(len(bad))
+    def fail(self, bad: Tensor, t: Tensor) -> Tensor:
+        """All rows that have failed; keeps the place of the first failure of each, without asking if there was one.
+
+        Args:
+            bad: Mask `(B,)` of the rows that fail now.
+            t: Where, `(B,)` or one time for all.
+        """
+        here = t.to(bad.device, torch.float64 if bad.device.type != "mps" else torch.float32)
+        here = here.reshape(-1).expand(len(bad))
         if self.failed is None or self.where is None or self.when is None:
             self.failed, self.where = bad, here
             self.when = torch.full_like(here, self.nfe)
@@ -181,6 +186,12 @@ class OwnTolerance(Adaptive):
 
     def attempt(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.inner.attempt(eq, x, known, walk)
+
+    def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
+        """Leaves these rows where they are, as failed; the others go on."""
+        eq.fail(stuck, walk.clock(walk.at))
+        walk.active = walk.active & ~stuck
+        walk.going = bool(walk.active.any())
 
     def norm(self, error: Tensor, x: Tensor, new: Tensor) -> Tensor:
         d = self.d

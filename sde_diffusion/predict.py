@@ -17,7 +17,6 @@ $\sigma = 10^{-3}$.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import clocks
+from sde_diffusion._checks import check_positive
 from sde_diffusion._linear import linear
 from sde_diffusion.sde import Level, Scalar
 
@@ -245,8 +245,7 @@ class EDM(Parametrisation):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.data_std < math.inf):
-            raise ValueError(f"data_std must be positive, got {self.data_std!r}")
+        check_positive(self.data_std, "data_std")
 
     def _scale2(self, at: Level) -> Scalar:
         return at.alpha * at.alpha * self.data_std**2 + at.sigma * at.sigma

@@ -12,8 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import as_grid, check_count, check_finite, check_state
-from sde_diffusion._request import Seed, as_model, as_seeds, chunks, default_grid, grid_name, home, random_modules
+from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state
+from sde_diffusion._request import (
+    Seed,
+    as_model,
+    as_seeds,
+    check_noise,
+    chunks,
+    default_grid,
+    grid_name,
+    home,
+    random_modules,
+)
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
 from sde_diffusion.grids import Grid
@@ -72,9 +82,9 @@ class SDESampler:
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.denoise = denoise and gaussian
         known = self.model.shape if isinstance(self.model, Denoiser) else None
-        if shape is not None and known is not None and tuple(shape) != known:
-            raise ValueError(f"shape={tuple(shape)}, but the model works on {known}")
-        self.shape = tuple(shape) if shape is not None else known
+        self.shape = known if shape is None else check_shape(shape)
+        if known is not None and self.shape != known:
+            raise ValueError(f"shape={self.shape}, but the model works on {known}")
         self._tables = Tables()
         check_capable(self.equation(), self.solver)
         self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else default_grid(sde, self.model)
@@ -297,6 +307,7 @@ class SDESampler:
                 "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "
                 "or to the model, Network(..., shape=(3, 32, 32))"
             )
+        check_noise(noise, seed)
         if isinstance(seed, list):
             return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
         return SharedStream(seed, n, shape, dtype, device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion import predict
-from sde_diffusion._checks import SolverError, check_count, check_finite, check_state
+from sde_diffusion._checks import SolverError, check_count, check_finite, check_positive, check_state
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.ema import EMA, Decay, PowerDecay, horizon
 from sde_diffusion.losses import LogNormalSigma, TimeSampler, Weighting, denoising_score_matching
@@ -110,8 +110,7 @@ def train(
     """
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
-    if not (0 < lr < math.inf):
-        raise ValueError(f"lr must be positive, got {lr!r}")
+    check_positive(lr, "lr")
     decay = decay or PowerDecay()
     _check_data(model, data, labels, transform, seed)
     _check_horizon(decay, steps)

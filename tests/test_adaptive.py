@@ -529,6 +529,15 @@ def test_a_network_that_answers_nan_on_the_way_is_an_error_and_not_an_endless_lo
         s.sample(3, seed=0)
 
 
+def test_when_all_rows_have_stopped_nothing_more_is_spent() -> None:
+    s = SDESampler(VPSDE(), mixture(VPSDE(), torch.float64), solver=DormandPrince(1e-9, 1e-9, max_nfe=30), steps=30)
+    with pytest.warns(UnfinishedWarning):
+        *_, last = s.iterate(3, seed=0)
+    assert last.finished is not None
+    assert not last.finished.any()
+    assert last.nfe <= 31  # and the final jump
+
+
 # ----------------------------------------------------------------------------------------------------------------- cost
 
 

@@ -189,7 +189,7 @@ MEAN2 = torch.zeros(2)
     (lambda: BrownianSDE(math.nan), V, "wanted 0 < t_min < t_max"),
     (lambda: CosineSDE(t_max=1.5), V, "CosineSDE ends at t = 1, got t_max=1.5"),
     (lambda: FlowSDE(t_max=2.0), V, "FlowSDE ends at t = 1, got t_max=2.0"),
-    (lambda: AngleSDE(0.0), V, "data_std must be positive, got 0.0"),
+    (lambda: AngleSDE(0.0), V, "data_std must be positive and finite, got 0.0"),
     (lambda: DiscreteVPSDE([0.1, 1.0, 0.2]), V, "wanted two or more betas in (0, 1), got betas[1] = 1"),
     (lambda: DiscreteVPSDE([0.1, math.nan]), V, "wanted two or more betas in (0, 1), got betas[1] = nan"),
     (lambda: DiscreteVPSDE([0.1]), V, "wanted two or more betas in (0, 1), got 1 of them"),

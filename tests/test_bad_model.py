@@ -48,7 +48,7 @@ def gaussian(c):
         T,
         "kind must be one of predict.noise, data, score, velocity",
     ),
-    (lambda: predict.EDM(0.0), V, "data_std must be positive, got 0.0"),
+    (lambda: predict.EDM(0.0), V, "data_std must be positive and finite, got 0.0"),
     (lambda: On(MODEL, wrong(DoubleWell())), T, "a denoiser can be seen through a GaussianSDE, not a DoubleWell"),
     (
         lambda: MODEL.on(EDMSDE(0.002, 80.0)).levels([80.0, 0.002]),
@@ -141,7 +141,7 @@ BYTES = torch.zeros(3, 2, dtype=torch.uint8)
         V,
         "log-SNR is infinite at t_max of FlowSDE(t_min=0.001, t_max=1.0): choose t_max a little smaller",
     ),
-    (lambda: bits_per_dim(X[:, 0], 2, bin_width=0.0), V, "bin_width must be positive, got 0.0"),
+    (lambda: bits_per_dim(X[:, 0], 2, bin_width=0.0), V, "bin_width must be positive and finite, got 0.0"),
     (lambda: bits_per_dim(X[:, 0], 0, bin_width=1.0), V, "dim must be at least 1, got 0"),
 )
 def test_data_that_cannot_be_learnt_from_are_refused(call, error, text):

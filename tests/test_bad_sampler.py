@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from refusals import DoubleWell, T, V, check, refuses
@@ -19,6 +20,7 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.noise import BrownianPath, SharedStream
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import (
     DDIM,
@@ -187,6 +189,55 @@ def test_a_rising_grid_is_for_encoding_alone():
     )
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: grids.karras(EDMSDE(), 4, rho=0.0), "rho must be positive and finite, got 0.0"),
+        (lambda: grids.karras(EDMSDE(), 4, rho=math.nan), "rho must be positive and finite, got nan"),
+        (lambda: grids.angle(VP, 4, power=-1.0), "power must be positive and finite, got -1.0"),
+        (lambda: grids.angle(VP, 4, data_std=0.0), "data_std must be positive and finite, got 0.0"),
+    ],
+)
+def test_a_grid_without_a_meaning_is_refused(call, text):
+    check(call, V, text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"), [(2, T), ((2.0,), T), ((-2,), V), ((0,), V), ("ab", T)], ids=["int", "float", "-2", "0", "str"]
+)
+def test_a_shape_is_that_of_one_sample(shape, error):
+    text = f"shape is that of one sample, a tuple of positive integers such as (3, 32, 32) or (2,), got {shape!r}"
+    check(lambda: SDESampler(VP, never, shape=shape), error, text)
+    check(lambda: Network(never, VP, shape=shape), error, text)
+
+
+def test_counts_of_numpy_are_counts():
+    model = Network(lambda x, t: x, VP, shape=(np.int64(2),))
+    x = SDESampler(VP, model, steps=np.int64(3)).sample(np.int64(4), seed=0)
+    assert x.shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "noise", ["brownian", BrownianPath([0], (2,), torch.float32, "cpu"), SharedStream], ids=["name", "source", "shared"]
+)
+def test_noise_is_what_makes_a_source(noise):
+    text = "noise is what makes a source of seeds, the class noise.Streams or noise.BrownianPath itself, got "
+    check(lambda: sampler(solver=DDIM(1.0)).sample(1, seed=0, noise=noise), T, text)
+
+
+def test_one_shared_stream_has_no_brownian_path():
+    text = "BrownianPath makes one path of each seed, but a torch.Generator is one stream for the whole batch"
+    run = sampler(solver=DDIM(1.0))
+    check(lambda: run.sample(2, seed=torch.Generator(), noise=BrownianPath), V, text)
+
+
+@pytest.mark.parametrize(("answer", "name"), [(None, "NoneType"), ((X, X), "tuple")], ids=["None", "tuple"])
+def test_a_network_that_answers_no_tensor_is_refused(answer, name):
+    model = Network(lambda x, t: answer, VP, shape=(2,))
+    text = f"the network answered {name}, wanted a tensor of shape (1, 2): if it answers more than that, wrap it"
+    check(lambda: sampler(model=model).sample(1, seed=0), T, text)
+
+
 @pytest.mark.parametrize("grid", [grids.karras, grids.log_snr])
 def test_a_grid_for_another_kind_of_sde_is_refused_by_the_sampler(grid):
     flow = Network(never, FlowSDE(), predict.velocity, shape=(2,))
@@ -244,7 +295,7 @@ def test_a_general_sde_starts_where_its_prior_is_known():
     (lambda: sampler().log_prob(X[:0]), V, "x0 is an empty batch"),
     (lambda: sampler().log_prob(X.log()), V, "x0 holds 6 non-finite values of 6"),
     (lambda: sampler().log_prob(X, steps=0), V, "steps must be at least 1, got 0"),
-    (lambda: sampler().log_prob(X, data_std=-1.0), V, "data_std must be positive, got -1.0"),
+    (lambda: sampler().log_prob(X, data_std=-1.0), V, "data_std must be positive and finite, got -1.0"),
     (
         lambda: sampler().log_prob(X, solver=DPMSolverPP()),
         T,

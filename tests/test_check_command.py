@@ -79,6 +79,12 @@ def test_a_process_a_solver_and_a_model_are_checked_each_by_its_check(mine: Path
     assert call("check", "sde_diffusion:VPSDE") == 0
 
 
+def test_a_file_may_have_the_name_of_a_module_of_python(mine: Path) -> None:
+    mine.rename("random.py")
+    assert call("check", "random.py:small") == 0
+    assert hasattr(sys.modules["random"], "Random")
+
+
 def test_what_does_not_hold_is_status_one(mine: Path, capsys) -> None:
     assert call("check", "mine.py:Doubled") == 1
     shown = capsys.readouterr()
@@ -107,6 +113,7 @@ def test_the_report_is_written_as_json_and_as_a_picture(mine: Path, tmp_path: Pa
         (("json:X",), "json has no X"),
         (("mine.py:Needing",), "Needing cannot be made without arguments ("),
         (("mine.py:Failing",), "no such thing as me"),
+        (("breaks.py:Breaks",), "Breaks cannot be made without arguments (KeyError: 'missing'): give an instance"),
         (("mine.py:number",), "mine.py:number is a int: wanted an SDE, a Solver or a Denoiser, or a class of one"),
         (("sde_diffusion:SDESampler",), "SDESampler cannot be made without arguments"),
         (("sde_diffusion:SDE",), "SDE cannot be made without arguments"),
@@ -117,6 +124,7 @@ def test_the_report_is_written_as_json_and_as_a_picture(mine: Path, tmp_path: Pa
 )
 def test_an_error_is_one_line_and_status_two(mine: Path, words: tuple[str, ...], message: str, capsys) -> None:
     Path("bad.py").write_text("def (\n")
+    Path("breaks.py").write_text("class Breaks:\n    def __init__(self):\n        raise KeyError('missing')\n")
     assert call("check", *words) == 2
     shown = capsys.readouterr()
     (line,) = shown.err.strip().splitlines()

@@ -24,7 +24,7 @@ from sde_diffusion.analytic import Gaussian, GaussianMixture
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import BrownianPath
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import DDIM, Angle, DPMSolverPP, EulerMaruyama, Heun, Solver
+from sde_diffusion.solvers import DDIM, AdamsMoulton, Angle, DPMSolverPP, EulerMaruyama, Heun, Solver
 
 ALONE = [s for s in zoo.SOLVERS if s not in zoo.COUPLED]
 
@@ -209,7 +209,9 @@ def test_no_seed_draws_fresh_entropy() -> None:
     assert not torch.equal(s.sample(2), s.sample(2))
 
 
-@pytest.mark.parametrize("solver", [Heun(), DPMSolverPP(2), EulerMaruyama(), Angle(Heun())], ids=zoo.name)
+@pytest.mark.parametrize(
+    "solver", [Heun(), DPMSolverPP(2), EulerMaruyama(), Angle(Heun()), Angle(AdamsMoulton())], ids=zoo.name
+)
 def test_the_gradient_through_a_solve_is_that_of_finite_differences(solver: Solver) -> None:
     sde = VPSDE()
     s = SDESampler(sde, mixture(sde, torch.float64), solver=solver, grid=zoo.grid(sde, solver, 6))

@@ -214,7 +214,7 @@ def test_the_rule_of_ncsn_v2_keeps_the_variance_as_near_to_right_as_any_step_siz
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Renoise(DDIM(), 0.0), ValueError, r"gamma must be positive, got 0.0"),
+        (lambda: Renoise(DDIM(), 0.0), ValueError, r"gamma must be positive and finite, got 0.0"),
         (lambda: Renoise(DDIM(), 0.1, 0), ValueError, r"n must be at least 1, got 0"),
         (lambda: Langevin({}), ValueError, r"n maps levels sigma/alpha >= 0 to counts, got \{\}"),
         (lambda: Langevin({-1.0: 2}), ValueError, r"n maps levels sigma/alpha >= 0 to counts, got \{-1.0: 2\}"),

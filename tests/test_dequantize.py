@@ -362,8 +362,12 @@ def unit(x, z):
         V,
         "log_prob answered shape (3, 2), wanted one value per sample",
     ),
-    (lambda: dequantize.truncated_normal(log_density, X, BINS, std=0.0), V, "std must be positive, got 0.0"),
-    (lambda: dequantize.gaussian_encoder(log_density, X, BINS, std=-1.0), V, "std must be positive, got -1.0"),
+    (lambda: dequantize.truncated_normal(log_density, X, BINS, std=0.0), V, "std must be positive and finite, got 0.0"),
+    (
+        lambda: dequantize.gaussian_encoder(log_density, X, BINS, std=-1.0),
+        V,
+        "std must be positive and finite, got -1.0",
+    ),
     (
         lambda: dequantize.truncated_normal(log_density, X + 0.1, BINS, std=1.0),
         V,

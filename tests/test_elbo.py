@@ -616,7 +616,7 @@ ONE = torch.ones(1, dtype=F64)
     (lambda: elbo(MODEL, X, form="x0"), V, "form must be one of 'data', 'noise', got 'x0'"),
     (lambda: elbo(MODEL, X, decoder="vdm"), V, "decoder must be one of 'gaussian', 'categorical', got 'vdm'"),
     (lambda: elbo(MODEL, X, decoder="categorical"), V, "say where they lie, bins="),
-    (lambda: elbo(MODEL, X, decoder_std=0.0), V, "decoder_std must be positive, got 0.0"),
+    (lambda: elbo(MODEL, X, decoder_std=0.0), V, "decoder_std must be positive and finite, got 0.0"),
     (lambda: elbo(MODEL, X, control=-1.0), V, "control must be a scale >= 0"),
     (lambda: elbo(MODEL, X, draws=0), V, "draws must be at least 1, got 0"),
     (lambda: elbo(MODEL, X, levels=0), V, "levels must be at least 1, got 0"),
@@ -639,3 +639,31 @@ ONE = torch.ones(1, dtype=F64)
 )
 def test_what_makes_no_sense_is_refused(call, error, text):
     check(call, error, text)
+
+
+@pytest.mark.parametrize("bound", [elbo, continuous_elbo])
+def test_a_model_that_is_another_at_every_call_has_no_bound(bound):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)).double()
+
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return self.net(x)
+
+    model = Network(Dropping(), SHORT)
+    check(
+        lambda: bound(model, X), V, "the model is in training mode and holds Dropout: it would be another one at every"
+    )
+    bound(model.eval(), X)
+
+
+@pytest.mark.parametrize("bound", [elbo, continuous_elbo])
+def test_a_bound_that_is_no_number_is_told(bound):
+    x = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.1, 0.0]], dtype=F64)
+    model = Network(lambda x, t: torch.where(x[:, :1] > 5, math.nan, 0.1 * x), SHORT)
+    with pytest.warns(UserWarning, match="1 of 3 bounds are NaN or inf, and the others stand: .* first for row 1"):
+        found = bound(model, x)
+    assert torch.isfinite(found.total).tolist() == [True, False, True]

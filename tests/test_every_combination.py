@@ -54,6 +54,7 @@ from sde_diffusion.solvers import (
     RK4,
     SRA1,
     Adams,
+    AdamsMoulton,
     Angle,
     AngleSDE,
     BogackiShampine,
@@ -155,6 +156,7 @@ FIXED: list[Any] = [
     make(SRA1, BOLD),
     make(ReverseDiffusion, BOLD),
     make(ERSDE, orders(1, 3), between(0.1, 1.0), between(0.1, 100.0)),
+    make(AdamsMoulton, orders(2, 4)),
 ]
 INNER = st.one_of(FIXED)
 ONE_STEP = st.one_of(
@@ -348,7 +350,7 @@ def part_refusals(sde: GaussianSDE, part: Solver) -> Iterator[str]:
 
 
 OPTIONS = (  # every option of a solver that is drawn outside its range, with the value in the text
-    r"(DPMSolverPP|DPMSolver|SDEDPMSolverPP|UniPC|IPNDM|ERSDE|of SASolver) has order .* or \d, got (-?\d)",
+    r"(DPMSolverPP|DPMSolver|SDEDPMSolverPP|UniPC|IPNDM|ERSDE|AdamsMoulton|of SASolver) has order .* or \d, got (-?\d)",
     r"order must be at least 1, got 0",
     r"DDIM takes eta in \[0, 1\], got 1\.3",
     r"(Torchsde|StochasticHeunEuler) needs eta > 0",

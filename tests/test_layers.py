@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # bounds on the likelihood
     "bins": {"_checks"},
     "dequantize": {"_checks", "_linear", "noise", "bins"},
-    "_bound": LEAVES | MODEL | {"bins", "prior"},
+    "_bound": LEAVES | MODEL | {"_request", "bins", "prior"},
     "elbo": LEAVES | MODEL | {"schedules", "bins", "_bound"},
     # training never sees a solver
     "losses": LEAVES | MODEL,

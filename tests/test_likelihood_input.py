@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mixtures import mixture
 from refusals import DoubleWell, check, refuses, wrong
 from torch import nn
 
-from sde_diffusion import VESDE, VPSDE, FlowSDE, Network, SDESampler, cli, predict
+from sde_diffusion import VESDE, VPSDE, DiscreteVPSDE, FlowSDE, Network, SDESampler, cli, clocks, predict
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import save_checkpoint
@@ -33,6 +34,7 @@ from sde_diffusion.solvers import (
     DPMSolverPP,
     EulerMaruyama,
     HeunEuler,
+    Hold,
     Torchdiffeq,
 )
 
@@ -124,13 +126,18 @@ def test_a_log_prob_can_be_shifted_indexed_joined_and_read():
     assert (1.5 + found - torch.ones(3)).value.tolist() == [0.5, 1.5, 2.5]
     assert (found - 1).solver_error.tolist() == [4.0] * 3
     assert found.total_error.tolist() == [5.0] * 3
-    assert float(found.mean()) == 1.0
+    assert float(found.mean()) == 0.5  # of the rows that converged
+    assert (np.float64(1.0) + found).value.tolist() == [1.0, 2.0, 3.0]
+    assert float(found[np.int64(1)]) == float(found[torch.tensor(1)]) == 1.0
+    moved = found.to(torch.float64).cpu().detach()
+    assert moved.value.dtype == moved.latent.dtype == torch.float64
+    assert moved.converged.dtype == torch.bool
     assert float(found[1]) == float(found[-2:-1]) == 1.0
     assert found[-1].converged.tolist() == [False]
     assert found[found.converged].value.tolist() == [0.0, 1.0]
     assert len(LogProb.join([found, found[0]])) == 4
     assert (
-        str(found) == "3 samples: 1.0000 +- 0.58 (over samples) nats at noise level 0.01, standard_error 3.0e+00, "
+        str(found) == "3 samples: 0.5000 +- 0.5 (over samples) nats at noise level 0.01, standard_error 3.0e+00, "
         "solver_error 4.0e+00, truncation 1.0e-02, nfe 120, 1 not converged"
     )
     assert repr(found) == f"<LogProb of {found}>"
@@ -142,6 +149,14 @@ def test_a_log_prob_can_be_shifted_indexed_joined_and_read():
     (lambda: budget() - budget(), TypeError, "the errors of two log-likelihoods may be related"),
     (lambda: budget() + budget(), TypeError, "compute with their .value"),
     (lambda: budget()[3], IndexError, "row 3 of 3"),
+    (lambda: budget() + torch.ones(5, 1), ValueError, "wanted one number, or one per sample, shape (3,), got (5, 1)"),
+    (lambda: np.ones(3) + budget(), TypeError, "a number or a tensor can be added to a log-likelihood, got ndarray"),
+    (lambda: budget() + "1", TypeError, "a number or a tensor can be added to a log-likelihood, got str"),
+    (
+        lambda: LogProb.join([budget(), replace(budget(), corrected=True)]),
+        ValueError,
+        "wanted parts of one density, got (level, whole, corrected) = [('0.01', False, False), ('0.01', False, True)]",
+    ),
 )
 def test_what_is_ambiguous_is_refused(call, error, text):
     check(call, error, text)
@@ -224,6 +239,66 @@ def test_a_row_that_fails_is_flagged_and_the_others_stand():
     torch.testing.assert_close(found.value[:3], weigh(good, x[:3]).value, rtol=0, atol=1e-9)
 
 
+class Cliff(nn.Module):
+    """Answers what no step is short enough for, in one half of the space."""
+
+    def forward(self, x, t):
+        return (0.1 + 1e100 * (x[:, :1] > 0).to(x) ** 2 * 1e100) * torch.tanh(x)
+
+
+def test_a_row_that_no_step_is_short_enough_for_is_flagged_and_the_others_stand():
+    x = torch.tensor([[-1.0, 0.3], [2.0, 0.1], [-0.5, -0.4]], dtype=torch.float64)
+    with pytest.warns(LikelihoodWarning, match="1 of 3 .* no step is short enough for, first for row 1 at u = "):
+        found = weigh(Network(Cliff(), VP, predict.edm), x)
+    assert found.converged.tolist() == [True, False, True]
+    assert found.value.isnan().tolist() == [False, True, False]
+    assert "nan" not in str(found)
+    torch.testing.assert_close(found[2].value, weigh(Network(Cliff(), VP, predict.edm), x[2:]).value)
+
+
+def test_a_fixed_solver_whose_state_overflows_is_not_told_to_raise_max_nfe():
+    grows = Network(lambda x, t: -100 * x.pow(3), VP, predict.edm)
+    with pytest.warns(
+        LikelihoodWarning, match=r"grew beyond all numbers in the steps of RK4\(\). Take more of them|NaN"
+    ):
+        found = weigh(grows, 3 * points(), solver=RK4(), steps=4)
+    assert not found.converged.all()
+
+
+def test_a_network_that_is_told_an_index_is_weighed_in_fixed_steps():
+    chain = DiscreteVPSDE.linear(100)
+    found = weigh(Network(Net(2), chain, predict.noise, clock=clocks.Index()).eval(), points())
+    assert found.nfe == 4 * 32
+    assert found.converged.all()
+
+
+def test_probes_of_a_shared_stream_are_drawn_from_it():
+    sampler = SDESampler(VP, model(), solver=RK4(), steps=4, shape=(2,))
+    (x, a), (y, b) = (
+        sampler.sample(3, seed=torch.Generator().manual_seed(0), return_log_prob=True, trace=Rademacher(1))
+        for _ in range(2)
+    )
+    assert torch.equal(x, y)
+    assert torch.equal(a.value, b.value)
+
+
+def test_nothing_is_left_to_correct_at_level_zero():
+    with pytest.warns(LikelihoodWarning, match="extrapolates"):
+        found, plain = (weigh(model(), points(), level=0.0, correct=c, solver_error=False) for c in (True, False))
+    assert torch.equal(found.truncation, torch.zeros_like(found.value))
+    assert torch.equal(found.value, plain.value)
+
+
+def test_gradients_through_torchdiffeq_are_those_of_the_equation():
+    x = points().requires_grad_()
+    net = Network(Net(2), VP, predict.noise).eval()
+    ours, theirs = (
+        torch.autograd.grad(weigh(net, x, grad=True, solver_error=False, solver=solver).value.sum(), x)[0]
+        for solver in (DormandPrince(1e-8, 1e-8), Torchdiffeq(rtol=1e-6, atol=1e-6))
+    )
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
 def test_rows_that_use_up_their_evaluations_are_flagged():
     with pytest.warns(LikelihoodWarning, match="used up its evaluations before row 0 arrived"):
         found = weigh(model(), points(), solver=HeunEuler(1e-6, 1e-6, max_nfe=40), solver_error=False)
@@ -251,6 +326,17 @@ STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic:
     (lambda: weigh(model(), X.long()), TypeError, "x0 has dtype torch.int64"),
     (lambda: weigh(model(), X, steps=0), ValueError, "steps must be at least 1"),
     (lambda: weigh(model(dropout=0.1).train(), X), ValueError, "in training mode and holds Dropout: its velocity"),
+    (lambda: weigh(model(), X, solver=Hold()), TypeError, "log_prob follows an ODE, but Hold() never asks for its"),
+    (
+        lambda: weigh(Network(nn.GRU(2, 2, 2, dropout=0.3).double(), VP).train(), X),
+        ValueError,
+        "in training mode and holds GRU: its velocity",
+    ),
+    (
+        lambda: weigh(Gaussian(VP, X[0], 1.0), X, solver_eror=False),
+        TypeError,
+        "Gaussian takes no conditions, and there is no option solver_eror",
+    ),
     (lambda: weigh(model(), X, level=-1.0), ValueError, "level must be a noise level sigma/alpha of at least 0"),
     (lambda: weigh(model(), X, whole=True), ValueError, "whole=True integrates to alpha = 0, but the model was made"),
     (lambda: weigh(model(kind=predict.data), X, level=0.0), ValueError, "level=0 lies below 0.010486"),
@@ -318,6 +404,20 @@ def test_a_network_outside_of_the_graph_is_told():
 
     with pytest.raises(TypeError, match="the velocity has no graph back to the state"):
         SDESampler(Still(), score, shape=(2,)).log_prob(X)
+
+
+@pytest.mark.parametrize("kind", [predict.edm, predict.noise, predict.data, predict.score, predict.v], ids=repr)
+def test_a_network_outside_of_the_graph_is_told_on_a_gaussian_sde_too(kind):
+    net = Net(2)
+    with pytest.raises(TypeError, match="the answer of the network has no graph back to the state: it runs under"):
+        weigh(Network(torch.no_grad()(net), VP, kind), X)
+    weigh(Network(lambda x, t: torch.ones_like(x), VP, predict.edm), X)  # depends on nothing, which is fine
+
+
+def test_a_network_of_another_dtype_is_told():
+    text = r"the network, with parameters in torch.float32, cannot take a state in torch.float64 .*net.to\("
+    with pytest.raises(TypeError, match=text):
+        weigh(Network(Net(2).float(), VP, predict.edm).eval(), X)
 
 
 # ------------------------------------------------------------------------------------------------- the check, for users

@@ -117,6 +117,15 @@ def test_few_calls_are_needed_for_a_step_up() -> None:
     assert last.nfe < 15 * 20
 
 
+def test_the_gradient_of_an_encoded_batch_is_that_of_its_rows() -> None:
+    s = sampler(VPSDE(), Reversible(), 3)
+    x0 = s.model.sample(4, seed=1).requires_grad_()  # type: ignore[operator, union-attr]
+    (together,) = torch.autograd.grad(s.encode(x0, grad=True).sum(), x0)
+    for i in range(4):  # rows need different numbers of calls
+        (alone,) = torch.autograd.grad(s.encode(x0[i : i + 1], grad=True).sum(), x0)
+        torch.testing.assert_close(together[i], alone[i], rtol=1e-7, atol=1e-9)
+
+
 # --------------------------------------------------------------------------------------------------------- the inverse
 
 

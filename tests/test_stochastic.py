@@ -42,6 +42,7 @@ from sde_diffusion.solvers import (
     Solver,
     Torchsde,
 )
+from sde_diffusion.solvers.multistep import lagrange_integrals
 
 F64 = torch.float64
 
@@ -442,6 +443,36 @@ def edm_heun(model, x: Tensor, sigmas: list[float]) -> Tensor:
     return x
 
 
+@pytest.mark.parametrize("churn", [Churn(DPMSolverPP(), 0.0), Churn(DPMSolverPP(), 0.2, s_min=1e6)], ids=zoo.name)
+def test_where_churn_does_not_rise_the_solver_within_goes_on(churn: Solver) -> None:
+    sde = EDMSDE()
+    plain, churned = (
+        SDESampler(sde, mixture(sde), solver=solver, steps=12).sample(4, seed=0) for solver in (DPMSolverPP(), churn)
+    )
+    assert torch.equal(churned, plain)
+    assert (Churn(DPMSolverPP(3), 0.0).claim, Churn(DPMSolverPP(3)).claim) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "a", "b", "kappa"),
+    [((0.0, -1.0), 0.0, 3.0, 101.0), ((0.0, -1.0, -2.5), 0.0, 15.0, 2.0), ((0.0, -1.0), 0.0, -3.0, 8.0)],
+)
+def test_the_weights_are_exact_where_the_exponential_is_steep(
+    nodes: tuple[float, ...], a: float, b: float, kappa: float
+) -> None:
+    at = [low for low in (a, b - 30 / kappa, b - 10 / kappa, b - 3 / kappa, b - 1 / kappa) if a <= low < b] or [a]
+    for j, found in enumerate(lagrange_integrals(nodes, a, b, kappa)):
+
+        def f(w: float, j: int = j) -> float:
+            basis = math.prod((w - m) / (nodes[j] - m) for i, m in enumerate(nodes) if i != j)
+            return math.exp(kappa * (w - b)) * basis
+
+        parts = [
+            quadrature.quad(f, low, high, epsabs=0, epsrel=1e-13, limit=500)[0] for low, high in pairwise([*at, b])
+        ]
+        assert found == pytest.approx(sum(parts), rel=1e-11)
+
+
 def test_restart_is_the_algorithm_of_the_paper() -> None:
     sde = EDMSDE(0.02, 10.0)
     model, z = mixture(sde), normals(3)
@@ -499,7 +530,7 @@ REFUSED = pytest.mark.parametrize(
         (lambda: Restart(Heun(), 0.3, 0.06), r"wanted 0 < s_min < s_max, got s_min=0.3 and s_max=0.06"),
         (lambda: Restart(Heun(), repeats=0), r"repeats must be at least 1, got 0"),
         (lambda: Restart(Heun(), steps=0), r"steps must be at least 1, got 0"),
-        (lambda: Restart(Heun(), s_noise=0.0), r"s_noise must be positive, got 0.0"),
+        (lambda: Restart(Heun(), s_noise=0.0), r"s_noise must be positive and finite, got 0.0"),
         (lambda: ERSDE(4), r"ERSDE has order 1, 2 or 3, got 4"),
         (lambda: ERSDE(power=0.0), r"wanted power > 0 and offset > 0, got power=0.0 and offset=10.0"),
         (lambda: SRA1(-1.0), r"eta must be >= 0 .*, got -1.0"),

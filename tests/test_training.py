@@ -331,7 +331,7 @@ def test_unfit_arguments_are_refused():
         train(small(), gaussian(4), steps=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         train(small(), gaussian(4), steps=1, batch_size=0)
-    with pytest.raises(ValueError, match="lr must be positive, got -1"):
+    with pytest.raises(ValueError, match="lr must be positive and finite, got -1"):
         train(small(), gaussian(4), steps=1, lr=-1)
     with pytest.raises(TypeError, match=r"train needs a Denoiser: wrap the network, .* got MLP"):
         train(MLP(2), gaussian(4), steps=1)  # type: ignore[arg-type]

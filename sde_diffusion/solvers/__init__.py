@@ -1,6 +1,7 @@
 """Solvers: each carries a state from one time to another, on any equation that gives what it needs."""
 
 from sde_diffusion.solvers.adams import IPNDM, Adams
+from sde_diffusion.solvers.adams_moulton import AdamsMoulton
 from sde_diffusion.solvers.adaptive import Adaptive
 from sde_diffusion.solvers.adaptive_diffusion import DPMSolver12, DPMSolver23, StochasticHeunEuler
 from sde_diffusion.solvers.angle import Angle, AngleSDE
@@ -27,6 +28,7 @@ __all__ = [
     "RK4",
     "SRA1",
     "Adams",
+    "AdamsMoulton",
     "Adaptive",
     "Angle",
     "AngleSDE",

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval
@@ -70,8 +70,7 @@ class Adams(Multistep):
         check_count(self.order, "order")
         if self.quantity not in QUANTITIES:
             raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
-        if not (0 < self.data_std < math.inf):
-            raise ValueError(f"data_std must be positive, got {self.data_std!r}")
+        check_positive(self.data_std, "data_std")
 
     @property
     def claim(self) -> float:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count
+from sde_diffusion._checks import SolverError, check_count, check_positive
 from sde_diffusion._linear import rows
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
@@ -56,6 +56,7 @@ class Walk:
         self.target, self.length = self.at, torch.zeros_like(self.at)
         self.error, self.refused = torch.ones_like(self.at), torch.zeros_like(self.active)
         self.going = self.moved = self.held = True
+        self.stuck: Tensor | None = None
 
     def begin(self, step: Tensor) -> None:
         """Sets the first step of every row, a positive length."""
@@ -93,13 +94,7 @@ class Walk:
         stuck = self.active & (self.step < TINY * self.span)
         asked = torch.stack([self.active.any(), accepted.any(), self.refused.any(), stuck.any()])
         self.going, self.moved, self.held, failed = asked.tolist()
-        if failed:
-            where = self.clock(self.at[stuck])[0].item()
-            raise SolverError(
-                f"the step size went to zero at t = {where:g}, in {int(stuck.sum())} of {len(stuck)} rows: either the "
-                "network answered NaN or inf there, or it is too rough for rtol and atol, or alpha = 0 at the end and "
-                "its answer tells nothing of the data there"
-            )
+        self.stuck = stuck if failed else None
         return accepted
 
 
@@ -134,8 +129,7 @@ class Adaptive(Solver):
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (0 < value < math.inf):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+            check_positive(value, name)
         if check_count(self.max_nfe, "max_nfe") < self.stages + 2:
             raise ValueError(
                 f"max_nfe = {self.max_nfe} is too small for one step of {type(self).__name__}, "
@@ -169,7 +163,9 @@ class Adaptive(Solver):
 
     def step(
         self, eq: Any, x: Tensor, t: Level, s: Level, state: Tensor | None, noise: NoiseSource
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
+        if eq.stopped is not None and bool(eq.stopped.all()):
+            return x, state
         before, walk = eq.nfe, self.walk(eq, x, t, s, noise)
         known = self.first(eq, x, t)
         cost = eq.nfe - before
@@ -181,6 +177,8 @@ class Adaptive(Solver):
             new, error, later = self.attempt(eq, x, known, walk)
             with torch.no_grad():
                 accepted = walk.judge(self.norm(error.detach(), x.detach(), new.detach()), self.exponents, self.limits)
+            if walk.stuck is not None:
+                self.give_up(eq, walk, walk.stuck)
             self.settle(walk, accepted, x)
             take = per_row(accepted, x)
             x = torch.where(take, new, x)
@@ -192,6 +190,15 @@ class Adaptive(Solver):
         if walk.going:
             eq.stop(walk.active, walk.clock(walk.at))
         return x, walk.step
+
+    def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
+        """Called with the mask `(B,)` of the rows whose step size went to zero; raises `SolverError`."""
+        where = walk.clock(walk.at[stuck])[0].item()
+        raise SolverError(
+            f"the step size went to zero at t = {where:g}, in {int(stuck.sum())} of {len(stuck)} rows: either the "
+            "network answered NaN or inf there, or it is too rough for rtol and atol, or alpha = 0 at the end and "
+            "its answer tells nothing of the data there"
+        )
 
     def settle(self, walk: Any, accepted: Tensor, x: Tensor) -> None:
         """Called after each verdict, for a solver that remembers more than the walk does."""

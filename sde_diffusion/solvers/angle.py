@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import check_positive
 from sde_diffusion._linear import scale
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE, Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Interval, Solver, check_inner
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class AngleSDE(GaussianSDE):
     t_max: float = math.pi / 2
 
     def __post_init__(self) -> None:
-        if not (0 < self.data_std < math.inf):
-            raise ValueError(f"data_std must be positive, got {self.data_std!r}")
+        check_positive(self.data_std, "data_std")
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sin(math.pi / 2 - t) / self.data_std
@@ -83,7 +83,8 @@ class Angle(Solver):
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        AngleSDE(self.data_std)
+        check_inner(self.inner, "Angle")
+        check_positive(self.data_std, "data_std")
 
     @property
     def needs(self) -> type[ODE]:  # type: ignore[override]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count
+from sde_diffusion._checks import SolverError, check_count, check_positive
 from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
@@ -57,8 +57,8 @@ class Torchdiffeq(Solver):
     def __post_init__(self) -> None:
         if self.method not in ADAPTIVE + FIXED:
             raise ValueError(f"method must be one of {', '.join(ADAPTIVE + FIXED)}, got {self.method!r}")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"tolerances must be positive, got rtol={self.rtol!r}, atol={self.atol!r}")
+        check_positive(self.rtol, "rtol")
+        check_positive(self.atol, "atol")
 
     @property
     def order(self) -> float:  # type: ignore[override]
@@ -75,7 +75,8 @@ class Torchdiffeq(Solver):
             at = min(max(float(time), min(ends)), max(ends))
             return eq.velocity(y, eq.level(at))
 
-        options = {"step_t": times[1:]} if self.method in ADAPTIVE else None
+        # Steps are constants of a gradient: torchdiffeq would differentiate them too, but the time only in part.
+        options = {"step_t": times[1:], "norm": _detached_rms} if self.method in ADAPTIVE else None
         try:
             out = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
         except AssertionError as error:  # how torchdiffeq tells that its step size went to zero
@@ -84,6 +85,10 @@ class Torchdiffeq(Solver):
                 f"({error}): either the network answered NaN or inf there, or it is too rough for the tolerances"
             ) from error
         return out[-1], None
+
+
+def _detached_rms(y: Tensor) -> Tensor:
+    return y.detach().square().mean().sqrt()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,13 @@ class Solver(ABC):
         """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""
 
 
+def check_inner(solver: object, who: str) -> None:
+    """Raises `TypeError` unless what a wrapper was given is a solver."""
+    if not isinstance(solver, Solver):
+        made = f": make an instance, {solver.__name__}()" if isinstance(solver, type) else ""
+        raise TypeError(f"{who} works with a solver such as Heun(), got {solver!r}{made}")
+
+
 def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:
     """The richer of two equations: what a solver made of two others needs."""
     return a if issubclass(a, b) else b

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from sde_diffusion._checks import check_real
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, quadrature_mass, quadrature_times
@@ -55,7 +56,7 @@ class ERSDE(Multistep):
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3), "ERSDE")
-        if not (0 < self.power < math.inf and self.offset > 0):
+        if not (0 < check_real(self.power, "power") < math.inf and check_real(self.offset, "offset") > 0):
             raise ValueError(f"wanted power > 0 and offset > 0, got power={self.power!r} and offset={self.offset!r}")
 
     @property

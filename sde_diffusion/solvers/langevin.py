@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver, stronger
+from sde_diffusion.solvers.base import Interval, Solver, check_inner, stronger
 from sde_diffusion.solvers.stochastic import nesting
 
 
@@ -56,8 +56,7 @@ class Langevin(Solver):
                 _checked(count)
         elif not callable(self.n):
             check_count(self.n, "n")
-        if not (0 < self.snr < math.inf):
-            raise ValueError(f"snr must be positive, got {self.snr!r}")
+        check_positive(self.snr, "snr")
 
     def __hash__(self) -> int:
         return hash((frozenset(self.n.items()) if isinstance(self.n, Mapping) else self.n, self.snr))
@@ -176,6 +175,15 @@ class PredictorCorrector(Solver):
 
     predictor: Solver
     corrector: Solver
+
+    def __post_init__(self) -> None:
+        check_inner(self.predictor, "PredictorCorrector")
+        check_inner(self.corrector, "PredictorCorrector")
+        if self.corrector.order:
+            raise ValueError(
+                f"{self.corrector!r} moves in time and leaves a state at one level as it is: as a corrector take "
+                "Langevin() or Renoise()"
+            )
 
     @property
     def needs(self) -> type[ODE]:  # type: ignore[override]

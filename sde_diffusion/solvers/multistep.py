@@ -127,8 +127,12 @@ class Multistep(Solver):
 
 def lagrange_integrals(nodes: tuple[float, ...], a: float, b: float, kappa: float = 0.0) -> tuple[float, ...]:
     r"""$\int_a^b e^{\kappa(w - b)}\,\ell_j(w)\,dw$ for the Lagrange basis on `nodes`."""
-    w = a + (b - a) * _NODES
-    return weighted_integrals(nodes, w, np.exp(kappa * (w - b)) * ((b - a) * _WEIGHTS))
+    if kappa * (b - a) > 40:
+        a = b - 40 / kappa  # what lies before weighs less than rounding
+    ends = np.linspace(a, b, 2 + int(abs(kappa * (b - a)) / 10))  # 24 nodes for each part
+    h = np.diff(ends)[:, None]
+    w = (ends[:-1, None] + h * _NODES).reshape(-1)
+    return weighted_integrals(nodes, w, np.exp(kappa * (w - b)) * (h * _WEIGHTS).reshape(-1))
 
 
 def weighted_integrals(nodes: Sequence[float], w: np.ndarray, mass: np.ndarray) -> tuple[float, ...]:

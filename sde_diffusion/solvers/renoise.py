@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Interval, Solver, check_inner
 from sde_diffusion.solvers.stochastic import DDIM, nesting, renoised
 
 
@@ -51,8 +51,8 @@ class Renoise(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        if not (0 < self.gamma < math.inf):
-            raise ValueError(f"gamma must be positive, got {self.gamma!r}")
+        check_inner(self.inner, "Renoise")
+        check_positive(self.gamma, "gamma")
         check_count(self.n, "n")
 
     @property

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_order
+from sde_diffusion._checks import check_count, check_order, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Interval, Solver, check_inner
 from sde_diffusion.solvers.stochastic import check_falling, nesting, renoised
 
 RHO = 7.0  # of the grid of Karras et al. (2022), on which the paper lays out its restarts
@@ -64,11 +64,11 @@ class Restart(Solver):
     stochastic = True
 
     def __post_init__(self) -> None:
+        check_inner(self.inner, "Restart")
         check_order("s_min", self.s_min, "s_max", self.s_max)
         check_count(self.repeats, "repeats")
         check_count(self.steps, "steps")
-        if not (0 < self.s_noise < math.inf):
-            raise ValueError(f"s_noise must be positive, got {self.s_noise!r}")
+        check_positive(self.s_noise, "s_noise")
 
     @property
     def default_steps(self) -> int:  # type: ignore[override]

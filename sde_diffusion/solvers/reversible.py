@@ -28,8 +28,9 @@ from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
+from sde_diffusion.solvers.adams_moulton import AdamsMoulton
 from sde_diffusion.solvers.angle import Angle
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Interval, Solver, check_inner
 from sde_diffusion.solvers.multistep import Multistep
 from sde_diffusion.solvers.runge_kutta import RK4
 
@@ -67,8 +68,10 @@ class Reversible(Solver):
     max_calls: int = 60
 
     def __post_init__(self) -> None:
+        check_inner(self.inner, "Reversible")
         check_count(self.max_calls, "max_calls")
-        if self.inner.stochastic or self.inner.evaluations is None or isinstance(self.inner, Multistep):
+        remembers = isinstance(self.inner, Multistep | AdamsMoulton)
+        if self.inner.stochastic or self.inner.evaluations is None or remembers:
             raise ValueError(
                 f"Reversible inverts the step of a deterministic one-step solver, such as Heun(), got {self.inner!r}"
             )
@@ -131,14 +134,14 @@ def inverse(
     Returns:
         The best `x`, shape `(B, *)`, and its residual relative to the target, shape `(B,)`.
     """
-    size = rows(y).norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+    size = rows(y.detach()).norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
     target = torch.finfo(y.dtype).eps
     best, least = x, torch.full_like(size, math.inf)
     since = torch.zeros_like(size)
     moves: list[Tensor] = []
     for _ in range(max_calls):
         off = step(x) - y
-        residual = rows(off).norm(dim=1) / size
+        residual = rows(off.detach()).norm(dim=1) / size
         better = residual < least
         since = torch.where(residual < 0.9 * least, 0.0, since + 1)
         best, least = _where(better, x, best), torch.where(better, residual, least)
@@ -159,8 +162,8 @@ def inverse(
 def _share(a: Tensor, b: Tensor) -> Tensor:
     """`<a, b> / <a, a>` of each row, shape `(B, 1, ..., 1)`; 0 where `a` is."""
     norm = (rows(a) * rows(a)).sum(1)
-    dot = (rows(a) * rows(b)).sum(1)
-    return torch.where(norm > 0, dot / norm, 0.0).reshape(-1, *[1] * (a.ndim - 1))
+    dot = (rows(a) * rows(b)).sum(1)  # over 1 where `a` is 0: a division by 0 has no gradient, even if it is not taken
+    return (dot / torch.where(norm > 0, norm, 1.0)).reshape(-1, *[1] * (a.ndim - 1))
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import check_positive, check_real
 from sde_diffusion._linear import scale
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Interval, Solver, check_inner
 
 
 def check_eta(eta: float) -> None:
     """Raises `ValueError` unless `eta` is finite and not negative."""
-    if not (0 <= eta < math.inf):
+    if not (0 <= check_real(eta, "eta") < math.inf):
         raise ValueError(f"eta must be >= 0 (0 is the ODE, 1 the reverse SDE), got {eta!r}")
 
 
@@ -71,6 +72,12 @@ class EulerMaruyama(Solver):
         if isinstance(g, Tensor):
             return x + (self.eta * math.sqrt(-h) * g).to(x) * z, None
         return torch.add(x, z, alpha=self.eta * g * math.sqrt(-h)), None
+
+
+def check_band(s_min: float, s_max: float) -> None:
+    """Raises `ValueError` unless noise levels run from `s_min >= 0` to a greater `s_max`."""
+    if not (0 <= check_real(s_min, "s_min") < check_real(s_max, "s_max")):
+        raise ValueError(f"wanted 0 <= s_min < s_max, got s_min={s_min!r} and s_max={s_max!r}")
 
 
 def check_falling(h: float) -> None:
@@ -183,15 +190,25 @@ class Churn(Solver):
     s_max: float = math.inf
     s_noise: float = 1.0
     needs = GaussianReverseSDE
-    stochastic = True
 
     def __post_init__(self) -> None:
-        if not (0 <= self.gamma < math.inf) or not (self.s_noise > 0):
-            raise ValueError(f"wanted gamma >= 0 and s_noise > 0, got gamma={self.gamma!r}, s_noise={self.s_noise!r}")
+        check_inner(self.inner, "Churn")
+        check_positive(self.s_noise, "s_noise")
+        if not (0 <= check_real(self.gamma, "gamma") < math.inf):
+            raise ValueError(f"gamma must be >= 0 and finite, got {self.gamma!r}")
+        check_band(self.s_min, self.s_max)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.gamma > 0 or self.inner.stochastic
 
     @property
     def order(self) -> float:  # type: ignore[override]
         return 0 if self.gamma else self.inner.order
+
+    @property
+    def claim(self) -> float:
+        return 0 if self.gamma else self.inner.claim
 
     @property
     def evaluations(self) -> int | None:  # type: ignore[override]
@@ -223,7 +240,7 @@ class Churn(Solver):
     ) -> tuple[Tensor, Any]:
         lam = self._raised(eq, t)
         if lam is None:
-            return self.inner.step(eq, x, t, s, None, noise)
+            return self.inner.step(eq, x, t, s, state, noise)
         hat = eq.level_at_lam(lam)
         x = renoised(x, t, hat, noise(t.t, s.t), self.s_noise)
         return self.inner.step(eq, x, hat, s, None, noise.beside(t.t, s.t, nesting(self)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, lagrange_integrals
-from sde_diffusion.solvers.stochastic import check_eta, check_falling
+from sde_diffusion.solvers.stochastic import check_band, check_eta, check_falling
 
 
 def corrected(
@@ -142,6 +142,7 @@ class SASolver(Multistep):
         check_order(self.predictor, (1, 2, 3, 4), "the predictor of SASolver")
         check_order(self.corrector, (0, 1, 2, 3), "the corrector of SASolver")
         check_eta(self.eta)
+        check_band(self.s_min, self.s_max)
 
     @property
     def order(self) -> int:  # type: ignore[override]
