@@ -26,7 +26,9 @@ from sde_diffusion.analytic import GaussianMixture, isotropic_mixture
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import (
     DDIM,
+    IPNDM,
     RK4,
+    Adams,
     AdamsMoulton,
     Angle,
     DPMSolverPP,
@@ -68,6 +70,8 @@ DETERMINISTIC: list[tuple[str, Solver, str]] = [
     ("any", DPMSolverPP(order=2), "angle"),
     ("any", UniPC(order=3), "log_snr"),
     ("any", UniPC(order=3), "angle"),
+    ("any", IPNDM(3), "angle"),
+    ("any", Adams(3, "angle"), "angle"),
 ]
 STOCHASTIC: list[tuple[str, Solver, str]] = [
     ("VPSDE", EulerMaruyama(), "uniform"),
