@@ -159,7 +159,7 @@ class Network(Denoiser):
             raise ValueError(f"the network answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
-        return f
+        return f if f.dtype == x.dtype else f.to(x.dtype)  # of a network in half precision, or a function in double
 
     def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
         """The error of a network, or what to do where it is one of dtypes."""

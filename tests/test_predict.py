@@ -256,6 +256,12 @@ def test_the_plain_loss_of_a_kind_is_the_weighting_named_after_it(kind, weight):
     torch.testing.assert_close(plain, weighted, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_state_keeps_its_dtype_whatever_the_network_answers_in(dtype):
+    model = Network(lambda x, t: (0.1 * x).to(dtype), VPSDE(), shape=(2,))
+    assert SDESampler(VPSDE(), model, steps=3).sample(2, seed=0).dtype == torch.float32
+
+
 # ----------------------------------------------------------------------------------------------------- clocks, wrappers
 
 
