@@ -102,7 +102,7 @@ class LogProb:
             raise ValueError(
                 f"wanted one number, or one per sample, shape {tuple(self.value.shape)}, got {tuple(other.shape)}"
             )
-        return replace(self, value=self.value + other)
+        return replace(self, value=self.value + (other if isinstance(other, Tensor) else float(other)))
 
     def __radd__(self, other: Any) -> LogProb:
         return self + other

@@ -266,8 +266,8 @@ def _collect(
     lost = (~torch.isfinite(total).all(0) | ~torch.isfinite(torch.stack(recon)).all(0)).nonzero()[:, 0].tolist()
     if lost:
         warnings.warn(
-            f"{len(lost)} of {len(run.x0)} bounds are NaN or inf, and the others stand: the network answered so at some "
-            f"level, first for row {lost[0]}. Call it on such a state to see",
+            f"{len(lost)} of {len(run.x0)} bounds are NaN or inf, and the others stand: the network answered so at "
+            f"some level, first for row {lost[0]}. Call it on such a state to see",
             UserWarning,
             stacklevel=4,
         )

@@ -51,7 +51,7 @@ from sde_diffusion.solvers import RK4, Adaptive, Angle, DormandPrince, Solver, T
 
 __all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
 
-STEPS = 32
+EVALUATIONS = 128
 
 
 def log_prob(
@@ -78,8 +78,8 @@ def log_prob(
         solver: A solver on plain velocities. By default `DormandPrince` with tolerances 1e-6, or 1e-5 for float32 data;
             each row has its own steps. For a network that is told an index, whose velocity jumps between two of them,
             `RK4`.
-        steps: Steps of a solver that does not choose them, 32 by default, uniform in $u^{1/1.5}$; without a solver, of
-            `RK4`.
+        steps: Steps of a solver that does not choose them, uniform in $u^{1/1.25}$; by default as many as take 128
+            evaluations. Without a solver, of `RK4`.
         trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
         seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
         level: Noise level $\sigma/\alpha$ at which to take the density; by default that of the sampler's last time.
@@ -107,7 +107,7 @@ def log_prob(
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     check_eval(sampler.model)
     if solver is None and steps is None and told_an_index(sampler.model):
-        steps = STEPS  # its velocity jumps, where no adaptive step is short enough
+        steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
@@ -147,7 +147,9 @@ def choose_solver(
     if isinstance(solver, Angle) and data_std is None:
         data_std = solver.data_std
     inner = check_solver(solver, what)
-    return inner, check_count((1 if adapts(inner) else STEPS) if steps is None else steps, "steps"), data_std
+    if steps is None:
+        steps = 1 if adapts(inner) else EVALUATIONS // (inner.evaluations or 4)
+    return inner, check_count(steps, "steps"), data_std
 
 
 def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sde_diffusion._files import write_files
 from sde_diffusion.arrays import load_array
 from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint
-from sde_diffusion.divergence import Orthogonal
+from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.likelihood import bits_per_dim, log_prob
 from sde_diffusion.sampler import SDESampler
 
@@ -35,8 +36,9 @@ def likelihood_file(
 ) -> None:
     r"""Writes the log-likelihood of every sample of a file, in nats and in the units of the file.
 
-    The model knows standardised data $z = (x - m)/s$: $\log p(x) = \log p(z) - D\log s$. Labels in the file are given
-    to a class-conditional model.
+    The model knows standardised data $z = (x - m)/s$: $\log p(x) = \log p(z) - D\log s$. Noise levels are given in the
+    units of the file too. Labels in the file are given to a class-conditional model. The summary is of the rows that
+    converged.
 
     Args:
         checkpoint: Folder of the checkpoint.
@@ -75,9 +77,16 @@ def likelihood_file(
             parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=correct, **cond))
             bar.update(len(z[part]))
     dim = x[0].numel()
-    found = LogProb.join(parts) - dim * math.log(loaded.std)
+    found = LogProb.join(parts)
+    found = replace(found - dim * math.log(loaded.std), level=found.level * loaded.std)  # in the units of the file
     rows = _rows(found, dim, bin_width)
-    about = _summary(found, rows, dim, loaded) | {"checkpoint": str(checkpoint), "data": str(data), "seed": seed}
+    about = _summary(found, rows, dim, loaded) | {
+        "checkpoint": str(checkpoint),
+        "data": str(data),
+        "seed": seed,
+        "probes": probes if probes is not None else None if dim <= EXACT_UP_TO else DEFAULT_PROBES,
+        "labels": labels is not None,
+    }
     write_files({out: _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)})
     say(str(found))
     if bin_width is not None:
@@ -109,7 +118,8 @@ def _summary(found: LogProb, rows: list[dict[str, Any]], dim: int, loaded: Check
             square = math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
             about |= {name: mean, f"{name}_error": math.sqrt(square / len(values)) if len(values) > 1 else math.nan}
     level = {"noise_level": found.level, "corrected": found.corrected, "whole": found.whole, "nfe": found.nfe}
-    return about | level | {"noise_levels_trained": list(loaded.noise_levels)}
+    trained = [v * loaded.std for v in loaded.noise_levels]
+    return about | level | {"nfe_check": found.nfe_check, "noise_levels_trained": trained}
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_linear": set(),
     "_brownian": set(),
+    "_quadrature": set(),
     "noise": {"_checks", "_brownian"},
     "grids": {"_checks"},
     # what stands beside the theory: networks, data, measures

@@ -428,7 +428,7 @@ def test_the_check_passes_what_is_sound(d):
     report = check_likelihood(SDESampler(VP, mixture(d, 3, low=0.2) if d > 1 else Gaussian(VP, X[0, :1], 0.3)), n=16)
     print(report)
     report.raise_for_failures()
-    assert len(report.entries) == (5 if d < 3 else 4)
+    assert len(report.entries) == (7 if d < 3 else 5)
 
 
 def test_the_check_takes_data_and_judges_their_latents():
@@ -483,8 +483,12 @@ def test_the_command_writes_a_number_for_every_sample(saved, tmp_path, capsys):
 
     net = load_checkpoint(saved / "model").model
     z = (torch.from_numpy(np.load(saved / "x.npy")) - 1) / 2
-    truth = SDESampler(net.sde, net).log_prob(z).value - 2 * math.log(2)
-    assert values == pytest.approx(truth.tolist(), abs=1e-5)
+    there = SDESampler(net.sde, net).log_prob(z)
+    assert values == pytest.approx((there.value - 2 * math.log(2)).tolist(), abs=1e-5)
+    assert found["noise_level"] == pytest.approx(2 * there.level)  # in the units of the file
+    assert found["noise_levels_trained"][0] == pytest.approx(found["noise_level"])
+    assert (found["probes"], found["labels"]) == (None, False)
+    assert found["nfe_check"] > 0
 
 
 def test_the_command_writes_csv_and_takes_probes(saved, tmp_path):
