@@ -18,7 +18,9 @@ from sde_diffusion.predict import Prediction
 from sde_diffusion.testing.report import Checklist, Curve, Report
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # sigma / alpha, in units of the standard deviation of the data
-JUDGED = (0.3, 1.0, 3.0)  # where every parametrisation can do better than chance
+JUDGED = (0.2, 0.3, 0.5, 1.0, 2.0, 3.0)  # where a network of any parametrisation is soon calibrated
+BESIDE = (0.5, 2.0)  # the levels beside one, at which its clock should do no better
+GOOD, FAIR = 1.02, 1.1  # small networks of 2000 steps reach 1.01, of 400 steps 1.04, or 1.08 without a falling rate
 ROWS = 8
 MOST = 2048  # data used, however many are given
 
@@ -28,11 +30,22 @@ def check_denoiser(
 ) -> Report:
     r"""Checks a model: shapes, rows that mix, both halves of its prediction and, given data, its error at each level.
 
-    With data, the square error of its data prediction is compared with what needs no network: the mean of the data,
-    and $x/\alpha$. A trained model does better than both at every level; one whose parametrisation or clock is declared
-    wrongly does worse, which no other row can tell.
+    With data, the square error of its data prediction $D(x, t)$ is compared with what needs no network, the mean of the
+    data and $x/\alpha$, and with the best of
 
-    About 150 evaluations, five of them on up to 2048 data: a second for an MLP, more for a U-Net.
+    $$ a\,D(x, t) + b\,D(x, t_-) + c\,D(x, t_+) + d\,x + e, $$
+
+    $t_\pm$ being the levels of twice and half the noise, five numbers fitted at each level. No such combination
+    improves on $\mathrm E[x_0 \mid x_t]$, whatever the data, and hardly any on a network that was trained for a while,
+    as its own last layer fits them. It does improve on a network whose answer is read as another quantity, or which is
+    told another time than it was trained at: in the mean over six levels from 0.2 to 3 standard deviations of the data,
+    over 10 % is a failure and over 2 % a warning, each plus `20 / n` for `n` data.
+
+    What it cannot tell from a network trained too little: a process or clock whose levels there are nearly the right
+    ones, as `SubVPSDE` for `VPSDE` or a `beta_max` of 12 for 20, which is a warning. What it cannot see: what happens
+    beyond those levels, and anything of data close to Gaussian, where all answers are linear in `x`.
+
+    About 160 evaluations, twenty of them on up to 2048 data: a second for an MLP, more for a U-Net.
 
     Args:
         model: A `Network` or any other `Denoiser`. Checked in evaluation mode, once in training mode too, and left in
@@ -62,6 +75,7 @@ def check_denoiser(
     probe = _Probe(model, shape, cond, len(x0) if x0 is not None else 0)
     with _mode(model, training=False), torch.no_grad():
         _check_form(sheet, probe)
+        sheet.holds("the answer depends on the time", partial(_blind, probe), required=False)
         sheet.holds("a row does not change when the others do (eval mode)", partial(_mixing, probe))
         if x0 is not None:
             _check_levels(sheet, model, x0[:MOST], probe)
@@ -193,6 +207,39 @@ def _ways(probe: _Probe) -> float:
     return worst
 
 
+def _blind(probe: _Probe) -> str:
+    """Complaint where the answers at two levels are one and the same function of the state, up to the state itself.
+
+    At the same state, or, as a network may scale its input, at states of the sizes of the two levels. Nothing is told
+    of answers that are linear in the state, as those of a fresh network are.
+    """
+    times = probe.times(9)
+    t, s = times[3], times[5]
+    _, here = probe.at(t)
+    at, there = probe.model.levels([t, s])
+    x = math.hypot(at.alpha * probe.model.data_std, at.sigma) * probe.z
+    given = probe.given(len(x))
+    same = probe.model.predict(x, there, **given).data
+    for other in (same, probe.at(s)[1].data):
+        wanted, ones = other.flatten().cpu().double(), torch.ones(x.numel(), dtype=torch.float64)
+        if x.numel() < ROWS:
+            return ""
+        linear = torch.stack([probe.z.flatten().cpu().double(), ones])
+        rest = _unexplained(linear, wanted)
+        if rest > 1e-6 * float(wanted.square().mean()):
+            left = _unexplained(torch.cat([linear, here.data.flatten().cpu().double()[None]]), wanted)
+            if left < 1e-6 * rest:
+                return "the same function of x at two levels: the network does not take its time argument"
+    return ""
+
+
+def _unexplained(columns: Tensor, wanted: Tensor) -> float:
+    """Mean square of what no combination of the columns `(k, n)` gives of `wanted` `(n,)`."""
+    basis, target = columns.T, wanted[:, None]
+    fitted = basis @ torch.linalg.lstsq(basis, target, driver="gelsd").solution
+    return float((target - fitted).square().mean())
+
+
 def _mixing(probe: _Probe) -> str:
     """Changes all rows but the first; dropout draws the same masks both times."""
     if probe.rows < 2:
@@ -218,9 +265,9 @@ def _check_levels(sheet: Checklist, model: Denoiser, x0: Tensor, probe: _Probe) 
     if not sheet.entries[-1].passed:
         return
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=x0.dtype).to(x0.device)
-    errors = {r: _errors(model, x0, eps, r * spread, probe) for r in _reached(model, spread)}
+    errors = {r: _errors(model, x0, eps, r, spread, probe) for r in _reached(model, spread)}
     trivial = {r: error / (spread * min(1.0, r)) ** 2 for r, (error, _) in errors.items()}
-    for ratio in trivial:
+    for ratio in (r for r in trivial if r in RATIOS):
         sheet.at_most(
             f"error against the best of mean and x/alpha, sigma/alpha = {ratio:g} std",
             1.05,
@@ -230,13 +277,19 @@ def _check_levels(sheet: Checklist, model: Denoiser, x0: Tensor, probe: _Probe) 
         )
     judged = [r for r in errors if r in JUDGED]
     if judged:
-        note = "wrong parametrisation (noise declared as data?) or clock, data of another scale, or not trained"
-        sheet.at_most("the same, worst of 0.3, 1 and 3 std", 2.0, lambda: max(trivial[r] for r in judged), note=note)
+        note = (
+            "wrong parametrisation (noise declared as data?), process or clock, data of another scale, or not trained"
+        )
+        sheet.at_most("the same, worst of 0.2 to 3 std", 2.0, lambda: max(trivial[r] for r in judged), note=note)
+        mean, slack = sum(errors[r][0] / errors[r][1] for r in judged) / len(judged), 20 / len(x0)
+        claim = "error against the best mix of its answers here, at the levels beside, and x; mean of 0.2 to 3 std"
+        sheet.at_most(claim, FAIR + slack, lambda: mean, note=f"another combination does better: {note}")
         sheet.at_most(
-            "error against the best of a data + b x + c, worst of 0.3, 1 and 3 std",
-            1.5,
-            lambda: max(errors[r][0] / errors[r][1] for r in judged),
-            note=f"another combination with x does better: {note}",
+            "the same, as of a network trained for a while",
+            GOOD + slack,
+            lambda: mean,
+            required=False,
+            note="trained too little, or a process or clock that is nearly the right one",
         )
     _draw_levels(sheet, errors, spread)
 
@@ -245,7 +298,7 @@ def _draw_levels(sheet: Checklist, errors: dict[float, tuple[float, float]], spr
     axes = ("sigma / alpha, in std of the data", "root mean square error of the data prediction")
     lines = {
         "model": [math.sqrt(e) for e, _ in errors.values()],
-        "a data + b x + c": [math.sqrt(e) for _, e in errors.values()],
+        "best mix": [math.sqrt(e) for _, e in errors.values()],
         "mean": [spread for _ in errors],
         "x / alpha": [spread * r for r in errors],
     }
@@ -253,23 +306,33 @@ def _draw_levels(sheet: Checklist, errors: dict[float, tuple[float, float]], spr
         sheet.curves.append(Curve("error by level", name, tuple(errors), tuple(y), axes))
 
 
-def _reached(model: Denoiser, spread: float) -> list[float]:
-    """The ratios inside the range of the SDE."""
+def _span(model: Denoiser) -> tuple[float, float]:
+    """The least and greatest `sigma / alpha` of the SDE."""
     sde = model.sde
     ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
     low, high = (sde.sigma(ends) / sde.alpha(ends)).tolist()
-    return [r for r in RATIOS if low < r * spread < high]
+    return low, high
 
 
-def _errors(model: Denoiser, x0: Tensor, eps: Tensor, ratio: float, probe: _Probe) -> tuple[float, float]:
-    """Mean square error of the data prediction at one level, and the least that `a data + b x + c` has.
+def _reached(model: Denoiser, spread: float) -> list[float]:
+    """The ratios inside the range of the SDE."""
+    low, high = _span(model)
+    return [r for r in sorted({*RATIOS, *JUDGED}) if low < r * spread < high]
 
-    The mean of the data given the state is not improved by any such combination, whatever the data.
-    """
-    (at,) = model.levels(model.sde.time_of(torch.tensor([-math.log(ratio)], dtype=torch.float64)).tolist())
+
+def _errors(
+    model: Denoiser, x0: Tensor, eps: Tensor, ratio: float, spread: float, probe: _Probe
+) -> tuple[float, float]:
+    """Mean square error of the data prediction at one level, and of the best mix of it, of those beside, and of `x`."""
+    low, high = _span(model)
+    beside = [k * ratio * spread for k in BESIDE if low < k * ratio * spread < high] if ratio in JUDGED else []
+    lams = torch.tensor([-math.log(r) for r in (ratio * spread, *beside)], dtype=torch.float64)
+    levels = model.levels(model.sde.time_of(lams).tolist())
+    at = levels[0]
     x = at.alpha * x0 + at.sigma * eps
-    data = model.predict(x, at, **probe.given(len(x0))).data
-    columns = torch.stack([data.flatten(), x.flatten() / math.hypot(at.alpha, at.sigma), torch.ones_like(x).flatten()])
-    basis, wanted = columns.T.double().cpu(), x0.flatten().double().cpu()[:, None]
-    fitted = basis @ torch.linalg.lstsq(basis, wanted, driver="gelsd").solution
-    return float((data - x0).square().mean()), float((fitted - wanted).square().mean())
+    found = [model.predict(x, level, **probe.given(len(x0))).data.flatten().cpu().double() for level in levels]
+    columns = torch.stack(
+        [*found, x.flatten().cpu().double() / math.hypot(at.alpha, at.sigma), torch.ones_like(found[0])]
+    )
+    error = float((found[0] - x0.flatten().cpu().double()).square().mean())
+    return error, _unexplained(columns, x0.flatten().cpu().double())

@@ -26,6 +26,7 @@ from sde_diffusion.testing.orders import times
 
 STEPS = 6
 WIDE = (1.55, 0.02)  # angles: nearly all noise, nearly all data; some solvers cannot start where no data are left
+NEAR = (0.6, 0.05)  # short enough not to forget where it started, low enough for the window of a `Restart`
 ADVICE = 20  # a message this short names no cause
 
 
@@ -54,9 +55,11 @@ def steps_of(solver: Solver) -> int:
     return STEPS if solver.evaluations is not None else 2
 
 
-def sampler_of(solver: Solver, model: Denoiser, steps: int | None = None) -> SDESampler:
+def sampler_of(
+    solver: Solver, model: Denoiser, steps: int | None = None, between: tuple[float, float] = WIDE
+) -> SDESampler:
     """A sampler over most of the range, without the final jump."""
-    grid = times(model.sde, steps or steps_of(solver), WIDE)
+    grid = times(model.sde, steps or steps_of(solver), between)
     return SDESampler(model.sde, model, solver=solver, grid=grid, denoise=False)
 
 
@@ -183,6 +186,22 @@ def dtypes(solver: Solver, sde: GaussianSDE) -> str:
         if found.dtype != dtype or not bool(torch.isfinite(found).all()):
             return f"a model in {dtype} gives samples in {found.dtype}, or not finite"
     return ""
+
+
+def coarseness(solver: Solver, sde: GaussianSDE) -> float:
+    """How far from linear the answer to a change of 1e-8 is, relative; 1e-6 or so in float64, and 1 in float32.
+
+    Where an adaptive method draws noise, its steps follow the state and its path the steps, rough as a path is: there
+    it is the share of values that float32 can hold.
+    """
+    sampler = sampler_of(solver, model_of(sde), between=NEAR)
+    z = torch.randn(16, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = sde.prior(z, times(sde, 1, NEAR).tolist()[0])
+    here = sampler.sample(x_T=x, seed=0)
+    if solver.stochastic and tolerances(solver):
+        return float((here.float().double() == here).double().mean())
+    once, twice = (sampler.sample(x_T=x + k * 1e-8 * x.abs().mean(), seed=0) - here for k in (1, 2))
+    return float((twice - 2 * once).square().mean().sqrt() / once.square().mean().sqrt())
 
 
 def shapes(solver: Solver, sde: GaussianSDE) -> str:

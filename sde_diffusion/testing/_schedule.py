@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.testing._density import difference, interior, mixture_draws, reach
+from sde_diffusion.testing._density import Rate, interior, mixture_draws, rate_of, reach, worst
 from sde_diffusion.testing.report import Checklist, Curve
 
 RATES = "rates must return (alpha', sigma'), the derivatives by t; leave it out and autograd finds them"
@@ -90,17 +89,22 @@ def _inverse_error(sde: GaussianSDE) -> float:
 
 
 def _rate_error(sde: GaussianSDE, which: int) -> float:
-    worst, f = 0.0, (sde.alpha, sde.sigma)[which]
+    found = []
     for t in interior(sde):
-        time = torch.tensor(t, dtype=torch.float64)
-        told, found = float(sde.rates(time)[which]), float(_slope(f, sde, t))
-        floor = 1e-6 * abs(float(f(time))) / reach(sde, t)
-        worst = max(worst, abs(told - found) / (abs(told) + abs(found) + floor))
-    return worst
+        told = float(sde.rates(torch.tensor(t, dtype=torch.float64))[which])
+        found.append(_beyond(told, _rate(sde, which, t)))
+    return worst(found)
 
 
-def _slope(f: Callable[[Tensor], Tensor], sde: GaussianSDE, t: float) -> Tensor:
-    return difference(lambda u: f(torch.tensor(u, dtype=torch.float64)), t, reach(sde, t))
+def _rate(sde: GaussianSDE, which: int, t: float) -> Rate:
+    return rate_of((sde.alpha, sde.sigma)[which], torch.tensor(t, dtype=torch.float64), reach(sde, t))
+
+
+def _beyond(told: float, rate: Rate) -> float:
+    """The relative error of a derivative, as far as rounding does not explain it."""
+    wanted = float(rate.value)
+    gap = abs(told - wanted) - float(rate.doubt)
+    return max(gap, 0.0) / max(abs(told) + abs(wanted), 1e-300)
 
 
 # --- what follows from them
@@ -119,28 +123,31 @@ def check_kernel(sheet: Checklist, sde: GaussianSDE) -> None:
 
 
 def _drift_error(sde: GaussianSDE) -> float:
-    x, worst = torch.tensor([[1.0], [-2.0], [0.0]], dtype=torch.float64), 0.0
+    x, found = torch.tensor([[1.0], [-2.0], [0.0]], dtype=torch.float64), []
     for t in interior(sde):
-        alpha = sde.alpha(torch.tensor(t, dtype=torch.float64))
-        wanted = _slope(sde.alpha, sde, t) / alpha * x
-        found = sde.drift(x, torch.tensor(t, dtype=torch.float64))
-        floor = 1e-6 / reach(sde, t)
-        worst = max(worst, float((found - wanted).abs().max() / (wanted.abs().max() + found.abs().max() + floor)))
-    return worst
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, rate = float(sde.alpha(time)), _rate(sde, 0, t)
+        drift, wanted = sde.drift(x, time), float(rate.value) / alpha * x
+        gap = (drift - wanted).abs() - float(rate.doubt) / alpha * x.abs()
+        size = float(drift.abs().max() + wanted.abs().max())
+        found.append(float(gap.clamp_min(0.0).max()) / max(size, 1e-300))
+    return worst(found)
 
 
 def _diffusion_error(sde: GaussianSDE) -> float:
-    worst = 0.0
+    found = []
     for t in interior(sde):
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
-        up = float(_slope(lambda v: sde.sigma(v) ** 2, sde, t))
-        down = 2 * sigma**2 * float(_slope(sde.alpha, sde, t)) / alpha
-        found = float(torch.as_tensor(sde.diffusion(time)) ** 2)
-        worst = max(worst, abs(found - up + down) / (abs(up) + abs(down) + abs(found)))
-        if math.isnan(found):
+        (up, up_doubt), (down, down_doubt) = ([float(v) for v in _rate(sde, k, t)] for k in (1, 0))
+        up, up_doubt = 2 * sigma * up, 2 * sigma * up_doubt
+        down, down_doubt = 2 * sigma**2 / alpha * down, 2 * sigma**2 / alpha * down_doubt
+        g2 = float(torch.as_tensor(sde.diffusion(time)) ** 2)
+        if math.isnan(g2):
             raise ValueError(f"diffusion is NaN at t = {t:g}: the square root of a negative number?")
-    return worst
+        gap = abs(g2 - up + down) - up_doubt - down_doubt
+        found.append(max(gap, 0.0) / max(abs(up) + abs(down) + abs(g2), 1e-300))
+    return worst(found)
 
 
 def _marginal_error(sde: GaussianSDE) -> float:

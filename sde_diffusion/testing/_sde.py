@@ -135,24 +135,20 @@ def _density_residual(sheet: Checklist, sde: SDE, log_prob: Field | None, shape:
     found = []
     times = interior(sde, 16)
     for t in times:
-        x, density = sde.prior(_states(shape, 64)).to(torch.float64), log_prob
-        if density is None and isinstance(sde, GaussianSDE):
-            density = partial(_exact, sde)
-            x = sde.perturb(x0, t, eps)
-        found.append(_density.residual_of_density(sde, density, x, t))  # type: ignore[arg-type]
+        if log_prob is not None:
+            x = sde.prior(_states(shape, 64)).to(torch.float64)
+            found.append(_density.residual_of_density(sde, log_prob, x, t))
+        elif isinstance(sde, GaussianSDE):
+            found.append(_density.residual_of_mixture(sde, sde.perturb(x0, t, eps), t))
     sheet.curves.append(_residual_curve(times, found))
-    return max(found, key=lambda v: math.inf if math.isnan(v) else v)
-
-
-def _exact(sde: GaussianSDE, x: Tensor, t: Tensor) -> Tensor:
-    return _density.mixture_log_prob(x, sde.alpha(t), sde.sigma(t))
+    return _density.worst(found)
 
 
 def _score_residual(sheet: Checklist, sde: SDE, score: Field, shape: tuple[int, ...]) -> float:
     times = interior(sde, 16)
     found = [_density.residual_of_score(sde, score, sde.prior(_states(shape, 64)), t) for t in times]
     sheet.curves.append(_residual_curve(times, found))
-    return max(found, key=lambda v: math.inf if math.isnan(v) else v)
+    return _density.worst(found)
 
 
 def _residual_curve(times: list[float], found: list[float]) -> Curve:

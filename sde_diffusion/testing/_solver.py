@@ -10,6 +10,7 @@ from sde_diffusion.loop import UnfinishedWarning
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Hold, PredictorCorrector, Solver
 from sde_diffusion.testing import _habits as habits
+from sde_diffusion.testing import _laws as laws
 from sde_diffusion.testing import orders
 from sde_diffusion.testing.report import Checklist, Curve, Measured, Report, described
 
@@ -20,11 +21,19 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
     A deterministic solver is measured against the exact probability flow of Gaussian data and of a mixture; a
     stochastic one on one Brownian path (strong order) and by the bias of its mean and variance (weak order), where both
     must reach 1, or the claim if that is less, and one of them the claim. A measured order may lie 0.15 below. An
-    adaptive one is held to its tolerances. Then the rules: a row alone is the row in a batch of 64, evaluations are
-    counted, the seed decides everything random, no state is kept, dtypes and shapes are, the `repr` is Python, and 1 to
-    5 steps on every grid are finite or refused with the cause.
+    adaptive one is held to its tolerances. A deterministic one is measured up in time too, where 0.3 is allowed for a
+    multistep start of low order.
 
-    A corrector, which stays at one level, is checked as `PredictorCorrector(Hold(), solver)`.
+    A solver with nothing of that to measure, as it claims no order, is held to the law at its end: after 200 steps on
+    Gaussian data the mean may be off by 0.1 standard deviations and the variance by 15 %; more than 5 % is a warning. A
+    corrector, which stays at one level, is held to stationarity: 400 calls that start from the exact marginal may move
+    the mean by 0.05 and the variance by 20 %. Where moments are those of a sample, four standard errors are added. A
+    solver that refuses all of it gets a warning that its accuracy was not measured.
+
+    Then the rules: a row alone is the row in a batch of 64, evaluations are counted, the seed decides everything
+    random, no state is kept, dtypes and shapes are, float64 is computed in float64, the `repr` is Python, and 1 to 5
+    steps on every grid are finite or refused with the cause. Those of a corrector are tried on
+    `PredictorCorrector(Hold(), solver)`.
 
     Args:
         solver: The solver.
@@ -48,11 +57,14 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
         sheet.holds("needs, order, claim and evaluations make sense", partial(habits.attributes, solver))
         sheet.holds("repr is valid Python", partial(habits.representation, solver))
         if sheet.entries[0].passed:
-            solver = _in_motion(solver, next(iter(sdes.values())))
-            if solver.evaluations is None and sde is None:  # it makes many steps of its own
-                sdes = {name: sdes[name] for name in (["VP"] if solver.stochastic else ["VP", "EDM"])}
-            _check_orders(sheet, solver, sdes)
-            _check_habits(sheet, solver, list(sdes.values()))
+            moving = _in_motion(solver, next(iter(sdes.values())))
+            if moving.evaluations is None and sde is None:  # it makes many steps of its own
+                sdes = {name: sdes[name] for name in (["VP"] if moving.stochastic else ["VP", "EDM"])}
+            if moving is solver:
+                _check_orders(sheet, solver, sdes)
+            else:
+                _check_law(sheet, solver, sdes, corrector=True)
+            _check_habits(sheet, moving, list(sdes.values()))
     return sheet.report()
 
 
@@ -70,6 +82,11 @@ def _in_motion(solver: Solver, sde: GaussianSDE) -> Solver:
     except Exception:  # noqa: BLE001 - the rows will tell
         return solver
     return solver
+
+
+def _few(sdes: dict[str, GaussianSDE]) -> dict[str, GaussianSDE]:
+    """VP and EDM where they are among them, for what one process tells as well as seven."""
+    return {name: sde for name, sde in sdes.items() if name in ("VP", "EDM")} or sdes
 
 
 def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
@@ -91,9 +108,77 @@ def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
                 partial(orders.error_in_tolerances, solver, sde, *allowed),
                 note="the error estimate does not see the error: wrong weights of the embedded method?",
             )
+    if not solver.stochastic and (claim or allowed):
+        _check_upward(sheet, solver, _few(sdes))
+    if not claim and (solver.stochastic or not allowed):
+        _check_law(sheet, solver, sdes, corrector=False)
 
 
-def _order_row(sheet: Checklist, solver: Solver, sde: GaussianSDE, claim: str, order: float, kind: str) -> None:
+def _check_upward(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
+    """The rows of a solver that goes up in time; none of one that refuses to, with a cause."""
+    claim, allowed = float(solver.claim), habits.tolerances(solver)
+    note = "the step from less noise to more: encode and likelihoods take it"
+    for name, sde in sdes.items():
+        if claim:
+            if not _refuses(partial(orders.upward, solver, sde)):
+                _order_row(sheet, solver, sde, f"order up in time on a gaussian, {name}", claim, "upward", note)
+        elif allowed:
+            measure = partial(orders.upward_in_tolerances, solver, sde, *allowed)
+            if not _refuses(measure):
+                sheet.at_most(f"error up in time on a gaussian, in tolerances, {name}", 10.0, measure, note=note)
+
+
+def _check_law(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE], *, corrector: bool) -> None:
+    """Mean and variance of a solver that claims no order."""
+    adaptive = habits.tolerances(solver) is not None
+    steps = laws.FEW if adaptive else laws.STEPS
+    where = "after 400 calls at one level" if corrector else "at the end of a solve"
+    limits = (0.05, 0.2) if corrector else (0.1, 0.15)
+    note = "noise of another size than the drift asks for, or a missing factor on the state; or a very long step"
+    for name, sde in _few(sdes).items():
+        found: list[laws.Law] = []
+
+        def measure(sde: GaussianSDE = sde, found: list[laws.Law] = found) -> float:
+            if corrector:
+                found.append(laws.stationary(solver, sde))
+            else:
+                found.append(laws.law(solver, sde, steps=steps, affine=not adaptive))
+            return found[0].mean
+
+        told = _refuses(measure)
+        if told:
+            sheet.holds(f"accuracy is measured, {name}", partial(str, f"it was not: {told}"), required=False)
+            continue
+        if not found:  # it raised, which the row tells
+            sheet.at_most(f"mean {where}, {name}: error in standard deviations", limits[0], measure)
+            continue
+        law = found[0]
+        for what, error, limit in (("mean", law.mean, limits[0]), ("variance", law.variance, limits[1])):
+            unit = "error in standard deviations" if what == "mean" else "relative error"
+            sheet.at_most(f"{what} {where}, {name}: {unit}", limit + law.slack, partial(float, error), note=note)
+        sheet.at_most(
+            f"the larger of these two errors, {name}",
+            0.05 + law.slack,
+            partial(max, law.mean, law.variance),
+            required=False,
+            note="a bias of the method that its documentation should tell, or a small mistake",
+        )
+
+
+def _refuses(measure: Callable[[], object]) -> str:
+    """Why a solver refuses a solve, or empty; whatever else it raises is for the row to tell."""
+    try:
+        measure()
+    except ValueError as error:
+        return str(error) if len(str(error)) >= habits.ADVICE else ""
+    except Exception:  # noqa: BLE001 - as said
+        return ""
+    return ""
+
+
+def _order_row(
+    sheet: Checklist, solver: Solver, sde: GaussianSDE, claim: str, order: float, kind: str, note: str = ""
+) -> None:
     def measure() -> float:
         found = _MEASURES[kind](solver, sde)
         name = claim.rpartition(", ")[2]
@@ -101,7 +186,8 @@ def _order_row(sheet: Checklist, solver: Solver, sde: GaussianSDE, claim: str, o
         sheet.curves.append(Curve(f"{kind}: claim {order:g}", name, *points, ("steps", "error")))
         return found.order
 
-    sheet.at_least(claim, order - orders.TOLERANCE, measure, note=_note(order))
+    tolerance = orders.UP_TOLERANCE if kind == "upward" else orders.TOLERANCE
+    sheet.at_least(claim, order - tolerance, measure, note=note or _note(order))
 
 
 def _best(measured: list[Measured]) -> float:
@@ -115,6 +201,7 @@ def _note(order: float) -> str:
 _MEASURES: dict[str, Callable[[Solver, GaussianSDE], orders.Convergence]] = {
     "gaussian": partial(orders.deterministic, data="gaussian"),
     "mixture": partial(orders.deterministic, data="mixture"),
+    "upward": orders.upward,
     "strong": orders.strong,
     "weak": orders.weak,
 }
@@ -136,6 +223,12 @@ def _check_habits(sheet: Checklist, solver: Solver, sdes: list[GaussianSDE]) -> 
     sheet.holds("no state is kept on the solver", partial(habits.frozen, solver, sde))
     sheet.holds("the state handed in is not modified", partial(habits.input_kept, solver, sde))
     sheet.holds("float32 and float64 are kept", partial(habits.dtypes, solver, sde))
+    sheet.at_most(
+        "float64 is computed in float64: 1e-8 twice, against twice 1e-8",
+        0.01,
+        partial(habits.coarseness, solver, sde),
+        note="a cast to float32 on the way: schedules, coefficients and states keep the dtype of x",
+    )
     sheet.holds("any event shape is kept", partial(habits.shapes, solver, sde))
     sheet.holds(
         "1 to 5 steps on every grid: finite, or refused with the cause", partial(habits.few_steps, solver, sdes)

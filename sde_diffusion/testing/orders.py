@@ -3,7 +3,8 @@ r"""Measuring orders of convergence: on exact data, on any Gaussian SDE, in a se
 Three measurements, each a fit of log error against log steps, over a window of the angle $\arctan(\sigma/\alpha)$ away
 from both ends, where the time of some SDEs has a singular derivative:
 
-* `deterministic`: distance to the exact probability flow, of Gaussian data with unequal scales and of a mixture.
+* `deterministic`: distance to the exact probability flow, of Gaussian data with unequal scales and of a mixture;
+  `upward`: the same from the data to the noise.
 * `strong`: distance between solutions at $n$ and $2n$ steps on one Brownian path.
 * `weak`: bias of mean and variance on Gaussian data. A step is affine there in state and noise, so that one solve over
   unit impulses gives both exactly: no Monte Carlo.
@@ -12,10 +13,11 @@ from both ends, where the time of some SDEs has a singular derivative:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from sde_diffusion.solvers import RK4, Solver
 TOP, BOTTOM = 1.25, 0.15
 FLOOR = 1e-12  # below, rounding rules and a slope says nothing
 TOLERANCE = 0.15  # how far below its claim a measured order may lie
+UP_TOLERANCE = 0.3  # the same up in time, where the start of a multistep method weighs more
 STEPS = {1: (32, 64, 128, 256), 2: (16, 32, 64, 128), 3: (64, 128, 256), 4: (16, 32, 64, 128)}
 HIGH_ORDER_STEPS = (8, 16, 32, 64)
 STRONG_STEPS = (8, 16, 32, 64)
@@ -101,12 +104,17 @@ def mixture(sde: GaussianSDE) -> GaussianMixture:
 
 def solve(model: Denoiser, solver: Solver, x: Tensor, steps: int, noise: NoiseSource | None = None) -> Tensor:
     """The state at the end of the window."""
-    *_, last = integrate(GaussianReverseSDE(model), solver, x, times(model.sde, steps), noise)
+    return along(model, solver, x, times(model.sde, steps), noise)
+
+
+def along(model: Denoiser, solver: Solver, x: Tensor, grid: Tensor, noise: NoiseSource | None = None) -> Tensor:
+    """The state at the end of a grid."""
+    *_, last = integrate(GaussianReverseSDE(model), solver, x, grid, noise)
     return last.x
 
 
 def deterministic(solver: Solver, sde: GaussianSDE, data: str = "gaussian") -> Convergence:
-    """Distance to the exact probability flow.
+    """Distance to the exact probability flow, down in time.
 
     Args:
         solver: A deterministic solver with a claimed order.
@@ -135,6 +143,22 @@ def error_in_tolerances(solver: Solver, sde: GaussianSDE, rtol: float, atol: flo
     x, t, s = _states(sde, 16)
     exact = gaussian(sde).flow(x, t, s)
     return float(((solve(gaussian(sde), solver, x, 1) - exact) / (atol + rtol * exact.abs())).square().mean().sqrt())
+
+
+def upward(solver: Solver, sde: GaussianSDE) -> Convergence:
+    """Distance to the exact probability flow of Gaussian data, up in time, as `encode` goes."""
+    steps = STEPS.get(max(1, round(solver.claim)), HIGH_ORDER_STEPS)
+    model, (x, t, s) = gaussian(sde), _states(sde, 16)
+    low = model.flow(x, t, s)
+    errors = [along(model, solver, low, times(sde, n).flip(0)) - x for n in steps]
+    return Convergence(steps, tuple(float(e.square().mean().sqrt()) for e in errors))
+
+
+def upward_in_tolerances(solver: Solver, sde: GaussianSDE, rtol: float, atol: float) -> float:
+    """`error_in_tolerances`, up in time."""
+    model, (x, t, s) = gaussian(sde), _states(sde, 16)
+    found = along(model, solver, model.flow(x, t, s), times(sde, 1).flip(0))
+    return float(((found - x) / (atol + rtol * x.abs())).square().mean().sqrt())
 
 
 def _states(sde: GaussianSDE, n: int) -> tuple[Tensor, float, float]:
@@ -195,6 +219,52 @@ class Impulses(NoiseSource):
         return z
 
 
+class NotAffineError(ValueError):
+    """A solver whose moments do not follow from impulses."""
+
+
+class Response(NamedTuple):
+    """What a solver that is affine in state and noise makes of a scalar state: `offset + gain x` and some noise.
+
+    Attributes:
+        offset: Where the state 0 goes.
+        gain: Factor on the state.
+        variance: Variance of the noise added.
+        draws: How often it drew.
+    """
+
+    offset: float
+    gain: float
+    variance: float
+    draws: int
+
+    def moments(self, mean: float, variance: float) -> tuple[float, float]:
+        """Mean and variance of the result, from those of the state."""
+        return self.offset + self.gain * mean, self.gain**2 * variance + self.variance
+
+
+def response(run: Callable[[Tensor, NoiseSource], Tensor], draws: int) -> Response:
+    """The response of `run(x, noise)`, with `x` of shape `(B, 1)`, by one run over unit impulses.
+
+    Args:
+        run: The solve.
+        draws: How often it draws noise, as a guess: another number costs a second run.
+
+    Raises:
+        NotAffineError: It is not affine, as an adaptive solver is not.
+    """
+    impulses = Impulses(draws)
+    out = run(impulses.prior(), impulses).flatten()
+    if impulses.drawn != draws:  # so many it is
+        impulses = Impulses(impulses.drawn)
+        out = run(impulses.prior(), impulses).flatten()
+    zero, one, two = out[:3].tolist()
+    gain = one - zero
+    if impulses.drawn != impulses.rows - 3 or abs(two - zero - 2 * gain) > 1e-9 * (1 + abs(two)):
+        raise NotAffineError("is not affine in its state: its moments do not follow from impulses")
+    return Response(zero, gain, float((out[3:] - zero).square().sum()), impulses.drawn)
+
+
 def moments(
     solver: Solver, sde: GaussianSDE, steps: int, mean: float, variance: float, draws: int | None = None
 ) -> tuple[float, float, int]:
@@ -215,18 +285,12 @@ def moments(
         ValueError: The solver is not affine, as an adaptive one is not.
     """
     model = Gaussian(sde, torch.tensor([mean], dtype=torch.float64), variance)
-    impulses = Impulses(steps if draws is None else draws)
-    out = solve(model, solver, impulses.prior(), steps, impulses).flatten()
-    if impulses.drawn != impulses.rows - 3:  # so many it is
-        impulses = Impulses(impulses.drawn)
-        out = solve(model, solver, impulses.prior(), steps, impulses).flatten()
-    zero, one, two = out[:3].tolist()
-    gain = one - zero
-    if impulses.drawn != impulses.rows - 3 or abs(two - zero - 2 * gain) > 1e-9 * (1 + abs(two)):
-        raise ValueError(f"{solver!r} is not affine in its state: its moments do not follow from impulses")
+    try:
+        found = response(lambda x, noise: solve(model, solver, x, steps, noise), steps if draws is None else draws)
+    except NotAffineError as error:
+        raise ValueError(f"{solver!r} {error}") from None
     (a,) = sde.levels(times(sde, 1)[:1])
-    spread = gain**2 * (a.alpha**2 * variance + a.sigma**2)
-    return zero + gain * a.alpha * mean, spread + float((out[3:] - zero).square().sum()), impulses.drawn
+    return *found.moments(a.alpha * mean, a.alpha**2 * variance + a.sigma**2), found.draws
 
 
 def weak(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = None) -> Convergence:
