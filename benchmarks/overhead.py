@@ -1,6 +1,7 @@
 """Time per step that a sampler adds to its network: this library beside its peers, in one run.
 
-    python benchmarks/overhead.py            # prints a table and writes benchmarks/results/overhead.json
+    python benchmarks/overhead.py            # writes benchmarks/results/overhead.json and the table of docs/solvers.md
+    python benchmarks/overhead.py --table    # the table from the committed measurements, nothing measured
     python benchmarks/overhead.py --quick    # fewer rounds, nothing written
 
 50 steps, float32, one thread. The network is `0.5 x`, so that nearly all the time is the sampler's; what the network
@@ -34,6 +35,9 @@ from sde_diffusion.grids import karras, trailing
 from sde_diffusion.schedules import DiscreteVPSDE
 from sde_diffusion.solvers import DDIM, IPNDM, Adams, DPMSolverPP, Euler, Heun, SASolver, SDEDPMSolverPP, Solver, UniPC
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "overhead.json", ROOT / "docs" / "solvers.md"
+BEGIN, END = "<!-- begin: benchmarks/overhead.py -->", "<!-- end: benchmarks/overhead.py -->"
 STEPS = 50
 BLOCK = 5  # solves in a row before the next candidate's turn
 SHAPES = {"vector": (1, 64), "image": (16, 3, 32, 32)}
@@ -229,12 +233,38 @@ def installed(name: str) -> str:
         return "-"
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The table of docs/solvers.md: ours in microseconds, and its ratio to every other, on both states."""
+    others = ["bare loop", *(name for name in result["versions"] if name != "torch")]
+    lines = [
+        f"| method, us per step | state | ours | {' | '.join(f'/ {name}' for name in others)} |",
+        "|---|---|" + "---|" * (len(others) + 1),
+    ]
+    for label in SHAPES:
+        for name in CASES:
+            figures = {candidate: f["median"] for candidate, f in result[label][name].items()}
+            own = figures["sde_diffusion"]
+            cells = [f"{own / figures[other]:.2f}" if other in figures else "" for other in others]
+            lines.append(f"| {name} | {label} | {own:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Puts the table between its marks in docs/solvers.md."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{markdown(result)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
     parser.add_argument("--only", default="", help="methods whose name holds this text")
+    parser.add_argument("--table", action="store_true", help="measures nothing; writes the table of the page again")
     arguments = parser.parse_args()
+    if arguments.table:
+        write_page(json.loads(RESULTS.read_text(encoding="utf-8")))
+        return
     torch.set_num_threads(1)
     rounds = 3 if arguments.quick else 25
     versions = {name: installed(name) for name in ("torch", "diffusers", "azula", "k-diffusion")}
@@ -252,10 +282,8 @@ def main() -> None:
             figures["sde_diffusion"] = own
             print(line, flush=True)
     if not arguments.quick and not arguments.only:
-        path = Path(__file__).parent / "results" / "overhead.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"written: {path}")
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_page(result)
 
 
 if __name__ == "__main__":

@@ -96,3 +96,10 @@ def test_the_measured_tables_of_the_docs_are_the_committed_results(monkeypatch):
     assert made.markdown(result["deterministic"], "error", 2) in page
     assert made.markdown(result["stochastic"], "spread", 3) in page
     assert result["command"] in page
+
+
+def test_the_table_of_the_overhead_is_what_was_measured(monkeypatch):
+    made = script("overhead", monkeypatch)
+    shown = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8").split(made.BEGIN)[1].split(made.END)[0].strip()
+    result = json.loads(made.RESULTS.read_text(encoding="utf-8"))
+    assert shown == made.markdown(result), "run: python benchmarks/overhead.py --table"
