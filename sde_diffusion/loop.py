@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -58,7 +58,7 @@ def check_capable(eq: ODE, solver: Solver) -> None:
 
 def integrate(
     eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None
-) -> Generator[Snapshot, None, Snapshot]:
+) -> Iterator[Snapshot]:
     """Carries `x` along a grid of times, one solver step per interval: the only loop of the library.
 
     The first snapshot is the initial state. Levels are tabulated before the first step.
@@ -69,9 +69,6 @@ def integrate(
         x: State at `times[0]`, shape `(B, *)`.
         times: A strictly monotone grid: falling to sample, rising to encode.
         noise: Source of randomness, for a stochastic solver.
-
-    Returns:
-        The last snapshot, for `yield from`.
 
     Raises:
         TypeError: The solver needs more than the equation gives.
@@ -113,7 +110,6 @@ def integrate(
                 kept.clear()
         yield now
     check_numbers(kept or [now], 0 if kept else (now.index - 1) % CHECK_EVERY)
-    return now
 
 
 def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:

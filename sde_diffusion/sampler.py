@@ -285,7 +285,8 @@ class SDESampler:
             source = self._source(n, seed, x_T, noise)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self._start(z) if x_T is None else x_T
-        now = yield from integrate(eq, self.solver, x_T, self.times, source)
+        for now in integrate(eq, self.solver, x_T, self.times, source):
+            yield now  # and not `yield from`, whose value a compiled solve would lose
         if self.denoise and isinstance(eq, GaussianReverseSDE):
             # The posterior mean at the last time: the only place where the noise goes to zero.
             x = eq.denoise(now.x, eq.level(now.t)).data
