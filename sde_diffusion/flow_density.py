@@ -71,7 +71,7 @@ class Route:
     def grid(self, solver: Solver, steps: int) -> list[float]:
         """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
         low, high = self.ends
-        power = 1.0 if adapts(solver) else 1.25
+        power = 1.0 if adapts(solver) else 1.5
         return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
 
     def place(self, t: float) -> str:

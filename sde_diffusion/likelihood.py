@@ -78,7 +78,7 @@ def log_prob(
         solver: A solver on plain velocities. By default `DormandPrince` with tolerances 1e-6, or 1e-5 for float32 data;
             each row has its own steps. For a network that is told an index, whose velocity jumps between two of them,
             `RK4`.
-        steps: Steps of a solver that does not choose them, uniform in $u^{1/1.25}$; by default as many as take 128
+        steps: Steps of a solver that does not choose them, uniform in $u^{1/1.5}$; by default as many as take 128
             evaluations. Without a solver, of `RK4`.
         trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
         seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
