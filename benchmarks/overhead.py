@@ -11,8 +11,9 @@ alternate, so that a slow spell of the machine meets all of them; the median ove
 in brackets, and the ratio of medians.
 
 Peers are run where they are installed (`pip install diffusers azula k-diffusion`); they are not dependencies. The bare
-loop is the least that any library can do: the tensor of the times for the network, the scaled input where the network
-wants one, the draws, and one tensor operation per term of the update, with weights that fell from the sky.
+loop is the least that a library without compiled kernels can do: the tensor of the times for the network, the scaled
+input where the network wants one, the draws, and one tensor operation per term of the update, with weights that fell
+from the sky.
 """
 
 from __future__ import annotations

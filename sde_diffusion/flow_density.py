@@ -270,10 +270,12 @@ def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], sol
     broken = [] if ode.failed is None else ode.failed.nonzero()[:, 0].tolist()
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
-        why = (
-            f"the network answered NaN, inf or what no step is short enough for, first for row {i} at "
-            f"{place(float(ode.where[i]))} after {int(ode.when[i])} evaluations. Call it on such a state to see"
-        )
+        place_of = f"first for row {i} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
+        if adapts(solver):
+            why = f"the network answered NaN, inf or what no step is short enough for, {place_of}"
+        else:
+            why = f"the network answered NaN or inf, or the steps of {solver!r} are too long, {place_of}"
+        why += ". Call it on such a state to see"
     elif adapts(solver):
         why = f"{solver!r} used up its evaluations before row {lost[0]} arrived. Raise max_nfe or the tolerances"
     else:

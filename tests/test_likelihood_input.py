@@ -256,13 +256,18 @@ def test_a_row_that_no_step_is_short_enough_for_is_flagged_and_the_others_stand(
     torch.testing.assert_close(found[2].value, weigh(Network(Cliff(), VP, predict.edm), x[2:]).value)
 
 
-def test_a_fixed_solver_whose_state_overflows_is_not_told_to_raise_max_nfe():
-    grows = Network(lambda x, t: -100 * x.pow(3), VP, predict.edm)
-    with pytest.warns(
-        LikelihoodWarning, match=r"grew beyond all numbers in the steps of RK4\(\). Take more of them|NaN"
-    ):
-        found = weigh(grows, 3 * points(), solver=RK4(), steps=4)
-    assert not found.converged.all()
+@pytest.mark.parametrize(
+    ("grows", "steps", "told"),
+    [
+        (lambda x, t: -100 * x.pow(3), 4, r"NaN or inf, or the steps of RK4\(\) are too long, first for row 0 at u = "),
+        (lambda x, t: 1e45 * x, 1, r"the state of row 0 grew beyond all numbers in the steps of RK4\(\). Take more"),
+    ],
+    ids=["on the way", "at the end"],
+)
+def test_a_fixed_solver_whose_state_overflows_is_told_to_take_more_steps(grows, steps, told):
+    with pytest.warns(LikelihoodWarning, match=told):
+        found = weigh(Network(grows, VP, predict.edm), 3 * points(), solver=RK4(), steps=steps)
+    assert not found.converged.any()
 
 
 def test_a_network_that_is_told_an_index_is_weighed_in_fixed_steps():

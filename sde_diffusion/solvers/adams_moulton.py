@@ -26,7 +26,7 @@ from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver
 from sde_diffusion.solvers.dpm_solver import check_order
-from sde_diffusion.solvers.multistep import lagrange_integrals
+from sde_diffusion.solvers.multistep import chain, lagrange_integrals
 from sde_diffusion.solvers.unipc import corrected
 
 History = tuple[tuple[float, Tensor], ...]
@@ -84,12 +84,8 @@ class AdamsMoulton(Solver):
         return row
 
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
-        past: list[float] = []
-        reached: float | None = None
-        for t, s in intervals:
-            past = [t, *(past if t == reached else ())][: self.order + 1]
+        for s, *past in chain(intervals, self.order + 1):
             self._row(eq, past, s)
-            reached = s
 
     def step(
         self, eq: ODE, x: Tensor, t: Level, s: Level, state: History | None, noise: NoiseSource

@@ -16,7 +16,7 @@ is left in float32.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -85,9 +85,7 @@ class Multistep(Solver):
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         """Computes the weights of a chain of steps: what a method cannot do is refused here, before any evaluation."""
         table: Table = eq.tables.rows.setdefault(self, {})
-        times: tuple[float, ...] = ()
-        for t, s in intervals:
-            times = (s, t, *(times[1 : self.memory] if times[:1] == (t,) else ()))
+        for times in chain(intervals, self.memory):
             if times not in table:
                 to, *past = (eq.level(time) for time in times)
                 table[times] = self._weights_of(past, to, eq.level_at_lam)
@@ -123,6 +121,14 @@ class Multistep(Solver):
             return x, (table, (), ())
         newest = now.only(self.half) if self.half else now
         return x, (table, times[1 : keep + 1], (newest, *past[: keep - 1]))
+
+
+def chain(intervals: Sequence[Interval], memory: int) -> Iterator[tuple[float, ...]]:
+    """For each step the time to reach, then those of the evaluations known, newest first: `memory` of them at most."""
+    times: tuple[float, ...] = ()
+    for t, s in intervals:
+        times = (s, t, *(times[1:memory] if times[:1] == (t,) else ()))
+        yield times
 
 
 def lagrange_integrals(nodes: tuple[float, ...], a: float, b: float, kappa: float = 0.0) -> tuple[float, ...]:
