@@ -112,7 +112,7 @@ def _beyond(told: float, rate: Rate) -> float:
 
 
 def check_kernel(sheet: Checklist, sde: GaussianSDE) -> None:
-    """The rows on what follows from the schedule: drift, diffusion, posterior, prior."""
+    """The rows on what follows from the schedule: drift, diffusion, marginal, posterior."""
     sheet.at_most("drift is alpha'/alpha x: relative error", 1e-5, partial(_drift_error, sde))
     sheet.at_most(
         "g^2 is d(sigma^2)/dt - 2 (alpha'/alpha) sigma^2: relative error",
