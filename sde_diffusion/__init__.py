@@ -3,6 +3,7 @@
 from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
+from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
@@ -36,6 +37,7 @@ __all__ = [
     "Network",
     "Prediction",
     "SDESampler",
+    "SamplingWarning",
     "Snapshot",
     "SolverError",
     "SubVPSDE",

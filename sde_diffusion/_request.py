@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -15,6 +16,7 @@ from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion.solvers.base import Solver, steps_in_time
 
 Seed = int | Sequence[int] | torch.Generator | None
 
@@ -58,11 +60,25 @@ def random_modules(model: object) -> list[str]:
     )
 
 
-def default_grid(sde: SDE, model: Any) -> Grid:
-    """The angle grid at the scale of the data that a model knows; uniform on a general SDE."""
+def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:
+    """The grid of a solver that is given none: uniform on a general SDE, else by what the solver steps in.
+
+    In the noise level or the angle: `grids.angle`, at the scale of the data that the model knows. In the time, where
+    the state grows with the noise or the solver adds some: `grids.karras`, since a long step in a large state leaves
+    an error that no later step takes back.
+    """
     if not isinstance(sde, GaussianSDE):
         return grids.uniform
+    if steps_in_time(solver) and _long_steps_hurt(sde, solver, model.data_std):
+        return grids.karras
     return grids.angle if model.data_std == 1.0 else partial(grids.angle, data_std=model.data_std)
+
+
+def _long_steps_hurt(sde: GaussianSDE, solver: Solver, data_std: float) -> bool:
+    """Whether noise is added, or the state at `t_max` several times as large as the data; and data are left there."""
+    low, high = sde.levels([sde.t_min, sde.t_max])
+    small, large = (math.hypot(at.alpha * data_std, at.sigma) for at in (low, high))
+    return high.alpha > 0 and (solver.stochastic or large > 3 * small)
 
 
 def grid_name(grid: Any) -> str:

@@ -26,6 +26,7 @@ from sde_diffusion._request import (
 )
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
+from sde_diffusion.forecast import check_start, check_steps
 from sde_diffusion.grids import Grid
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate
 from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
@@ -48,7 +49,8 @@ class SDESampler:
             Langevin dynamics, 1 for a solver that makes its own.
         nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
         grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
-            with the scale of the data that the model knows, or `grids.uniform` on a general SDE.
+            with the scale of the data that the model knows, `grids.karras` for a solver that steps in `t` where that
+            needs it, or `grids.uniform` on a general SDE.
         shape: Event shape, without the batch; needed where the model does not know it.
         denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
 
@@ -85,9 +87,11 @@ class SDESampler:
         self.shape = known if shape is None else check_shape(shape)
         if known is not None and self.shape != known:
             raise ValueError(f"shape={self.shape}, but the model works on {known}")
-        self._tables = Tables()
+        self._tables, self._forecast_done = Tables(), set[str]()
         check_capable(self.equation(), self.solver)
-        self.grid: Grid | Sequence[float] | Tensor = grid if grid is not None else default_grid(sde, self.model)
+        self.grid: Grid | Sequence[float] | Tensor = (
+            grid if grid is not None else default_grid(sde, self.model, self.solver)
+        )
         self.steps, self.times = self._lay_out(steps, nfe)
 
     def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
@@ -107,7 +111,7 @@ class SDESampler:
                 steps = self._steps_for(nfe)
             elif steps is None:
                 steps = int(high) if self.grid is grids.integers else self.solver.default_steps
-            times = as_grid(self.grid(self.sde, check_count(steps, "steps")), low, high)
+            times = self._grid_of(check_count(steps, "steps"))
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
         return len(times) - 1, times
@@ -196,7 +200,10 @@ class SDESampler:
 
         Warns:
             UnfinishedWarning: An adaptive solver left samples on the way; `iterate` tells which.
+            SamplingWarning: A prior that leaves out data still there at the first time, or steps that are too few for
+                the solver, which is tried on Gaussian data first; told once.
         """
+        self._forecast(from_prior=x_T is None)
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
         batches = chunks(n, size, seed, x_T, cond)
@@ -229,6 +236,7 @@ class SDESampler:
         The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time. A
         state that is not finite may be handed out, and is reported within four steps.
         """
+        self._forecast(from_prior=x_T is None)
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         return _graded(self._solve(n, as_seeds(seed, n), x_T, noise, cond), grad)
 
@@ -269,6 +277,22 @@ class SDESampler:
         from sde_diffusion.likelihood import log_prob
 
         return log_prob(self, x0, **options)
+
+    def _forecast(self, *, from_prior: bool) -> None:
+        """Tells, once, of a start or of steps that do not fit the process."""
+        if not isinstance(self.sde, GaussianSDE) or torch.compiler.is_compiling():
+            return
+        data_std = self.model.data_std if isinstance(self.model, Denoiser) else 1.0
+        if from_prior and "start" not in self._forecast_done:
+            check_start(self.sde, self.times[0], data_std)
+            self._forecast_done.add("start")
+        if "steps" not in self._forecast_done:
+            check_steps(self.sde, self.solver, self.times, data_std, self._grid_of if callable(self.grid) else None)
+            self._forecast_done.add("steps")
+
+    def _grid_of(self, steps: int) -> list[float]:
+        grid: Any = self.grid
+        return as_grid(grid(self.sde, steps), self.sde.t_min, self.sde.t_max)
 
     def _solve(
         self,

@@ -21,6 +21,7 @@ import torch
 import sde_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.filterwarnings("error::sde_diffusion.SamplingWarning")  # what we show must fit
 PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if path.exists())
 MOST_NOT_RUN = 3  # over all pages together; raise it only with a reason as good as theirs
 

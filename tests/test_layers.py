@@ -52,8 +52,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "solvers": {"solvers.base", "solvers.*"},
     # the loop, and what is built on it
     "loop": LEAVES | MODEL | {"solvers.base", "equation"},
-    "_request": LEAVES | MODEL,
-    "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop"},
+    "_request": LEAVES | MODEL | {"solvers.base"},
+    "moments": LEAVES | MODEL | {"solvers.base", "equation", "loop"},
+    "forecast": MODEL | {"solvers.base", "prior", "moments"},
+    "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast"},
     "divergence": {"_checks", "_linear", "noise"},
     "log_density": {"_linear", "sde", "denoiser", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
@@ -80,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing.*": LEAVES
     | MODEL
     | SOLVERS
-    | {"_files", "schedules", "analytic", "equation", "loop", "sampler", "testing.*"},
+    | {"_files", "schedules", "analytic", "equation", "loop", "moments", "forecast", "sampler", "testing.*"},
     "testing": {"testing.*"},
 }
 # These stand above everything and may import all but each other.

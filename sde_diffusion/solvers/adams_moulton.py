@@ -58,6 +58,7 @@ class AdamsMoulton(Solver):
 
     order: int = 4
     evaluations = 1
+    in_time = True
 
     def __post_init__(self) -> None:
         check_order(self.order, (2, 3, 4), "AdamsMoulton")

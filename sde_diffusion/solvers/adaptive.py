@@ -125,6 +125,7 @@ class Adaptive(Solver):
     limits: ClassVar[tuple[float, float]] = (0.2, 10.0)
     stages: ClassVar[int]
     evaluations = None
+    adaptive = True
     default_steps = 1
 
     def __post_init__(self) -> None:

@@ -56,6 +56,17 @@ class _AdaptiveDPMSolver(Adaptive):
     def begin(self, eq: GaussianReverseSDE, x: Tensor, known: Tensor, walk: Walk) -> Tensor:
         return torch.full_like(walk.at, 0.05)
 
+    def judged(
+        self, x: Tensor, lower: Tensor, upper: Tensor, ends: tuple[Level, Level]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        r"""An attempt and its error, scaled so that it is judged in the variance-normalised state, $x/\sqrt{\alpha^2 +
+        \sigma^2}$, whatever the process: a state that shrinks with the noise would excuse its error by its old size.
+        """
+        r, s = ((at.alpha**2 + at.sigma**2) ** 0.5 for at in ends)
+        old, new, error = x.detach().abs(), upper.detach().abs(), (upper - lower).detach()
+        allowed = torch.maximum(old / r, new / s).mul_(self.rtol).add_(self.atol)
+        return upper, error / s / allowed * torch.maximum(old, new).mul_(self.rtol).add_(self.atol), None
+
     def stage(self, x: Tensor, walk: Walk, at: tuple[Level, Level], c: float, *terms: tuple[float, Tensor]) -> Tensor:
         r"""A step of length $z = ch$ in $\lambda$ with given slopes; the first of `terms` is `(1.0, k_1)`.
 
@@ -82,7 +93,7 @@ class DPMSolver12(_AdaptiveDPMSolver):
 
     Order 2, which is what the step control sees. Any Gaussian SDE, both directions. The original takes one error norm
     for the batch, its maximum; here a row does not depend on the others. Its error is measured against
-    `atol + rtol |x|` rather than their maximum.
+    `atol + rtol |x|` rather than their maximum, in the variance-normalised state: on every process alike.
 
     Args:
         rtol: Error allowed per step, relative to the state.
@@ -109,7 +120,7 @@ class DPMSolver12(_AdaptiveDPMSolver):
         halfway = eq.denoise(self.stage(x, walk, (here, middle), 0.5, (1.0, known)), middle).noise
         lower = self.stage(x, walk, (here, there), 1.0, (1.0, known))
         upper = self.stage(x, walk, (here, there), 1.0, (1.0, halfway))
-        return upper, upper - lower, None
+        return self.judged(x, lower, upper, (here, there))
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class DPMSolver23(_AdaptiveDPMSolver):
         k3 = eq.denoise(self.stage(x, walk, (here, two), 2 / 3, (1.0, known), (2.0, k2)), two).noise - known
         lower = self.stage(x, walk, (here, there), 1.0, (1.0, known), (3.0, k2))
         upper = self.stage(x, walk, (here, there), 1.0, (1.0, known), (1.5, k3))
-        return upper, upper - lower, None
+        return self.judged(x, lower, upper, (here, there))
 
 
 class Bridge:

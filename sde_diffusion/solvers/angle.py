@@ -81,6 +81,7 @@ class Angle(Solver):
 
     inner: Solver
     data_std: float = 1.0
+    in_time = False
 
     def __post_init__(self) -> None:
         check_inner(self.inner, "Angle")

@@ -52,13 +52,21 @@ class Torchdiffeq(Solver):
     rtol: float = 1e-5
     atol: float = 1e-5
     evaluations = None
-    default_steps = 1
+    in_time = True
 
     def __post_init__(self) -> None:
         if self.method not in ADAPTIVE + FIXED:
             raise ValueError(f"method must be one of {', '.join(ADAPTIVE + FIXED)}, got {self.method!r}")
         check_positive(self.rtol, "rtol")
         check_positive(self.atol, "atol")
+
+    @property
+    def adaptive(self) -> bool:  # type: ignore[override]
+        return self.method in ADAPTIVE
+
+    @property
+    def default_steps(self) -> int:  # type: ignore[override]
+        return 1 if self.adaptive else 30
 
     @property
     def order(self) -> float:  # type: ignore[override]

@@ -29,6 +29,9 @@ class Solver(ABC):
         claim: Order of convergence it is held to by the tests: `order`, or less where the start of a method lowers it.
         evaluations: Network calls per step; None where the solver chooses (adaptive and outside backends).
         stochastic: Whether it draws noise.
+        adaptive: Whether it chooses its own steps, by a tolerance.
+        in_time: Whether its steps are taken in `t`, so that their size in `t` matters, or in the noise level; None for
+            a solver that leaves the step to those it wraps.
         default_steps: How many steps a sampler takes unless told.
     """
 
@@ -36,6 +39,8 @@ class Solver(ABC):
     order: float = 0
     evaluations: int | None = 1
     stochastic: bool = False
+    adaptive: bool = False
+    in_time: bool | None = None
     default_steps: int = 30
 
     @property
@@ -68,6 +73,21 @@ def check_inner(solver: object, who: str) -> None:
     if not isinstance(solver, Solver):
         made = f": make an instance, {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"{who} works with a solver such as Heun(), got {solver!r}{made}")
+
+
+def parts(solver: Solver) -> list[Solver]:
+    """The solvers that a solver wraps."""
+    return [part for part in vars(solver).values() if isinstance(part, Solver)]
+
+
+def steps_in_time(solver: Solver) -> bool:
+    """Whether the step itself, of this solver or of one that it wraps, is taken in the time `t` of the process."""
+    return solver.in_time if solver.in_time is not None else any(map(steps_in_time, parts(solver)))
+
+
+def is_adaptive(solver: Solver) -> bool:
+    """Whether a solver, or one that it wraps, chooses its own steps."""
+    return solver.adaptive or any(map(is_adaptive, parts(solver)))
 
 
 def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:

@@ -48,6 +48,7 @@ class Renoise(Solver):
     gamma: float = 0.2
     n: int = 1
     needs = GaussianReverseSDE
+    in_time = False
     stochastic = True
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ class RungeKutta(Solver):
     nodes: ClassVar[tuple[float, ...]]
     matrix: ClassVar[tuple[tuple[float, ...], ...]]
     weights: ClassVar[tuple[float, ...]]
+    in_time = True
 
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         eq.prefill(t + c * (s - t) for t, s in intervals for c in self.nodes if 0 < c < 1)

@@ -45,6 +45,7 @@ class SRA1(Solver):
     eta: float = 1.0
     needs = ReverseSDE
     evaluations = 2
+    in_time = True
 
     def __post_init__(self) -> None:
         check_eta(self.eta)

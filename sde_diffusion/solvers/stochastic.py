@@ -15,7 +15,7 @@ from sde_diffusion._linear import scale
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver, check_inner
+from sde_diffusion.solvers.base import Interval, Solver, check_inner, parts
 
 
 def check_eta(eta: float) -> None:
@@ -47,6 +47,7 @@ class EulerMaruyama(Solver):
     eta: float = 1.0
     needs = ReverseSDE
     order = 1
+    in_time = True
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
@@ -88,7 +89,7 @@ def check_falling(h: float) -> None:
 
 def nesting(solver: Solver) -> int:
     """How many solvers a solver wraps at most, one inside the other: what tells its noise from that of its parts."""
-    return 1 + max((nesting(part) for part in vars(solver).values() if isinstance(part, Solver)), default=-1)
+    return 1 + max(map(nesting, parts(solver)), default=-1)
 
 
 def renoised(x: Tensor, t: Level, hat: Level, z: Tensor, factor: float = 1.0) -> Tensor:

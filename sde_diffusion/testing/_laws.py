@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sde_diffusion import moments
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource, SharedStream
@@ -64,12 +65,12 @@ def law(solver: Solver, sde: GaussianSDE, *, steps: int = STEPS, affine: bool = 
     """
     try:
         return _law(solver, sde, orders.times(sde, steps, (orders.TOP, 0.4)), affine)
-    except orders.NotAffineError:
+    except moments.NotAffineError:
         return law(solver, sde, steps=steps, affine=False)
     except ValueError:
         try:
             return _law(solver, sde, orders.times(sde, steps, (orders.TOP, 0.05)), affine)
-        except orders.NotAffineError:
+        except moments.NotAffineError:
             return law(solver, sde, steps=steps, affine=False)
 
 
@@ -80,7 +81,7 @@ def _law(solver: Solver, sde: GaussianSDE, grid: Tensor, affine: bool) -> Law:
     before = a.alpha * mean, a.alpha**2 * variance + a.sigma**2
     after = b.alpha * mean, b.alpha**2 * variance + b.sigma**2
     if affine:
-        found = orders.response(lambda x, noise: orders.along(model, solver, x, grid, noise), len(grid) - 1)
+        found = moments.response(lambda x, noise: orders.along(model, solver, x, grid, noise), len(grid) - 1)
         return _compared(*found.moments(*before), *after)
     noise = _shared()
     x = orders.along(model, solver, before[0] + math.sqrt(before[1]) * noise.prior(), grid, noise)
@@ -121,14 +122,14 @@ def _stationary(corrector: Solver, sde: GaussianSDE, t: float) -> Law | None:
         return corrector.step(eq, x, level, level, None, noise)[0]
 
     try:
-        found = orders.response(call, 1)
+        found = moments.response(call, 1)
         if (found.gain, found.variance) == (1.0, 0.0):
             return None
         now = wanted
         for _ in range(CALLS):
             now = found.moments(*now)
         return _compared(*now, *wanted)
-    except orders.NotAffineError:
+    except moments.NotAffineError:
         noise = _shared()
         x = wanted[0] + math.sqrt(wanted[1]) * noise.prior()
         for _ in range(CALLS // 4):

@@ -13,11 +13,10 @@ from both ends, where the time of some SDEs has a singular derivative:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from sde_diffusion.analytic import Gaussian, GaussianMixture, isotropic_mixture
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.loop import integrate
+from sde_diffusion.moments import NotAffineError, response
 from sde_diffusion.noise import BrownianPath, NoiseSource
 from sde_diffusion.schedules import EDMSDE, VESDE, VPSDE, BrownianSDE, CosineSDE, FlowSDE, SubVPSDE
 from sde_diffusion.sde import GaussianSDE
@@ -194,75 +194,6 @@ def strong(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = Non
     found = [solve(gaussian(sde), solver, x, n, path) for n in (*steps, 2 * steps[-1])]
     errors = [float((a - b).square().mean().sqrt()) for a, b in pairwise(found)]
     return Convergence(steps, tuple(errors))
-
-
-class Impulses(NoiseSource):
-    """Row `k + 3` gets a unit of noise at draw `k` and none elsewhere; the first three rows, of states 0, 1, 2, none.
-
-    A solver that is affine in state and noise shows its whole response in one solve.
-    """
-
-    def __init__(self, draws: int) -> None:
-        super().__init__((1,), torch.float64, "cpu")
-        self.rows, self.drawn = draws + 3, 0
-
-    def prior(self) -> Tensor:
-        x = torch.zeros(self.rows, 1, dtype=torch.float64)
-        x[1], x[2] = 1.0, 2.0
-        return x
-
-    def __call__(self, t: float, s: float) -> Tensor:
-        z = torch.zeros(self.rows, 1, dtype=torch.float64)
-        if self.drawn + 3 < self.rows:
-            z[self.drawn + 3] = 1.0
-        self.drawn += 1
-        return z
-
-
-class NotAffineError(ValueError):
-    """A solver whose moments do not follow from impulses."""
-
-
-class Response(NamedTuple):
-    """What a solver that is affine in state and noise makes of a scalar state: `offset + gain x` and some noise.
-
-    Attributes:
-        offset: Where the state 0 goes.
-        gain: Factor on the state.
-        variance: Variance of the noise added.
-        draws: How often it drew.
-    """
-
-    offset: float
-    gain: float
-    variance: float
-    draws: int
-
-    def moments(self, mean: float, variance: float) -> tuple[float, float]:
-        """Mean and variance of the result, from those of the state."""
-        return self.offset + self.gain * mean, self.gain**2 * variance + self.variance
-
-
-def response(run: Callable[[Tensor, NoiseSource], Tensor], draws: int) -> Response:
-    """The response of `run(x, noise)`, with `x` of shape `(B, 1)`, by one run over unit impulses.
-
-    Args:
-        run: The solve.
-        draws: How often it draws noise, as a guess: another number costs a second run.
-
-    Raises:
-        NotAffineError: It is not affine, as an adaptive solver is not.
-    """
-    impulses = Impulses(draws)
-    out = run(impulses.prior(), impulses).flatten()
-    if impulses.drawn != draws:  # so many it is
-        impulses = Impulses(impulses.drawn)
-        out = run(impulses.prior(), impulses).flatten()
-    zero, one, two = out[:3].tolist()
-    gain = one - zero
-    if impulses.drawn != impulses.rows - 3 or abs(two - zero - 2 * gain) > 1e-9 * (1 + abs(two)):
-        raise NotAffineError("is not affine in its state: its moments do not follow from impulses")
-    return Response(zero, gain, float((out[3:] - zero).square().sum()), impulses.drawn)
 
 
 def moments(

@@ -1,0 +1,125 @@
+r"""What can be told of a solve before it is made: whether its start and its steps fit the process.
+
+Two faults make every sample wrong, whatever the network, and neither shows in a finite, plausible number:
+
+* a prior without the data that are left at the first time. It has mean 0 and standard deviation $\sigma$, where the
+  state has $\alpha\mu$ and $\sqrt{\alpha^2c^2 + \sigma^2}$;
+* steps that are too long for the solver, which shows on Gaussian data already, whose answer is known.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+from sde_diffusion.moments import misfit
+from sde_diffusion.prior import MatchedPrior
+from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.solvers.base import Solver, is_adaptive, steps_in_time
+
+SIGNAL_LEFT = 0.05
+"""Share of data in the state at the first time, $\\alpha c/\\sigma$, from which a prior without them is told of."""
+TRIALS = ((0.3, 1.0, 0.1), (0.95, 0.3, 0.4))
+"""Gaussian data that steps are tried on, as wide as the data and as narrow as one of several modes: mean and standard
+deviation in units of the data's, and the relative error of the standard deviation from which it is told."""
+MEAN_OFF = 0.1
+"""The error of the mean from which it is told, in standard deviations of the data."""
+LONGEST = 2000
+"""Steps from which a solve is not tried out: it would take long, and no solver known needs them."""
+
+
+class SamplingWarning(UserWarning):
+    """What is drawn will not have the mean or the spread of the data, however good the network."""
+
+
+def check_start(sde: GaussianSDE, time: float, data_std: float) -> None:
+    r"""Warns where the prior leaves out more than 5 % of data: $\alpha c > 0.05\,\sigma$ at the first time.
+
+    Args:
+        sde: The process, with its prior.
+        time: First time of the grid.
+        data_std: $c$, the standard deviation of the data as far as the model knows it.
+    """
+    (at,) = sde.levels([time])
+    left = at.alpha * data_std / at.sigma
+    if isinstance(sde, MatchedPrior) or left <= SIGNAL_LEFT:
+        return
+    if time < sde.t_max:
+        unit = "index" if sde.time_is_index else "t"
+        fix = (
+            f"The grid starts at {unit} = {time:g}, and the process ends at {sde.t_max:g}: start there, or give the "
+            "state at that time, x_T="
+        )
+    else:
+        fix = "Take a process that ends in more noise (sigma_max, beta_max, t_max or more levels)"
+    warnings.warn(
+        f"the prior of {sde!r} leaves out the data that its state still holds at t = {time:g}, "
+        f"alpha * {data_std:g} / sigma = {left:.2g} (0.05 or less is harmless): samples will miss the mean and the "
+        f"spread of the data. {fix}, or take a prior that has both, sde.matched_to(mean, variance) of the data",
+        SamplingWarning,
+        stacklevel=4,
+    )
+
+
+def check_steps(
+    sde: GaussianSDE, solver: Solver, times: list[float], data_std: float, lay_out: Callable[[int], list[float]] | None
+) -> None:
+    r"""Warns where a solver on its grid misses Gaussian data: as wide as the data, and as narrow as a mode of theirs.
+
+    Args:
+        sde: The process.
+        solver: The solver; one that chooses its own steps answers to its tolerance and is not tried.
+        times: The grid.
+        data_std: $c$.
+        lay_out: The grid of another number of steps, if there is one: to say how many would do.
+    """
+    off = _off(sde, solver, times, data_std)
+    if off is None:
+        return
+    steps, advice = len(times) - 1, []
+    if steps_in_time(solver) and not solver.stochastic:
+        advice.append("step in the angle at the same cost, Angle(solver)")
+    enough = None if lay_out is None else _enough(sde, solver, steps, data_std, lay_out)
+    advice.append(f"take {enough} steps" if enough else "take more steps, or another grid")
+    warnings.warn(
+        f"{steps} steps of {solver!r} on this grid of {sde!r} are too few: {off}, and yours will fare alike. "
+        f"Best {', or '.join(advice)}",
+        SamplingWarning,
+        stacklevel=4,
+    )
+
+
+_misfit = lru_cache(256)(misfit)  # the same few configurations come again and again
+
+
+def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:
+    """What is wrong with Gaussian data after a solve, in words; None if nothing is, or if it cannot be told."""
+    if is_adaptive(solver) or len(times) > LONGEST:
+        return None
+    for mean, std, allowed in TRIALS:
+        try:
+            found = _misfit(sde, solver, tuple(times), mean * c, std * c)
+        except Exception:  # noqa: BLE001 - a solver of the user's may ask for more than one number: the solve will tell
+            return None
+        if found is None:
+            return None
+        data = f"Gaussian data of standard deviation {std * c:g} come out"
+        if math.isinf(found.std):
+            return f"{data} beyond all numbers"
+        if abs(found.std - 1) > allowed:
+            return f"{data} {found.std:.3g} times as wide"
+        if abs(found.mean) > MEAN_OFF * c:
+            return f"{data} with a mean off by {found.mean:.2g}"
+    return None
+
+
+def _enough(
+    sde: GaussianSDE, solver: Solver, steps: int, data_std: float, lay_out: Callable[[int], list[float]]
+) -> int | None:
+    """A number of steps at which the solver fits: the smallest of a few doublings, if one does."""
+    try:
+        return next((n for k in (2, 4, 8) if _off(sde, solver, lay_out(n := k * steps), data_std) is None), None)
+    except ValueError:  # a chain has so many levels and no more
+        return None
