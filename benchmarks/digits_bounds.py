@@ -38,8 +38,8 @@ def main() -> None:
         return
     loaded = load_checkpoint(arguments.checkpoint)
     images = data.digits("test", seed=0).images[: 4 if arguments.quick else arguments.images]
-    z = (images - loaded.mean) / loaded.std
-    width, d = data.BIN_WIDTH / loaded.std, z[0].numel()
+    z = loaded.scaling.apply(images)
+    width, d = data.BIN_WIDTH / float(loaded.std), z[0].numel()
     half = width / 2
 
     sampler = SDESampler(loaded.model.sde, loaded.model)

@@ -24,7 +24,7 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
         path: File to read. A `.npz` with a single array may give it any name.
 
     Returns:
-        x (N, *) float32, finite; labels (N,) int64, `>= 0`, or None.
+        x (N, *), finite, in float32, or in float64 if the file holds that or wider; labels (N,) int64, `>= 0`, or None.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -86,12 +86,14 @@ def _as_data(array: np.ndarray[Any, Any], path: Path) -> Tensor:
         raise ValueError(f"{path} has shape {array.shape}, wanted (N, *shape). For scalar data save x.reshape(-1, 1).")
     if array.size == 0:
         raise ValueError(f"{path} is empty: its shape is {array.shape}, wanted (N, *shape) with N >= 1.")
+    dtype = np.float64 if array.dtype.itemsize > 4 else np.float32
     with np.errstate(over="ignore"):
-        x = torch.from_numpy(array.astype(np.float32))
+        x = torch.from_numpy(array.astype(dtype))
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(
-            f"{path} holds {bad} NaN or infinite values of {x.numel()} (in float32). Remove or replace those rows."
+            f"{path} holds {bad} NaN or infinite values of {x.numel()} (in {np.dtype(dtype)}). Remove or replace "
+            "those rows."
         )
     return x
 

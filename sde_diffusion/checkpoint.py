@@ -1,8 +1,12 @@
 """Checkpoints: a folder with the tensors in `model.safetensors` and what the model is in `model.json`.
 
 Neither file can hold code, and only classes known by name are built: those of this library, and those you name on
-loading. The JSON file holds the digest of the tensors, so that a torn or mixed-up pair is noticed. Both are written
-under another name and renamed, so that a save that is interrupted leaves the old checkpoint, or none.
+loading. The JSON file holds the digest of the tensors and one of its own, so that a torn or mixed-up pair and a single
+flipped bit are noticed: nothing in it is meant to be edited. Load the model, and save it again. The digests guard
+against accidents. Against files made to harm, everything is bounded by what was read before: the description by
+`MOST_DESCRIPTION` bytes, the net by the tensors that lie in the file.
+
+Both are written under another name and renamed, so that a save that is interrupted leaves the old checkpoint, or none.
 """
 
 from __future__ import annotations
@@ -17,45 +21,27 @@ from types import ModuleType, NoneType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sde_diffusion import clocks, nets, predict, schedules
 from sde_diffusion._checks import check_finite
 from sde_diffusion._files import write_files
-from sde_diffusion.denoiser import Denoiser, Network
-from sde_diffusion.predict import Parametrisation
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.denoiser import Denoiser, FromScore, Network
+from sde_diffusion.registry import build, describe, own_classes
+from sde_diffusion.standardisation import Standardisation
 
-VERSION = 1
-"""Of the format, in `model.json`."""
+VERSION = 2
+"""Of the format, in `model.json`. Version 1, with one mean and std for all columns and no digest, is read as well."""
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
-
-_NETS = {c.__name__: c for c in (nets.MLP, nets.UNet)}
-_SDES = {
-    c.__name__: c
-    for c in (
-        schedules.VPSDE,
-        schedules.SubVPSDE,
-        schedules.VESDE,
-        schedules.BrownianSDE,
-        schedules.CosineSDE,
-        schedules.EDMSDE,
-        schedules.FlowSDE,
-        schedules.DiscreteVPSDE,
-    )
-}
-_KINDS = {c.__name__: c for c in (predict.Noise, predict.Data, predict.Score, predict.Velocity, predict.V, predict.EDM)}
-_CLOCKS: dict[str, Any] = {f.__name__: f for f in (clocks.time, clocks.sigma, clocks.log_snr, clocks.edm)} | {
-    c.__name__: c for c in (clocks.Scaled, clocks.Index)
-}
+MOST_DESCRIPTION = 16 * 2**20
+"""Bytes of `model.json` at most: a beta table of 1,000 levels takes 35,000."""
+MOST_VALUES = 2**30
+"""Values of one sample at most, in the `shape` of a checkpoint."""
 
 _ENTRIES: dict[str, Any] = {
     **dict.fromkeys(("net", "sde", "kind", "extra"), dict),
     "clock": (dict, NoneType),
     "shape": (list, NoneType),
-    "noise_levels": list,
-    **dict.fromkeys(("mean", "std"), (float, int)),
-    "classes": int,
+    **dict.fromkeys(("mean", "std"), (float, int, list)),
     "sha256": str,
 }
 
@@ -66,27 +52,36 @@ class Checkpoint:
 
     Attributes:
         model: The model, in evaluation mode, on the CPU.
-        mean: Mean that was taken from the data; samples are `model space * std + mean`.
-        std: Standard deviation by which the data were then divided.
+        scaling: The standardisation of the data: `scaling.apply(x)` is what the model knows, `scaling.undo(z)` brings
+            samples back to the units of the data.
         classes: Number of classes; 0 for an unconditional model.
-        noise_levels: Smallest and largest $\sigma/\alpha$ of the SDE it was trained on.
+        noise_levels: Smallest and largest $\sigma/\alpha$ of the SDE it was trained on, in units of `std`.
         extra: Whatever else was saved.
     """
 
     model: Network
-    mean: float
-    std: float
+    scaling: Standardisation
     classes: int
     noise_levels: tuple[float, float]
     extra: dict[str, Any]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean that was taken from the data: float64, `()`, or per column, `(D,)` or `(C, 1, 1)`."""
+        return self.scaling.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation by which the data were then divided, of the same shape; samples are `z * std + mean`."""
+        return self.scaling.std
 
 
 def save_checkpoint(
     path: str | Path,
     model: Denoiser,
     *,
-    mean: float = 0.0,
-    std: float = 1.0,
+    mean: float | Tensor = 0.0,
+    std: float | Tensor = 1.0,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model to the folder `path`, which is made if need be; a checkpoint already there is replaced.
@@ -96,86 +91,70 @@ def save_checkpoint(
     Args:
         path: The folder.
         model: A `Network` around a net with a `config` property, the constructor's arguments, such as `MLP` and `UNet`.
-        mean: Mean that was taken from the data before training.
-        std: Standard deviation by which they were then divided.
+        mean: Mean that was taken from the data before training: a number, or one per column of vectors, shape `(D,)`,
+            or per channel of images, `(C,)` or `(C, 1, 1)`.
+        std: Standard deviation by which they were then divided, likewise.
         extra: Anything JSON can hold, kept beside the model.
 
     Raises:
         TypeError: A model, net, SDE, parametrisation or clock that cannot be described by name, or an `extra` that is
             not JSON.
-        ValueError: Parameters that are not finite, or a mean and a std that are no standardisation.
+        ValueError: Parameters that are not finite, a mean and a std that are no standardisation of such samples, or a
+            description that is too long to be read again.
         ImportError: safetensors is not installed.
     """
-    if not isinstance(model, Network):
+    if type(model) not in (Network, FromScore):
         raise TypeError(f"a checkpoint holds a Network; this is a {type(model).__name__}: save the network inside it")
-    if not (math.isfinite(mean) and 0 < std < math.inf):
-        raise ValueError(f"wanted a finite mean and a positive std, got mean={mean!r} and std={std!r}")
+    model = cast("Network", model)
+    scaling = Standardisation(cast("Tensor", mean), cast("Tensor", std))
+    if model.shape is not None:
+        scaling = scaling.fitting(model.shape)
     save = _safetensors().save
-    description = _describe(model) | {"mean": float(mean), "std": float(std), "extra": dict(extra or {})}
-    state = cast("nn.Module", model.net).state_dict()
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-    for name, t in tensors.items():
-        if t.is_floating_point():
-            check_finite(t, f"parameter {name}")
+    about = {"format": "sde_diffusion checkpoint", "version": VERSION, **describe(model)}
+    about |= {"mean": scaling.mean.tolist(), "std": scaling.std.tolist(), "extra": dict(extra or {})}
+    tensors = _tensors_of(cast("nn.Module", model.net))
     data = save(tensors)
-    description["sha256"] = hashlib.sha256(data).hexdigest()
-    try:
-        text = json.dumps(description, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"the description of the model is not JSON: {error}. Look at extra= and at net.config"
-        ) from error
+    text = _sealed(about | {"sha256": hashlib.sha256(data).hexdigest()})
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_files({folder / TENSORS: data, folder / DESCRIPTION: text.encode()})
+    write_files({folder / TENSORS: data, folder / DESCRIPTION: text})
 
 
 def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoint:
-    """Reads a model from a folder written by `save_checkpoint`.
+    """Reads a model from a folder written by `save_checkpoint`; torch's global random state is left alone.
 
     Args:
         path: The folder.
-        known: Classes of your own that may be built: nets, SDEs (dataclasses), parametrisations, clocks.
+        known: Classes of your own that may be built: nets, SDEs (dataclasses), parametrisations, clocks. They are
+            called with what the file names as their fields.
 
     Returns:
         The model and its standardisation.
 
     Raises:
         FileNotFoundError: The folder or one of its files is missing.
-        ValueError: A damaged file, an unknown format version or class, or tensors that do not fit the net.
+        TypeError: `known` holds something else than classes.
+        ValueError: A damaged or edited file, an unknown format version or class, tensors that do not fit the net, or a
+            mean and a std that are no standardisation.
         ImportError: safetensors is not installed.
     """
-    folder = Path(path)
+    folder, own = Path(path), own_classes(known)
     for file in (DESCRIPTION, TENSORS):
         if not (folder / file).is_file():
             raise FileNotFoundError(
                 f"no {file} in {folder}: give a folder written by `sde-diffusion train` or save_checkpoint, "
                 f"which holds {DESCRIPTION} and {TENSORS}"
             )
-    load = _safetensors().load
-    from safetensors import SafetensorError
-
+    _safetensors()
     about = _read(folder / DESCRIPTION)
-    data = (folder / TENSORS).read_bytes()
-    own = {c.__name__: c for c in known}
-    sde = _build(about["sde"], _SDES | own, "SDE", GaussianSDE)
-    kind = _build(about["kind"], _KINDS | own, "parametrisation", Parametrisation)
-    clock = None if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
-    net = _build(about["net"], _NETS | own, "net", nn.Module)
-    if hashlib.sha256(data).hexdigest() != about["sha256"]:
-        raise ValueError(
-            f"{folder / TENSORS} is not the file that {DESCRIPTION} describes: cut short while copying, or from "
-            "another checkpoint. Copy the folder again as a whole, or save the model again"
-        )
-    try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is not a safetensors file ({error}): save the model again") from error
-    _fill(net, tensors, folder)
-    model = Network(net, sde, kind, clock=clock, shape=about["shape"]).eval()
-    low, high = about["noise_levels"]
-    levels = (low, math.inf if high is None else high)
-    return Checkpoint(model, about["mean"], about["std"], about["classes"], levels, about["extra"])
+    with torch.device("cpu"):
+        model = build(about, own, _announced(folder / TENSORS))
+        _fill(cast("nn.Module", model.net), _verified(folder / TENSORS, about["sha256"]))
+        low, high = model.sde.levels([model.sde.t_min, model.sde.t_max])
+    largest = high.sigma / high.alpha if high.alpha > 0 else math.inf
+    classes = about["net"]["fields"].get("classes", 0)
+    scaling = _scaling(about, model.shape)
+    return Checkpoint(model, scaling, classes, (low.sigma / low.alpha, largest), about["extra"])
 
 
 def _safetensors() -> ModuleType:
@@ -186,94 +165,136 @@ def _safetensors() -> ModuleType:
     return safetensors.torch
 
 
-def _describe(model: Network) -> dict[str, Any]:
-    """Everything of `model.json` that follows from the model."""
-    net, config = model.net, getattr(model.net, "config", None)
-    if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
-        raise TypeError(
-            f"{type(net).__name__} has no `config` property: give it one that returns its constructor's arguments, "
-            "as a dict"
-        )
-    low, high = model.sde.levels([model.sde.t_min, model.sde.t_max])
-    finite = float(high.alpha) > 0
-    return {
-        "format": "sde_diffusion checkpoint",
-        "version": VERSION,
-        "net": {"name": type(net).__name__, "fields": dict(config)},
-        "sde": _named(model.sde.process, "SDE"),
-        "kind": _named(model.kind, "parametrisation"),
-        "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
-        "shape": None if model.shape is None else list(model.shape),
-        "classes": int(config.get("classes", 0)),
-        "noise_levels": [float(low.sigma / low.alpha), float(high.sigma / high.alpha) if finite else None],
-    }
+def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
+    """What a net holds, copied, and finite."""
+    tensors = {}
+    for name, t in net.state_dict().items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"the net holds {name}, a {type(t).__name__}: a checkpoint keeps tensors alone")
+        tensors[name] = t.detach().cpu().contiguous().clone()
+        if t.is_floating_point():
+            check_finite(tensors[name], f"parameter {name}")
+    return tensors
 
 
-def _named(thing: object, what: str) -> dict[str, Any]:
-    """A frozen dataclass, a function of `clocks` or a beta table, by name and fields."""
-    if isinstance(thing, schedules.DiscreteVPSDE):
-        return {"name": "DiscreteVPSDE", "fields": {"betas": thing.betas.tolist()}}
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
-        return {"name": type(thing).__name__, "fields": fields}
-    name = getattr(thing, "__name__", type(thing).__name__)
-    if _CLOCKS.get(name) is thing:
-        return {"name": name, "fields": None}
-    raise TypeError(
-        f"the {what} {name} cannot be written down by name: make it a dataclass, or save net.state_dict() yourself"
-    )
-
-
-def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: type) -> Any:
-    """The object that an entry of `model.json` names."""
-    name, fields = str(entry.get("name")), entry.get("fields")
-    if name not in known:
-        raise ValueError(
-            f"the checkpoint names the {what} {name!r}, which is not known here. Known are {', '.join(sorted(known))}; "
-            f"for a class of your own, load_checkpoint(path, known=[{name}])"
-        )
-    if fields is None:
-        return known[name]
+def _scaling(about: Mapping[str, Any], shape: tuple[int, ...] | None) -> Standardisation:
     try:
-        built = known[name](**fields)
+        scaling = Standardisation(about["mean"], about["std"])
+        return scaling if shape is None else scaling.fitting(shape)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the checkpoint's {what} {name} cannot be built from {fields}: {error}") from error
-    if not isinstance(built, base):
-        raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
-    return built
+        raise ValueError(f"the checkpoint's mean and std are no standardisation: {error}") from error
+
+
+# --- model.json
+
+
+def _sealed(about: Mapping[str, Any]) -> bytes:
+    """A description as JSON, with the digest of its own text as the last entry."""
+    try:
+        bare = json.dumps({**about, "digest": ""}, indent=2, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"the description of the model is not JSON: {error}. Look at extra= and at net.config"
+        ) from error
+    if len(bare) > MOST_DESCRIPTION:
+        raise ValueError(
+            f"the description of the model takes {len(bare):,} bytes of {MOST_DESCRIPTION:,}: keep less in extra="
+        )
+    return f'{bare[:-3]}{hashlib.sha256(bare.encode()).hexdigest()}"\n}}'.encode()
+
+
+def _is_sealed(raw: bytes, digest: object) -> bool:
+    """Whether the text is the one that was sealed, to the last bit."""
+    end = f'{digest}"\n}}'.encode()
+    if not isinstance(digest, str) or len(digest) != 64 or not raw.endswith(end):
+        return False
+    return hashlib.sha256(raw[: -len(end)] + b'"\n}').hexdigest() == digest
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The description, whole and of the right types."""
+    if path.stat().st_size > MOST_DESCRIPTION:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, and a description has {MOST_DESCRIPTION:,} at most: it is "
+            "none that save_checkpoint wrote"
+        )
+    raw = path.read_bytes()
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        about = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): it was cut short or edited; save the model again") from error
     if not isinstance(about, dict) or about.get("format") != "sde_diffusion checkpoint":
         raise ValueError(f"{path} does not describe an sde_diffusion checkpoint")
-    if about.get("version") != VERSION:
+    version = about.get("version")
+    if version not in (1, VERSION) or not isinstance(version, int):
         raise ValueError(
-            f"{path} has format version {about.get('version')!r}, and this is version {VERSION}: "
+            f"{path} has format version {version!r:.40}, and this is version {VERSION}: "
             "load it with the version of sde-diffusion that wrote it, or upgrade"
         )
     for key, kinds in _ENTRIES.items():
-        if key not in about or not isinstance(about[key], kinds):
+        if key not in about or not isinstance(about[key], kinds) or isinstance(about[key], bool):
             raise ValueError(f"{path} has no sound entry {key!r}: it was edited; save the model again")
+    if version > 1 and not _is_sealed(raw, about.get("digest")):
+        raise ValueError(
+            f"{path} is not as it was written: damaged, or edited, which it is not made for. Copy the folder again, or "
+            "load the model from where it is whole and save it again"
+        )
+    fields, shape = about["net"].get("fields"), about["shape"]
+    if not isinstance(fields, dict) or not _is_count(fields.get("classes", 0)):
+        raise ValueError(f"{path} has no sound entry 'net': it was edited; save the model again")
+    if shape is not None and not (all(map(_is_count, shape)) and math.prod(shape) <= MOST_VALUES):
+        raise ValueError(f"{path} has no sound entry 'shape', of {MOST_VALUES:,} values at most: save the model again")
     return about
 
 
-def _fill(net: nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Loads tensors into the net, in their dtype; the error names the first that does not fit."""
-    wanted = net.state_dict()
-    advice = f"{folder / TENSORS} was saved from another architecture than {DESCRIPTION} names"
-    for name, t in wanted.items():
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r} is missing: {advice}")
-        if tensors[name].shape != t.shape:
-            raise ValueError(
-                f"tensor {name!r} has shape {tuple(tensors[name].shape)}, the net {tuple(t.shape)}: {advice}"
-            )
-    for name in tensors:
-        if name not in wanted:
-            raise ValueError(f"tensor {name!r} has no place in the net: {advice}")
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
+
+
+# --- model.safetensors
+
+
+def _announced(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, from its header, whose claims fit the size of the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no dict
+    except SafetensorError as error:
+        raise ValueError(f"{_other(path)} ({error})") from error
+
+
+def _verified(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors of a file that has this digest."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(_other(path))
+    tensors: dict[str, Tensor] = _safetensors().load(data)
+    return tensors
+
+
+def _other(path: Path) -> str:
+    return (
+        f"{path} is not the file that {DESCRIPTION} describes: cut short while copying, or from another checkpoint. "
+        "Copy the folder again as a whole, or save the model again"
+    )
+
+
+def _fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads tensors into the net, each in its own dtype."""
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-    net.to(dtype).load_state_dict(tensors)
+    net.to(dtype)  # whatever else it holds
+    for name, t in (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)):
+        if name in tensors and t.dtype != tensors[name].dtype:
+            t.data = t.data.to(tensors[name].dtype)
+    net.load_state_dict(tensors)

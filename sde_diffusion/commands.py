@@ -46,6 +46,7 @@ from sde_diffusion.solvers import (
     Torchdiffeq,
     UniPC,
 )
+from sde_diffusion.standardisation import Standardisation
 from sde_diffusion.training import train
 
 SDES: dict[str, Callable[[], GaussianSDE]] = {
@@ -109,7 +110,8 @@ def train_file(
 ) -> None:
     """Trains a model on an array, and saves it.
 
-    The data are standardised by their mean and standard deviation over all coordinates, which the checkpoint keeps.
+    Each column of vectors, or channel of images, is standardised by its mean and standard deviation, which the
+    checkpoint keeps.
     Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
 
     Args:
@@ -125,25 +127,24 @@ def train_file(
         say: Called with every line of the report.
 
     Raises:
-        TypeError, ValueError: Data, or a combination of process and parametrisation, that cannot be trained on.
+        TypeError, ValueError: Data, a constant column among them, or a combination of process and parametrisation,
+            that cannot be trained on.
         FileNotFoundError: No such file.
     """
     x, labels = load_array(data)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
-    mean, std = float(x.double().mean()), float(x.double().std(correction=0))
-    if not std > 0:
-        raise ValueError(f"all values in {data} are equal: there is nothing to learn")
+    scaling = Standardisation.of(x, "--data")
     classes = 0 if labels is None else int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _net_for(x, classes, width)
     model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
-    say(f"{len(x)} samples {tuple(x.shape[1:])}, mean {mean:.4g}, std {std:.4g}, {classes or 'no'} classes")
+    say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
     done = train(
         model,
-        (x - mean) / std,
+        scaling.apply(x),
         labels,
         steps=steps,
         batch_size=batch_size,
@@ -154,7 +155,7 @@ def train_file(
         progress=True,
     )
     extra = {"data_range": [float(x.min()), float(x.max())], "steps": steps, "seed": seed}
-    save_checkpoint(out, done.model, mean=mean, std=std, extra=extra)
+    save_checkpoint(out, done.model, mean=scaling.mean, std=scaling.std, extra=extra)
     last = done.losses[-100:]
     say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
     say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
@@ -212,7 +213,8 @@ def sample_file(
 
     Args:
         checkpoint: Folder of the checkpoint.
-        out: File to write: `.npy`; `.npz` with `x` and `label`; or `.png`.
+        out: File to write: `.npy`; `.npz` with `x` and `label`; or `.png`. In float32, or in float64 where that cannot
+            hold the data.
         n: Number of samples.
         solver: Name in `SOLVERS`.
         steps: Solver steps.
@@ -236,7 +238,7 @@ def sample_file(
     sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)
-    x = x * loaded.std + loaded.mean
+    x = loaded.scaling.undo(x)
     if suffix == ".png":
         _picture(out, x, loaded)
     else:

@@ -129,8 +129,11 @@ class Condition(nn.Module):
 
 
 def fixed_normal(*shape: int) -> Tensor:
-    """The same standard normal draws every time, whatever the global random state."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    """The same standard normal draws every time, whatever the global random state and the default device."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return torch.empty(*shape)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def check_probability(name: str, value: float) -> None:

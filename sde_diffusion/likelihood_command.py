@@ -7,12 +7,13 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from sde_diffusion._checks import check_state
 from sde_diffusion._files import write_files
 from sde_diffusion.arrays import load_array
 from sde_diffusion.budget import LogProb
@@ -36,9 +37,10 @@ def likelihood_file(
 ) -> None:
     r"""Writes the log-likelihood of every sample of a file, in nats and in the units of the file.
 
-    The model knows standardised data $z = (x - m)/s$: $\log p(x) = \log p(z) - D\log s$. Noise levels are given in the
-    units of the file too. Labels in the file are given to a class-conditional model. The summary is of the rows that
-    converged.
+    The model knows standardised data $z = (x - m)/s$, with a scale per column or channel: $\log p(x) = \log p(z) -
+    \sum_d \log s_d$. Noise levels are given as the model knows them, in units of $s$, which is given too: in the units
+    of the file each column has its own. Labels in the file are given to a class-conditional model. The summary is of
+    the rows that converged.
 
     Args:
         checkpoint: Folder of the checkpoint.
@@ -66,7 +68,8 @@ def likelihood_file(
     if labels is not None and not loaded.classes:
         labels = None
     sampler = SDESampler(loaded.model.sde, loaded.model)
-    z = (x - loaded.mean) / loaded.std
+    check_state(x, "--data", shape=loaded.model.shape)
+    z = loaded.scaling.apply(x, _dtype(loaded))
     parts: list[LogProb] = []
     with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
         for i in range(0, len(x), batch_size):
@@ -78,7 +81,7 @@ def likelihood_file(
             bar.update(len(z[part]))
     dim = x[0].numel()
     found = LogProb.join(parts)
-    found = replace(found - dim * math.log(loaded.std), level=found.level * loaded.std)  # in the units of the file
+    found = found - loaded.scaling.log_det(x.shape[1:])  # in the units of the file
     rows = _rows(found, dim, bin_width)
     about = _summary(found, rows, dim, loaded) | {
         "checkpoint": str(checkpoint),
@@ -92,6 +95,12 @@ def likelihood_file(
     if bin_width is not None:
         say(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
     say(f"{len(x)} log-likelihoods in {out}")
+
+
+def _dtype(loaded: Checkpoint) -> torch.dtype:
+    """The dtype of data for a model: float64 for a net in float64."""
+    double = any(p.dtype == torch.float64 for p in loaded.model.parameters())
+    return torch.float64 if double else torch.float32
 
 
 def _rows(found: LogProb, dim: int, bin_width: float | None) -> list[dict[str, Any]]:
@@ -118,8 +127,8 @@ def _summary(found: LogProb, rows: list[dict[str, Any]], dim: int, loaded: Check
             square = math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
             about |= {name: mean, f"{name}_error": math.sqrt(square / len(values)) if len(values) > 1 else math.nan}
     level = {"noise_level": found.level, "corrected": found.corrected, "whole": found.whole, "nfe": found.nfe}
-    trained = [v * loaded.std for v in loaded.noise_levels]
-    return about | level | {"nfe_check": found.nfe_check, "noise_levels_trained": trained}
+    scale = {"noise_levels_trained": list(loaded.noise_levels), "std": loaded.std.flatten().tolist()}
+    return about | level | {"nfe_check": found.nfe_check, **scale}
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

@@ -146,7 +146,9 @@ def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: in
         figure = _figure(5, 5)
         axes = figure.subplots()
         axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=4, lw=0, alpha=0.6, color=COLOURS[0])
-        axes.set(aspect="equal", xlabel="coordinate 0", ylabel="coordinate 1")
+        spans = (x.amax(0) - x.amin(0)).tolist()
+        alike = max(spans) <= 10 * min(spans)  # else one scale for both axes would draw a line
+        axes.set(aspect="equal" if alike else "auto", xlabel="coordinate 0", ylabel="coordinate 1")
     elif x.ndim == 4 and x.shape[1] in (1, 3):
         shade = ((x - low) / (high - low)).clamp(0, 1)
         board = torch.stack([tile(channel, columns, fill=1.0) for channel in shade.unbind(1)], dim=2)

@@ -204,13 +204,14 @@ def test_the_ring_has_its_modes_and_its_noise():
     assert torch.equal(data.eight_gaussians(9, generator=1), data.ring(9, generator=1))
 
 
-def test_a_npy_file_comes_back_as_float32(tmp_path):
-    x = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(">f8")
+@pytest.mark.parametrize("kind", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "longdouble"])
+def test_a_npy_file_comes_back_as_float32_or_as_float64_where_it_holds_more(tmp_path, kind):
+    x = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(kind)
     np.save(tmp_path / "x.npy", x)
     loaded, label = load_array(tmp_path / "x.npy")
     assert label is None
-    assert loaded.dtype == torch.float32
-    np.testing.assert_array_equal(loaded.numpy(), x.astype(np.float32))
+    assert loaded.dtype == (torch.float64 if x.dtype.itemsize > 4 else torch.float32)
+    np.testing.assert_array_equal(loaded.double().numpy(), x.astype("float64"))
 
 
 @pytest.mark.parametrize(("x_name", "label_name"), [("x", "label"), ("data", "labels"), ("x", "y")])
@@ -241,7 +242,7 @@ BAD = [
     ({"x": np.array(1.0)}, ValueError, r"has shape \(\), wanted \(N, \*shape\)"),
     ({"x": np.ones((0, 2))}, ValueError, r"is empty: its shape is \(0, 2\), wanted"),
     ({"x": np.array([[1.0, np.nan], [np.inf, 0.0]])}, ValueError, "holds 2 NaN or infinite values of 4"),
-    ({"x": np.full((1, 1), 1e300)}, ValueError, "holds 1 NaN or infinite values of 1 .in float32"),
+    ({"x": np.full((1, 1), np.longdouble("1e4000"))}, ValueError, "holds 1 NaN or infinite values of 1 .in float64"),
     ({"x": X, "data": X}, ValueError, "holds both 'x' and 'data', and it is unclear which"),
     ({"a": X, "b": X}, ValueError, r"holds \['a', 'b'\] but no array named 'x' \(or 'data'\)"),
     ({"x": X, "y": np.arange(3), "label": np.arange(3)}, ValueError, "holds both 'label' and 'y'"),

@@ -77,7 +77,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ema": {"_checks"},
     "training": LEAVES | MODEL | {"losses", "ema"},
     "_files": set(),
-    "checkpoint": LEAVES | MODEL | {"_files", "schedules", "nets"},
+    "standardisation": set(),
+    "registry": LEAVES | MODEL | {"schedules", "nets"},
+    "checkpoint": LEAVES | MODEL | {"_files", "registry", "standardisation"},
     # the conformance suite measures everything but training
     "testing.*": LEAVES
     | MODEL

@@ -490,7 +490,8 @@ def test_the_command_writes_a_number_for_every_sample(saved, tmp_path, capsys):
     z = (torch.from_numpy(np.load(saved / "x.npy")) - 1) / 2
     there = SDESampler(net.sde, net).log_prob(z)
     assert values == pytest.approx((there.value - 2 * math.log(2)).tolist(), abs=1e-5)
-    assert found["noise_level"] == pytest.approx(2 * there.level)  # in the units of the file
+    assert found["noise_level"] == pytest.approx(there.level)  # in units of the standard deviation,
+    assert found["std"] == [2.0]  # which is this in the file
     assert found["noise_levels_trained"][0] == pytest.approx(found["noise_level"])
     assert (found["probes"], found["labels"]) == (None, False)
     assert found["nfe_check"] > 0
