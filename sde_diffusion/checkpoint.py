@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -148,13 +149,10 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
     _safetensors()
     about = _read(folder / DESCRIPTION)
     with torch.device("cpu"):
-        model = build(about, own, _announced(folder / TENSORS))
+        model, levels = build(about, own, _announced(folder / TENSORS))
         _fill(cast("nn.Module", model.net), _verified(folder / TENSORS, about["sha256"]))
-        low, high = model.sde.levels([model.sde.t_min, model.sde.t_max])
-    largest = high.sigma / high.alpha if high.alpha > 0 else math.inf
     classes = about["net"]["fields"].get("classes", 0)
-    scaling = _scaling(about, model.shape)
-    return Checkpoint(model, scaling, classes, (low.sigma / low.alpha, largest), about["extra"])
+    return Checkpoint(model, _scaling(about, model.shape), classes, levels, about["extra"])
 
 
 def _safetensors() -> ModuleType:
@@ -226,9 +224,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != "sde_diffusion checkpoint":
         raise ValueError(f"{path} does not describe an sde_diffusion checkpoint")
     version = about.get("version")
-    if version not in (1, VERSION) or not isinstance(version, int):
+    if type(version) is not int or version not in (1, VERSION):
         raise ValueError(
-            f"{path} has format version {version!r:.40}, and this is version {VERSION}: "
+            f"{path} has format version {reprlib.repr(version)}, and this is version {VERSION}: "
             "load it with the version of sde-diffusion that wrote it, or upgrade"
         )
     for key, kinds in _ENTRIES.items():

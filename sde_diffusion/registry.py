@@ -8,6 +8,7 @@ shapes of the tensors that are to fill it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -45,7 +46,7 @@ _CLOCKS: dict[str, Any] = {f.__name__: f for f in (clocks.time, clocks.sigma, cl
 }
 _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
 
-CALLS = 1000
+CALLS = 200
 """Calls of torch that the construction of a net may make, per tensor it is to hold."""
 
 
@@ -79,8 +80,8 @@ def own_classes(known: Iterable[type]) -> dict[str, Any]:
     return {c.__name__: c for c in known}
 
 
-def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> Network:
-    """The model of a description, with the weights of its construction, on the CPU.
+def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[Network, tuple[float, float]]:
+    """The model of a description, with the weights of its construction, on the CPU, and its range of noise levels.
 
     Args:
         about: What `describe` gave.
@@ -96,11 +97,15 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> Networ
     net = _build_net(about["net"], own, held)
     try:
         model = Network(net, sde, kind, clock=clock, shape=about["shape"])
-        for at in model.levels([sde.t_min, sde.t_max]):
-            float(at.plan[1])  # what the network is told there
+        ends = model.levels([sde.t_min, sde.t_max])
+        for at in ends:
+            torch.full((1,), float(at.plan[1]), dtype=torch.float32)  # what the network is told there
+        low, high = (float(at.sigma / at.alpha) if at.alpha > 0 else math.inf for at in ends)
+        if not 0 < low < high:
+            raise ValueError(f"its noise levels go from {low:g} to {high:g}")
     except Exception as error:
-        raise ValueError(f"the checkpoint's model cannot be put together: {error}") from error
-    return model.eval()
+        raise ValueError(f"the checkpoint's model cannot be put together: {_brief(error)}") from error
+    return model.eval(), (low, high)
 
 
 def _build_net(entry: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> nn.Module:
@@ -190,7 +195,12 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: 
         built = known[name] if fields is None else known[name](**fields)
     except Exception as error:
         kind = _TooMuchError if isinstance(error, _TooMuchError) else ValueError
-        raise kind(f"the checkpoint's {what} {name} cannot be built from {reprlib.repr(fields)}: {error}") from error
+        given = reprlib.repr(fields)
+        raise kind(f"the checkpoint's {what} {name} cannot be built from {given}: {_brief(error)}") from error
     if not isinstance(built, base) or isinstance(built, type):
         raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
     return built
+
+
+def _brief(error: Exception) -> str:
+    return f"{error!s:.300}" if str(error) else type(error).__name__

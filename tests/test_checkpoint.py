@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
+from checkpoints import awake, edit, model
 from torch import nn
 
 from sde_diffusion import Network, SDESampler, clocks, predict, schedules
@@ -31,44 +31,11 @@ KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v
 CLOCKS = [clocks.time, clocks.sigma, clocks.log_snr, clocks.edm, clocks.Scaled(999.0), clocks.Index()]
 
 
-def awake(net: nn.Module) -> nn.Module:
-    """A net whose zero-initialised layers have left zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return net
-
-
-def model(sde=None, kind=predict.edm, clock=None, **options) -> Network:
-    net = awake(MLP(2, hidden=16, layers=1, **options))
-    return Network(net, sde or schedules.EDMSDE(0.005, 20.0), kind, clock=clock, shape=(2,)).eval()
-
-
 @pytest.fixture
 def saved(tmp_path):
     """A sound checkpoint, to be spoilt."""
     save_checkpoint(tmp_path / "model", model(), mean=0.5, std=2.0, extra={"steps": 3})
     return tmp_path / "model"
-
-
-def seal(about):
-    """A description with its digest: that of the text in which the digest is empty."""
-    bare = json.dumps({**about, "digest": ""}, indent=2)
-    return json.dumps({**about, "digest": hashlib.sha256(bare.encode()).hexdigest()}, indent=2)
-
-
-def edit(folder, **changes):
-    """Changes entries of the description and seals it again, as somebody might who knows the format."""
-    file = folder / "model.json"
-    about = json.loads(file.read_text())
-    for key, value in changes.items():
-        if value is None:
-            del about[key]
-        else:
-            about[key] = value
-    about.pop("digest")
-    file.write_text(seal(about))
 
 
 def test_samples_of_a_loaded_model_are_those_of_the_saved_one_bit_for_bit(tmp_path):
