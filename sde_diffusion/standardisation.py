@@ -18,6 +18,8 @@ from torch import Tensor
 
 __all__ = ["Standardisation"]
 
+CHUNK = 2**24
+"""Values that are in memory in float64 at once, where the data are many."""
 LOSS = 1e-3
 """Rounding of samples, in standard deviations of a column, above which they are kept in float64."""
 
@@ -65,15 +67,9 @@ class Standardisation:
         Raises:
             ValueError: A column that is constant, up to the rounding of the dtype of `x`.
         """
-        rows = x.detach().cpu().transpose(0, 1).flatten(1).to(torch.float64)
-        # a power of two, which is exact and keeps squares in range
-        unit = torch.exp2(torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000).double())
-        rows = rows / unit
-        mean = rows.mean(1, keepdim=True)
-        rest = rows - mean
-        shift = rest.mean(1, keepdim=True)  # what rounding left in the first mean
-        std = (rest - shift).square().mean(1, keepdim=True).sqrt()
-        mean, std = ((mean + shift) * unit).flatten(), (std * unit).flatten()
+        columns = x.detach().cpu().transpose(0, 1)
+        parts = [_moments(part.flatten(1)) for part in columns.split(max(1, CHUNK // columns[0].numel()))]
+        mean, std = (torch.cat(moment) for moment in zip(*parts, strict=True))
         _refuse_constant(mean, std, x, name)
         return cls(mean, std).fitting(x.shape[1:])
 
@@ -95,6 +91,8 @@ class Standardisation:
 
     def apply(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standardised data, computed in float64: shape `(N, *)` -> same, in `dtype`."""
+        if len(x) > (most := max(1, CHUNK // x[0].numel())):
+            return torch.cat([self.apply(part, dtype) for part in x.split(most)])
         x, (mean, std) = self._wide(x)
         return ((x - mean) / std).to(dtype)
 
@@ -130,6 +128,20 @@ class Standardisation:
         own = self.fitting(x.shape[1:])
         device = torch.device("cpu") if x.device.type == "mps" else x.device  # which has no float64
         return x.to(device, torch.float64), [v.to(device) for v in (own.mean, own.std)]
+
+
+def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row of `(D, N)`."""
+    rows = columns.to(torch.float64)
+    # a power of two, which is exact and keeps squares in range
+    unit = torch.exp2(torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000).double())
+    rows = rows / unit
+    mean = rows.mean(1, keepdim=True)
+    rows -= mean
+    shift = rows.mean(1, keepdim=True)  # what rounding left in the first mean
+    rows -= shift
+    std = rows.square().mean(1, keepdim=True).sqrt()
+    return ((mean + shift) * unit).flatten(), (std * unit).flatten()
 
 
 def _refuse_constant(mean: Tensor, std: Tensor, x: Tensor, name: str) -> None:

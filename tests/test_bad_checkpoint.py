@@ -192,7 +192,26 @@ def test_a_file_of_tensors_that_is_mostly_a_hole_is_not_read(saved):
         load_checkpoint(saved)
 
 
-NASTY = [None, True, -1, 0, 7, 10**6, 10**18, 10**30, 1e308, 1e-308, -0.5, "x", "\ud800", [], [1], [[1]], {}, {"a": 1}]
+NASTY: list[object] = [
+    None,
+    True,
+    -1,
+    0,
+    7,
+    10**6,
+    10**18,
+    10**30,
+    1e308,
+    1e-308,
+    -0.5,
+    "x",
+    "\ud800",
+    [],
+    [1],
+    [[1]],
+    {},
+    {"a": 1},
+]
 NASTY += [{"name": "EDM", "fields": None}, {"name": ["x"], "fields": []}, {"name": "time", "fields": {"at": 1}}]
 
 
@@ -212,6 +231,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
     else:
         first = model(schedules.DiscreteVPSDE.linear(10), predict.noise, clocks.Index())
+    assert first.shape is not None
     save_checkpoint(tmp_path, first, mean=torch.zeros(first.shape[0]), extra={"a": 1})
     about = json.loads((tmp_path / "model.json").read_text())
     about.pop("digest")
@@ -300,7 +320,7 @@ def test_classes_that_would_come_back_as_another_are_refused(tmp_path):
 
 def test_known_takes_classes(saved):
     with pytest.raises(TypeError, match=r"(?s)known= takes classes, got MLP\(.*: known=\[Mine\], without making one"):
-        load_checkpoint(saved, known=[MLP(2, hidden=8)])
+        load_checkpoint(saved, known=[MLP(2, hidden=8)])  # type: ignore[list-item]  # a net and not its class
 
 
 def test_the_digest_is_that_of_the_text_with_an_empty_digest(saved):

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import awake, edit, model
@@ -130,6 +131,65 @@ def test_a_save_interrupted_between_its_files_is_noticed(saved, monkeypatch):
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "shape"),
+    [
+        (0.5, 2.0, ()),
+        (torch.tensor(0.5), 2, ()),
+        (torch.tensor([0.5, 3.0, -1.0], dtype=torch.float32), torch.tensor(2.0, requires_grad=True), (3, 1, 1)),
+        (np.array([0.5, 3.0, -1.0]), [2.0, 1.0, 1e-300], (3, 1, 1)),
+        (torch.tensor([0.5, 3.0, -1.0]).reshape(3, 1, 1), torch.ones(3, 1, 1, dtype=torch.float64) / 3, (3, 1, 1)),
+    ],
+    ids=["floats", "0-d", "per channel", "arrays", "broadcast"],
+)
+def test_a_mean_and_a_std_may_be_numbers_or_tensors_and_come_back_exactly(mean, std, shape, tmp_path):
+    net = UNet(3, width=8)
+    save_checkpoint(tmp_path, Network(net, schedules.VPSDE(), predict.v, shape=(3, 4, 4)), mean=mean, std=std)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.mean.shape == loaded.std.shape == shape
+    for given, back in ((mean, loaded.mean), (std, loaded.std)):
+        assert back.dtype == torch.float64
+        wanted = torch.as_tensor(given, dtype=torch.float64).detach().flatten().expand(back.numel())
+        assert torch.equal(back.flatten(), wanted)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4,), (1, 2), (2, 2), (0,)])
+def test_a_mean_that_is_not_one_per_column_is_refused(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(.*\).*: wanted one number, or one per entry of the first axis"):
+        save_checkpoint(tmp_path / "model", model(), mean=torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"mean has shape \(2,\) and std \(3,\): wanted one shape"):
+        save_checkpoint(tmp_path / "model", model(), mean=torch.zeros(2), std=torch.ones(3))
+    with pytest.raises(TypeError, match="mean must be a number or a tensor of real numbers, got str"):
+        save_checkpoint(tmp_path / "model", model(), mean="x")  # type: ignore[arg-type]  # a wrong type on purpose
+    assert not (tmp_path / "model").exists()
+
+
+def test_loading_leaves_the_global_random_state_alone(saved):
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    load_checkpoint(saved)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("setting", ["meta", "float64"])
+def test_neither_the_default_device_nor_the_default_dtype_changes_a_checkpoint(setting, tmp_path):
+    first = model()
+    try:
+        torch.set_default_device("meta" if setting == "meta" else None)
+        torch.set_default_dtype(torch.float64 if setting == "float64" else torch.float32)
+        save_checkpoint(tmp_path, first, mean=0.5)
+        loaded = load_checkpoint(tmp_path)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert loaded.mean.device.type == "cpu"
+    here, back = first.state_dict(), loaded.model.state_dict()
+    for name, t in here.items():
+        assert (back[name].dtype, back[name].device) == (t.dtype, t.device)
+        assert torch.equal(back[name], t)
+
+
 # --- classes of one's own
 
 
@@ -171,6 +231,48 @@ def test_a_net_and_a_process_of_ones_own_are_built_only_when_named(tmp_path):
     assert loaded.sde == Ornstein(0.5)
     assert isinstance(loaded.net, Line)
     assert torch.equal(loaded.net.layer.weight, line.layer.weight)
+
+
+class Mixed(nn.Module):
+    """Tensors in three dtypes, and a weight that is used twice."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim).half()
+        self.again = self.first
+        self.register_buffer("table", torch.arange(3.0, dtype=torch.float64) / 3)
+        self.config = {"dim": dim}
+
+    def forward(self, x, t):
+        return self.again(self.first(x))
+
+
+def test_every_tensor_comes_back_in_its_own_dtype_and_what_was_shared_is_shared(tmp_path):
+    first = Mixed(2)
+    save_checkpoint(tmp_path, Network(first, schedules.VPSDE()))
+    second = load_checkpoint(tmp_path, known=[Mixed]).model.net
+    assert isinstance(second, Mixed)
+    assert second.again.weight is second.first.weight
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+class Earthly(Line):
+    """A net that cannot be built on the meta device, and draws while it is built."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.scale = float(torch.rand(1) + 1)
+
+
+def test_a_net_of_ones_own_need_not_build_on_the_meta_device(tmp_path):
+    save_checkpoint(tmp_path, Network(Earthly(2), schedules.VPSDE()))
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    assert isinstance(load_checkpoint(tmp_path, known=[Earthly]).model.net, Earthly)
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_a_class_of_the_wrong_sort_is_refused(saved):
