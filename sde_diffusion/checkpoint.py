@@ -203,10 +203,10 @@ def _sealed(about: Mapping[str, Any]) -> bytes:
 
 def _is_sealed(raw: bytes, digest: object) -> bool:
     """Whether the text is the one that was sealed, to the last bit."""
-    end = f'{digest}"\n}}'.encode()
-    if not isinstance(digest, str) or len(digest) != 64 or not raw.endswith(end):
+    if not isinstance(digest, str) or len(digest) != 64 or not digest.isascii():
         return False
-    return hashlib.sha256(raw[: -len(end)] + b'"\n}').hexdigest() == digest
+    end = f'{digest}"\n}}'.encode()
+    return raw.endswith(end) and hashlib.sha256(raw[: -len(end)] + b'"\n}').hexdigest() == digest
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -240,13 +240,13 @@ def _read(path: Path) -> dict[str, Any]:
     fields, shape = about["net"].get("fields"), about["shape"]
     if not isinstance(fields, dict) or not _is_count(fields.get("classes", 0)):
         raise ValueError(f"{path} has no sound entry 'net': it was edited; save the model again")
-    if shape is not None and not (all(map(_is_count, shape)) and math.prod(shape) <= MOST_VALUES):
+    if shape is not None and not (len(shape) < 16 and all(map(_is_count, shape)) and math.prod(shape) <= MOST_VALUES):
         raise ValueError(f"{path} has no sound entry 'shape', of {MOST_VALUES:,} values at most: save the model again")
     return about
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _refuse_constant(name: str) -> float:
@@ -277,7 +277,10 @@ def _verified(path: Path, sha256: str) -> dict[str, Tensor]:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(_other(path))
-    tensors: dict[str, Tensor] = _safetensors().load(data)
+    try:
+        tensors: dict[str, Tensor] = _safetensors().load(data)
+    except Exception as error:  # a dtype that torch does not have
+        raise ValueError(f"{_other(path)} ({type(error).__name__}: {error})") from error
     return tensors
 
 
@@ -293,6 +296,9 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
     net.to(dtype)  # whatever else it holds
     for name, t in (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)):
-        if name in tensors and t.dtype != tensors[name].dtype:
-            t.data = t.data.to(tensors[name].dtype)
+        given = tensors[name].dtype if name in tensors else t.dtype
+        if (given.is_floating_point, given.is_complex) != (t.is_floating_point(), t.is_complex()):
+            raise ValueError(f"tensor {name!r} holds {given}, the net {t.dtype}: it is from another architecture")
+        if given != t.dtype:
+            t.data = t.data.to(given)
     net.load_state_dict(tensors)

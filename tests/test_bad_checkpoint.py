@@ -192,6 +192,27 @@ def test_a_file_of_tensors_that_is_mostly_a_hole_is_not_read(saved):
         load_checkpoint(saved)
 
 
+def test_tensors_of_another_dtype_than_the_net_can_hold_are_refused(saved):
+    from safetensors.torch import load, save
+
+    file = saved / "model.safetensors"
+    tensors = load(file.read_bytes())
+    for dtype in (torch.int64, torch.complex64, torch.bool):
+        data = save({**tensors, "enter.weight": tensors["enter.weight"].to(dtype)})
+        file.write_bytes(data)
+        edit(saved, sha256=hashlib.sha256(data).hexdigest())
+        with pytest.raises(
+            ValueError, match=r"tensor 'enter.weight' holds torch\..*, the net torch.float32: it is from"
+        ):
+            load_checkpoint(saved)
+    # a dtype of the format that torch has no name for
+    data = save({"enter.weight": torch.zeros(2, 2)}).replace(b'"F32"', b'"F99"')
+    file.write_bytes(data)
+    edit(saved, sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(ValueError, match=r"is not the file that model.json describes"):
+        load_checkpoint(saved)
+
+
 NASTY: list[object] = [
     None,
     True,
@@ -269,6 +290,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         ({"net": {"name": "MLP", "fields": {"classes": -1}}}, "has no sound entry 'net'"),
         ({"shape": [2.5]}, "has no sound entry 'shape', of 1,073,741,824 values at most"),
         ({"shape": [10**6, 10**6]}, "has no sound entry 'shape'"),
+        ({"shape": [1] * 65}, "has no sound entry 'shape'"),
         ({"clock": {"name": "Scaled", "fields": None}}, "names Scaled as its clock, which it is not"),
         ({"clock": {"name": "Scaled", "fields": {"factor": "x"}}}, "model cannot be put together: "),
         ({"sde": {"name": "VPSDE", "fields": {"beta_max": 1e18}}}, "model cannot be put together: "),
@@ -321,6 +343,14 @@ def test_classes_that_would_come_back_as_another_are_refused(tmp_path):
 def test_known_takes_classes(saved):
     with pytest.raises(TypeError, match=r"(?s)known= takes classes, got MLP\(.*: known=\[Mine\], without making one"):
         load_checkpoint(saved, known=[MLP(2, hidden=8)])  # type: ignore[list-item]  # a net and not its class
+
+
+@pytest.mark.parametrize("digest", [None, 3, "", "a" * 64, "\ud800" * 64, ["x"]])
+def test_a_digest_that_is_none_is_refused(saved, digest):
+    file = saved / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "digest": digest}, indent=2))
+    with pytest.raises(ValueError, match="is not as it was written"):
+        load_checkpoint(saved)
 
 
 def test_the_digest_is_that_of_the_text_with_an_empty_digest(saved):
