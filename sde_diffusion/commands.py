@@ -111,8 +111,7 @@ def train_file(
     """Trains a model on an array, and saves it.
 
     Each column of vectors, or channel of images, is standardised by its mean and standard deviation, which the
-    checkpoint keeps.
-    Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
+    checkpoint keeps. Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
 
     Args:
         data: `.npy` or `.npz` file, see `arrays.load_array`.
@@ -134,11 +133,11 @@ def train_file(
     x, labels = load_array(data)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
-    scaling = Standardisation.of(x, "--data")
     classes = 0 if labels is None else int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _net_for(x, classes, width)
+    scaling = Standardisation.of(x, "--data")
     model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
     say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
