@@ -208,7 +208,7 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
         ((save("empty.npy", rows[:0]),), "is empty"),
         ((save("ones.npy", ones),), "every column of --data is constant: there is nothing to learn"),
         (
-            (save("three.npy", np.random.default_rng(0).random((4, 3, 3), "float32") * [1, 1, 0]),),
+            (save("three.npy", np.random.default_rng(0).random((4, 3, 3), "float32") * np.array([[1], [1], [0]])),),
             r"samples of shape (3, 3): wanted vectors",
         ),
         ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "both must be even"),
