@@ -246,6 +246,7 @@ def places(thing, path=()):
 
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("which", ["an index-told chain", "images"])
+@pytest.mark.filterwarnings("ignore")  # of processes that one step does not solve
 def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(which, stride, tmp_path):
     if which == "images":
         net = UNet(1, width=8, classes=3)
