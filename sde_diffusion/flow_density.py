@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from sde_diffusion._request import random_modules
 from sde_diffusion.denoiser import Denoiser, Network, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, innermost, wide
+from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, allowance, innermost, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
@@ -51,7 +51,7 @@ class Route:
     Attributes:
         ends: Times of the equation, data first.
         level: Noise level $\sigma/\alpha$ of the data end; NaN for a general SDE.
-        equation: Makes a fresh equation.
+        equation: Makes a fresh equation, of given conditions.
         into: $q$, the factor from the data to the state at the first end.
         out: $r$, the factor from the state at the last end to the latent.
         prior: Log-density of the latent, `(B,)`.
@@ -61,7 +61,7 @@ class Route:
 
     ends: tuple[float, float]
     level: float
-    equation: Callable[[], ODE]
+    equation: Callable[[dict[str, Any]], ODE]
     into: float
     out: float
     prior: Callable[[Tensor], Tensor]
@@ -79,6 +79,22 @@ class Route:
         return (
             f"t = {t:.4g}" if self.data_std is None else f"u = {t:.4g} (noise level {self.data_std * math.tan(t):.4g})"
         )
+
+
+class Part(NamedTuple):
+    """A batch of the data.
+
+    Attributes:
+        x: The data, `(B, *)`.
+        probes: What `trace.probes` gave for them.
+        cond: Their conditions.
+        before: Rows of earlier batches, for the warnings.
+    """
+
+    x: Tensor
+    probes: Tensor | None
+    cond: dict[str, Any]
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,12 +123,12 @@ def adapts(solver: Solver) -> bool:
     return isinstance(solver, Adaptive) or (isinstance(solver, Torchdiffeq) and solver.order == 0)
 
 
-def looser(solver: Solver, steps: int) -> tuple[Solver, int] | None:
-    """The same at ten times the tolerance, or with half the steps; None if there is nothing to halve."""
+def looser(solver: Solver, steps: int) -> tuple[Solver, int]:
+    """The same at ten times the tolerance, or with half the steps; of one step, with two."""
     if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
         tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
-        return replace(cast("Any", solver), **tolerances), steps
-    return (solver, steps // 2) if steps > 1 else None
+        return replace(cast("Any", solver), **tolerances), 1
+    return solver, steps // 2 if steps > 1 else 2
 
 
 def check_solver(solver: Solver, what: str) -> Solver:
@@ -146,14 +162,14 @@ def check_eval(model: object) -> None:
         )
 
 
-def general_route(sampler: SDESampler, cond: dict[str, Any]) -> Route:
+def general_route(sampler: SDESampler) -> Route:
     """The route of a general SDE, in `t`."""
     sde: SDE = sampler.sde
-    return Route((sampler.times[-1], sde.t_max), math.nan, lambda: sampler.equation(cond), 1.0, 1.0, sde.prior_log_prob)
+    return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, sde.prior_log_prob)
 
 
 def gaussian_route(
-    sampler: SDESampler, cond: dict[str, Any], level: float | None, whole: bool | None, data_std: float | None
+    sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None
 ) -> Route:
     """The route of a Gaussian SDE, in the angle."""
     sde, model = sampler.sde, sampler.model
@@ -181,7 +197,7 @@ def gaussian_route(
     return Route(
         ends,
         level,
-        lambda: GaussianReverseSDE(view, cond),
+        lambda cond: GaussianReverseSDE(view, cond),
         1 / math.hypot(circle.data_std, level),
         radius,
         prior,
@@ -231,11 +247,10 @@ def _beyond(view: On, level: float, low: float, top: float, high: float, whole: 
     return Beyond(inner, circle)
 
 
-def solve(
-    route: Route, solver: Solver, steps: int, x: Tensor, trace: Trace, probes: Tensor | None, *, grad: bool, warn: bool
-) -> Solved:
-    """Integrates data `(B, *)` to the prior."""
-    ode = LogDensityODE(route.equation(), x.shape[1:], x.dtype, trace, probes, grad=grad)
+def solve(route: Route, solver: Solver, steps: int, part: Part, trace: Trace, *, grad: bool, warn: bool) -> Solved:
+    """Integrates data to the prior."""
+    x = part.x
+    ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
     method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
     with warnings.catch_warnings():
@@ -247,10 +262,26 @@ def solve(
     value = route.prior(latent) + change + trace.estimate(integrals)
     arrived = arrivals(ode, now.finished, value)
     if warn:
-        tell(ode, arrived, route.place, solver)
+        tell(ode, arrived, route.place, solver, part.before)
     value = torch.where(arrived, value, torch.full_like(value, math.nan))
     error = trace.standard_error(integrals.detach(), ode.d)
     return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start))
+
+
+def solve_again(
+    route: Route, solver: Solver, steps: int, part: Part, trace: Trace, value: Tensor
+) -> tuple[Solved, Tensor]:
+    """A `looser` solve of the same data, and how far it is from `value`, `(B,)`: the error of a solve.
+
+    At least what one step may make, for one alone may hit by chance; `inf` where the second solve broke down.
+    """
+    with torch.no_grad():
+        rough = solve(route, *looser(solver, steps), part, trace, grad=False, warn=False)
+    adaptive = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
+    floor = allowance(solver.rtol, part.x[0].numel()) if adaptive else 0.0
+    error = (value.detach() - rough.value).abs().clamp_min(floor)
+    broken = ~rough.arrived & torch.isfinite(value.detach())
+    return rough, torch.where(broken, torch.full_like(error, math.inf), error)
 
 
 def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tensor:
@@ -261,16 +292,18 @@ def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tens
     return arrived if ode.failed is None else arrived & ~ode.failed
 
 
-def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver) -> None:
-    """Warns of rows that did not arrive."""
+def tell(
+    ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver, before: int = 0
+) -> None:
+    """Warns of rows that did not arrive, counted from `before`, the rows of earlier batches."""
     if bool(arrived.all()):
         return
     n = len(arrived)
-    lost = (~arrived).nonzero()[:, 0].tolist()
+    lost = ((~arrived).nonzero()[:, 0] + before).tolist()
     broken = [] if ode.failed is None else ode.failed.nonzero()[:, 0].tolist()
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
-        place_of = f"first for row {i} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
+        place_of = f"first for row {i + before} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
         if adapts(solver):
             why = f"the network answered NaN, inf or what no step is short enough for, {place_of}"
         else:
