@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import SolverError
 from sde_diffusion._linear import rows
 from sde_diffusion._request import random_modules
 from sde_diffusion.denoiser import Denoiser, Network, On
@@ -32,10 +33,12 @@ from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
-from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Solver, Torchdiffeq
+from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Reversible, Solver, Torchdiffeq
 from sde_diffusion.solvers.base import describe
 
 SLACK = 1e-6
+FEW = 8
+"""Steps of which half say nothing of the error."""
 
 
 class LikelihoodWarning(UserWarning):
@@ -124,11 +127,14 @@ def adapts(solver: Solver) -> bool:
 
 
 def looser(solver: Solver, steps: int) -> tuple[Solver, int]:
-    """The same at ten times the tolerance, or with half the steps; of one step, with two."""
+    """The same at ten times the tolerance, or with half the steps; if these are few, with `FEW`, which tell more.
+
+    Of a `Reversible` it is the solver inside, whose step up need not have an inverse.
+    """
     if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
         tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
         return replace(cast("Any", solver), **tolerances), 1
-    return solver, steps // 2 if steps > 1 else 2
+    return (solver.inner if isinstance(solver, Reversible) else solver), steps // 2 if steps >= FEW else FEW
 
 
 def check_solver(solver: Solver, what: str) -> Solver:
@@ -269,19 +275,31 @@ def solve(route: Route, solver: Solver, steps: int, part: Part, trace: Trace, *,
 
 
 def solve_again(
-    route: Route, solver: Solver, steps: int, part: Part, trace: Trace, value: Tensor
-) -> tuple[Solved, Tensor]:
-    """A `looser` solve of the same data, and how far it is from `value`, `(B,)`: the error of a solve.
+    route: Route, solver: Solver, steps: int, part: Part, trace: Trace, value: Tensor, latent: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    r"""The error of a solve, `(B,)`, from a `looser` one of the same data, its `truncation`, and its evaluations.
 
-    At least what one step may make, for one alone may hit by chance; `inf` where the second solve broke down.
+    $$ \sqrt{(\log p - \log p')^2 + |y_T - y_T'|^2} $$
+
+    with the latents in units of the prior, whose log-density a shift by $\delta$ changes by about $|\delta|$: the two
+    log-densities alone agree by chance in some rows, whatever their errors. At least what one adaptive step may make;
+    `inf` where the second solve broke down.
     """
-    with torch.no_grad():
-        rough = solve(route, *looser(solver, steps), part, trace, grad=False, warn=False)
+    nothing = torch.full_like(value.detach(), math.inf)
+    try:
+        with torch.no_grad():
+            rough = solve(route, *looser(solver, steps), part, trace, grad=False, warn=False)
+    except SolverError:  # of a state beyond all numbers
+        return nothing, nothing * math.nan, 0
+    if route.data_std is None:
+        shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
+    else:
+        shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
     adaptive = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
     floor = allowance(solver.rtol, part.x[0].numel()) if adaptive else 0.0
-    error = (value.detach() - rough.value).abs().clamp_min(floor)
+    error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
     broken = ~rough.arrived & torch.isfinite(value.detach())
-    return rough, torch.where(broken, torch.full_like(error, math.inf), error)
+    return torch.where(broken, nothing, error), rough.truncation, rough.nfe
 
 
 def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tensor:

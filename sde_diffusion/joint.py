@@ -133,8 +133,8 @@ def sample_with_log_prob(
         )
         if solver_error:
             part = Part(x.detach(), probes, cond)
-            again, error = solve_again(route, inner, sampler.steps, part, trace, found.value)
-            found = replace(found, solver_error=error, truncation=again.truncation, nfe_check=again.nfe)
+            error, truncation, nfe = solve_again(route, inner, sampler.steps, part, trace, found.value, x_T)
+            found = replace(found, solver_error=error, truncation=truncation, nfe_check=nfe)
         return x, found
 
 

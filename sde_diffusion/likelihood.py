@@ -156,8 +156,9 @@ def _weigh(
     )
     if not solver_error:
         return found
-    again, error = solve_again(route, solver, steps, part._replace(x=part.x.detach()), trace, best.value)
-    return replace(found, solver_error=error, nfe_check=again.nfe)
+    part = part._replace(x=part.x.detach())
+    error, _, nfe = solve_again(route, solver, steps, part, trace, best.value, best.latent)
+    return replace(found, solver_error=error, nfe_check=nfe)
 
 
 def choose_solver(
