@@ -60,7 +60,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log_density": {"_linear", "sde", "denoiser", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
     "budget": set(),
-    "likelihood": LEAVES | MODEL | SOLVERS | {"sampler", "divergence", "log_density", "flow_density", "budget"},
+    "likelihood": LEAVES
+    | MODEL
+    | SOLVERS
+    | {"_request", "sampler", "divergence", "log_density", "flow_density", "budget"},
     "joint": LEAVES
     | MODEL
     | SOLVERS
