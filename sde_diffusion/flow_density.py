@@ -126,15 +126,16 @@ def adapts(solver: Solver) -> bool:
     return isinstance(solver, Adaptive) or (isinstance(solver, Torchdiffeq) and solver.order == 0)
 
 
-def looser(solver: Solver, steps: int) -> tuple[Solver, int]:
-    """The same at ten times the tolerance, or with half the steps; if these are few, with `FEW`, which tell more.
+def looser(solver: Solver, route: Route, grid: list[float]) -> tuple[Solver, list[float]]:
+    """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`.
 
     Of a `Reversible` it is the solver inside, whose step up need not have an inverse.
     """
     if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
         tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
-        return replace(cast("Any", solver), **tolerances), 1
-    return (solver.inner if isinstance(solver, Reversible) else solver), steps // 2 if steps >= FEW else FEW
+        return replace(cast("Any", solver), **tolerances), [grid[0], grid[-1]]
+    inner = solver.inner if isinstance(solver, Reversible) else solver
+    return inner, [*grid[:-1:2], grid[-1]] if len(grid) > FEW else route.grid(inner, 2 * FEW)
 
 
 def check_solver(solver: Solver, what: str) -> Solver:
@@ -174,9 +175,7 @@ def general_route(sampler: SDESampler) -> Route:
     return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, sde.prior_log_prob)
 
 
-def gaussian_route(
-    sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None
-) -> Route:
+def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None) -> Route:
     """The route of a Gaussian SDE, in the angle."""
     sde, model = sampler.sde, sampler.model
     if not (isinstance(sde, GaussianSDE) and isinstance(model, Denoiser)):
@@ -253,15 +252,17 @@ def _beyond(view: On, level: float, low: float, top: float, high: float, whole: 
     return Beyond(inner, circle)
 
 
-def solve(route: Route, solver: Solver, steps: int, part: Part, trace: Trace, *, grad: bool, warn: bool) -> Solved:
-    """Integrates data to the prior."""
+def solve(
+    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, *, grad: bool, warn: bool
+) -> Solved:
+    """Integrates data to the prior, on a rising grid."""
     x = part.x
     ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
     method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-        *_, now = integrate(ode, method, start, route.grid(solver, steps))
+        *_, now = integrate(ode, method, start, grid)
     state, integrals = ode.split(now.x)
     latent = state * route.out
     change = ode.d * (math.log(route.out) + math.log(route.into))
@@ -275,7 +276,7 @@ def solve(route: Route, solver: Solver, steps: int, part: Part, trace: Trace, *,
 
 
 def solve_again(
-    route: Route, solver: Solver, steps: int, part: Part, trace: Trace, value: Tensor, latent: Tensor
+    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, value: Tensor, latent: Tensor
 ) -> tuple[Tensor, Tensor, int]:
     r"""The error of a solve, `(B,)`, from a `looser` one of the same data, its `truncation`, and its evaluations.
 
@@ -288,7 +289,7 @@ def solve_again(
     nothing = torch.full_like(value.detach(), math.inf)
     try:
         with torch.no_grad():
-            rough = solve(route, *looser(solver, steps), part, trace, grad=False, warn=False)
+            rough = solve(route, *looser(solver, route, grid), part, trace, grad=False, warn=False)
     except SolverError:  # of a state beyond all numbers
         return nothing, nothing * math.nan, 0
     if route.data_std is None:
@@ -310,9 +311,7 @@ def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tens
     return arrived if ode.failed is None else arrived & ~ode.failed
 
 
-def tell(
-    ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver, before: int = 0
-) -> None:
+def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver, before: int = 0) -> None:
     """Warns of rows that did not arrive, counted from `before`, the rows of earlier batches."""
     if bool(arrived.all()):
         return

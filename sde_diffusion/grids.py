@@ -139,7 +139,8 @@ def trailing(sde: SDE, steps: int) -> Tensor:
         Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, 2024 (Table 2).
     """
     levels, n = _levels_of(sde, steps, "trailing")
-    return torch.tensor([round(levels - i * (levels / n)) - 1 for i in range(n)], dtype=torch.float64)
+    gap = (levels - levels / n) - levels  # as arange has it, so that halves are rounded alike
+    return torch.tensor([round(levels + i * gap) - 1 for i in range(n)], dtype=torch.float64)
 
 
 def linspace(sde: SDE, steps: int) -> Tensor:

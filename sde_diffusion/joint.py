@@ -133,7 +133,7 @@ def sample_with_log_prob(
         )
         if solver_error:
             part = Part(x.detach(), probes, cond)
-            error, truncation, nfe = solve_again(route, inner, sampler.steps, part, trace, found.value, x_T)
+            error, truncation, nfe = solve_again(route, inner, grid[::-1], part, trace, found.value, x_T)
             found = replace(found, solver_error=error, truncation=truncation, nfe_check=nfe)
         return x, found
 

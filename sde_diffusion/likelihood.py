@@ -120,20 +120,20 @@ def log_prob(
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
         route = _route(sampler, level, whole, data_std, correct)
-        trace = choose_trace(trace, sampler.model, x)
+        grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
         found: list[LogProb] = []
         for i, part in enumerate(chunks(len(x), size, seeds, x, cond)):
             rows = x[i * size : i * size + part.n]
             probes = trace.probes(seeds[i * size : i * size + part.n], x[0].numel(), rows)
             batch = Part(rows, probes, part.cond, i * size)
-            found.append(_weigh(route, solver, steps, batch, trace, correct, solver_error, grad))
+            found.append(_weigh(route, solver, grid, batch, trace, correct, solver_error, grad))
         return found[0] if len(found) == 1 else LogProb.join(found)
 
 
 def _weigh(
     route: Route,
     solver: Solver,
-    steps: int,
+    grid: list[float],
     part: Part,
     trace: Trace,
     correct: bool,
@@ -141,7 +141,7 @@ def _weigh(
     grad: bool,
 ) -> LogProb:
     """The log-likelihood of one batch."""
-    best = solve(route, solver, steps, part, trace, grad=grad, warn=True)
+    best = solve(route, solver, grid, part, trace, grad=grad, warn=True)
     found = LogProb(
         value=best.value + best.truncation if correct else best.value,
         standard_error=best.standard_error,
@@ -157,7 +157,7 @@ def _weigh(
     if not solver_error:
         return found
     part = part._replace(x=part.x.detach())
-    error, _, nfe = solve_again(route, solver, steps, part, trace, best.value, best.latent)
+    error, _, nfe = solve_again(route, solver, grid, part, trace, best.value, best.latent)
     return replace(found, solver_error=error, nfe_check=nfe)
 
 

@@ -13,11 +13,11 @@ import torch
 import zoo
 from refusals import check
 
-from sde_diffusion import DiscreteVPSDE, Network, SDESampler, VPSDE, grids, predict
+from sde_diffusion import DiscreteVPSDE, Network, SDESampler, grids, predict
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.divergence import Exact
 from sde_diffusion.noise import Streams
-from sde_diffusion.solvers import DDIM, Angle, DormandPrince, EulerMaruyama
+from sde_diffusion.solvers import DDIM, Angle, DormandPrince
 
 F64 = torch.float64
 TOL: Any = {"rtol": 0.0, "atol": 1e-10}
@@ -32,7 +32,7 @@ def last_alpha(betas):
 
 def mean_of_samples(sde, m=2.0, std=0.5):
     """Of data N(m, std^2), from the prior N(0, sigma_T^2): the flow is linear, so it is where x_T = 0 goes."""
-    model = Gaussian(sde, torch.tensor([m], dtype=F64), std)
+    model = Gaussian(sde, torch.tensor([m], dtype=F64), std * std)
     sampler = SDESampler(sde, model, solver=Angle(DormandPrince(1e-9, 1e-9), std))
     return float(sampler.sample(x_T=torch.zeros(1, 1, dtype=F64)))
 
@@ -53,7 +53,7 @@ def test_a_linear_chain_of_any_length_samples_the_mean_of_the_data(n):
 
 @pytest.mark.parametrize("n", [50, 100, 200])
 def test_the_unscaled_chain_is_there_by_name_and_misses_the_mean_by_what_theory_says(n):
-    betas = np.linspace(1e-4, 0.02, n)
+    betas = torch.linspace(1e-4, 0.02, n, dtype=F64).tolist()
     sde = DiscreteVPSDE.linear(n, scaled=False)
     assert sde == DiscreteVPSDE.linear(n, 1e-4, 0.02) == DiscreteVPSDE(betas)
     found = mean_of_samples(sde)
@@ -212,7 +212,9 @@ def test_a_chain_that_ends_without_signal_is_sampled_as_by_the_textbook(kind, et
 def test_noise_and_score_tell_nothing_where_no_signal_is_left(kind):
     sde = DiscreteVPSDE(BETAS)
     sampler = SDESampler(sde, Network(lambda x, t: x, sde, kind, shape=(2,)), solver=DDIM(), grid=grids.trailing)
-    check(lambda: sampler.sample(1, seed=0), ValueError, "prediction tells nothing of the data where alpha = 0 (t = 999)")
+    check(
+        lambda: sampler.sample(1, seed=0), ValueError, "prediction tells nothing of the data where alpha = 0 (t = 999)"
+    )
 
 
 def test_between_the_last_two_levels_the_schedule_is_smooth_and_ends_at_exactly_no_signal():
@@ -230,7 +232,7 @@ def test_between_the_last_two_levels_the_schedule_is_smooth_and_ends_at_exactly_
         assert all(math.isfinite(v) for at in sde.levels([0.0, n - 0.5, n]) for v in (at.alpha, at.dalpha, at.dsigma))
 
 
-@pytest.mark.parametrize("grid", [grids.trailing, grids.angle], ids=["trailing", "angle"])
+@pytest.mark.parametrize("grid", [grids.linspace, grids.angle], ids=["linspace", "angle"])
 def test_every_solver_starts_where_no_signal_is_left_or_says_why_not(grid):
     sde = DiscreteVPSDE(BETAS)
     model = isotropic_mixture(sde, MEANS, std=0.3)
@@ -240,8 +242,11 @@ def test_every_solver_starts_where_no_signal_is_left_or_says_why_not(grid):
         try:
             assert bool(torch.isfinite(sampler.sample(2, seed=0)).all()), solver
         except ValueError as error:
-            assert not zoo.solver_is_regular_at_the_end(solver), (solver, error)
-            assert "alpha = 0" in str(error) or "log-SNR" in str(error), (solver, error)
+            told, regular = str(error), zoo.solver_is_regular_at_the_end(solver)
+        else:
+            continue
+        assert not regular, (solver, told)
+        assert any(word in told for word in ("alpha = 0", "log-SNR", "infinite at t")), (solver, told)
 
 
 def test_its_likelihood_and_bound_are_those_of_any_process():
@@ -264,10 +269,8 @@ def test_its_likelihood_and_bound_are_those_of_any_process():
     ("betas", "place"), [([0.1, 1.0, 0.2], 1), ([0.1, 1.0, 1.0], 1), ([1.0, 1.0], 0)], ids=["inside", "two", "all"]
 )
 def test_only_the_last_beta_may_be_one(betas, place):
-    text = f"wanted two or more betas in (0, 1), got betas[{place}] = 1: only the last may be 1, where no signal is left"
+    text = (
+        f"wanted two or more betas in (0, 1), got betas[{place}] = 1: only the last may be 1, where no signal is left"
+    )
     check(lambda: DiscreteVPSDE(betas), ValueError, text)
     check(lambda: DiscreteVPSDE([0.0, 0.5]), ValueError, "wanted two or more betas in (0, 1), got betas[0] = 0")
-    with pytest.raises(ValueError, match="g is infinite at t = 1"):
-        sde = DiscreteVPSDE([0.3, 1.0])
-        SDESampler(sde, isotropic_mixture(sde, MEANS, std=0.3), solver=EulerMaruyama(), steps=3).sample(1, seed=0)
-    assert DiscreteVPSDE([0.3, 1.0]) != VPSDE()
