@@ -296,8 +296,8 @@ def solve_again(
         shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
     else:
         shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
-    adaptive = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
-    floor = allowance(solver.rtol, part.x[0].numel()) if adaptive else 0.0
+    known = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
+    floor = allowance(cast("Any", solver).rtol, part.x[0].numel()) if known else 0.0
     error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
     broken = ~rough.arrived & torch.isfinite(value.detach())
     return torch.where(broken, nothing, error), rough.truncation, rough.nfe

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -122,11 +121,9 @@ def leading(sde: SDE, steps: int, offset: int = 0) -> Tensor:
         Song et al., Denoising Diffusion Implicit Models, 2021 (the linear subsequence).
     """
     levels, n = _levels_of(sde, steps, "leading")
-    if isinstance(offset, bool) or not isinstance(offset, Integral):
-        raise TypeError(f"offset must be an integer, got {offset!r}")
     room = levels - 1 - levels // n * (n - 1)
-    if not 0 <= offset <= room:
-        raise ValueError(f"offset must lie in [0, {room}] for {n} of {levels} levels, got {offset}")
+    if not (float(offset).is_integer() and 0 <= offset <= room):
+        raise ValueError(f"offset must be an integer in [0, {room}] for {n} of {levels} levels, got {offset!r}")
     return int(offset) + (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64)
 
 

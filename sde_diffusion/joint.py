@@ -60,8 +60,9 @@ def draw_with_log_prob(
             seeds = part.seed
             if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
                 seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
-            options = {"solver_error": solver_error, "grad": grad, "before": before}
-            x, log_p = sample_with_log_prob(sampler, start, seeds, trace, part.cond, **options)
+            x, log_p = sample_with_log_prob(
+                sampler, start, seeds, trace, part.cond, solver_error=solver_error, grad=grad, before=before
+            )
             xs.append(x)
             found.append(log_p)
             before += part.n

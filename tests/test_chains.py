@@ -121,9 +121,17 @@ def test_an_offset_shifts_leading_as_that_of_diffusers(offset):
 
 def test_an_offset_that_leaves_the_chain_is_refused():
     sde = DiscreteVPSDE.linear()
-    check(lambda: grids.leading(sde, 999, offset=1), ValueError, "offset must lie in [0, 0] for 1000 of 1000 levels")
-    check(lambda: grids.leading(sde, 49, offset=-1), ValueError, "offset must lie in [0, 19] for 50 of 1000 levels")
-    check(lambda: grids.leading(sde, 49, offset=0.5), TypeError, "offset must be an integer, got 0.5")
+    check(
+        lambda: grids.leading(sde, 999, offset=1),
+        ValueError,
+        "offset must be an integer in [0, 0] for 1000 of 1000 levels",
+    )
+    check(
+        lambda: grids.leading(sde, 49, offset=-1),
+        ValueError,
+        "offset must be an integer in [0, 19] for 50 of 1000 levels",
+    )
+    check(lambda: partial(grids.leading, offset=0.5)(sde, 49), ValueError, "for 50 of 1000 levels, got 0.5")
 
 
 @pytest.mark.parametrize("spacing", [*RULES, "offset"])
