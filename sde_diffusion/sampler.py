@@ -213,7 +213,7 @@ class SDESampler:
             SamplingWarning: A prior that leaves out data still there at the first time, or steps that are too few for
                 the solver, which is tried on Gaussian data first; told once.
         """
-        self._forecast(from_prior=x_T is None)
+        self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
         batches = chunks(n, size, seed, x_T, cond)
@@ -288,7 +288,7 @@ class SDESampler:
 
         return log_prob(self, x0, **options)
 
-    def _forecast(self, *, from_prior: bool) -> None:
+    def _forecast(self, *, from_prior: bool, steps: bool = True) -> None:
         """Tells, once, of a start or of steps that do not fit the process."""
         if not isinstance(self.sde, GaussianSDE) or torch.compiler.is_compiling():
             return
@@ -296,7 +296,7 @@ class SDESampler:
         if from_prior and "start" not in self._forecast_done:
             check_start(self.sde, self.times[0], data_std)
             self._forecast_done.add("start")
-        if "steps" not in self._forecast_done:
+        if steps and "steps" not in self._forecast_done:
             check_steps(self.sde, self.solver, self.times, data_std, self._grid_of if callable(self.grid) else None)
             self._forecast_done.add("steps")
 

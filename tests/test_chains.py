@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from refusals import check
+from refusals import check, wrong
 
 from sde_diffusion import DiscreteVPSDE, Network, SDESampler, grids, predict
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
@@ -131,7 +131,7 @@ def test_an_offset_that_leaves_the_chain_is_refused():
         ValueError,
         "offset must be an integer in [0, 19] for 50 of 1000 levels",
     )
-    check(lambda: partial(grids.leading, offset=0.5)(sde, 49), ValueError, "for 50 of 1000 levels, got 0.5")
+    check(lambda: grids.leading(sde, 49, wrong(0.5)), ValueError, "for 50 of 1000 levels, got 0.5")
 
 
 @pytest.mark.parametrize("spacing", [*RULES, "offset"])

@@ -73,7 +73,7 @@ def test_a_density_is_within_the_error_stated_at_defaults_and_in_six_steps(i, so
     sde = GROWING[i % 3]
     model = MODEL.on(sde)
     error = within(SDESampler(sde, model, solver=solver))
-    assert error < 0.05 or solver == Torchdiffeq("rk4")  # whose default is one step
+    assert error < (0.1 if solver.order == 1 else 0.05) or solver == Torchdiffeq("rk4")  # whose default is one step
     if solver.evaluations is not None:
         within(SDESampler(sde, model, solver=solver, steps=6))
 
