@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, losses, predict, schedules
-from sde_diffusion._files import write_files
+from sde_diffusion._files import check_file, keep, write_files
+from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.denoiser import Network
+from sde_diffusion.limits import PASSES, check_checkpoint, check_network, check_samples, classes_of, columns
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
 from sde_diffusion.predict import Parametrisation
@@ -98,6 +99,7 @@ def train_file(
     data: Path,
     out: Path,
     *,
+    overwrite: bool = False,
     sde: str = "edm",
     kind: str = "edm",
     steps: int = 3000,
@@ -114,7 +116,8 @@ def train_file(
 
     Args:
         data: `.npy` or `.npz` file, see `arrays.load_array`.
-        out: Folder for the checkpoint.
+        out: Folder for the checkpoint, made if need be; not a link to one.
+        overwrite: Replaces a checkpoint that is there.
         sde: Name in `SDES`.
         kind: Name in `KINDS`.
         steps: Gradient steps.
@@ -125,20 +128,23 @@ def train_file(
         say: Called with every line of the report.
 
     Raises:
-        TypeError, ValueError: Data, or a combination of process and parametrisation, that cannot be trained on.
+        TypeError, ValueError: Data, or a combination of process and parametrisation, that cannot be trained on; a
+            folder that takes no files, or holds a checkpoint; what would not fit into memory. All before any work.
         FileNotFoundError: No such file.
+        OSError: The checkpoint could not be written to `out` at the end; the message says where it is instead.
     """
+    check_checkpoint(out, overwrite)
     x, labels = load_array(data)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: give a folder")
     mean, std = float(x.double().mean()), float(x.double().std(correction=0))
     if not std > 0:
         raise ValueError(f"all values in {data} are equal: there is nothing to learn")
-    classes = 0 if labels is None else int(labels.max()) + 1
+    classes = classes_of(labels)
+    check_network(lambda w: _net_for(x, classes, w), width or (32 if x.ndim == 4 else 128), out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _net_for(x, classes, width)
     model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, mean {mean:.4g}, std {std:.4g}, {classes or 'no'} classes")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
     done = train(
@@ -154,7 +160,7 @@ def train_file(
         progress=True,
     )
     extra = {"data_range": [float(x.min()), float(x.max())], "steps": steps, "seed": seed}
-    save_checkpoint(out, done.model, mean=mean, std=std, extra=extra)
+    keep(lambda folder: save_checkpoint(folder, done.model, mean=mean, std=std, extra=extra), out)
     last = done.losses[-100:]
     say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
     say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
@@ -224,27 +230,34 @@ def sample_file(
 
     Raises:
         FileNotFoundError: No checkpoint.
-        ValueError: A damaged checkpoint, a label or a file name that does not fit.
+        ValueError: A damaged checkpoint, a label or a file name that does not fit, a place that takes no file, or
+            what would not fit into memory. All before any work.
+        OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
     suffix = out.suffix.lower()
     if suffix not in (".npy", ".npz", ".png"):
         raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.parent}")
+    check_file(out, "--out")
     loaded = load_checkpoint(checkpoint)
     labels = _labels_for(label, n, loaded.classes)
     sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
+    check_samples(loaded, n, batch_size, out)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)
     x = x * loaded.std + loaded.mean
-    if suffix == ".png":
-        _picture(out, x, loaded)
-    else:
-        content = io.BytesIO()
-        arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
-        np.save(content, arrays["x"]) if suffix == ".npy" else np.savez(content, **arrays)
-        write_files({out: content.getvalue()})
+    keep(lambda path: _write(path, x, labels, loaded), out)
     say(f"{n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
+
+
+def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> None:
+    if path.suffix.lower() == ".png":
+        low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
+        picture(path, x, low=low, high=high, columns=columns(len(x), loaded))
+        return
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
+    np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays)
+    write_files({path: content.getvalue()})
 
 
 def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
@@ -254,12 +267,6 @@ def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
         return torch.arange(n) % classes
     if not classes:
         raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
-    if not wanted.isdecimal() or int(wanted) >= classes:
-        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted!r}")
+    if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= classes:
+        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted[:40]!r}")
     return torch.full((n,), int(wanted))
-
-
-def _picture(path: Path, x: Tensor, loaded: Checkpoint) -> None:
-    low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
-    columns = loaded.classes or math.ceil(math.sqrt(len(x)))
-    picture(path, x, low=low, high=high, columns=columns)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state
+from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state, check_steps
 from sde_diffusion._request import (
     Seed,
     as_model,
@@ -45,8 +45,8 @@ class SDESampler:
         sde: The process, with its prior.
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
-        steps: Solver steps; by default the `default_steps` of the solver: 30 for most, 1000 for Euler-Maruyama and
-            Langevin dynamics, 1 for a solver that makes its own.
+        steps: Solver steps, at most 10^6; by default the `default_steps` of the solver: 30 for most, 1000 for
+            Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
         nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
         grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
             with the scale of the data that the model knows, `grids.karras` for a solver that steps in `t` where that
@@ -111,7 +111,7 @@ class SDESampler:
                 steps = self._steps_for(nfe)
             elif steps is None:
                 steps = int(high) if self.grid is grids.integers else self.solver.default_steps
-            times = self._grid_of(check_count(steps, "steps"))
+            times = self._grid_of(check_steps(steps))
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
         return len(times) - 1, times

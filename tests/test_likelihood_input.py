@@ -511,7 +511,8 @@ def test_the_command_writes_csv_and_takes_probes(saved, tmp_path):
     [
         (("--out", "x.txt"), "--out must end in .json or .csv"),
         (("--out", "no/x.csv"), "--out: there is no folder no"),
-        (("--out", "x.csv", "--bin-width", "0"), "--bin-width must be positive, got 0"),
+        (("--out", "x.csv", "--bin-width", "0"), "--bin-width must be positive and finite, got 0"),
+        (("--out", "x.csv", "--bin-width", "inf"), "--bin-width must be positive and finite, got inf"),
         (("--out", "x.csv", "--probes", "5"), "2 dimensions hold 2 orthogonal directions"),
         (("--out", "x.csv", "--data", "y.npy"), "No data file at y.npy"),
     ],
