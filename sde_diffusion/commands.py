@@ -13,12 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, losses, predict, schedules
+from sde_diffusion._checks import check_positive
 from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.denoiser import Network
-from sde_diffusion.limits import PASSES, check_checkpoint, check_network, check_samples, classes_of, columns
+from sde_diffusion.limits import (
+    PASSES,
+    check_checkpoint,
+    check_network,
+    check_samples,
+    check_seeds,
+    classes_of,
+    columns,
+)
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
 from sde_diffusion.predict import Parametrisation
@@ -133,6 +142,7 @@ def train_file(
         FileNotFoundError: No such file.
         OSError: The checkpoint could not be written to `out` at the end; the message says where it is instead.
     """
+    check_positive(lr, "lr")
     check_checkpoint(out, overwrite)
     x, labels = load_array(data)
     mean, std = float(x.double().mean()), float(x.double().std(correction=0))
@@ -241,6 +251,7 @@ def sample_file(
     loaded = load_checkpoint(checkpoint)
     labels = _labels_for(label, n, loaded.classes)
     sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
+    check_seeds(seed, n)
     check_samples(loaded, n, batch_size, out)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)

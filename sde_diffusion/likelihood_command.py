@@ -21,6 +21,7 @@ from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint
 from sde_diffusion.divergence import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.likelihood import bits_per_dim, log_prob
+from sde_diffusion.limits import check_seeds
 from sde_diffusion.sampler import SDESampler
 
 
@@ -105,10 +106,7 @@ def _check(
     """Refuses, before the first batch, what the last would fail by."""
     if labels is not None and int(labels.max()) >= loaded.classes:
         raise ValueError(f"the labels go up to {int(labels.max())}, and the model knows 0..{loaded.classes - 1}")
-    if seed + len(x) > 2**32:
-        raise ValueError(
-            f"--seed {seed} leaves no stream below 2**32 for each of {len(x):,} samples: take a smaller one"
-        )
+    check_seeds(seed, len(x))
     net, dim = loaded.model.net, x[0].numel()
     if isinstance(net, nn.Module) and tuple(x.shape[1:]) == loaded.model.shape:
         columns = min(CHUNK, probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))

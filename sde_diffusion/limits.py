@@ -71,6 +71,12 @@ def check_network(make: Callable[[int], nn.Module], width: int, out: Path) -> No
     check_folder(out, "--out", size=size)
 
 
+def check_seeds(seed: int, n: int) -> None:
+    """Raises `ValueError` unless each of `n` samples has a random stream from `seed` on."""
+    if seed + n > 2**32:
+        raise ValueError(f"--seed {seed} leaves no stream below 2**32 for each of {n:,} samples: take a smaller one")
+
+
 def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path) -> None:
     """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page."""
     shape = loaded.model.shape
