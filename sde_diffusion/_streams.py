@@ -16,6 +16,9 @@ class Steady:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
     @property
     def encoding(self) -> str:
         """That of the stream behind it."""

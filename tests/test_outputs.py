@@ -147,6 +147,13 @@ def test_the_longest_name_that_a_disk_takes_is_written(place, tmp_path):
         assert target_of(words).exists()
 
 
+def test_folders_made_to_look_at_a_place_are_gone_if_the_run_is_refused(place, tmp_path, capsys):
+    words = ("train", "--data", place / "no.npy", "--out", tmp_path / "a" / "b" / "model")
+    assert "No data file at" in line_of(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+    assert call(*commands_to(place, tmp_path / "a" / "b" / "model")["train"]) == 0
+
+
 def test_a_device_is_never_replaced_by_a_file(place, capsys):
     assert "is a device, pipe or socket" in line_of(capsys, "check", TARGET, "--json", "/dev/null")
     assert Path("/dev/null").is_char_device()
@@ -342,6 +349,7 @@ def test_what_an_encoding_cannot_say_is_said_in_backslashes():
     stream = Steady(io.TextIOWrapper(raw, encoding="ascii"))
     stream.write("in \u00fc\udcff\n")
     stream.flush()
+    assert stream.buffer is raw  # what a file that is checked may ask for
     assert raw.getvalue() == b"in \\xfc\\udcff\n"
 
 
