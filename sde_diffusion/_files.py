@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 BLOCK = 4096
@@ -85,6 +86,13 @@ def keep(write: Callable[[Path], object], out: Path) -> None:
                 continue
             raise OSError(f"{out} cannot be written ({why}): it is in {other} instead") from error
         raise OSError(f"{out} cannot be written ({why}), nor can the folder for temporary files: it is lost") from error
+
+
+def beside(out: Path, what: str) -> Path:
+    """A name next to `out`, with `what` added, under which there is nothing yet."""
+    out = out.absolute()
+    names = (f"{out.name}-{what}" + (f"-{i}" if i else "") for i in count())
+    return next(path for name in names if not os.path.lexists(path := out.parent / name))
 
 
 def _draft(folder: Path) -> Path:

@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             _complain("error: out of memory: take a smaller --batch-size, a smaller model or fewer samples")
             return 2
-        except KeyboardInterrupt as stop:
-            _complain("interrupted" + "".join(f": {word}" for word in stop.args))
+        except KeyboardInterrupt:
+            _complain("interrupted")
             return 130
     return status or 0
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import clocks, losses, predict, schedules
 from sde_diffusion._checks import check_positive
-from sde_diffusion._files import check_file, keep, write_files
+from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -56,7 +56,7 @@ from sde_diffusion.solvers import (
     Torchdiffeq,
     UniPC,
 )
-from sde_diffusion.training import train
+from sde_diffusion.training import Training, train
 
 SDES: dict[str, Callable[[], GaussianSDE]] = {
     "edm": partial(schedules.EDMSDE, 0.005, 80.0),
@@ -121,7 +121,8 @@ def train_file(
     """Trains a model on an array, and saves it.
 
     The data are standardised by their mean and standard deviation over all coordinates, which the checkpoint keeps.
-    Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
+    Vectors get a residual MLP, images a U-Net; with labels it is class-conditional. What
+    a run that ends early brings along as `training` of its exception is saved beside `out`.
 
     Args:
         data: `.npy` or `.npz` file, see `arrays.load_array`.
@@ -157,23 +158,46 @@ def train_file(
     check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, mean {mean:.4g}, std {std:.4g}, {classes or 'no'} classes")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
-    done = train(
-        model,
-        (x - mean) / std,
-        labels,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        times=times,
-        weight=weight,
-        seed=seed,
-        progress=True,
-    )
-    extra = {"data_range": [float(x.min()), float(x.max())], "steps": steps, "seed": seed}
-    keep(lambda folder: save_checkpoint(folder, done.model, mean=mean, std=std, extra=extra), out)
+
+    def save(done: Training, place: Path) -> None:
+        extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}
+        keep(lambda folder: save_checkpoint(folder, done.model, mean=mean, std=std, extra=extra), place)
+
+    try:
+        done = train(
+            model,
+            (x - mean) / std,
+            labels,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            times=times,
+            weight=weight,
+            seed=seed,
+            progress=True,
+        )
+    except BaseException as stop:
+        _save_part(getattr(stop, "training", None), save, out, say)
+        raise
+    save(done, out)
     last = done.losses[-100:]
     say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
     say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
+
+
+def _save_part(
+    done: Training | None, save: Callable[[Training, Path], None], out: Path, say: Callable[[str], None]
+) -> None:
+    """Saves what a run had done when it was ended, by Ctrl-C or numbers that failed, beside the place of the whole."""
+    if done is None or not done.losses:
+        return
+    place = beside(out, "interrupted")
+    try:
+        save(done, place)
+    except (OSError, ValueError) as error:
+        say(str(error))
+    else:
+        say(f"ended after {len(done.losses)} steps; the model up to there is in {place}")
 
 
 def _describe(net: nn.Module) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sde_diffusion import VPSDE, Network, _files, cli, commands, likelihood_command, predict
+from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
 from sde_diffusion._streams import Steady
 from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
@@ -319,6 +320,25 @@ def test_samples_without_a_picture_are_refused_before_they_are_drawn(tmp_path, p
     save_checkpoint(tmp_path / "m", Network(MLP(3, hidden=8, layers=1), VPSDE(), predict.edm, shape=(3,)))
     words = ("sample", "--checkpoint", tmp_path / "m", "--out", tmp_path / "x.png")
     assert "no picture of samples of shape (3,)" in line_of(capsys, *words)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SolverError("the numbers failed")])
+def test_what_was_learnt_before_the_end_is_saved_beside_the_whole(stop, place, tmp_path, capsys, monkeypatch):
+    true = commands.train
+
+    def train(*args, **options):
+        stop.training = true(*args, **options)
+        raise stop
+
+    monkeypatch.setattr(commands, "train", train)
+    words = commands_to(place, tmp_path / "out")["train"]
+    for name in ("out-interrupted", "out-interrupted-1"):
+        assert call(*words) == (130 if isinstance(stop, KeyboardInterrupt) else 2)
+        shown = capsys.readouterr()
+        assert shown.out.endswith(f"ended after 2 steps; the model up to there is in {tmp_path / name}\n")
+        assert "interrupted" in shown.err or "the numbers failed" in shown.err
+        assert load_checkpoint(tmp_path / name).extra["steps"] == 2
+        assert not (tmp_path / "out").exists()
 
 
 # --- streams
