@@ -144,7 +144,7 @@ def check_count(n: object, name: str) -> int:
     return n
 
 
-def check_steps(steps: object) -> int:
+def check_step_count(steps: object) -> int:
     """Returns `steps` if it is a positive integer, of at most `MOST_STEPS`."""
     if (n := check_count(steps, "steps")) > MOST_STEPS:
         raise ValueError(

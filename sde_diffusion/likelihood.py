@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_state, check_steps
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_state, check_step_count
 from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
 from sde_diffusion.denoiser import Denoiser, Network
@@ -173,7 +173,7 @@ def choose_solver(
     inner = check_solver(solver, what)
     if steps is None:
         steps = 1 if adapts(inner) else EVALUATIONS // (inner.evaluations or 4)
-    return inner, check_steps(steps), data_std
+    return inner, check_step_count(steps), data_std
 
 
 def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:

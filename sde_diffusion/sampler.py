@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state, check_steps
+from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state, check_step_count
 from sde_diffusion._request import (
     Seed,
     as_model,
@@ -111,7 +111,7 @@ class SDESampler:
                 steps = self._steps_for(nfe)
             elif steps is None:
                 steps = int(high) if self.grid is grids.integers else self.solver.default_steps
-            times = self._grid_of(check_steps(steps))
+            times = self._grid_of(check_step_count(steps))
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
         return len(times) - 1, times

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import VPSDE, Network, _files, cli, commands, likelihood_command, predict
+from sde_diffusion import VPSDE, Network, SDESampler, _files, cli, commands, likelihood_command, predict, training
 from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
 from sde_diffusion._streams import Steady
@@ -81,7 +81,7 @@ def no_work(monkeypatch):
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(commands, "train", begun)
-    monkeypatch.setattr(commands.SDESampler, "sample", begun)
+    monkeypatch.setattr(SDESampler, "sample", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
     monkeypatch.setattr("sde_diffusion.check_command._check", begun)
     monkeypatch.setattr("sde_diffusion.demo.Bench.prepare", begun)
@@ -287,13 +287,13 @@ def test_a_folder_that_is_gone_at_the_end_loses_nothing(place, tmp_path, capsys,
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    true = commands.SDESampler.sample
+    true = SDESampler.sample
 
     def sample(*args, **options):
         (tmp_path / "there").rmdir()
         return true(*args, **options)
 
-    monkeypatch.setattr(commands.SDESampler, "sample", sample)
+    monkeypatch.setattr(SDESampler, "sample", sample)
     found = line_of(capsys, *commands_to(place, tmp_path / "there" / "out")["sample"])
     (kept,) = (tmp_path / "here").iterdir()
     assert found.endswith(f"(No such file or directory): it is in {kept} instead")
@@ -324,7 +324,7 @@ def test_samples_without_a_picture_are_refused_before_they_are_drawn(tmp_path, p
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SolverError("the numbers failed")])
 def test_what_was_learnt_before_the_end_is_saved_beside_the_whole(stop, place, tmp_path, capsys, monkeypatch):
-    true = commands.train
+    true = training.train
 
     def train(*args, **options):
         stop.training = true(*args, **options)
