@@ -89,7 +89,9 @@ def _add(group: Any, name: str, run: Callable[[argparse.Namespace], int | None],
     command.add_argument(
         "--seed", type=count(2**32 - 1, least=0), default=0, metavar="K", help="seed of everything random, below 2**32"
     )
-    command.add_argument("--threads", type=count(MOST_THREADS), default=1, metavar="N", help="processor threads")
+    command.add_argument(
+        "--threads", type=count(MOST_THREADS), default=1, metavar="N", help=f"processor threads, at most {MOST_THREADS}"
+    )
     return command
 
 
@@ -124,15 +126,23 @@ def _add_train(group: Any) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the checkpoint that is there")
     command.add_argument("--sde", choices=commands.SDES, default="edm", help="process under which it is trained")
     command.add_argument("--kind", choices=commands.KINDS, default="edm", help="what the network predicts")
-    command.add_argument("--steps", type=count(MOST_STEPS), default=3000, metavar="N", help="gradient steps")
-    command.add_argument("--batch-size", type=count(LARGEST_BATCH), default=128, metavar="N", help="samples per step")
+    command.add_argument(
+        "--steps", type=count(MOST_STEPS), default=3000, metavar="N", help=f"gradient steps, at most {MOST_STEPS:,}"
+    )
+    command.add_argument(
+        "--batch-size",
+        type=count(LARGEST_BATCH),
+        default=128,
+        metavar="N",
+        help=f"samples per step, at most {LARGEST_BATCH:,}",
+    )
     command.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     command.add_argument(
         "--width",
         "--hidden",
         type=count(WIDEST),
         metavar="N",
-        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images",
+        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images; at most 100,000",
     )
 
 

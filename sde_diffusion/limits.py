@@ -23,8 +23,8 @@ COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
 PASSES = 2
 """How often what a pass keeps for its gradient is in memory while that is found."""
-SAMPLE, SEED = 16, 64
-"""Bytes of a number of a sample, in four copies at the end, and of the seed and label of a sample."""
+SAMPLE, SEED = 32, 64
+"""Bytes of a number of a sample, in four copies of float64 at the end, and of the seed and label of a sample."""
 
 
 def check_checkpoint(out: Path, overwrite: bool) -> None:
