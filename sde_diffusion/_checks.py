@@ -9,6 +9,9 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+MOST_STEPS = 10**6
+"""Of one solve; laying them out takes a minute, and at this many float32 rounds every step away."""
+
 
 class SolverError(RuntimeError):
     """The numbers failed on the way: a non-finite state, with the step, the time and the evaluations spent so far."""
@@ -138,6 +141,16 @@ def check_count(n: object, name: str) -> int:
     n = int(n)
     if n < 1:
         raise ValueError(f"{name} must be at least 1, got {n}")
+    return n
+
+
+def check_step_count(steps: object) -> int:
+    """Returns `steps` if it is a positive integer, of at most `MOST_STEPS`."""
+    if (n := check_count(steps, "steps")) > MOST_STEPS:
+        raise ValueError(
+            f"steps must be at most {MOST_STEPS:,}, got {n:,}: the times of all steps are laid out before the first, "
+            "and no solver gains anything from so many"
+        )
     return n
 
 

@@ -1,10 +1,19 @@
-"""Writing files whole or not at all."""
+"""Where results are written: looked at before the work, written whole or not at all, and elsewhere if that fails."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+BLOCK = 4096
+"""Bytes that are written, and removed again, to see whether a place takes them."""
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
@@ -13,7 +22,7 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: A file cannot be written; those there before are left as they were.
     """
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+    drafts = {path: _draft(path.parent) for path in files}
     try:
         for path, data in files.items():
             drafts[path].write_bytes(data)
@@ -22,3 +31,112 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
+
+
+def check_file(path: Path, option: str, *, size: int = 0) -> None:
+    """Raises `ValueError` unless a file can be written at `path`, which is left as it was.
+
+    A link is refused: what is written would replace it, or go where it points. A file already there is no error.
+
+    Args:
+        path: The file.
+        option: What the caller calls it, `--out` for instance.
+        size: Bytes that it will have, if known.
+    """
+    with _refusing(path, option):
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{option}: there is no folder {path.parent}")
+        _check_kind(path, option, stat.S_ISREG, "file")
+        _try(path.absolute().parent, size)
+
+
+def check_folder(path: Path, option: str, *, size: int = 0) -> None:
+    """Raises `ValueError` unless `path` is a folder, or can be made one, that takes files; it is left as it was."""
+    with _refusing(path, option):
+        _check_kind(path, option, stat.S_ISDIR, "folder")
+        made = [p for p in (path, *path.parents) if not p.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _try(path, size)
+        finally:
+            for p in made:
+                with suppress(OSError):
+                    p.rmdir()
+
+
+def keep(write: Callable[[Path], object], out: Path) -> None:
+    """Writes a result to `out`; if that fails, to a new name in the current folder or the one for temporary files.
+
+    Args:
+        write: Called with the path of the file or folder to write.
+        out: Where the result was to go.
+
+    Raises:
+        OSError: It did not go there; the message says where it is instead.
+    """
+    try:
+        write(out)
+    except OSError as error:
+        why = error.strerror or str(error)
+        for other in _elsewhere(out):
+            try:
+                write(other)
+            except OSError:
+                shutil.rmtree(other, ignore_errors=True)  # what of a folder there is
+                continue
+            raise OSError(f"{out} cannot be written ({why}): it is in {other} instead") from error
+        raise OSError(f"{out} cannot be written ({why}), nor can the folder for temporary files: it is lost") from error
+
+
+def beside(out: Path, what: str) -> Path:
+    """A name next to `out`, with `what` added, under which there is nothing yet."""
+    out = out.absolute()
+    names = (f"{out.name}-{what}" + (f"-{i}" if i else "") for i in count())
+    return next(path for name in names if not os.path.lexists(path := out.parent / name))
+
+
+def _draft(folder: Path) -> Path:
+    """A new name of bounded length, whatever the name of the file."""
+    return folder / f".sde-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _elsewhere(out: Path) -> Iterator[Path]:
+    name = f"sde-diffusion-{secrets.token_hex(4)}{out.suffix[:16]}"
+    for place in (Path.cwd, tempfile.gettempdir):
+        with suppress(OSError):
+            yield Path(place()) / name
+
+
+def _check_kind(path: Path, option: str, wanted: Callable[[int], bool], what: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise ValueError(f"{option} {path} is a link to {path.readlink()}: give that place itself, or remove the link")
+    if not wanted(mode):
+        found = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device, pipe or socket"
+        raise ValueError(f"{option} {path} is a {found}: give a {what}")
+
+
+def _try(folder: Path, size: int) -> None:
+    """Permissions do not tell: they do not bind every user, nor know of a full or read-only disk."""
+    draft = _draft(folder)
+    try:
+        with open(draft, "xb") as file:
+            file.write(bytes(BLOCK))
+    finally:
+        draft.unlink(missing_ok=True)
+    space = shutil.disk_usage(folder)
+    if space.total and space.free < size:
+        raise OSError(f"{size / 2**30:.3g} GiB are needed and {space.free / 2**30:.3g} GiB are free")
+
+
+@contextmanager
+def _refusing(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{option} {path} cannot be written ({error.strerror or error}): give another place, or make room there"
+        ) from error

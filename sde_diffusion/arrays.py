@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion._npy import members
+
 __all__ = ["load_array"]
+
+T = TypeVar("T")
+
+MOST_CLASSES = 100_000
+"""Labels lie below: the largest makes the number of classes, each a row of an embedding."""
 
 
 def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
     """Read your own data from a `.npy` file, or from a `.npz` file with an array `x` and perhaps `label`.
 
-    Accepted as well are the names `data` for `x`, and `labels` or `y` for `label`. Pickled objects are never loaded.
+    Accepted as well are the names `data` for `x`, and `labels` or `y` for `label`. Pickled objects are never loaded,
+    and nothing is allocated that the size of the file does not bear out: an array and its copies must fit into the
+    memory of the machine, and one that unpacks to more than 1 GiB may be compressed by a factor of 100 at most.
 
     Args:
-        path: File to read. A `.npz` with a single array may give it any name.
+        path: File to read. A `.npz` with a single array may give it any name. Which of the two it is, is told by its
+            content.
 
     Returns:
-        x (N, *), finite, in float32, or in float64 if the file holds that or wider; labels (N,) int64, `>= 0`, or None.
+        x (N, *), finite, in float32, or in float64 if the file holds that or wider; labels (N,) int64, `>= 0` and below
+            100,000, or None.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -38,36 +47,33 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
             f"Data must be a .npy or .npz file, got {path.name!r}. Save yours with numpy.save or numpy.savez."
         )
     if not path.is_file():
-        raise FileNotFoundError(f"No data file at {path}. Give the path of a .npy or .npz file.")
-    arrays = _read(path)
+        what = "No data file at" if not path.exists() or path.is_dir() else "No regular file at"
+        raise FileNotFoundError(f"{what} {path}. Give the path of a .npy or .npz file.")
+    arrays = _guard(path, lambda: members(path))
     name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
     if name is None:
         raise ValueError(
-            f"{path} holds {sorted(arrays)} but no array named 'x' (or 'data'). "
+            f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
             "Use numpy.savez(path, x=..., label=...)."
         )
-    x = _as_data(arrays.pop(name), path)
+    x = _as_data(_guard(path, arrays.pop(name)), path)
     label = _pick(arrays, ("label", "labels", "y"), path)
-    return x, None if label is None else _as_labels(arrays[label], len(x), path)
+    return x, None if label is None else _as_labels(_guard(path, arrays[label]), len(x), path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _guard(path: Path, read: Callable[[], T]) -> T:
+    """What a reader returns; its errors with the path, and what to do."""
     try:
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            members = dict(loaded) if isinstance(loaded, Mapping) else {"x": loaded}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if "object arrays" in str(error).lower():
-            raise TypeError(
-                f"{path} holds Python objects, which are not read. Save plain float arrays of one shape."
-            ) from error
+        return read()
+    except TypeError as error:
+        raise TypeError(f"{path} {error}.") from error
+    except ValueError as error:
         raise ValueError(
             f"{path} cannot be read as {path.suffix}: {error}. Save it again with numpy.save or numpy.savez."
         ) from error
-    return {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
 
 
-def _pick(arrays: dict[str, Any], names: tuple[str, ...], path: Path) -> str | None:
+def _pick(arrays: Iterable[str], names: tuple[str, ...], path: Path) -> str | None:
     found = [name for name in names if name in arrays]
     if len(found) > 1:
         raise ValueError(
@@ -105,4 +111,9 @@ def _as_labels(array: np.ndarray[Any, Any], n: int, path: Path) -> Tensor:
         raise ValueError(f"Labels in {path} have shape {array.shape}, wanted ({n},): one per row of x.")
     if array.min() < 0:
         raise ValueError(f"Labels in {path} start at {array.min()}, wanted integers 0, 1, ...")
+    if array.max() >= MOST_CLASSES:
+        raise ValueError(
+            f"Labels in {path} go up to {array.max()}, wanted integers below {MOST_CLASSES:,}, the largest of which "
+            "makes the number of classes. Number yours 0, 1, ...: numpy.unique(label, return_inverse=True)[1]."
+        )
     return torch.from_numpy(array.astype(np.int64))

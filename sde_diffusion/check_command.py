@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from sde_diffusion._files import write_files
+from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import Solver
@@ -35,20 +35,21 @@ def check_target(
 
     Raises:
         ValueError: A target that is not of that form, a file or module that cannot be imported, a name that is not
-            there, or a folder that is not.
+            there, or a place that takes no file.
         TypeError: A class that needs arguments, or something that is no SDE, solver or denoiser.
+        OSError: A file could not be written at the end; the message says where it is instead.
     """
     for option, path in (("--json", json_file), ("--plot", plot_file)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{option}: there is no folder {path.absolute().parent}")
+        if path is not None:
+            check_file(path, option)
     report = _check(load_target(target), target)
     for line in str(report).splitlines():
         say(line)
     if json_file is not None:
-        text = json.dumps({"target": target, **report.as_dict()}, indent=1, allow_nan=False)
-        write_files({json_file: (text + "\n").encode()})
+        text = json.dumps({"target": target, **report.as_dict()}, indent=1, allow_nan=False) + "\n"
+        keep(lambda path: write_files({path: text.encode()}), json_file)
     if plot_file is not None:
-        report.plot(plot_file)
+        keep(report.plot, plot_file)
     return report.passed
 
 

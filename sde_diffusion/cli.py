@@ -1,8 +1,12 @@
-"""The command line: `sde-diffusion train`, `sample`, `likelihood`, `demo`, `check`. An error is one line, status 2."""
+"""The command line: `sde-diffusion train`, `sample`, `likelihood`, `demo`, `check`. An error is one line, status 2.
+
+A terminal that is gone, or a pipe without a reader, ends nothing: what would be said is dropped.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +16,14 @@ from typing import Any
 import torch
 
 from sde_diffusion import __version__, commands
+from sde_diffusion._arguments import Parser, count, path
 from sde_diffusion._checks import SolverError
+from sde_diffusion._streams import steady
+
+MOST_SAMPLES, MOST_STEPS, WIDEST, LARGEST_BATCH = 10**8, 10**7, 10**5, 10**7
+"""What `--n`, the `--steps` of training, `--width` and `--batch-size` may be; memory may set a lower limit."""
+MOST_THREADS = max(256, os.cpu_count() or 1)
+"""More could not be started on some systems, which ends the process without a word."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,14 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 where a check did not pass, or 2 after an error, or 130 after an interruption.
     """
-    args = _parser().parse_args(argv)
-    torch.set_num_threads(args.threads)
-    with warnings.catch_warnings():
+    with steady(), warnings.catch_warnings():
         warnings.showwarning = _warn
+        args = _parser().parse_args(argv)
+        torch.set_num_threads(args.threads)
         try:
             status: int | None = args.run(args)
         except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
             _complain("error: " + " ".join(str(error).split()))
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            _complain("error: out of memory: take a smaller --batch-size, a smaller model or fewer samples")
             return 2
         except KeyboardInterrupt:
             _complain("interrupted")
@@ -52,7 +68,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sde-diffusion",
         description="Generative modelling with stochastic differential equations: train, sample, or see it work.",
         epilog="`sde-diffusion COMMAND --help` lists the options of a command.",
@@ -70,8 +86,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add(group: Any, name: str, run: Callable[[argparse.Namespace], int | None], what: str, **more: Any) -> Any:
     command = group.add_parser(name, help=what[0].lower() + what[1:], description=what, formatter_class=_Help, **more)
     command.set_defaults(run=run)
-    command.add_argument("--seed", type=_natural, default=0, metavar="K", help="seed of everything random")
-    command.add_argument("--threads", type=_positive, default=1, metavar="N", help="processor threads")
+    command.add_argument(
+        "--seed", type=count(2**32 - 1, least=0), default=0, metavar="K", help="seed of everything random, below 2**32"
+    )
+    command.add_argument(
+        "--threads", type=count(MOST_THREADS), default=1, metavar="N", help=f"processor threads, at most {MOST_THREADS}"
+    )
     return command
 
 
@@ -96,22 +116,33 @@ def _add_train(group: Any) -> None:
     need.add_argument(
         "--data",
         required=True,
-        type=Path,
+        type=path,
         metavar="FILE",
         help=".npy, or .npz with `x` and perhaps `label`: float vectors (N, D) or images (N, C, H, W), of any scale",
     )
-    need.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the checkpoint")
+    need.add_argument(
+        "--out", required=True, type=path, metavar="DIR", help="folder for the checkpoint, made if need be"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the checkpoint that is there")
     command.add_argument("--sde", choices=commands.SDES, default="edm", help="process under which it is trained")
     command.add_argument("--kind", choices=commands.KINDS, default="edm", help="what the network predicts")
-    command.add_argument("--steps", type=_positive, default=3000, metavar="N", help="gradient steps")
-    command.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="samples per step")
+    command.add_argument(
+        "--steps", type=count(MOST_STEPS), default=3000, metavar="N", help=f"gradient steps, at most {MOST_STEPS:,}"
+    )
+    command.add_argument(
+        "--batch-size",
+        type=count(LARGEST_BATCH),
+        default=128,
+        metavar="N",
+        help=f"samples per step, at most {LARGEST_BATCH:,}",
+    )
     command.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
     command.add_argument(
         "--width",
         "--hidden",
-        type=_positive,
+        type=count(WIDEST),
         metavar="N",
-        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images",
+        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images; at most 100,000",
     )
 
 
@@ -124,26 +155,33 @@ def _add_sample(group: Any) -> None:
         epilog="example:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png",
     )
     need = command.add_argument_group("required")
-    need.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder written by train or demo")
+    need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
     need.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=path,
         metavar="FILE",
-        help=".npy; .npz with `x` and `label`; or .png, a picture of images or of points in the plane",
+        help=".npy; .npz with `x` and `label`; or .png, a picture of images or of points in the plane; a file there "
+        "is replaced",
     )
-    command.add_argument("--n", type=_positive, default=64, metavar="N", help="number of samples")
+    command.add_argument(
+        "--n", type=count(MOST_SAMPLES), default=64, metavar="N", help="number of samples, all in one file"
+    )
     command.add_argument("--solver", choices=commands.SOLVERS, default="dpmpp2", help="how the equation is solved")
     cost = command.add_mutually_exclusive_group()
-    cost.add_argument("--steps", type=_positive, metavar="N", help="solver steps; unset, the solver's own default")
-    cost.add_argument("--nfe", type=_positive, metavar="N", help="budget of network evaluations per sample, instead")
+    cost.add_argument(
+        "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"
+    )
+    cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
     command.add_argument(
         "--label",
         metavar="K",
         default="all",
         help="class of a class-conditional model; `all` takes the classes in turn, `none` asks for no class",
     )
-    command.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="samples in memory at once")
+    command.add_argument(
+        "--batch-size", type=count(LARGEST_BATCH), default=256, metavar="N", help="samples in memory at once"
+    )
 
 
 def _add_likelihood(group: Any) -> None:
@@ -155,12 +193,18 @@ def _add_likelihood(group: Any) -> None:
         epilog="example:\n  sde-diffusion likelihood --checkpoint model --data faces.npz --out likelihood.json",
     )
     need = command.add_argument_group("required")
-    need.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="folder written by train or demo")
-    need.add_argument("--data", required=True, type=Path, metavar="FILE", help=".npy or .npz, as for train")
-    need.add_argument("--out", required=True, type=Path, metavar="FILE", help=".json, with a summary, or .csv")
+    need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
+    need.add_argument("--data", required=True, type=path, metavar="FILE", help=".npy or .npz, as for train")
+    need.add_argument(
+        "--out",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help=".json, with a summary, or .csv; a file there is replaced",
+    )
     command.add_argument(
         "--probes",
-        type=_positive,
+        type=count(),
         metavar="K",
         help="random probes of the divergence; unset, exact up to 128",
     )
@@ -168,7 +212,9 @@ def _add_likelihood(group: Any) -> None:
         "--bin-width", type=float, metavar="W", help="width of a level of (dequantised) data, for bits per dimension"
     )
     command.add_argument("--correct", action="store_true", help="extrapolate from the smallest noise level to none")
-    command.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="samples in memory at once")
+    command.add_argument(
+        "--batch-size", type=count(LARGEST_BATCH), default=64, metavar="N", help="samples in memory at once"
+    )
 
 
 def _add_demo(group: Any) -> None:
@@ -178,8 +224,16 @@ def _add_demo(group: Any) -> None:
         _demo,
         "Train on handwritten digits, sample with every solver, score, draw: about five minutes.",
     )
-    command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for everything written")
-    command.add_argument("--steps", type=_positive, metavar="N", help="training steps; unset, 1200, or 60 with --quick")
+    command.add_argument(
+        "--out",
+        type=path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="folder for everything written, in place of what an earlier run wrote",
+    )
+    command.add_argument(
+        "--steps", type=count(MOST_STEPS), metavar="N", help="training steps; unset, 1200, or 60 with --quick"
+    )
     command.add_argument("--quick", action="store_true", help="everything, in under a minute, and nothing good")
 
 
@@ -194,28 +248,15 @@ def _add_check(group: Any) -> None:
     command.add_argument(
         "target", metavar="MODULE:NAME", help="a class, made without arguments, or an instance; or FILE.py:NAME"
     )
-    command.add_argument("--json", type=Path, metavar="FILE", help="file for the report as JSON")
-    command.add_argument("--plot", type=Path, metavar="FILE", help=".png of what was measured")
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    command.add_argument("--json", type=path, metavar="FILE", help="file for the report as JSON")
+    command.add_argument("--plot", type=path, metavar="FILE", help=".png of what was measured")
 
 
 def _train(args: argparse.Namespace) -> None:
     commands.train_file(
         args.data,
         args.out,
+        overwrite=args.overwrite,
         sde=args.sde,
         kind=args.kind,
         steps=args.steps,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, losses, predict, schedules
-from sde_diffusion._files import write_files
+from sde_diffusion._checks import check_positive
+from sde_diffusion._files import beside, check_file, keep, write_files
+from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.denoiser import Network
+from sde_diffusion.limits import (
+    PASSES,
+    check_checkpoint,
+    check_network,
+    check_samples,
+    check_seeds,
+    classes_of,
+    columns,
+)
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
 from sde_diffusion.predict import Parametrisation
@@ -47,7 +57,7 @@ from sde_diffusion.solvers import (
     UniPC,
 )
 from sde_diffusion.standardisation import Standardisation
-from sde_diffusion.training import train
+from sde_diffusion.training import Training, train
 
 SDES: dict[str, Callable[[], GaussianSDE]] = {
     "edm": partial(schedules.EDMSDE, 0.005, 80.0),
@@ -99,6 +109,7 @@ def train_file(
     data: Path,
     out: Path,
     *,
+    overwrite: bool = False,
     sde: str = "edm",
     kind: str = "edm",
     steps: int = 3000,
@@ -111,11 +122,13 @@ def train_file(
     """Trains a model on an array, and saves it.
 
     Each column of vectors, or channel of images, is standardised by its mean and standard deviation, which the
-    checkpoint keeps. Vectors get a residual MLP, images a U-Net; with labels it is class-conditional.
+    checkpoint keeps. Vectors get a residual MLP, images a U-Net; with labels it is class-conditional. What a run that
+    ends early brings along as `training` of its exception is saved beside `out`.
 
     Args:
         data: `.npy` or `.npz` file, see `arrays.load_array`.
-        out: Folder for the checkpoint.
+        out: Folder for the checkpoint, made if need be; not a link to one.
+        overwrite: Replaces a checkpoint that is there.
         sde: Name in `SDES`.
         kind: Name in `KINDS`.
         steps: Gradient steps.
@@ -127,37 +140,64 @@ def train_file(
 
     Raises:
         TypeError, ValueError: Data, a constant column among them, or a combination of process and parametrisation,
-            that cannot be trained on.
+            that cannot be trained on; a folder that takes no files, or holds a checkpoint; what would not fit into
+            memory. All before any work.
         FileNotFoundError: No such file.
+        OSError: The checkpoint could not be written to `out` at the end; the message says where it is instead.
     """
+    check_positive(lr, "lr")
+    check_checkpoint(out, overwrite)
     x, labels = load_array(data)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: give a folder")
-    classes = 0 if labels is None else int(labels.max()) + 1
+    classes = classes_of(labels)
+    check_network(lambda w: _net_for(x, classes, w), width or (32 if x.ndim == 4 else 128), out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = _net_for(x, classes, width)
     scaling = Standardisation.of(x, "--data")
     model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
-    done = train(
-        model,
-        scaling.apply(x),
-        labels,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        times=times,
-        weight=weight,
-        seed=seed,
-        progress=True,
-    )
-    extra = {"data_range": [float(x.min()), float(x.max())], "steps": steps, "seed": seed}
-    save_checkpoint(out, done.model, mean=scaling.mean, std=scaling.std, extra=extra)
+
+    def save(done: Training, place: Path) -> None:
+        extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}
+        keep(lambda folder: save_checkpoint(folder, done.model, mean=scaling.mean, std=scaling.std, extra=extra), place)
+
+    try:
+        done = train(
+            model,
+            scaling.apply(x),
+            labels,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            times=times,
+            weight=weight,
+            seed=seed,
+            progress=True,
+        )
+    except BaseException as stop:
+        _save_part(getattr(stop, "training", None), save, out, say)
+        raise
+    save(done, out)
     last = done.losses[-100:]
     say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
     say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
+
+
+def _save_part(
+    done: Training | None, save: Callable[[Training, Path], None], out: Path, say: Callable[[str], None]
+) -> None:
+    """Saves what a run had done when it was ended, by Ctrl-C or numbers that failed, beside the place of the whole."""
+    if done is None or not done.losses:
+        return
+    place = beside(out, "interrupted")
+    try:
+        save(done, place)
+    except (OSError, ValueError) as error:
+        say(str(error))
+    else:
+        say(f"ended after {len(done.losses)} steps; the model up to there is in {place}")
 
 
 def _describe(net: nn.Module) -> str:
@@ -225,27 +265,35 @@ def sample_file(
 
     Raises:
         FileNotFoundError: No checkpoint.
-        ValueError: A damaged checkpoint, a label or a file name that does not fit.
+        ValueError: A damaged checkpoint, a label or a file name that does not fit, a place that takes no file, or
+            what would not fit into memory. All before any work.
+        OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
     suffix = out.suffix.lower()
     if suffix not in (".npy", ".npz", ".png"):
         raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.parent}")
+    check_file(out, "--out")
     loaded = load_checkpoint(checkpoint)
     labels = _labels_for(label, n, loaded.classes)
     sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
+    check_seeds(seed, n)
+    check_samples(loaded, n, batch_size, out)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)
     x = loaded.scaling.undo(x)
-    if suffix == ".png":
-        _picture(out, x, loaded)
-    else:
-        content = io.BytesIO()
-        arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
-        np.save(content, arrays["x"]) if suffix == ".npy" else np.savez(content, **arrays)
-        write_files({out: content.getvalue()})
+    keep(lambda path: _write(path, x, labels, loaded), out)
     say(f"{n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
+
+
+def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> None:
+    if path.suffix.lower() == ".png":
+        low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
+        picture(path, x, low=low, high=high, columns=columns(len(x), loaded))
+        return
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
+    np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays)
+    write_files({path: content.getvalue()})
 
 
 def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
@@ -255,12 +303,6 @@ def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
         return torch.arange(n) % classes
     if not classes:
         raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
-    if not wanted.isdecimal() or int(wanted) >= classes:
-        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted!r}")
+    if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= classes:
+        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted[:40]!r}")
     return torch.full((n,), int(wanted))
-
-
-def _picture(path: Path, x: Tensor, loaded: Checkpoint) -> None:
-    low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
-    columns = loaded.classes or math.ceil(math.sqrt(len(x)))
-    picture(path, x, low=low, high=high, columns=columns)

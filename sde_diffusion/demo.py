@@ -21,7 +21,7 @@ from torch import Tensor
 
 import sde_diffusion
 from sde_diffusion import grids, plots, predict
-from sde_diffusion._files import write_files
+from sde_diffusion._files import check_folder, keep, write_files
 from sde_diffusion.checkpoint import save_checkpoint
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.losses import LogNormalSigma
@@ -100,11 +100,21 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
 
     Raises:
         ImportError: One of the optional packages is missing, before anything else is done.
-        ValueError: Settings out of range.
+        ValueError: Settings out of range, or a folder that takes no files; before anything else, too.
+        OSError: A result could not be written to `out`; the message says where it is instead. All others are written.
     """
     settings, report = settings or Settings(), _Report(say)
     _check(settings)
-    out = Path(out)
+    out, lost = Path(out), list[str]()
+    for folder in (out, out / "checkpoint"):
+        check_folder(folder, "--out")
+
+    def write(how: Callable[[Path], object], path: Path) -> None:
+        try:
+            keep(how, path)
+        except OSError as error:  # the rest is worth having
+            lost.append(str(error))
+
     out.mkdir(parents=True, exist_ok=True)
     with report.phase("data and the classifier that judges samples"):
         bench = Bench.prepare(seed=settings.seed, steps=settings.classifier_steps)
@@ -113,8 +123,10 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
     with report.phase(f"training a class-conditional U-Net, {settings.steps} steps"):
         model, loss = _train(bench, settings)
         extra = {"data_range": [-1.0, 1.0], "steps": settings.steps, "seed": settings.seed}
-        save_checkpoint(out / "checkpoint", model, mean=bench.mean, std=bench.std, extra=extra)
-        say(f"   loss {loss:.4f}; saved to {out / 'checkpoint'}")
+        write(
+            lambda path: save_checkpoint(path, model, mean=bench.mean, std=bench.std, extra=extra), out / "checkpoint"
+        )
+        say(f"   loss {loss:.4f}" + (f"; {lost[-1]}" if lost else f"; saved to {out / 'checkpoint'}"))
     with report.phase("sampling with every solver, from the same seeds"):
         rows, curves, images = _measure(bench, model, settings, say)
     with report.phase(f"exact log-likelihood of {settings.likelihoods} test images"):
@@ -122,9 +134,12 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
         for line in likelihood.lines():
             say(f"   {line}")
     with report.phase("pictures"):
-        _draw(out, bench, model, settings, rows, curves, images)
+        for name, draw in _pictures(bench, model, settings, rows, curves, images).items():
+            write(draw, out / name)
     result = _result(settings, report, rows, curves, likelihood, right, loss)
-    write_files({out / "metrics.json": json.dumps(result, indent=2).encode()})
+    write(lambda path: write_files({path: json.dumps(result, indent=2).encode()}), out / "metrics.json")
+    if lost:
+        raise OSError("; ".join(lost))
     _close(out, result, say)
     return result
 
@@ -188,26 +203,22 @@ def _measure(
     return rows, curves, images
 
 
-def _draw(
-    out: Path,
-    bench: Bench,
-    model: Denoiser,
-    settings: Settings,
-    rows: list[Row],
-    curves: Curves,
-    images: Tensor,
-) -> None:
-    """The three pictures."""
+def _pictures(
+    bench: Bench, model: Denoiser, settings: Settings, rows: list[Row], curves: Curves, images: Tensor
+) -> dict[str, Callable[[Path], None]]:
+    """The three pictures by name, each drawn by calling it with a path."""
     headline = next(row for row in rows if row.nfe)
     labels = bench.labels[: settings.headline]
     columns, real = plots.by_class(images, labels, 12), plots.by_class(bench.test.images, bench.test.labels, 4)
-    title = f"Digits drawn by {headline.name}, {headline.nfe} network evaluations each"
-    plots.sample_grid(out / "samples.png", columns, real, title=title)
-    _film(out / "film.png", bench, model, settings.seed)
     single = {r.name: (r.nfe, r.frechet) for r in rows if r.nfe > 21 and r.n == settings.others}
     floor = next(r.frechet for r in rows if not r.nfe and r.n == settings.others)
-    title = f"Quality against cost: {settings.others} samples a point, same seeds, same network"
-    plots.quality_plot(out / "nfe.png", curves, single, floor=floor, title=title)
+    digits = f"Digits drawn by {headline.name}, {headline.nfe} network evaluations each"
+    quality = f"Quality against cost: {settings.others} samples a point, same seeds, same network"
+    return {
+        "samples.png": lambda path: plots.sample_grid(path, columns, real, title=digits),
+        "film.png": lambda path: _film(path, bench, model, settings.seed),
+        "nfe.png": lambda path: plots.quality_plot(path, curves, single, floor=floor, title=quality),
+    }
 
 
 def _film(path: Path, bench: Bench, model: Denoiser, seed: int) -> None:

@@ -17,25 +17,28 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import SolverError
 from sde_diffusion._linear import rows
 from sde_diffusion._request import random_modules
 from sde_diffusion.denoiser import Denoiser, Network, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, innermost, wide
+from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, allowance, innermost, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
-from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Solver, Torchdiffeq
+from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Reversible, Solver, Torchdiffeq
 from sde_diffusion.solvers.base import describe
 
 SLACK = 1e-6
+FEW = 8
+"""Steps of which half say nothing of the error."""
 
 
 class LikelihoodWarning(UserWarning):
@@ -51,7 +54,7 @@ class Route:
     Attributes:
         ends: Times of the equation, data first.
         level: Noise level $\sigma/\alpha$ of the data end; NaN for a general SDE.
-        equation: Makes a fresh equation.
+        equation: Makes a fresh equation, of given conditions.
         into: $q$, the factor from the data to the state at the first end.
         out: $r$, the factor from the state at the last end to the latent.
         prior: Log-density of the latent, `(B,)`.
@@ -61,7 +64,7 @@ class Route:
 
     ends: tuple[float, float]
     level: float
-    equation: Callable[[], ODE]
+    equation: Callable[[dict[str, Any]], ODE]
     into: float
     out: float
     prior: Callable[[Tensor], Tensor]
@@ -79,6 +82,22 @@ class Route:
         return (
             f"t = {t:.4g}" if self.data_std is None else f"u = {t:.4g} (noise level {self.data_std * math.tan(t):.4g})"
         )
+
+
+class Part(NamedTuple):
+    """A batch of the data.
+
+    Attributes:
+        x: The data, `(B, *)`.
+        probes: What `trace.probes` gave for them.
+        cond: Their conditions.
+        before: Rows of earlier batches, for the warnings.
+    """
+
+    x: Tensor
+    probes: Tensor | None
+    cond: dict[str, Any]
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,12 +126,16 @@ def adapts(solver: Solver) -> bool:
     return isinstance(solver, Adaptive) or (isinstance(solver, Torchdiffeq) and solver.order == 0)
 
 
-def looser(solver: Solver, steps: int) -> tuple[Solver, int] | None:
-    """The same at ten times the tolerance, or with half the steps; None if there is nothing to halve."""
+def looser(solver: Solver, route: Route, grid: list[float]) -> tuple[Solver, list[float]]:
+    """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`.
+
+    Of a `Reversible` it is the solver inside, whose step up need not have an inverse.
+    """
     if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
         tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
-        return replace(cast("Any", solver), **tolerances), steps
-    return (solver, steps // 2) if steps > 1 else None
+        return replace(cast("Any", solver), **tolerances), [grid[0], grid[-1]]
+    inner = solver.inner if isinstance(solver, Reversible) else solver
+    return inner, [*grid[:-1:2], grid[-1]] if len(grid) > FEW else route.grid(inner, 2 * FEW)
 
 
 def check_solver(solver: Solver, what: str) -> Solver:
@@ -146,15 +169,13 @@ def check_eval(model: object) -> None:
         )
 
 
-def general_route(sampler: SDESampler, cond: dict[str, Any]) -> Route:
+def general_route(sampler: SDESampler) -> Route:
     """The route of a general SDE, in `t`."""
     sde: SDE = sampler.sde
-    return Route((sampler.times[-1], sde.t_max), math.nan, lambda: sampler.equation(cond), 1.0, 1.0, sde.prior_log_prob)
+    return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, sde.prior_log_prob)
 
 
-def gaussian_route(
-    sampler: SDESampler, cond: dict[str, Any], level: float | None, whole: bool | None, data_std: float | None
-) -> Route:
+def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None) -> Route:
     """The route of a Gaussian SDE, in the angle."""
     sde, model = sampler.sde, sampler.model
     if not (isinstance(sde, GaussianSDE) and isinstance(model, Denoiser)):
@@ -181,7 +202,7 @@ def gaussian_route(
     return Route(
         ends,
         level,
-        lambda: GaussianReverseSDE(view, cond),
+        lambda cond: GaussianReverseSDE(view, cond),
         1 / math.hypot(circle.data_std, level),
         radius,
         prior,
@@ -232,25 +253,54 @@ def _beyond(view: On, level: float, low: float, top: float, high: float, whole: 
 
 
 def solve(
-    route: Route, solver: Solver, steps: int, x: Tensor, trace: Trace, probes: Tensor | None, *, grad: bool, warn: bool
+    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, *, grad: bool, warn: bool
 ) -> Solved:
-    """Integrates data `(B, *)` to the prior."""
-    ode = LogDensityODE(route.equation(), x.shape[1:], x.dtype, trace, probes, grad=grad)
+    """Integrates data to the prior, on a rising grid."""
+    x = part.x
+    ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
     method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-        *_, now = integrate(ode, method, start, route.grid(solver, steps))
+        *_, now = integrate(ode, method, start, grid)
     state, integrals = ode.split(now.x)
     latent = state * route.out
     change = ode.d * (math.log(route.out) + math.log(route.into))
     value = route.prior(latent) + change + trace.estimate(integrals)
     arrived = arrivals(ode, now.finished, value)
     if warn:
-        tell(ode, arrived, route.place, solver)
+        tell(ode, arrived, route.place, solver, part.before)
     value = torch.where(arrived, value, torch.full_like(value, math.nan))
     error = trace.standard_error(integrals.detach(), ode.d)
     return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start))
+
+
+def solve_again(
+    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, value: Tensor, latent: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    r"""The error of a solve, `(B,)`, from a `looser` one of the same data, its `truncation`, and its evaluations.
+
+    $$ \sqrt{(\log p - \log p')^2 + |y_T - y_T'|^2} $$
+
+    with the latents in units of the prior, whose log-density a shift by $\delta$ changes by about $|\delta|$: the two
+    log-densities alone agree by chance in some rows, whatever their errors. At least what one adaptive step may make;
+    `inf` where the second solve broke down.
+    """
+    nothing = torch.full_like(value.detach(), math.inf)
+    try:
+        with torch.no_grad():
+            rough = solve(route, *looser(solver, route, grid), part, trace, grad=False, warn=False)
+    except SolverError:  # of a state beyond all numbers
+        return nothing, nothing * math.nan, 0
+    if route.data_std is None:
+        shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
+    else:
+        shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
+    known = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
+    floor = allowance(cast("Any", solver).rtol, part.x[0].numel()) if known else 0.0
+    error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
+    broken = ~rough.arrived & torch.isfinite(value.detach())
+    return torch.where(broken, nothing, error), rough.truncation, rough.nfe
 
 
 def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tensor:
@@ -261,16 +311,16 @@ def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tens
     return arrived if ode.failed is None else arrived & ~ode.failed
 
 
-def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver) -> None:
-    """Warns of rows that did not arrive."""
+def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver, before: int = 0) -> None:
+    """Warns of rows that did not arrive, counted from `before`, the rows of earlier batches."""
     if bool(arrived.all()):
         return
     n = len(arrived)
-    lost = (~arrived).nonzero()[:, 0].tolist()
+    lost = ((~arrived).nonzero()[:, 0] + before).tolist()
     broken = [] if ode.failed is None else ode.failed.nonzero()[:, 0].tolist()
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
-        place_of = f"first for row {i} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
+        place_of = f"first for row {i + before} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
         if adapts(solver):
             why = f"the network answered NaN, inf or what no step is short enough for, {place_of}"
         else:

@@ -103,27 +103,54 @@ def cosine(sde: SDE, steps: int) -> Tensor:
     return angle(sde, steps, power=1.0)
 
 
-def leading(sde: SDE, steps: int) -> Tensor:
-    r"""Every $\lfloor T/n \rfloor$-th index of a discrete chain, ending at index 0, with $n$ = `steps + 1` levels.
+def leading(sde: SDE, steps: int, offset: int = 0) -> Tensor:
+    r"""Every $\lfloor T/n \rfloor$-th index of a discrete chain, down to `offset`, with $n$ = `steps + 1` levels.
 
-    The subsequence of DDIM; it does not start at the last level.
+    Diffusers' `"leading"` with $n$ inference steps, and the linear subsequence of DDIM where $n$ divides $T$. It does
+    not start at the last level.
+
+    Args:
+        sde: A discrete chain of $T$ levels.
+        steps: $n - 1$: the final jump is the last of $n$ evaluations, so that `SDESampler(..., nfe=n)` visits $n$.
+        offset: Diffusers' `steps_offset`: 0, or 1 as for Stable Diffusion.
+
+    Raises:
+        ValueError: An offset that leaves the chain.
 
     References:
         Song et al., Denoising Diffusion Implicit Models, 2021 (the linear subsequence).
     """
     levels, n = _levels_of(sde, steps, "leading")
-    return (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64)
+    room = levels - 1 - levels // n * (n - 1)
+    if not (float(offset).is_integer() and 0 <= offset <= room):
+        raise ValueError(f"offset must be an integer in [0, {room}] for {n} of {levels} levels, got {offset!r}")
+    return int(offset) + (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64)
 
 
 def trailing(sde: SDE, steps: int) -> Tensor:
-    r"""Indices $\mathrm{round}(T - iT/n) - 1$ of a discrete chain, starting at the last level, with $n$ = `steps + 1`
-    levels.
+    r"""Indices $\mathrm{round}(T - iT/n) - 1$ of a discrete chain, from its last level, with $n$ = `steps + 1` levels.
+
+    Diffusers' `"trailing"` with $n$ inference steps; $n$ as in `leading`.
 
     References:
         Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, 2024 (Table 2).
     """
     levels, n = _levels_of(sde, steps, "trailing")
-    return torch.tensor([round(levels - i * levels / n) - 1 for i in range(n)], dtype=torch.float64)
+    gap = (levels - levels / n) - levels  # as arange has it, so that halves are rounded alike
+    return torch.tensor([round(levels + i * gap) - 1 for i in range(n)], dtype=torch.float64)
+
+
+def linspace(sde: SDE, steps: int) -> Tensor:
+    r"""$n$ = `steps + 1` indices of a discrete chain, evenly from its last level to 0, rounded.
+
+    Diffusers' `"linspace"` with $n$ inference steps; $n$ as in `leading`.
+
+    References:
+        Lin et al., Common Diffusion Noise Schedules and Sample Steps are Flawed, 2024 (Table 2).
+    """
+    levels, n = _levels_of(sde, steps, "linspace")
+    gap = (levels - 1) / (n - 1)
+    return torch.tensor([levels - 1.0, *(round(i * gap) for i in range(n - 2, -1, -1))], dtype=torch.float64)
 
 
 def integers(sde: SDE, steps: int | None = None) -> Tensor:

@@ -1,6 +1,11 @@
 r"""Sampling and the log-density of what is sampled, in one solve: the likelihood run the other way.
 
 $$ \log p_s(x_s) = \log p_T(x_T) - \int_T^s \nabla\cdot v\,dt $$
+
+Samples and density come from one integration, in the coordinate of `flow_density`, whatever the solver steps in: in `t`
+a process whose state grows with the noise would make an error of nats in the number of steps that suits its samples.
+How far the number is from the density of these very samples, the solve does not know: it is asked once more, from the
+samples back to the prior, by `looser` steps.
 """
 
 from __future__ import annotations
@@ -8,7 +13,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +23,17 @@ from tqdm import tqdm
 from sde_diffusion._request import Chunk
 from sde_diffusion.budget import LogProb
 from sde_diffusion.divergence import Trace
-from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.flow_density import arrivals, check_eval, check_solver, tell
+from sde_diffusion.flow_density import (
+    Part,
+    Route,
+    arrivals,
+    check_eval,
+    check_solver,
+    gaussian_route,
+    general_route,
+    solve_again,
+    tell,
+)
 from sde_diffusion.likelihood import choose_trace
 from sde_diffusion.log_density import LogDensityODE, OwnTolerance
 from sde_diffusion.loop import UnfinishedWarning, integrate
@@ -34,85 +49,108 @@ def draw_with_log_prob(
     total: int | None,
     noise: Callable[..., NoiseSource],
     trace: Trace | None,
+    solver_error: bool,
     grad: bool,
 ) -> tuple[Tensor, LogProb]:
     """`sampler.sample(return_log_prob=True)`, batch by batch; with a progress bar over `total` samples, if given."""
-    xs, found = [], []
+    xs, found, before = [], [], 0
     with tqdm(total=total, desc="sampling", disable=total is None) as bar:
         for part in batches:
             start = sampler.draw_prior(part.n, part.seed, noise) if part.start is None else part.start
             seeds = part.seed
             if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
                 seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
-            x, log_p = sample_with_log_prob(sampler, start, seeds, trace, grad, part.cond)
+            x, log_p = sample_with_log_prob(
+                sampler, start, seeds, trace, part.cond, solver_error=solver_error, grad=grad, before=before
+            )
             xs.append(x)
             found.append(log_p)
+            before += part.n
             bar.update(part.n)
     return torch.cat(xs), LogProb.join(found)
 
 
 def sample_with_log_prob(
-    sampler: SDESampler, x_T: Tensor, seeds: list[int], trace: Trace | None, grad: bool, cond: dict[str, Any]
+    sampler: SDESampler,
+    x_T: Tensor,
+    seeds: list[int],
+    trace: Trace | None,
+    cond: dict[str, Any],
+    *,
+    solver_error: bool = True,
+    grad: bool = False,
+    before: int = 0,
 ) -> tuple[Tensor, LogProb]:
     """Carries states at the first grid time of a sampler, `(B, *)`, to the last, and their density along.
 
+    Args:
+        sampler: Gives the model, the solver and the grid.
+        x_T: The states.
+        seeds: Of the probes, one per row.
+        trace: How the divergence is found.
+        cond: Handed to the model.
+        solver_error: Solves back from the samples, at ten times the tolerance or half the steps, for the error.
+        grad: Keeps the graph.
+        before: Rows of earlier batches, for the warnings.
+
     Returns:
         The states there over alpha, in the units of the data and without the final jump, and their log-density: the
-        number that `sampler.log_prob(x, whole=False)` finds, up to the error of the solver. That error is not known
-        from one solve, `solver_error` is NaN, and so is `truncation`.
+        number that `sampler.log_prob(x, whole=False)` finds, up to `solver_error`.
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE.
-        ValueError: A network in training mode that is random there.
+        ValueError: A network in training mode that is random there, or a general SDE whose grid starts elsewhere than
+            its prior.
     """
     inner = check_solver(sampler.solver, "sample(return_log_prob=True)")
     check_eval(sampler.model)
-    eq, grid, into, out, level = _way(sampler, cond)
+    route, grid = _way(sampler)
     trace = choose_trace(trace, sampler.model, x_T)
     probes = trace.probes(seeds, x_T[0].numel(), x_T)
-    sde, d = sampler.sde, x_T[0].numel()
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x_T = x_T.clone() if x_T.is_inference() else x_T
-        ode = LogDensityODE(eq, x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
+        ode = LogDensityODE(route.equation(cond), x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
         start = ode.start(x_T)
-        start = torch.cat([start[:, :d] * into, start[:, d:]], dim=1)
+        start = torch.cat([start[:, : ode.d] / route.out, start[:, ode.d :]], dim=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnfinishedWarning)
-            method = OwnTolerance(inner, d, trace) if isinstance(inner, Adaptive) else inner
+            warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
+            method = OwnTolerance(inner, ode.d, trace) if isinstance(inner, Adaptive) else inner
             *_, now = integrate(ode, method, start, grid)
         state, integrals = ode.split(now.x)
-        latent = start[:, :d].reshape(x_T.shape) / into
-        if isinstance(sde, GaussianSDE):
-            prior = sde.prior_log_prob(latent, sampler.times[0])
-        else:
-            prior = sde.prior_log_prob(latent)
-        value = prior - d * (math.log(into) + math.log(out)) - trace.estimate(integrals)
+        change = ode.d * (math.log(route.out) + math.log(route.into))
+        value = route.prior(ode.split(start)[0] * route.out) + change - trace.estimate(integrals)
         arrived = arrivals(ode, now.finished, value)
-        tell(ode, arrived, lambda t: f"{'u' if isinstance(sampler.solver, Angle) else 't'} = {t:.4g}", inner)
-        unknown = torch.full_like(value, math.nan).detach()
+        tell(ode, arrived, route.place, inner, before)
+        x = (state / route.into).to(x_T.dtype)
         found = LogProb(
-            value=torch.where(arrived, value, unknown),
-            standard_error=trace.standard_error(integrals.detach(), d),
-            solver_error=unknown,
-            truncation=unknown,
+            value=torch.where(arrived, value, torch.full_like(value, math.nan)),
+            standard_error=trace.standard_error(integrals.detach(), ode.d),
+            solver_error=torch.full_like(value, math.nan).detach(),
+            truncation=torch.full_like(value, math.nan).detach(),
             latent=x_T.detach(),
             nfe=now.nfe,
             converged=arrived,
-            level=level,
+            level=route.level,
         )
-        return (state * out).to(x_T.dtype), found
+        if solver_error:
+            part = Part(x.detach(), probes, cond)
+            error, truncation, nfe = solve_again(route, inner, grid[::-1], part, trace, found.value, x_T)
+            found = replace(found, solver_error=error, truncation=truncation, nfe_check=nfe)
+        return x, found
 
 
-def _way(sampler: SDESampler, cond: dict[str, Any]) -> tuple[ODE, list[float], float, float, float]:
-    """The equation, its grid, the factors into its state and from there to the data, and the noise level at the end."""
-    sde, eq = sampler.sde, sampler.equation(cond)
+def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
+    """The route of the density, and the grid of the sampler in its coordinate."""
+    sde, solver = sampler.sde, sampler.solver
     if not isinstance(sde, GaussianSDE):
-        return eq, sampler.times, 1.0, 1.0, math.nan
-    first, *_, last = levels = sde.levels(sampler.times)
-    noise = last.sigma / last.alpha
-    if not isinstance(sampler.solver, Angle):
-        return eq, sampler.times, 1.0, 1 / last.alpha, noise
-    circle = AngleSDE(sampler.solver.data_std)
-    view = cast("GaussianReverseSDE", eq).on(circle)
-    grid = [circle.angle(at) for at in levels]
-    return view, grid, 1 / circle.radius(first), circle.radius(last) / last.alpha, noise
+        if sampler.times[0] != sde.t_max:
+            raise ValueError(
+                f"the grid starts at t = {sampler.times[0]:g}, but the density of {type(sde).__name__} is known at "
+                f"t_max = {sde.t_max:g} alone, by its prior: start there"
+            )
+        return general_route(sampler), sampler.times
+    route = gaussian_route(sampler, None, False, solver.data_std if isinstance(solver, Angle) else None)
+    circle = AngleSDE(route.data_std or 1.0)
+    low, high = route.ends
+    between = [circle.angle(at) for at in sde.levels(sampler.times[1:-1])]
+    return route, [high, *between, low]

@@ -28,26 +28,28 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_state, check_step_count
+from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
     LikelihoodWarning,
+    Part,
     Route,
     adapts,
     check_eval,
     check_solver,
     gaussian_route,
     general_route,
-    looser,
     solve,
+    solve_again,
 )
-from sde_diffusion.log_density import allowance, innermost
+from sde_diffusion.log_density import innermost
 from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import RK4, Adaptive, Angle, DormandPrince, Solver, Torchdiffeq
+from sde_diffusion.solvers import RK4, Angle, DormandPrince, Solver
 
 __all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
 
@@ -68,6 +70,7 @@ def log_prob(
     correct: bool = False,
     solver_error: bool = True,
     grad: bool = False,
+    batch_size: int | None = None,
     **cond: Any,
 ) -> LogProb:
     r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
@@ -88,9 +91,12 @@ def log_prob(
             up to the first time of the sampler, with its prior: the density of what it draws.
         data_std: $c$ of the angle, the standard deviation of the data; by default what the model knows.
         correct: Adds the `truncation` to the value, which then estimates the density of the data themselves.
-        solver_error: Solves again at ten times the tolerance, at about two thirds of the cost, for the error.
+        solver_error: Solves again at ten times the tolerance, at about two thirds of the cost, or with half the steps,
+            for the error.
         grad: Keeps the graph: the value can be differentiated in the data and in the parameters.
-        **cond: Handed to the model.
+        batch_size: Rows in one solve, all by default; changes memory, and nothing else but for
+            `Torchdiffeq` with an adaptive method, whose steps suit the batch.
+        **cond: Handed to the model; a tensor with one row per sample is split along with the data.
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
@@ -106,35 +112,53 @@ def log_prob(
     """
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     check_eval(sampler.model)
+    size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
     if solver is None and steps is None and told_an_index(sampler.model):
         steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
+    seeds = seed_list(seed, len(x0))
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
-        route = _route(sampler, cond, level, whole, data_std, correct)
-        trace = choose_trace(trace, sampler.model, x)
-        probes = trace.probes(seed_list(seed, len(x)), x[0].numel(), x)
-        best = solve(route, solver, steps, x, trace, probes, grad=grad, warn=True)
-        value = best.value
-        error, nfe_check = torch.full_like(value, math.nan).detach(), 0
-        again = looser(solver, steps) if solver_error else None
-        if again is not None:
-            with torch.no_grad():
-                rough = solve(route, *again, x.detach(), trace, probes, grad=False, warn=False)
-            error, nfe_check = _difference(value.detach(), rough.value, solver, x[0].numel()), rough.nfe
-        return LogProb(
-            value=value + best.truncation if correct else value,
-            standard_error=best.standard_error,
-            solver_error=error,
-            truncation=best.truncation.detach(),
-            latent=best.latent.to(x0.dtype),
-            nfe=best.nfe,
-            converged=best.arrived,
-            level=route.level,
-            whole=route.whole,
-            corrected=correct,
-            nfe_check=nfe_check,
-        )
+        route = _route(sampler, level, whole, data_std, correct)
+        grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
+        found: list[LogProb] = []
+        for i, part in enumerate(chunks(len(x), size, seeds, x, cond)):
+            rows = x[i * size : i * size + part.n]
+            probes = trace.probes(seeds[i * size : i * size + part.n], x[0].numel(), rows)
+            batch = Part(rows, probes, part.cond, i * size)
+            found.append(_weigh(route, solver, grid, batch, trace, correct, solver_error, grad))
+        return found[0] if len(found) == 1 else LogProb.join(found)
+
+
+def _weigh(
+    route: Route,
+    solver: Solver,
+    grid: list[float],
+    part: Part,
+    trace: Trace,
+    correct: bool,
+    solver_error: bool,
+    grad: bool,
+) -> LogProb:
+    """The log-likelihood of one batch."""
+    best = solve(route, solver, grid, part, trace, grad=grad, warn=True)
+    found = LogProb(
+        value=best.value + best.truncation if correct else best.value,
+        standard_error=best.standard_error,
+        solver_error=torch.full_like(best.value, math.nan).detach(),
+        truncation=best.truncation.detach(),
+        latent=best.latent.to(part.x.dtype),
+        nfe=best.nfe,
+        converged=best.arrived,
+        level=route.level,
+        whole=route.whole,
+        corrected=correct,
+    )
+    if not solver_error:
+        return found
+    part = part._replace(x=part.x.detach())
+    error, _, nfe = solve_again(route, solver, grid, part, trace, best.value, best.latent)
+    return replace(found, solver_error=error, nfe_check=nfe)
 
 
 def choose_solver(
@@ -149,7 +173,7 @@ def choose_solver(
     inner = check_solver(solver, what)
     if steps is None:
         steps = 1 if adapts(inner) else EVALUATIONS // (inner.evaluations or 4)
-    return inner, check_count(steps, "steps"), data_std
+    return inner, check_step_count(steps), data_std
 
 
 def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
@@ -176,27 +200,16 @@ def _ordinary(value: Any) -> Any:
 
 
 def _route(
-    sampler: SDESampler,
-    cond: dict[str, Any],
-    level: float | None,
-    whole: bool | None,
-    data_std: float | None,
-    correct: bool,
+    sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None, correct: bool
 ) -> Route:
     if isinstance(sampler.sde, GaussianSDE):
-        return gaussian_route(sampler, cond, level, whole, data_std)
+        return gaussian_route(sampler, level, whole, data_std)
     if level is not None or whole or correct:
         raise TypeError(
             f"level=, whole= and correct= speak of noise levels, which {type(sampler.sde).__name__}, a general SDE, "
             "does not have: its density is taken at the last time of the sampler, with the prior at t_max"
         )
-    return general_route(sampler, cond)
-
-
-def _difference(value: Tensor, rough: Tensor, solver: Solver, d: int) -> Tensor:
-    """The error of a solve, from a rougher one: at least what one step may make, for one alone may hit by chance."""
-    floor = allowance(solver.rtol, d) if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver) else 0.0
-    return (value - rough).abs().clamp_min(floor)
+    return general_route(sampler)
 
 
 def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> Tensor:

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion._checks import check_state
-from sde_diffusion._files import write_files
+from sde_diffusion._files import check_file, keep, write_files
+from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint
-from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
+from sde_diffusion.divergence import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.likelihood import bits_per_dim, log_prob
+from sde_diffusion.limits import check_seeds
 from sde_diffusion.sampler import SDESampler
 
 
@@ -56,17 +59,19 @@ def likelihood_file(
 
     Raises:
         FileNotFoundError: No such file or checkpoint.
-        TypeError, ValueError: Data or a file name that does not fit.
+        TypeError, ValueError: Data or a file name that does not fit, a place that takes no file, or what would not fit
+            into memory. All before any work.
+        OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.parent}")
+    check_file(out, "--out")
     if bin_width is not None and not 0 < bin_width < math.inf:
-        raise ValueError(f"--bin-width must be positive, got {bin_width:g}")
+        raise ValueError(f"--bin-width must be positive and finite, got {bin_width:g}")
     loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)
     if labels is not None and not loaded.classes:
         labels = None
+    _check(loaded, x, labels, seed, batch_size, probes)
     sampler = SDESampler(loaded.model.sde, loaded.model)
     check_state(x, "--data", shape=loaded.model.shape)
     z = loaded.scaling.apply(x, _dtype(loaded))
@@ -90,7 +95,8 @@ def likelihood_file(
         "probes": probes if probes is not None else None if dim <= EXACT_UP_TO else DEFAULT_PROBES,
         "labels": labels is not None,
     }
-    write_files({out: _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)})
+    text = _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)
+    keep(lambda path: write_files({path: text}), out)
     say(str(found))
     if bin_width is not None:
         say(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
@@ -101,6 +107,19 @@ def _dtype(loaded: Checkpoint) -> torch.dtype:
     """The dtype of data for a model: float64 for a net in float64."""
     double = any(p.dtype == torch.float64 for p in loaded.model.parameters())
     return torch.float64 if double else torch.float32
+
+
+def _check(
+    loaded: Checkpoint, x: Tensor, labels: Tensor | None, seed: int, batch_size: int, probes: int | None
+) -> None:
+    """Refuses, before the first batch, what the last would fail by."""
+    if labels is not None and int(labels.max()) >= loaded.classes:
+        raise ValueError(f"the labels go up to {int(labels.max())}, and the model knows 0..{loaded.classes - 1}")
+    check_seeds(seed, len(x))
+    net, dim = loaded.model.net, x[0].numel()
+    if isinstance(net, nn.Module) and tuple(x.shape[1:]) == loaded.model.shape:
+        columns = min(CHUNK, probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
+        check_batch(net, tuple(x.shape[1:]), min(batch_size, len(x)), passes=columns)
 
 
 def _rows(found: LogProb, dim: int, bin_width: float | None) -> list[dict[str, Any]]:

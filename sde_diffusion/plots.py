@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+LARGEST, LONGEST = 4_000_000, 100_000
+"""Pixels of a board of images, in all and either way; each is drawn as about seven by seven."""
+
 
 def tile(images: Tensor, columns: int, *, gap: int = 1, fill: float = float("nan")) -> Tensor:
     """Images `(N, H, W)` laid out row by row, `columns` in each, with a gap of some pixels: `(H', W')`."""
@@ -140,8 +143,9 @@ def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: in
         columns: Images per row.
 
     Raises:
-        ValueError: Anything but grey or colour images or points of two coordinates.
+        ValueError: Anything but grey or colour images or points of two coordinates, or too many of them.
     """
+    check_picture(tuple(x.shape), columns=columns)
     if x.ndim == 2 and x.shape[1] == 2:
         figure = _figure(5, 5)
         axes = figure.subplots()
@@ -149,19 +153,31 @@ def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: in
         spans = (x.amax(0) - x.amin(0)).tolist()
         alike = max(spans) <= 10 * min(spans)  # else one scale for both axes would draw a line
         axes.set(aspect="equal" if alike else "auto", xlabel="coordinate 0", ylabel="coordinate 1")
-    elif x.ndim == 4 and x.shape[1] in (1, 3):
+    else:
         shade = ((x - low) / (high - low)).clamp(0, 1)
         board = torch.stack([tile(channel, columns, fill=1.0) for channel in shade.unbind(1)], dim=2)
         figure = _figure(board.shape[1] / 20 + 0.2, board.shape[0] / 20 + 0.2)
         axes = figure.subplots()
         axes.imshow(board.expand(-1, -1, 3).numpy(), interpolation="nearest")
         axes.axis("off")
-    else:
+    _save(figure, path, None)
+
+
+def check_picture(shape: tuple[int, ...], *, columns: int) -> None:
+    """Raises `ValueError` unless `picture` can draw samples of this shape, `(N, 2)` or `(N, 1 or 3, H, W)`."""
+    if len(shape) == 2 and shape[1] == 2:
+        return
+    if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(
-            f"no picture of samples of shape {tuple(x.shape[1:])}: a .png holds images (1 or 3, H, W) or points (2,). "
+            f"no picture of samples of shape {shape[1:]}: a .png holds images (1 or 3, H, W) or points (2,). "
             "Write .npy or .npz"
         )
-    _save(figure, path, None)
+    height, width = math.ceil(shape[0] / columns) * (shape[2] + 1), min(columns, shape[0]) * (shape[3] + 1)
+    if height * width > LARGEST or max(height, width) > LONGEST:
+        raise ValueError(
+            f"no picture of {shape[0]:,} samples of shape {shape[1:]}: a board of {height:,} x {width:,} pixels, and "
+            f"at most {LARGEST:,}, {LONGEST:,} either way, are drawn. Draw fewer, or write .npy or .npz"
+        )
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -177,8 +177,9 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Itera
     """Row numbers `(size,)` for each step, drawn without replacement until all `n` were used, and again."""
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
-        while len(order) < size:
-            order = torch.cat([order, torch.randperm(n, generator=generator)])
+        if len(order) < size:  # as many rounds at once as are missing: one at a time would copy them all each time
+            rounds = -((len(order) - size) // n)
+            order = torch.cat([order, *(torch.randperm(n, generator=generator) for _ in range(rounds))])
         rows, order = order[:size], order[size:]
         yield rows
 

@@ -132,7 +132,7 @@ def test_times_at_the_ends_are_taken_in_either_precision():
 
 
 def test_a_chain_takes_whole_numbers_and_refuses_indices_beyond_it():
-    chain = DiscreteVPSDE.linear(10)
+    chain = DiscreteVPSDE.linear(10, scaled=False)
     for t in (9, torch.tensor(9), torch.tensor([0, 5, 9]), 4.5):
         assert torch.isfinite(chain.marginal(X, t)[0]).all()
     check(lambda: chain.marginal(X, 10), V, "t spans [10, 10], outside the [t_min, t_max] = [0, 9] of the SDE")

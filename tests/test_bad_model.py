@@ -156,7 +156,7 @@ def test_bits_have_no_default_bin_width():
 # ------------------------------------------------------------------------------------------------- grids and seeds
 
 
-CHAIN = DiscreteVPSDE.linear(10)
+CHAIN = DiscreteVPSDE.linear(10, scaled=False)
 
 
 @refuses(

@@ -292,7 +292,7 @@ def test_a_mixture_has_its_quadrature_on_every_point(variance):
 
 @pytest.mark.parametrize("n", [100, 1000])
 def test_of_an_exact_model_the_bound_is_above_the_density_on_every_point(n):
-    chain = DiscreteVPSDE.linear(n, 0.1 / n, 20 / n)
+    chain = DiscreteVPSDE.linear(n)
     model = isotropic_mixture(chain, [[-1.0], [0.8]], std=0.3)
     x0 = torch.linspace(-2.2, 2.0, 60, dtype=F64)[:, None]
     bound = mixture_bound(model, chain, x0, "posterior", float(chain.betas[0].sqrt()))
@@ -305,7 +305,7 @@ def test_with_the_forward_variance_it_is_so_on_average_and_far_points_come_to_li
     """That chain's own density is wider than that of the data: there, the bound on it may cost less than the data."""
     lowest = {}
     for n in (100, 200, 400):
-        chain = DiscreteVPSDE.linear(n, 0.1 / n, 20 / n)
+        chain = DiscreteVPSDE.linear(n)
         model = isotropic_mixture(chain, [[-1.0], [0.8]], std=0.3)
         x0 = torch.linspace(-3.2, 3.0, 100, dtype=F64)[:, None]
         log_p = model.data_log_prob(x0)

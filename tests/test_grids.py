@@ -89,18 +89,18 @@ def test_cosine_is_uniform_on_the_cosine_schedule():
 
 def test_leading_takes_every_so_many_th_index_down_to_zero():
     close(grids.leading(DiscreteVPSDE.linear(1000), 9), [900.0, 800, 700, 600, 500, 400, 300, 200, 100, 0])
-    close(grids.leading(DiscreteVPSDE.linear(10), 2), [6.0, 3, 0])
+    close(grids.leading(DiscreteVPSDE.linear(10, scaled=False), 2), [6.0, 3, 0])
 
 
 def test_trailing_starts_at_the_last_level():
     """Table 2 of Lin et al. 2024: round(arange(T, 0, -T / n)) - 1."""
     close(grids.trailing(DiscreteVPSDE.linear(1000), 9), [999.0, 899, 799, 699, 599, 499, 399, 299, 199, 99])
-    close(grids.trailing(DiscreteVPSDE.linear(10), 2), [9.0, 6, 2])
+    close(grids.trailing(DiscreteVPSDE.linear(10, scaled=False), 2), [9.0, 6, 2])
 
 
 def test_integers_is_the_whole_chain():
-    close(grids.integers(DiscreteVPSDE.linear(5)), [4.0, 3, 2, 1, 0])
-    close(grids.integers(DiscreteVPSDE.linear(5), 4), [4.0, 3, 2, 1, 0])
+    close(grids.integers(DiscreteVPSDE.linear(5, scaled=False)), [4.0, 3, 2, 1, 0])
+    close(grids.integers(DiscreteVPSDE.linear(5, scaled=False), 4), [4.0, 3, 2, 1, 0])
 
 
 # --------------------------------------------------------------------------------------------------------- invariants
@@ -153,13 +153,14 @@ def test_these_grids_may_start_where_no_data_are_left(sde, grid):
 def test_grids_of_a_chain_are_falling_indices(chain, data):
     levels = int(chain.t_max) + 1
     steps = data.draw(st.integers(1, levels - 1))
-    for grid in (grids.leading, grids.trailing):
+    for grid in (grids.leading, grids.trailing, grids.linspace):
         times = grid(chain, steps)
         assert len(times) == steps + 1
         assert torch.equal(times, times.round())
         assert_falls(times, chain)
     assert grids.leading(chain, steps)[-1] == 0
     assert grids.trailing(chain, steps)[0] == chain.t_max
+    assert grids.linspace(chain, steps)[[0, -1]].tolist() == [chain.t_max, 0]
     if steps == levels - 1:
         assert torch.equal(grids.trailing(chain, steps), grids.integers(chain))
         assert torch.equal(grids.leading(chain, steps), grids.integers(chain))

@@ -26,12 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_linear": set(),
     "_brownian": set(),
     "_quadrature": set(),
+    "_memory": set(),
+    "_streams": set(),
+    "_arguments": set(),
+    "_npy": {"_memory"},
     "noise": {"_checks", "_brownian"},
     "grids": {"_checks"},
     # what stands beside the theory: networks, data, measures
     "embedding": {"_checks"},
     "nets": {"_checks", "embedding"},
-    "arrays": {"_checks"},
+    "arrays": {"_checks", "_npy"},
     "data": {"_checks", "arrays"},
     "metrics": {"_checks"},
     "classifier": {"_checks", "data"},
@@ -60,7 +64,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log_density": {"_linear", "sde", "denoiser", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
     "budget": set(),
-    "likelihood": LEAVES | MODEL | SOLVERS | {"sampler", "divergence", "log_density", "flow_density", "budget"},
+    "likelihood": LEAVES
+    | MODEL
+    | SOLVERS
+    | {"_request", "sampler", "divergence", "log_density", "flow_density", "budget"},
     "joint": LEAVES
     | MODEL
     | SOLVERS
@@ -94,6 +101,7 @@ TOP = {
     "cli",
     "commands",
     "demo",
+    "limits",
     "trials",
     "plots",
     "likelihood_check",

@@ -242,11 +242,11 @@ def test_a_discrete_chain_is_linear_in_half_log_snr_between_levels():
 
 
 def test_chains_are_equal_when_their_betas_are():
-    assert DiscreteVPSDE.linear(10) == DiscreteVPSDE.linear(10)
-    assert hash(DiscreteVPSDE.linear(10)) == hash(DiscreteVPSDE.linear(10))
-    assert DiscreteVPSDE.linear(10) != DiscreteVPSDE.linear(11)
-    assert DiscreteVPSDE.linear(10) != DiscreteVPSDE.linear(10, 1e-3)
-    assert DiscreteVPSDE.linear(10) != VPSDE()
+    assert DiscreteVPSDE.linear(30) == DiscreteVPSDE.linear(30)
+    assert hash(DiscreteVPSDE.linear(30)) == hash(DiscreteVPSDE.linear(30))
+    assert DiscreteVPSDE.linear(30) != DiscreteVPSDE.linear(31)
+    assert DiscreteVPSDE.linear(30) != DiscreteVPSDE.linear(30, 1e-3)
+    assert DiscreteVPSDE.linear(30) != VPSDE()
 
 
 # --------------------------------------------------------------------------------------------------------- marginals

@@ -95,7 +95,7 @@ def test_reverse_diffusion_on_ve_is_the_predictor_of_the_paper(eta: float) -> No
 
 
 def test_reverse_diffusion_on_the_discrete_chain_is_the_predictor_of_the_paper() -> None:
-    sde = DiscreteVPSDE.linear(20)
+    sde = DiscreteVPSDE.linear(20, scaled=False)
     model, z = mixture(sde), normals(19)
     alpha = sde.alpha(torch.arange(20, dtype=F64)).tolist()
     x = y = normals(1)[0]

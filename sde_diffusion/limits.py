@@ -1,0 +1,97 @@
+"""What `sde-diffusion train` and `sample` refuse before they work, because it would fail at the end or never get there.
+
+Memory is that of the machine. What is asked for is estimated from small cases of the same: three small networks, a pass
+of three samples.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._files import check_file, check_folder
+from sde_diffusion._memory import check_batch, check_memory, parameters_at
+from sde_diffusion.checkpoint import DESCRIPTION, TENSORS, Checkpoint
+from sde_diffusion.plots import check_picture
+
+COPIES = 6
+"""How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
+PASSES = 2
+"""How often what a pass keeps for its gradient is in memory while that is found."""
+SAMPLE, SEED = 32, 64
+"""Bytes of a number of a sample, in four copies of float64 at the end, and of the seed and label of a sample."""
+
+
+def check_checkpoint(out: Path, overwrite: bool) -> None:
+    """Raises `ValueError` unless `out` takes a checkpoint: a folder, or to be made one, without a checkpoint in it."""
+    check_folder(out, "--out")
+    for file in (out / TENSORS, out / DESCRIPTION):
+        if file.is_dir():
+            raise ValueError(f"--out {out} holds a folder {file.name}, where a file is to go: give another folder")
+        if file.exists() and not overwrite:
+            raise ValueError(
+                f"--out {out} holds a {file.name} already: give another folder, or --overwrite to replace it"
+            )
+
+
+def classes_of(labels: Tensor | None) -> int:
+    """The number of classes that labels make, one more than the largest; 0 without labels.
+
+    Raises:
+        ValueError: More classes than there are labels.
+
+    Warns:
+        UserWarning: Classes without a sample.
+    """
+    if labels is None:
+        return 0
+    classes = int(labels.max()) + 1
+    if classes > len(labels):
+        raise ValueError(
+            f"labels up to {classes - 1:,} make {classes:,} classes, and there are {len(labels):,} samples to learn "
+            "them from: number the classes 0, 1, ..., numpy.unique(label, return_inverse=True)[1]"
+        )
+    if missing := classes - len(labels.unique()):
+        warnings.warn(
+            f"{missing} of {classes} classes have no sample: what is drawn of them will mean nothing", stacklevel=3
+        )
+    return classes
+
+
+def check_network(make: Callable[[int], nn.Module], width: int, out: Path) -> None:
+    """Raises `ValueError` if the network `make(width)`, not made yet, does not fit into memory or on the disk."""
+    with torch.random.fork_rng(devices=[]):
+        size = 4 * parameters_at(make, width)
+    check_memory(COPIES * size, f"--width {width}: the network", "take a smaller --width")
+    check_folder(out, "--out", size=size)
+
+
+def check_seeds(seed: int, n: int) -> None:
+    """Raises `ValueError` unless each of `n` samples has a random stream from `seed` on."""
+    if seed + n > 2**32:
+        raise ValueError(f"--seed {seed} leaves no stream below 2**32 for each of {n:,} samples: take a smaller one")
+
+
+def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path) -> None:
+    """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page."""
+    shape = loaded.model.shape
+    if shape is None:
+        return
+    picture = out.suffix.lower() == ".png"
+    numbers = n * math.prod(shape)
+    check_memory(SAMPLE * numbers + SEED * n, f"--n {n:,} samples of shape {shape}", "draw fewer at a time")
+    check_file(out, "--out", size=0 if picture else 4 * numbers)
+    if isinstance(net := loaded.model.net, nn.Module):
+        check_batch(net, shape, min(n, batch_size), passes=1)
+    if picture:
+        check_picture((n, *shape), columns=columns(n, loaded))
+
+
+def columns(n: int, loaded: Checkpoint) -> int:
+    """Of a board of `n` samples: one for each class, or as many as rows."""
+    return loaded.classes or math.ceil(math.sqrt(n))
