@@ -252,7 +252,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         net = UNet(1, width=8, classes=3)
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
     else:
-        first = model(schedules.DiscreteVPSDE.linear(10), predict.noise, clocks.Index())
+        first = model(schedules.DiscreteVPSDE.linear(30), predict.noise, clocks.Index())
     assert first.shape is not None
     save_checkpoint(tmp_path, first, mean=torch.zeros(first.shape[0]), extra={"a": 1})
     about = json.loads((tmp_path / "model.json").read_text())
