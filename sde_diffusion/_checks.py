@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MOST_STEPS = 10**6
 """Of one solve; laying them out takes a minute, and at this many float32 rounds every step away."""
+WIDE = frozenset((torch.float64, torch.float32))
+HALF = frozenset((torch.float16, torch.bfloat16))
 
 
 class SolverError(RuntimeError):
@@ -33,7 +38,7 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
             f"{name} has dtype {x.dtype}, wanted float32 or float64: scale the data to floats first, "
             "for example x.float() / 127.5 - 1 for bytes"
         )
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         raise TypeError(
             f"{name} has dtype {x.dtype}: a half-precision state loses the small noise levels. "
             "Give float32 or float64 and run the network alone in half precision, under torch.autocast"
@@ -47,6 +52,32 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
             f"{name} has event shape {tuple(x.shape[1:])} (batch {x.shape[0]}), but the model works on {tuple(shape)}"
         )
     return x
+
+
+def check_answer(f: object, x: Tensor, who: str) -> Tensor:
+    """Returns what a model answered, in the dtype of the state `x`, if it is one real number for each of its entries.
+
+    Raises:
+        TypeError: No tensor, or complex numbers, integers or truth values.
+        ValueError: Another shape.
+    """
+    if not isinstance(f, Tensor):
+        hint = ": torch.as_tensor makes one" if isinstance(f, np.ndarray) else ""
+        if isinstance(f, (tuple, list, dict)) or (f is not None and not hint):
+            hint = ": if it answers more than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
+        elif f is None:
+            hint = ": is a return missing?"
+        raise TypeError(f"{who} answered {type(f).__name__}, wanted a tensor of shape {tuple(x.shape)}{hint}")
+    if f.shape != x.shape:
+        hint = ""
+        if f.ndim > 1 and x.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
+            hint = ": does it learn a variance too? Hand over the first half of its channels alone"
+        raise ValueError(f"{who} answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+    if f.dtype == x.dtype:
+        return f
+    if not f.is_floating_point():
+        raise TypeError(f"{who} answered {f.dtype}, wanted real numbers in {x.dtype}, as the state is")
+    return f.to(x.dtype)  # of a network in half precision, or a function in double
 
 
 def check_finite(x: Tensor, name: str) -> Tensor:
@@ -65,7 +96,7 @@ def as_time(
     """Time in float64, shaped to broadcast against `x`: `()` for one time, `(B, 1, ..., 1)` for a time per sample.
 
     Raises:
-        TypeError: An integer tensor where time is continuous.
+        TypeError: An integer tensor where time is continuous, or half precision.
         ValueError: Neither a float, nor `()`, nor `(B,)`; or outside `[t_min, t_max]`.
     """
     if isinstance(t, Tensor):
@@ -81,14 +112,56 @@ def as_time(
                 f"{name} has shape {tuple(t.shape)}, wanted a float, shape () or one time per sample, "
                 f"shape ({x.shape[0]},), for x of shape {tuple(x.shape)}"
             )
+        t = as_times(t, name)
         time = t.to(x.device, torch.float64) if x.device.type != "mps" else t.to("cpu", torch.float64)
-    elif isinstance(t, (int, float)) and not isinstance(t, bool):
-        time = torch.tensor(float(t), dtype=torch.float64)
     else:
-        raise TypeError(f"{name} must be a float or a tensor, got {type(t).__name__}")
+        time = as_times(t, name)
     if check:
         check_range(time, t_min, t_max, name)
     return time
+
+
+def as_times(t: object, name: str = "t") -> Tensor:
+    """Times as a float tensor: a number as float64 of shape `()`, a float tensor as it is, whole numbers as floats.
+
+    Raises:
+        TypeError: Neither a real number nor a tensor of them, or half precision.
+    """
+    if isinstance(t, Tensor) and not t.is_complex() and t.dtype != torch.bool:
+        if t.dtype in HALF:
+            raise TypeError(_rounded(name, str(t.dtype), t.detach().flatten()))
+        return t if t.is_floating_point() else t.to(torch.float64 if t.device.type != "mps" else torch.float32)
+    if isinstance(t, np.float16):
+        raise TypeError(_rounded(name, "numpy.float16", [t]))
+    if is_real(t):
+        return torch.tensor(float(t), dtype=torch.float64, device="cpu")
+    what = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
+    raise TypeError(f"{name} must be a float or a tensor, got {what}")
+
+
+def as_table(times: object) -> Tensor:
+    """A sequence of times as a float64 tensor of shape `(n,)` on the CPU.
+
+    Raises:
+        TypeError: Not a sequence of numbers, or half precision.
+        ValueError: More than one dimension.
+    """
+    try:
+        t = times if isinstance(times, Tensor) else torch.as_tensor(list(times), dtype=torch.float64, device="cpu")  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"times are a sequence of numbers, such as [1.0, 0.5], got {times!r}") from None
+    if t.ndim != 1:
+        raise ValueError(f"times have shape {tuple(t.shape)}, wanted (n,): a list, or t.flatten()")
+    return as_times(t, "times").detach().to("cpu", torch.float64)
+
+
+def _rounded(name: str, dtype: str, values: Sequence[object] | Tensor) -> str:
+    """What to say of times in half precision."""
+    first = f", such as {float(values[0]):.10g}," if len(values) else ""  # type: ignore[arg-type]
+    return (
+        f"{name} has dtype {dtype}, in which times{first} are rounded already: of 937 it keeps 936, another noise "
+        "level. Make the times in float32 or float64; the network alone may run in half precision"
+    )
 
 
 def check_range(times: Tensor, t_min: float, t_max: float, name: str) -> None:
@@ -115,12 +188,18 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
         TypeError: Not a sequence of numbers.
         ValueError: Too short, out of range, or not strictly monotone (the message names the first bad index).
     """
-    if isinstance(times, Tensor) or hasattr(times, "__array__"):
-        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").tolist()
+    if isinstance(times, np.ndarray):
+        times = torch.from_numpy(times) if times.dtype.kind in "iuf" else times
+    if isinstance(times, Tensor):
+        times = as_times(times, "the grid").detach().to("cpu", torch.float64).tolist()
     try:
-        grid = [float(t + 0.0) for t in times]  # type: ignore[attr-defined]  # a string cannot be added to
+        whole: list[Any] = list(times)  # type: ignore[call-overload]
+        half = [v for v in whole if isinstance(v, np.float16) or (isinstance(v, Tensor) and v.dtype in HALF)]
+        grid = [float(value + 0.0) for value in whole]  # a string cannot be added to
     except (TypeError, ValueError):
         raise TypeError(f"a grid is a sequence of times in one dimension, got {type(times).__name__}") from None
+    for value in half:
+        as_times(value, "the grid")
     if len(grid) < 2:
         raise ValueError(f"a grid needs at least two times, got {len(grid)}")
     low = math.nan if any(map(math.isnan, grid)) else min(grid)
@@ -154,9 +233,14 @@ def check_step_count(steps: object) -> int:
     return n
 
 
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number; a truth value is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_real(value: object, name: str) -> float:
     """Returns `value` if it is a number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_real(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)
 

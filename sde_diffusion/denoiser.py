@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
-from sde_diffusion._checks import check_shape, check_state
+from sde_diffusion._checks import check_answer, check_shape, check_state
+from sde_diffusion._failure import explained, half_of
 from sde_diffusion._linear import scale
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
-from sde_diffusion.sde import GaussianSDE, Level, Scalar
+from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
 Clock = Callable[[Level], Scalar]
 
@@ -112,8 +113,10 @@ class Network(Denoiser):
             )
         if not isinstance(kind, Parametrisation):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
+        check_process(sde)
         self.net, self.sde, self.kind = net, sde, kind
         self.clock: Clock = clock or kind.clock
+        self._half: torch.dtype | None = None
         self._integer = isinstance(self.clock, clocks.Index)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
@@ -135,47 +138,36 @@ class Network(Denoiser):
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         _, told, factor, _ = plan
-        shape = x.shape
         if isinstance(told, Tensor):
-            time = told.reshape(-1).to(x.device, x.dtype).expand(shape[0])
+            time = told.reshape(-1).to(x.device, x.dtype).expand(len(x))
         else:
-            time = x.new_full((shape[0],), told)
+            time = x.new_full((len(x),), told)
         if self._integer:
             time = time.long()
         given = _scaled(x, factor)
-        try:
-            f = self.net(given, time, **cond)
-        except RuntimeError as error:
-            raise self._explained(error, x) from error
-        if not isinstance(f, Tensor):
-            raise TypeError(
-                f"the network answered {type(f).__name__}, wanted a tensor of shape {tuple(shape)}: if it answers more "
-                "than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
-            )
-        if f.shape != shape:
-            hint = ""
-            if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
-                hint = ": does it learn a variance too? Hand over the first half of its channels alone"
-            raise ValueError(f"the network answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+        f = check_answer(self._call(given, time, cond), x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
-        return f if f.dtype == x.dtype else f.to(x.dtype)  # of a network in half precision, or a function in double
+        return f
 
-    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
-        """The error of a network, or what to do where it is one of dtypes."""
-        own = {p.dtype for p in self.parameters() if p.is_floating_point()} - {x.dtype}
-        if "dtype" not in str(error) or not own:
-            return error
-        name = str(x.dtype).removeprefix("torch.")
-        return TypeError(
-            f"the network, with parameters in {', '.join(map(str, own))}, cannot take a state in {x.dtype} ({error}): "
-            f"give the state in its dtype, or the network in that of the state, net.to(torch.{name})"
-        )
+    def _call(self, given: Tensor, time: Tensor, cond: dict[str, object]) -> object:
+        """The answer of the network as it is. One in half precision is handed the state in its own dtype.
+
+        The time stays in that of the state: half precision would round it.
+        """
+        try:
+            return self.net(given if self._half is None else given.to(self._half), time, **cond)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            half = half_of(self)
+            if half == self._half:
+                raise explained(error, self, given, time, cond) from error
+            self._half = half  # found out when it fails, as a network may be converted at any time
+        return self._call(given, time, cond)
 
     def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
         """Raises `TypeError` if an answer without a graph does depend on the state."""
         with torch.no_grad():
-            other = self.net(given + 0.01 * (1 + given.abs()), time, **cond)
+            other = check_answer(self._call(given + 0.01 * (1 + given.abs()), time, cond), given, "the network")
         if not torch.equal(f, other):
             raise TypeError(
                 "the answer of the network has no graph back to the state: it runs under torch.no_grad, detaches, or "
@@ -234,6 +226,7 @@ class On(Denoiser):
         super().__init__()
         if not isinstance(sde, GaussianSDE):
             raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
+        check_process(sde)
         self.inner, self.sde = inner, sde
         self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
 

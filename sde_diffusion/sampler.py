@@ -30,7 +30,7 @@ from sde_diffusion.forecast import check_start, check_steps
 from sde_diffusion.grids import Grid
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate
 from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
-from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion.sde import SDE, GaussianSDE, check_process
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class SDESampler:
     ) -> None:
         if not isinstance(sde, SDE):
             raise TypeError(f"sde must be an SDE such as VPSDE(), got {sde!r}")
+        check_process(sde)
         gaussian = isinstance(sde, GaussianSDE)
         self.sde = sde
         self.model = as_model(sde, score)
