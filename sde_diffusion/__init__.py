@@ -4,7 +4,7 @@ from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
 from sde_diffusion.forecast import SamplingWarning
-from sde_diffusion.loop import Snapshot, UnfinishedWarning, integrate
+from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import (
@@ -35,6 +35,7 @@ __all__ = [
     "GaussianSDE",
     "Level",
     "Network",
+    "NonFiniteWarning",
     "Prediction",
     "SDESampler",
     "SamplingWarning",

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
 from sde_diffusion._linear import rows
-from sde_diffusion._request import random_modules
+from sde_diffusion._request import has_rows, random_modules
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
@@ -84,8 +85,11 @@ class Run:
 
     def _stacked(self, n: int) -> dict[str, Any]:
         def several(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.ndim and len(value) == len(self.x0)
-            return value.repeat(n, *[1] * (value.ndim - 1)) if per_sample else value
+            if not has_rows(value, len(self.x0)):
+                return value
+            if isinstance(value, Tensor):
+                return value.repeat(n, *[1] * (value.ndim - 1))
+            return np.concatenate([value] * n) if isinstance(value, np.ndarray) else list(value) * n
 
         return {k: several(v) for k, v in self.cond.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -62,11 +62,11 @@ def check_answer(f: object, x: Tensor, who: str) -> Tensor:
         ValueError: Another shape.
     """
     if not isinstance(f, Tensor):
-        hint = ": torch.as_tensor makes one" if isinstance(f, np.ndarray) else ""
-        if isinstance(f, (tuple, list, dict)) or (f is not None and not hint):
-            hint = ": if it answers more than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
-        elif f is None:
+        hint = ": if it answers more than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
+        if f is None:
             hint = ": is a return missing?"
+        elif isinstance(f, np.ndarray):
+            hint = ": torch.as_tensor makes one"
         raise TypeError(f"{who} answered {type(f).__name__}, wanted a tensor of shape {tuple(x.shape)}{hint}")
     if f.shape != x.shape:
         hint = ""
@@ -78,6 +78,74 @@ def check_answer(f: object, x: Tensor, who: str) -> Tensor:
     if not f.is_floating_point():
         raise TypeError(f"{who} answered {f.dtype}, wanted real numbers in {x.dtype}, as the state is")
     return f.to(x.dtype)  # of a network in half precision, or a function in double
+
+
+OWN = ("self", "x", "at")  # arguments of every model
+
+
+def conditions(cond: Mapping[str, object] | None, named: dict[str, Any]) -> dict[str, Any]:
+    """What a model is told: conditions given by name, and those of `cond`, which may be called as an argument is.
+
+    Raises:
+        TypeError: `cond` is no mapping by name.
+        ValueError: A condition given twice, or called as an argument of the model itself.
+    """
+    given: Any = {} if cond is None else cond
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            "cond is a mapping of conditions by name, such as cond={'level': level}, got "
+            f"{type(given).__name__}: a condition that is itself called cond goes in as cond={{'cond': ...}}"
+        )
+    if twice := sorted(named.keys() & given.keys()):
+        raise ValueError(f"condition {twice[0]!r} is given twice, by name and in cond=: give it once")
+    found = {**named, **given}
+    if own := [name for name in OWN if name in found]:
+        raise ValueError(
+            f"a condition cannot be called {own[0]!r}, which is an argument of every model: wrap the network, "
+            f"lambda x, t, other: net(x, t, {own[0]}=other)"
+        )
+    return found
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Returns `value` if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"{name} must be True or False, got {type(value).__name__}: a condition of the model that is called so "
+            f"goes in as cond={{{name!r}: ...}}"
+        )
+    return bool(value)
+
+
+def check_labels(labels: object, name: str) -> Tensor:
+    """Returns class numbers as a tensor of integers: tensors, arrays and sequences of them, or one for all.
+
+    Raises:
+        TypeError: Anything else; of floats it is told whether they are class numbers.
+    """
+    if not isinstance(labels, Tensor):
+        try:
+            labels = torch.as_tensor(labels, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name} must hold integers, the numbers of classes, got {type(labels).__name__}") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        whole = not labels.is_complex() and bool((labels == labels.to(torch.int64)).all())
+        raise TypeError(
+            f"{name} must hold integers, the numbers of classes, got {labels.dtype}. "
+            + (
+                f"Use {name}.long()."
+                if whole
+                else "A continuous condition goes under another name, to a network that takes it."
+            )
+        )
+    return labels
+
+
+def rows_in_words(mask: Tensor, first: int = 0) -> str:
+    """The rows of a mask `(B,)`, counted from `first`: `row 3 (1 of 64)`, `rows 0, 1, 2, 5 and 60 more (64 of 64)`."""
+    found = [first + i for i in mask.nonzero()[:, 0].tolist()]
+    names = ", ".join(map(str, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return f"row{'s' if len(found) > 1 else ''} {names} ({len(found)} of {len(mask)})"
 
 
 def check_finite(x: Tensor, name: str) -> Tensor:

@@ -39,7 +39,7 @@ def explained(error: Exception, model: nn.Module, x: Tensor, time: Tensor, cond:
     own = {p.dtype for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()}
     if DTYPE.search(text) and own:
         return _of_dtypes(text, own, x, time, given)
-    if not isinstance(error, TypeError) and SHAPE.search(text) and cond:
+    if isinstance(error, RuntimeError) and SHAPE.search(text) and cond:
         return ValueError(
             f"the network failed on a state of shape {tuple(x.shape)} with conditions{given[1:]} ({text}): a condition "
             f"with one row per sample has {len(x)} rows here"

@@ -13,6 +13,11 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1)
 
 
+def broken(x: Tensor) -> Tensor:
+    """Mask `(B,)` of the rows that are not finite."""
+    return ~torch.isfinite(rows(x.detach())).all(1)
+
+
 def scale(x: Tensor, a: float) -> Tensor:
     """`a x`, for a float `a`.
 

@@ -15,7 +15,7 @@ from sde_diffusion import clocks, predict
 from sde_diffusion._checks import check_answer, check_shape, check_state
 from sde_diffusion._failure import explained, half_of
 from sde_diffusion._linear import scale
-from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
+from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
 Clock = Callable[[Level], Scalar]
@@ -52,12 +52,12 @@ class Denoiser(nn.Module, ABC):
             ValueError: Shapes that do not fit, or `t` outside `[t_min, t_max]`.
         """
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return self.predict(x, at, **cond)
+        return held(self.predict(x, at, **cond), x)
 
     def score(self, x: Tensor, t: float | Tensor, **cond: object) -> Tensor:
         r"""$\nabla\log p_t(x) = -\varepsilon/\sigma$, shape `(B, *)`."""
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return self.predict(x, at, **cond).combine(0.0, -1 / at.sigma)
+        return held(self.predict(x, at, **cond), x).combine(0.0, -1 / at.sigma)
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
@@ -155,6 +155,8 @@ class Network(Denoiser):
 
         The time stays in that of the state: half precision would round it.
         """
+        if self._half is not None and next(self.parameters()).dtype != self._half:  # converted since
+            self._half = half_of(self)
         try:
             return self.net(given if self._half is None else given.to(self._half), time, **cond)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion._checks import as_grid, check_count
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.schedules import DiscreteVPSDE
@@ -122,7 +123,8 @@ def elbo(
     draws: int = 2,
     seed: int | Sequence[int] | None = 0,
     chunk: int = 1024,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Elbo:
     r"""The variational bound of a chain, such as DDPM's.
 
@@ -152,7 +154,8 @@ def elbo(
         draws: Draws of the noise at each level; the standard error needs two.
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence.
         chunk: States in one network call; levels are stacked up to that number.
-        **cond: Handed to the model; a tensor with one row per sample goes along with the samples.
+        cond: Conditions by name, for those that are called as an argument here is: `cond={"levels": levels}`.
+        **conditions: Handed to the model, as `cond` is; one with a row per sample goes along with the samples.
 
     Raises:
         TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
@@ -167,7 +170,7 @@ def elbo(
         )
     grid = sorted(as_grid(range(int(sde.t_max) + 1) if times is None else times, sde.t_min, sde.t_max))
     chain = sde.levels(grid)
-    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     weight, constant = weights(chain, variance, form)
     above, n = torch.tensor(grid[1:], dtype=torch.float64), len(weight)
     every = torch.arange(n)[:, None].expand(n, len(x0))
@@ -200,7 +203,8 @@ def continuous_elbo(
     draws: int = 2,
     seed: int | Sequence[int] | None = 0,
     chunk: int = 1024,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Elbo:
     r"""The variational bound of infinitely many levels, on any Gaussian SDE.
 
@@ -225,7 +229,8 @@ def continuous_elbo(
         draws: Draws in each slice; the standard error needs two.
         seed: As in `elbo`.
         chunk: As in `elbo`.
-        **cond: As in `elbo`.
+        cond: As in `elbo`.
+        **conditions: As in `elbo`.
 
     Raises:
         ValueError: A range that is infinite, reversed or outside the SDE's; the rest as for `elbo`.
@@ -235,7 +240,7 @@ def continuous_elbo(
     """
     sde, model = _process(model, sde)
     last, first = sde.levels(_span(sde, lam))
-    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     width = (first.lam - last.lam) / check_count(levels, "levels")
     every = torch.arange(levels)[:, None].expand(levels, len(x0))
 

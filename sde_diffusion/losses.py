@@ -12,7 +12,7 @@ but to the variance of the data given $x_t$.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.predict import held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 Weighting = Callable[[Level], Scalar]
@@ -147,7 +149,8 @@ def denoising_score_matching(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     reduction: str = "mean",
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Tensor:
     r"""The denoising score matching loss of a model on one batch.
 
@@ -161,7 +164,8 @@ def denoising_score_matching(
         t: Times, shape `(B,)`, instead of drawn ones.
         eps: Noise, of the shape of `x0`, instead of drawn noise.
         reduction: `"mean"` over the batch, or `"none"` for one value per sample, shape `(B,)`.
-        **cond: Handed to the model.
+        cond: Conditions by name, for those that are called as an argument here is: `cond={"weight": weight}`.
+        **conditions: Handed to the model, as those of `cond` are.
 
     Returns:
         A scalar, or `(B,)`; differentiable in the parameters. One network evaluation.
@@ -190,7 +194,7 @@ def denoising_score_matching(
         raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps
-    error = _error(model, x, x0, eps, at, weight, cond)
+    error = _error(model, x, x0, eps, at, weight, as_conditions(cond, conditions))
     return error.mean() if reduction == "mean" else error
 
 
@@ -203,7 +207,7 @@ def _error(
         difference = model.output(x, at, **cond) - (on_x0 * x0 + on_eps * eps)
         w: Scalar = 1.0 if weight is None else weight(at) * model.kind.coefficients(at).data_f ** 2
     else:
-        difference = model.predict(x, at, **cond).data - x0
+        difference = held(model.predict(x, at, **cond), x).data - x0
         w = 1.0 if weight is None else weight(at)
     square = rows(difference.square()).mean(1)
     return square * w.reshape(-1).to(square) if isinstance(w, Tensor) else square * w
