@@ -134,9 +134,9 @@ def test_a_label_that_is_none_is_refused_and_a_continuous_one_is_sent_elsewhere(
     text = "label must hold integers, the numbers of classes, got "
     for label in ("cat", {"a": 1}, [None] * 5, ["a"] * 5):
         check(lambda label=label: sample(5, label=label), T, text + type(label).__name__)
-    for label in (torch.rand(5), 0.5, [0.5] * 5, np.full(5, 0.5)):
+    for floats in (torch.rand(5), 0.5, [0.5] * 5, np.full(5, 0.5)):
         with pytest.raises(TypeError, match="A continuous condition goes under another name, to a network") as caught:
-            sample(5, label=label)
+            sample(5, label=floats)
         assert ".long()" not in str(caught.value)
     check(lambda: sample(5, label=torch.ones(5)), T, text + "torch.float32. Use label.long().")
     check(lambda: sample(5, label=[0, 1]), V, "label must have shape (5,), one per row of x, got (2,)")
@@ -203,7 +203,7 @@ def test_a_network_that_fails_says_what_it_was_handed():
     check(failing(lambda x: x), T, "it is called as net(x, time)")
     chain = DiscreteVPSDE.linear(4)
     assert Network(Table(), chain, clock=clocks.Index())(X, 2.0).data.shape == (5, 2)
-    with pytest.raises(RuntimeError, match="^my own$"):
+    with pytest.raises(RuntimeError, match=r"^my own$"):
         failing(lambda x, t: (_ for _ in ()).throw(RuntimeError("my own")))()
 
 
@@ -286,7 +286,7 @@ def test_a_half_precision_network_is_told_the_exact_time():
             seen.append((t.dtype, float(t[0])))
             return self.layer(x)
 
-    seen = []
+    seen: list[tuple[torch.dtype, float]] = []
     chain = DiscreteVPSDE.linear(1000)
     Network(Tells().bfloat16(), chain)(X, 937.0)
     assert seen[-1] == (torch.float32, 937.0)
