@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_real, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._request import has_rows, random_modules
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
@@ -42,7 +42,9 @@ class Run:
                 f"the model is in training mode and holds {', '.join(random)}: it would be another one at every "
                 "evaluation. Call model.eval() first"
             )
-        if control is not None and not (0 <= control < math.inf):
+        if bins is not None and not isinstance(bins, Bins):
+            raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
+        if control is not None and not (0 <= check_real(control, "control") < math.inf):
             raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
         self.v = None if bins is None else bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
@@ -157,9 +159,9 @@ def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
     return 0.5 * trace - sde.prior_log_prob(mean, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
 
 
-def one_of(name: str, value: str, *known: str) -> None:
+def one_of(name: str, value: object, *known: str) -> None:
     """Raises `ValueError` unless `value` is one of the words known."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -107,6 +107,21 @@ def conditions(cond: Mapping[str, object] | None, named: dict[str, Any]) -> dict
     return found
 
 
+def check_like(value: object, name: str, like: Tensor, like_name: str) -> Tensor:
+    """Returns `value` if it is a tensor of the shape of another."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted that of {like_name}, {tuple(like.shape)}")
+    return value
+
+
+def check_callable(value: object, name: str, what: str) -> None:
+    """Raises `TypeError` unless `value` is a function, saying which is wanted."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+
+
 def check_flag(value: object, name: str) -> bool:
     """Returns `value` if it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
@@ -167,6 +182,8 @@ def as_time(
         TypeError: An integer tensor where time is continuous, or half precision.
         ValueError: Neither a float, nor `()`, nor `(B,)`; or outside `[t_min, t_max]`.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the state must be a torch.Tensor of shape (B, *), got {type(x).__name__}: torch.as_tensor")
     if isinstance(t, Tensor):
         if not t.is_floating_point() and not index:
             raise TypeError(
@@ -304,6 +321,20 @@ def check_step_count(steps: object) -> int:
 def is_real(value: object) -> TypeGuard[float]:
     """Whether `value` is a real number; a truth value is none."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_seed(seed: object) -> int:
+    """Returns `seed` if it is an integer."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    return int(seed)
+
+
+def check_reals(values: object, name: str) -> list[float]:
+    """Returns a sequence of numbers as a list of floats."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    return [check_real(value, f"each of {name}") for value in values]
 
 
 def check_real(value: object, name: str) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
-from sde_diffusion._checks import check_answer, check_shape, check_state
+from sde_diffusion._checks import check_answer, check_callable, check_shape, check_state
 from sde_diffusion._failure import explained, half_of
 from sde_diffusion._linear import scale
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
@@ -61,7 +61,9 @@ class Denoiser(nn.Module, ABC):
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
-        return self if sde.process == self.sde.process else On(self, sde)
+        if isinstance(sde, GaussianSDE) and sde.process == self.sde.process:
+            return self
+        return On(self, sde)
 
 
 class _Plan(NamedTuple):
@@ -113,6 +115,7 @@ class Network(Denoiser):
             )
         if not isinstance(kind, Parametrisation):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
+        check_callable(net, "net", "a network or a function net(x, t)")
         check_process(sde)
         self.net, self.sde, self.kind = net, sde, kind
         self.clock: Clock = clock or kind.clock

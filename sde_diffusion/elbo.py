@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
-from sde_diffusion._checks import as_grid, check_count
+from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals
 from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
@@ -161,6 +161,7 @@ def elbo(
         TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
         ValueError: Empty data, data off the bin centres, a bad grid, or an unknown option.
     """
+    check_flag(importance, "importance")
     one_of("variance", variance, "posterior", "forward")
     sde, model = _process(model, sde)
     if times is None and not isinstance(sde.process, DiscreteVPSDE):
@@ -300,6 +301,8 @@ def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
     low, high = ends.tolist()
     if lam is not None:
+        if len(check_reals(lam, "lam")) != 2:
+            raise ValueError(f"lam must be the pair (smallest, largest) of half log-SNRs, got {lam!r}")
         slack = 1e-9 * max(1.0, abs(high), abs(low) if low > -math.inf else 0.0)
         if not (low - slack <= lam[0] < lam[1] <= high + slack):
             raise ValueError(f"lam must rise inside [{low:.6g}, {high:.6g}], the range of {sde!r}, got {lam!r}")

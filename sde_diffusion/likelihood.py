@@ -121,6 +121,8 @@ def log_prob(
         Chen et al., Neural Ordinary Differential Equations, 2018; Song et al., Score-Based Generative Modeling through
         SDEs, 2021 (Section 4.3); Grathwohl et al., FFJORD, 2019.
     """
+    if not isinstance(sampler, SDESampler):
+        raise TypeError(f"log_prob needs an SDESampler, got {type(sampler).__name__}: SDESampler(sde, model)")
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     if whole is not None:
         check_flag(whole, "whole")
@@ -241,4 +243,6 @@ def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> T
     """
     check_positive(bin_width, "bin_width")
     value = log_prob.value if isinstance(log_prob, LogProb) else log_prob
+    if not isinstance(value, Tensor):
+        raise TypeError(f"log_prob must be a LogProb or a torch.Tensor of nats, got {type(value).__name__}")
     return -(value / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, as_grid, rows_in_words
+from sde_diffusion._checks import SolverError, as_grid, check_state, rows_in_words
 from sde_diffusion._linear import broken
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, Silent
@@ -52,6 +52,10 @@ class Snapshot(NamedTuple):
 
 def check_capable(eq: ODE, solver: Solver) -> None:
     """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
+    if not isinstance(eq, ODE):
+        raise TypeError(f"integrate works on an equation, such as SDESampler(sde, model).equation(), got {eq!r}")
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
     if isinstance(eq, solver.needs):
         return
     what = (
@@ -86,6 +90,7 @@ def integrate(
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
     """
     check_capable(eq, solver)
+    check_state(x, "x")
     source = noise or Silent()
     grid = as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
     levels = eq.prefill(grid)

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import (
+    check_callable,
+    check_count,
+    check_finite,
+    check_flag,
+    check_like,
+    check_positive,
+    check_real,
+    check_state,
+)
 from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser, Network
@@ -61,8 +70,11 @@ class EDMWeight:
 
     data_std: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_positive(self.data_std, "data_std")
+
     def __call__(self, at: Level) -> Scalar:
-        return (at.alpha / at.sigma) ** 2 + self.data_std**-2
+        return (at.alpha / at.sigma) ** 2 + 1 / self.data_std**2
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,9 @@ class MinSNR:
     """
 
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.gamma, "gamma")
 
     def __call__(self, at: Level) -> Scalar:
         return torch.as_tensor((at.alpha / at.sigma) ** 2).clamp_max(self.gamma)
@@ -95,6 +110,10 @@ class LogNormalSigma:
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        check_real(self.mean, "mean")
+        check_positive(self.std, "std")
 
     def __call__(self, sde: GaussianSDE, u: Tensor) -> Tensor:
         log_ratio = self.mean + self.std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
@@ -182,7 +201,13 @@ def denoising_score_matching(
             f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}"
         )
     check_finite(check_state(x0, "x0", shape=model.shape), "x0")
-    if reduction not in ("mean", "none"):
+    if weight is not None:
+        check_callable(weight, "weight", "a function of a level, such as losses.noise_weight")
+    check_callable(times, "times", "a function (sde, u) -> t, such as losses.uniform_time")
+    check_flag(low_discrepancy, "low_discrepancy")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}: torch.Generator()")
+    if str(reduction) not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     n = len(x0)
     if t is None:
@@ -190,8 +215,7 @@ def denoising_score_matching(
         t = times(model.sde, u).to(x0.device)
     if eps is None:
         eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator).to(x0.device)
-    elif eps.shape != x0.shape:
-        raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
+    check_like(eps, "eps", x0, "x0")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps
     error = _error(model, x, x0, eps, at, weight, as_conditions(cond, conditions))

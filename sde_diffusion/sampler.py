@@ -90,9 +90,11 @@ class SDESampler:
         gaussian = isinstance(sde, GaussianSDE)
         self.sde = sde
         self.model = as_model(sde, score)
-        self.solver = solver or (DPMSolverPP(order=2) if gaussian else EulerMaruyama())
-        if not isinstance(self.solver, Solver):
+        if solver is None:
+            solver = DPMSolverPP(order=2) if gaussian else EulerMaruyama()
+        if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
+        self.solver: Solver = solver
         self.denoise = check_flag(denoise, "denoise") and gaussian
         known = self.model.shape if isinstance(self.model, Denoiser) else None
         self.shape = known if shape is None else check_shape(shape)
@@ -287,7 +289,7 @@ class SDESampler:
         self, nonfinite: str, cond: Mapping[str, Any] | None, named: dict[str, Any]
     ) -> tuple[bool, dict[str, Any]]:
         """Whether rows that are not finite are kept apart, and the conditions."""
-        if nonfinite not in ("raise", "keep"):
+        if str(nonfinite) not in ("raise", "keep"):
             raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
         return nonfinite == "keep", as_conditions(cond, named)
 
@@ -392,7 +394,10 @@ class SDESampler:
             )
         check_noise(noise, seed)
         if isinstance(seed, list):
-            return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+            source = noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+            if not isinstance(source, NoiseSource):
+                raise TypeError(f"noise made {type(source).__name__} of the seeds, wanted a NoiseSource")
+            return source
         return SharedStream(seed, n, shape, dtype, device)
 
     def draw_prior(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:

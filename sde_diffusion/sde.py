@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import as_table, as_time, as_times, check_state
+from sde_diffusion._checks import as_table, as_time, as_times, check_like, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._process import SCHEDULES, check_range_of, check_scales, check_schedule, elementwise
 
@@ -231,10 +231,8 @@ class GaussianSDE(SDE):
     def perturb(self, x0: Tensor, t: object, eps: Tensor) -> Tensor:
         r"""$x_t = \alpha x_0 + \sigma\varepsilon$, shape `(B, *)`."""
         at = self.level(t, check_state(x0, "x0"))
-        if eps.shape != x0.shape:
-            raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
         mean: Tensor = at.alpha * x0
-        return mean + at.sigma * eps
+        return mean + at.sigma * check_like(eps, "eps", x0, "x0")
 
     def posterior(self, x: Tensor, x0: Tensor, t: object, s: object) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of $x_s$ given $x_t$ and $x_0$, for $s < t$.
@@ -260,9 +258,11 @@ class GaussianSDE(SDE):
         References:
             Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 6 and 7).
         """
+        check_state(x, "x")
+        check_state(x0, "x0")
         if x.shape != x0.shape:
             raise ValueError(f"x has shape {tuple(x.shape)} and x0 {tuple(x0.shape)}: wanted the same")
-        wide = check_state(x, "x").to(torch.float64) if x.device.type != "mps" else x
+        wide = x.to(torch.float64) if x.device.type != "mps" else x
         a, b = self.level(t, wide), self.level(s, wide)
         if bool((b.t >= a.t).any()):
             raise ValueError("posterior(x, x0, t, s) needs s < t for every sample: x is the noisier state")
@@ -276,12 +276,12 @@ class GaussianSDE(SDE):
         `matched_to` gives the prior the mean and variance of the data instead.
         """
         (at,) = self.levels([self.t_max if t is None else t])
-        return z * float(at.sigma)
+        return check_state(z, "z") * float(at.sigma)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         """Log-density of the prior at `x`, in nats, shape `(B,)`; at `t_max` unless `t` is given."""
         (at,) = self.levels([self.t_max if t is None else t])
-        return standard_normal_log_prob(x / at.sigma) - x[0].numel() * math.log(at.sigma)
+        return standard_normal_log_prob(check_state(x, "x") / at.sigma) - x[0].numel() * math.log(at.sigma)
 
     def matched_to(self, mean: float | Tensor, variance: float | Tensor) -> MatchedPrior:
         r"""The same process with prior $\mathcal N(\alpha_T\mu, \alpha_T^2 C + \sigma_T^2 I)$, exact for Gaussian data.
