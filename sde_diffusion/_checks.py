@@ -332,6 +332,8 @@ def check_seed(seed: object) -> int:
 
 def check_reals(values: object, name: str) -> list[float]:
     """Returns a sequence of numbers as a list of floats."""
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = values.tolist()
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
     return [check_real(value, f"each of {name}") for value in values]

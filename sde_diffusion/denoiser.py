@@ -61,9 +61,7 @@ class Denoiser(nn.Module, ABC):
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
-        if isinstance(sde, GaussianSDE) and sde.process == self.sde.process:
-            return self
-        return On(self, sde)
+        return self if _gaussian(sde).process == self.sde.process else On(self, sde)
 
 
 class _Plan(NamedTuple):
@@ -229,9 +227,7 @@ class On(Denoiser):
 
     def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
         super().__init__()
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
-        check_process(sde)
+        check_process(_gaussian(sde))
         self.inner, self.sde = inner, sde
         self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
 
@@ -266,6 +262,12 @@ class On(Denoiser):
         times = self._base_times(torch.as_tensor(at.lam, dtype=wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
+
+
+def _gaussian(sde: object) -> GaussianSDE:
+    if not isinstance(sde, GaussianSDE):
+        raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
+    return sde
 
 
 def _ratio(at: Level, base: Level) -> Scalar:
