@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -146,26 +146,35 @@ class Network(Denoiser):
         if self._integer:
             time = time.long()
         given = _scaled(x, factor)
-        f = check_answer(self._call(given, time, cond), x, "the network")
+        try:  # straight to the network: another frame would be felt in a cheap step
+            f = self.net(given, time, **cond) if self._half is None else self._call(given, time, cond)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            f = self._after(error, given, time, cond)
+        if not isinstance(f, Tensor) or f.dtype != x.dtype or f.shape != x.shape:
+            f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
         return f
 
-    def _call(self, given: Tensor, time: Tensor, cond: dict[str, object]) -> object:
+    def _call(self, given: Tensor, time: Tensor, cond: dict[str, object]) -> Any:
         """The answer of the network as it is. One in half precision is handed the state in its own dtype.
 
         The time stays in that of the state: half precision would round it.
         """
         if self._half is not None and next(self.parameters()).dtype != self._half:  # converted since
             self._half = half_of(self)
+        return self.net(given if self._half is None else given.to(self._half), time, **cond)
+
+    def _after(self, error: Exception, given: Tensor, time: Tensor, cond: dict[str, object]) -> Any:
+        """The answer to the state in half precision, where that was the matter; else raises what was."""
+        half = half_of(self)
+        if half == self._half:
+            raise explained(error, self, given, time, cond) from error
+        self._half = half  # found out when it fails, as a network may be converted at any time
         try:
-            return self.net(given if self._half is None else given.to(self._half), time, **cond)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            half = half_of(self)
-            if half == self._half:
-                raise explained(error, self, given, time, cond) from error
-            self._half = half  # found out when it fails, as a network may be converted at any time
-        return self._call(given, time, cond)
+            return self._call(given, time, cond)
+        except (RuntimeError, TypeError, ValueError, IndexError) as again:
+            raise explained(again, self, given, time, cond) from again
 
     def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
         """Raises `TypeError` if an answer without a graph does depend on the state."""

@@ -226,7 +226,8 @@ class GaussianReverseSDE(ReverseSDE):
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
         self.counter.n += self.denoiser.cost
-        return held(self.denoiser.predict(x, t, **self.cond), x)
+        answer = self.denoiser.predict(x, t, **self.cond)
+        return answer if type(answer) is Prediction and answer._c is not None else held(answer, x)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)
