@@ -201,7 +201,7 @@ def test_a_network_that_fails_says_what_it_was_handed():
     check(failing(Table(), c=torch.full((5,), 9)), IndexError, "c (5,) in int64: for a table of times")
     check(failing(lambda x, t: x, c=3), T, "it is called as net(x, time, c=c)")
     check(failing(lambda x: x), T, "it is called as net(x, time)")
-    chain = DiscreteVPSDE.linear(4)
+    chain = DiscreteVPSDE.linear(4, scaled=False)
     assert Network(Table(), chain, clock=clocks.Index())(X, 2.0).data.shape == (5, 2)
     with pytest.raises(RuntimeError, match=r"^my own$"):
         failing(lambda x, t: (_ for _ in ()).throw(RuntimeError("my own")))()
