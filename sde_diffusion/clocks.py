@@ -1,17 +1,20 @@
 r"""What a network is told of the time: functions of a `Level`, given to `Network` as `clock=`.
 
 A clock answers a float or a tensor that broadcasts like the level. `Network` expands it to `(B,)` in the dtype of the
-state, or in int64 where the clock is an `Index`.
+state, or in int64 where the clock is an `Index`. Those without arguments have a name too: `clock="edm"`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
 from sde_diffusion._checks import check_real
 from sde_diffusion.sde import Level, Scalar
+
+Clock = Callable[[Level], Scalar]
 
 
 def time(at: Level) -> Scalar:
@@ -62,3 +65,44 @@ class Index:
 
     def __call__(self, at: Level) -> Scalar:
         return at.t.round() if isinstance(at.t, torch.Tensor) else float(round(at.t))
+
+
+NAMES: dict[str, Clock] = {"time": time, "sigma": sigma, "log_snr": log_snr, "edm": edm}
+"""What `clock=`, and a net that declares what it wants to be told, may say instead of the function."""
+FAR = 20.0
+"""What a net that embeds numbers of order one, such as `MLP` and `UNet`, may be told at most."""
+
+
+def named(clock: object) -> Clock:
+    """The clock of that name, or the function itself.
+
+    Raises:
+        TypeError: Neither a name in `NAMES` nor a function of a `Level`.
+    """
+    if isinstance(clock, str) and clock in NAMES:
+        return NAMES[clock]
+    if callable(clock) and not isinstance(clock, type):
+        return clock
+    hint = f": give an instance, {clock.__name__}(...)" if isinstance(clock, type) else ""
+    raise TypeError(
+        f"clock must be one of {', '.join(map(repr, NAMES))}, clocks.Scaled(factor), clocks.Index() or another "
+        f"function of a Level, got {clock!r}{hint}"
+    )
+
+
+def check_order_one(clock: Clock, ends: Iterable[Level], net: str) -> None:
+    """Raises where a clock was chosen for a net that embeds numbers of order one and would not tell them apart.
+
+    Raises:
+        TypeError: It tells integers.
+        ValueError: It tells numbers beyond `FAR` at one of the `ends` of the process.
+    """
+    said, advice = getattr(clock, "__name__", repr(clock)), "leave clock= out, and it is told log(sigma/alpha)/4"
+    if isinstance(clock, Index):
+        raise TypeError(f"{net} embeds floats of order one, but clock {said} tells it integers: {advice}")
+    for at in ends:
+        told = float(clock(at))
+        if not abs(told) <= FAR:
+            raise ValueError(
+                f"{net} embeds numbers of order one, but clock {said} tells it {told:g} at t = {at.t:g}: {advice}"
+            )

@@ -18,7 +18,7 @@ from sde_diffusion._linear import scale
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
-Clock = Callable[[Level], Scalar]
+Clock = clocks.Clock
 
 
 class Denoiser(nn.Module, ABC):
@@ -83,17 +83,22 @@ class Network(Denoiser):
         net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
         sde: The process it is (to be) trained under.
         kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
-        clock: What it is told of the time, a function from `clocks`; by default that of `kind`: `t`, or for EDM a
-            quarter of the log noise level.
+        clock: What it is told of the time, a function from `clocks` or its name. By default what the net declares in
+            an attribute `clock` (`MLP` and `UNet` say `"edm"`: a quarter of the log noise level), else that of
+            `kind`: `t`, or for EDM a quarter of the log noise level.
         shape: Event shape, without the batch; lets a sampler draw without being told.
 
     Raises:
-        TypeError: `sde` is not a Gaussian SDE, or `kind` not a parametrisation.
+        TypeError: `sde` is not a Gaussian SDE, `kind` not a parametrisation, or `clock` neither a function nor a name;
+            an `Index` for a net that embeds floats.
+        ValueError: A clock that tells a net that embeds numbers of order one, as `MLP` and `UNet` do, numbers far
+            beyond.
 
     Example:
-        >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)  # an index-trained DDPM network
+        >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)  # of DDPM: a foreign net is told the index
         >>> model = Network(unet, EDMSDE(), predict.EDM(0.5))  # an EDM network
-        >>> model = Network(unet, VPSDE(), predict.score, clock=clocks.Scaled(999))  # of the score-SDE paper
+        >>> model = Network(unet, VPSDE(), predict.noise, clock=clocks.Scaled(999))  # score-SDE paper, VP and sub-VP
+        >>> model = Network(unet, VESDE(), predict.score, clock=clocks.sigma)  # the same, VE
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class Network(Denoiser):
         sde: GaussianSDE,
         kind: Parametrisation = predict.noise,
         *,
-        clock: Clock | None = None,
+        clock: Clock | str | None = None,
         shape: Iterable[int] | None = None,
     ) -> None:
         super().__init__()
@@ -112,15 +117,26 @@ class Network(Denoiser):
                 "a function score(x, t)"
             )
         if not isinstance(kind, Parametrisation):
-            raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
+            raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {_said(kind)}")
         check_callable(net, "net", "a network or a function net(x, t)")
         check_process(sde)
         self.net, self.sde, self.kind = net, sde, kind
-        self.clock: Clock = clock or kind.clock
         self._half: torch.dtype | None = None
-        self._integer = isinstance(self.clock, clocks.Index)
+        wish = getattr(net, "clock", None)
+        wanted = clocks.named(wish) if isinstance(wish, str) else None
+        if clock is None:
+            self.tell(wanted or kind.clock)
+        else:
+            self.tell(clocks.named(clock))
+            if wanted is clocks.edm:
+                clocks.check_order_one(self.clock, self.sde.levels([sde.t_min, sde.t_max]), type(net).__name__)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
+
+    def tell(self, clock: Clock) -> None:
+        """Sets what the network is told of the time, unchecked: for one that was trained so, however unwise it was."""
+        self.clock = clock
+        self._integer = isinstance(clock, clocks.Index)
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         return [replace(at, plan=self._plan(at)) for at in self.sde.levels(times)]
@@ -204,6 +220,11 @@ class FromScore(Network):
 
     def __init__(self, score: Callable[..., Tensor], sde: GaussianSDE, *, shape: Iterable[int] | None = None) -> None:
         super().__init__(score, sde, predict.score, shape=shape)
+
+
+def _said(thing: object) -> str:
+    """What came, in an error: of a network its class alone."""
+    return type(thing).__name__ if isinstance(thing, nn.Module) else repr(thing)
 
 
 def _scaled(x: Tensor, factor: Scalar) -> Tensor:

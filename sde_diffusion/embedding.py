@@ -1,6 +1,7 @@
 """What a network is told beside the state: the time, as Fourier features, and the class.
 
 A label is an integer `0 ... classes - 1`; the value `classes`, or no label at all, is the null (unconditional) label.
+It is learnt from the labels that are dropped in training: with `label_drop=0` it is refused.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Condition(nn.Module):
         t (B,), label (B,) integer or a sequence of B, one integer for all or None, batch = B -> (B, dim)
 
     Raises:
-        TypeError, ValueError: `t` or `label` is not one number per sample, or a label is out of range.
+        TypeError, ValueError: `t` or `label` is not one number per sample, or a label is out of range; the null label
+            with `label_drop=0`.
 
     References:
         Ho and Salimans, Classifier-Free Diffusion Guidance, 2022.
@@ -112,6 +114,7 @@ class Condition(nn.Module):
     def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
         null = self.classes
         if label is None:
+            self._check_null("no label was given to")
             return torch.full((batch,), null, device=device)
         if not null:
             raise ValueError(
@@ -122,14 +125,24 @@ class Condition(nn.Module):
             label = label.expand(batch)
         if label.shape != (batch,):
             raise ValueError(f"label must have shape ({batch},), one per row of x, got {tuple(label.shape)}.")
-        if batch and (int(label.min()) < 0 or int(label.max()) > null):
+        low, high = (int(label.min()), int(label.max())) if batch else (0, 0)
+        if low < 0 or high > null:
             raise ValueError(
                 f"label must lie in 0..{null - 1}, or be {null} (the null label, unconditional), "
-                f"got values from {int(label.min())} to {int(label.max())}."
+                f"got values from {low} to {high}."
             )
+        if high == null:
+            self._check_null(f"the null label, {null}, was given to")
         if self.training and self.label_drop:
             return torch.where(torch.rand(batch, device=label.device) < self.label_drop, null, label.long())
         return label.long()
+
+    def _check_null(self, what: str) -> None:
+        if self.classes and not self.label_drop:
+            raise ValueError(
+                f"{what} a net of {self.classes} classes that is never trained without one (label_drop=0): "
+                "give label=, or train a net with label_drop=0.1"
+            )
 
 
 def fixed_normal(*shape: int) -> Tensor:

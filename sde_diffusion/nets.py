@@ -2,18 +2,19 @@ r"""Small networks that learn a score: a residual MLP for vectors and a U-Net fo
 
 Both answer `net(x, t, label=None)` with a tensor shaped like `x`. What they are asked to predict (noise, data,
 velocity, ...) and how `x` and `t` are scaled is decided outside; here `t` is any time-like number per sample, of order
-one: `log(sigma / alpha) / 4` in about [-3, 3], or a time in [0, 1]. Integer time steps (0 ... 1000) must be divided
-down first.
+one: `log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer
+time steps (0 ... 1000) must be divided down first.
 
 Conventions: `B` batch, `D` dimensions of one sample, `C, H, W` channels, height, width. Rows never mix (no batch norm),
 so in `eval()` mode row i of the result depends on row i of the input alone. The last layer starts at zero: a fresh net
 answers 0. Class labels are integers `0 ... classes - 1`; the value `classes`, or `label=None`, is the null
-(unconditional) label.
+(unconditional) label, which only a net that was trained with it (`label_drop > 0`) answers.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,7 @@ class MLP(nn.Module):
         Classifier-Free Diffusion Guidance, 2022 (label dropping).
     """
 
+    clock: ClassVar[str] = "edm"
     waves: Tensor
 
     def __init__(
@@ -133,6 +135,8 @@ class UNet(nn.Module):
         Ronneberger et al., U-Net, 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020 (Appendix B); Perez
         et al., FiLM, 2018; Wu and He, Group Normalization, 2018.
     """
+
+    clock: ClassVar[str] = "edm"
 
     def __init__(
         self, channels: int, *, width: int = 32, classes: int = 0, label_drop: float = 0.1, dropout: float = 0.1

@@ -93,10 +93,11 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
     """
     sde = _build(about["sde"], _SDES | own, "SDE", GaussianSDE)
     kind = _build(about["kind"], _KINDS | own, "parametrisation", Parametrisation)
-    clock = None if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
+    clock = kind.clock if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
     net = _build_net(about["net"], own, held)
     try:
-        model = Network(net, sde, kind, clock=clock, shape=about["shape"])
+        model = Network(net, sde, kind, shape=about["shape"])
+        model.tell(clock)  # what it was trained on, even where a new network would be refused it
         ends = model.levels([sde.t_min, sde.t_max])
         for at in ends:
             torch.full((1,), float(at.plan[1]), dtype=torch.float32)  # what the network is told there

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from checkpoints import awake, edit, model
+from checkpoints import awake, edit, model, seal
 from torch import nn
 
 from sde_diffusion import Network, SDESampler, clocks, predict, schedules
@@ -61,17 +63,48 @@ def test_every_process_comes_back_equal(sde, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
-def test_every_parametrisation_comes_back_with_its_own_clock(kind, tmp_path):
+def test_every_parametrisation_comes_back_with_the_clock_of_the_net(kind, tmp_path):
     save_checkpoint(tmp_path, model(kind=kind))
     loaded = load_checkpoint(tmp_path).model
     assert loaded.kind == kind
-    assert loaded.clock == loaded.kind.clock
+    assert loaded.clock is clocks.edm
+    assert json.loads((tmp_path / "model.json").read_text())["clock"] == {"name": "edm", "fields": None}
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_checkpoint_without_a_clock_is_told_that_of_its_kind_as_when_it_was_trained(kind, sde, tmp_path):
+    save_checkpoint(tmp_path, model(sde, kind))
+    about = json.loads((tmp_path / "model.json").read_text())
+    del about["digest"]
+    (tmp_path / "model.json").write_text(seal(about | {"clock": None}))
+    loaded = load_checkpoint(tmp_path).model
+    for at in sde.levels([sde.t_min, sde.t_max]):
+        edm = min(math.log(at.sigma / at.alpha) if at.alpha else math.inf, 20.0) / 4
+        assert loaded.clock(at) == pytest.approx(edm if isinstance(kind, predict.EDM) else at.t, rel=1e-9)
+    save_checkpoint(tmp_path / "again", loaded)
+    again = load_checkpoint(tmp_path / "again").model
+    assert again.clock(at) == loaded.clock(at)
+
+
+def test_a_checkpoint_of_a_shipped_net_that_was_told_an_index_still_loads(tmp_path):
+    first = model(schedules.DiscreteVPSDE.linear(50), predict.noise)
+    first.tell(clocks.time)
+    save_checkpoint(tmp_path, first)
+    assert load_checkpoint(tmp_path).model.clock is clocks.time
 
 
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda c: getattr(c, "__name__", repr(c)))
 def test_every_clock_comes_back(clock, tmp_path):
-    save_checkpoint(tmp_path, model(clock=clock))
-    assert load_checkpoint(tmp_path).model.clock == clock
+    first = Network(Foreign(2, hidden=16, layers=1), schedules.EDMSDE(0.005, 20.0), clock=clock)
+    save_checkpoint(tmp_path, first)
+    assert load_checkpoint(tmp_path, known=[Foreign]).model.clock == clock
+
+
+class Foreign(MLP):
+    """A net that declares nothing."""
+
+    clock = None  # type: ignore[assignment]
 
 
 def test_the_standardisation_the_classes_and_the_extras_come_back(tmp_path):

@@ -171,6 +171,24 @@ def test_no_label_and_the_null_label_are_the_same(net):
     assert torch.equal(net(x, t, torch.arange(5)), net(x, t, torch.arange(5, dtype=torch.int32)))
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("make", [MLP, UNet])
+def test_the_null_label_of_a_net_that_never_learns_it_is_refused(make, train):
+    net = make(2, classes=3, label_drop=0.0).train(train)
+    x = torch.ones(2, 2) if make is MLP else torch.ones(2, 2, 4, 4)
+    assert net(x, torch.zeros(2), torch.tensor([0, 2])).shape == x.shape
+    with pytest.raises(
+        ValueError, match=r"no label was given to a net of 3 classes .* \(label_drop=0\): give label=, or"
+    ):
+        net(x, torch.zeros(2))
+    with pytest.raises(
+        ValueError, match=r"the null label, 3, was given to a net of 3 classes .* train a net with label_d"
+    ):
+        net(x, torch.zeros(2), torch.tensor([0, 3]))
+    plain = make(2, label_drop=0.0).train(train)
+    assert plain(x, torch.zeros(2)).shape == x.shape
+
+
 def test_labels_are_dropped_at_the_stated_rate_and_only_in_training():
     torch.manual_seed(0)
     net = awake(MLP(2, hidden=16, classes=3, label_drop=0.3))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import nn
 
 from sde_diffusion import (
@@ -31,8 +32,9 @@ from sde_diffusion import (
     losses,
     predict,
 )
-from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.analytic import Gaussian, GaussianMixture
 from sde_diffusion.denoiser import On
+from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import DDIM, RK4, Angle, DPMSolverPP, EulerMaruyama, Heun
 
 STD = 0.6
@@ -307,6 +309,89 @@ def test_a_network_is_told_what_its_clock_says(clock, expected):
     time = told(clock, FlowSDE(), 0.25)  # alpha = 3/4, sigma = 1/4
     assert time.dtype == torch.float32
     torch.testing.assert_close(time, torch.full((3,), expected), rtol=1e-6, atol=0)
+
+
+def test_an_error_names_the_class_of_a_network_and_does_not_print_it_whole():
+    net: Any = MLP(2)
+    with pytest.raises(TypeError, match=r"v, edm, got MLP$"):
+        Network(net, VPSDE(), net)
+
+
+def test_a_clock_has_a_name():
+    for name, clock in clocks.NAMES.items():
+        assert Network(recorder([]), FlowSDE(), clock=name).clock is clock
+
+
+@pytest.mark.parametrize("clock", ["t", 3, 0, False, torch.ones(2), clocks.Index, clocks.Scaled])
+def test_what_is_no_clock_is_refused_and_told_what_there_is(clock):
+    with pytest.raises(
+        TypeError, match=r"clock must be one of 'time', 'sigma', 'log_snr', 'edm', clocks.Scaled.*, got"
+    ):
+        Network(recorder([]), FlowSDE(), clock=clock)
+
+
+def test_a_net_may_declare_what_it_wants_to_be_told():
+    class Wishing(nn.Module):
+        clock: Any = "log_snr"
+
+    assert Network(Wishing(), FlowSDE(), predict.edm).clock is clocks.log_snr
+    assert Network(Wishing(), FlowSDE(), predict.edm, clock=clocks.time).clock is clocks.time
+    Wishing.clock = "logsnr"
+    with pytest.raises(TypeError, match=r"clock must be one of .*, got 'logsnr'"):
+        Network(Wishing(), FlowSDE())
+    Wishing.clock = 12.5  # an attribute that happens to be called so
+    assert Network(Wishing(), FlowSDE(), predict.noise).clock(FlowSDE().levels([0.25])[0]) == 0.25
+
+
+@pytest.mark.parametrize("net", [MLP(2, hidden=8), UNet(2, width=8)], ids=["MLP", "UNet"])
+@pytest.mark.parametrize("kind", list(KINDS.values()), ids=repr)
+@pytest.mark.parametrize("sde", zoo.SDES, ids=zoo.name)
+def test_shipped_nets_are_told_numbers_of_order_one_on_every_process(sde, kind, net):
+    model = Network(net, sde, kind)
+    for at in sde.levels([sde.t_min, sde.t_max]):
+        assert abs(float(model.clock(at))) <= 5
+        assert model.clock(at) == pytest.approx(math.log(at.sigma / at.alpha) / 4 if at.alpha else 5.0)
+
+
+def test_a_clock_that_tells_a_shipped_net_numbers_far_out_is_refused():
+    ddpm = DiscreteVPSDE.linear()
+    with pytest.raises(
+        ValueError,
+        match=r"MLP embeds numbers of order one, but clock time tells it 999 at t = 999: leave clock= out, and",
+    ):
+        Network(MLP(2), ddpm, clock=clocks.time)
+    with pytest.raises(ValueError, match=r"UNet embeds .* clock Scaled\(factor=999\) tells it 999 at t = 1: leave"):
+        Network(UNet(1), VPSDE(), clock=clocks.Scaled(999))
+    with pytest.raises(ValueError, match=r"clock log_snr tells it -inf at t = 1"):
+        Network(MLP(2), FlowSDE(), clock=clocks.log_snr)
+    with pytest.raises(
+        TypeError, match=r"MLP embeds floats of order one, but clock Index\(\) tells it integers: leave"
+    ):
+        Network(MLP(2), ddpm, clock=clocks.Index())
+    for fits in (clocks.Scaled(1 / 999), clocks.edm, clocks.log_snr):
+        assert Network(MLP(2), ddpm, clock=fits).clock is fits
+    assert Network(recorder([]), ddpm, clock=clocks.Scaled(999)).clock == clocks.Scaled(999)  # a foreign net may
+
+
+def test_networks_of_the_score_sde_papers_code_are_declared_as_its_docstring_says():
+    """Their score_fn: VP and sub-VP -model(x, 999 t) / std, VE model(x, sigma(t)) itself; here each an exact one."""
+    x = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(3, 2)
+    for sde in (VPSDE(), SubVPSDE(), VESDE()):
+        exact = Gaussian(sde, torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5)
+
+        def theirs(x, labels, sde=sde, exact=exact):
+            if isinstance(sde, VESDE):
+                t = torch.log(labels[0] / sde.sigma_min) / math.log(sde.sigma_max / sde.sigma_min)
+                return exact.score(x, t)
+            t = labels[0] / 999
+            return -exact.score(x, t) * sde.sigma(t)
+
+        if isinstance(sde, VESDE):
+            model = Network(theirs, sde, predict.score, clock=clocks.sigma)
+        else:
+            model = Network(theirs, sde, predict.noise, clock=clocks.Scaled(999))
+        for t in (0.01, 0.4, 0.99):
+            torch.testing.assert_close(model.score(x, t), exact.score(x, t), rtol=1e-9, atol=1e-12)
 
 
 def test_the_edm_kind_brings_its_own_clock_and_input_scale():

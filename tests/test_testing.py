@@ -895,9 +895,9 @@ def test_a_network_trained_without_its_time_is_found_by_its_errors() -> None:
 
 
 def test_a_wrong_clock_is_told(nets: dict[str, MLP]) -> None:
-    report = check_denoiser(
-        Network(nets["noise"], VPSDE(), predict.noise, clock=Scaled(999), shape=(2,)), moons(500, generator=1)
-    )
+    model = Network(nets["noise"], VPSDE(), predict.noise, shape=(2,))
+    model.tell(Scaled(999))  # which the constructor refuses
+    report = check_denoiser(model, moons(500, generator=1))
     assert report.failures
     assert "clock" in str(report)
 
