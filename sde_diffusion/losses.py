@@ -12,8 +12,9 @@ but to the variance of the data given $x_t$.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sde_diffusion._checks import (
 from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser, Network
-from sde_diffusion.predict import held
+from sde_diffusion.predict import Parametrisation, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 Weighting = Callable[[Level], Scalar]
@@ -55,8 +56,8 @@ def likelihood_weight(at: Level) -> Scalar:
     With uniform times, the loss times $D\,(t_{max} - t_{min})$ bounds minus the log-likelihood in nats, up to a
     constant.
     """
-    rate = at.dsigma / at.sigma - at.dalpha / at.alpha
-    return rate * (at.alpha / at.sigma) ** 2
+    turn = at.alpha * at.dsigma - at.sigma * at.dalpha  # -lambda' alpha sigma, finite where alpha = 0
+    return turn * at.alpha / at.sigma**3
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class LogNormalSigma:
         log_ratio = self.mean + self.std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
         return _at_lam(sde, -log_ratio)
 
+    def scaled(self, data_std: float) -> LogNormalSigma:
+        r"""The same for data of standard deviation $c$: $m + \log c$, since noise counts relative to the data."""
+        return replace(self, mean=self.mean + math.log(data_std))
+
 
 def uniform_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
     r"""$\lambda$ uniform over the range of the SDE: importance sampling for the likelihood weight on every Gaussian
@@ -177,7 +182,8 @@ def denoising_score_matching(
         model: A `Network` (loss on what it answers), or any `Denoiser` (loss on the data prediction).
         x0: Data, shape `(B, *)`.
         weight: Weight on the loss on $x_0$, such as `noise_weight`; by default the plain square error of the answer.
-        times: Maps uniform draws to times: `uniform_time`, `LogNormalSigma()`, `uniform_log_snr`.
+        times: Maps uniform draws to times: `uniform_time`, `LogNormalSigma()`, `uniform_log_snr`. Those that suit the
+            model, with their weight, are `recipes.recipe(model)`.
         low_discrepancy: Spreads the times of the batch evenly, `stratified`, rather than drawing them independently.
         generator: Source of the times and the noise, on the CPU.
         t: Times, shape `(B,)`, instead of drawn ones.
@@ -191,7 +197,8 @@ def denoising_score_matching(
 
     Raises:
         TypeError: Integer or half-precision data, or a model that is not a `Denoiser`.
-        ValueError: Empty or non-finite data, a wrong shape or an unknown reduction.
+        ValueError: Empty or non-finite data, a wrong shape or an unknown reduction; a time where alpha = 0 and the
+            weight on the answer of this network grows without bound.
 
     References:
         Vincent, 2011; Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 7).
@@ -229,9 +236,46 @@ def _error(
     if isinstance(model, Network):
         on_x0, on_eps = model.kind.target(at)
         difference = model.output(x, at, **cond) - (on_x0 * x0 + on_eps * eps)
-        w: Scalar = 1.0 if weight is None else weight(at) * model.kind.coefficients(at).data_f ** 2
+        w: Scalar = 1.0 if weight is None else _on_answer(weight, at, model.kind)
     else:
         difference = held(model.predict(x, at, **cond), x).data - x0
-        w = 1.0 if weight is None else weight(at)
+        w = 1.0 if weight is None else _on_answer(weight, at, None)
     square = rows(difference.square()).mean(1)
     return square * w.reshape(-1).to(square) if isinstance(w, Tensor) else square * w
+
+
+def name_of(thing: object) -> str:
+    """Name of a function, or the repr of what has none."""
+    return getattr(thing, "__name__", None) or repr(thing)
+
+
+def _on_answer(weight: Weighting, at: Level, kind: Parametrisation | None) -> Scalar:
+    r"""$w\,(\partial\,\mathrm{data}/\partial F)^2$; where alpha = 0 its limit, or `ValueError` where it has none."""
+    w = _product(weight, at, kind)
+    zero = torch.as_tensor(at.alpha) == 0
+    if not bool(zero.any()):
+        return w
+    limit = torch.as_tensor(_product(weight, _short_of_the_end(at), kind)).broadcast_to(zero.shape)
+    grows = zero & ~(limit.abs() < 1e30)
+    if bool(grows.any()):
+        t = float(torch.as_tensor(at.t)[grows].flatten()[0])
+        what = "the data" if kind is None else f"the answer of {kind!r}"
+        raise ValueError(
+            f"the weight {name_of(weight)} on {what} grows without bound where alpha = 0 "
+            f"(t = {t:g}): end at a smaller t (t_max= of the SDE, or times=), or take noise_weight, or "
+            "predict.velocity, v, edm or data"
+        )
+    return torch.where(zero, limit.to(zero.device, torch.as_tensor(w).dtype), w)
+
+
+def _product(weight: Weighting, at: Level, kind: Parametrisation | None) -> Scalar:
+    w = weight(at)
+    return w if kind is None else w * kind.coefficients(at).data_f ** 2
+
+
+def _short_of_the_end(at: Level) -> Level:
+    """The level, in float64, with an alpha of 1e-100 where it is 0: what is finite there is the limit."""
+    columns = [torch.as_tensor(c).to("cpu", torch.float64) for c in (at.t, at.alpha, at.sigma, at.dalpha, at.dsigma)]
+    t, alpha, sigma, dalpha, dsigma = columns
+    alpha = torch.where(alpha == 0, 1e-100, alpha)
+    return Level(t, alpha, sigma, dalpha, dsigma, torch.log(alpha / sigma))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -225,6 +226,80 @@ def test_the_likelihood_weight_is_half_g_squared_on_the_score(sde):
     expected = (sde.diffusion(t)[:, None] ** 2 / 2 * (torch.sin(3 * (a * x0 + s * eps)) + eps / s) ** 2).mean(1)
     found = denoising_score_matching(model, x0, t=t, eps=eps, weight=likelihood_weight, reduction="none")
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------ where alpha = 0
+
+ENDING = [FlowSDE(), CosineSDE(t_max=1.0)]
+KINDS = [predict.noise, predict.score, predict.data, predict.velocity, predict.v, predict.EDM(0.7)]
+WEIGHTS = [data_weight, noise_weight, likelihood_weight, EDMWeight(0.7), MinSNR(), MinSNR(0.5)]
+
+
+def factor(weight, kind, sde):
+    """The weight on |F - target|^2 at alpha = 0, where sigma = 1 on both: by hand, from the tables; None: it diverges.
+
+    With a -> 0: noise |dF|^2 / a^2 is the error of the data for noise and score; v, velocity and edm answer -x0,
+    alpha' x0 + ... and x0 / c up to the state there.
+    """
+    rate = 1.0 if isinstance(sde, FlowSDE) else math.pi / 2  # -alpha'
+    on_data = {predict.data: 1.0, predict.velocity: rate**-2, predict.v: 1.0, predict.EDM(0.7): 0.49}
+    if weight is data_weight:
+        return on_data.get(kind)
+    if isinstance(weight, EDMWeight):
+        return on_data[kind] / 0.49 if kind in on_data else None
+    if weight is likelihood_weight:
+        return 0.0 if kind in on_data else None
+    return 0.0 if kind in on_data else 1.0  # noise_weight, MinSNR: sigma = 1 makes the score the noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weight", WEIGHTS, ids=lambda w: getattr(w, "__name__", repr(w)))
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+@pytest.mark.parametrize("sde", ENDING, ids=repr)
+def test_every_weight_has_its_limit_where_no_data_are_left_or_is_refused(sde, kind, weight, dtype):
+    x0 = torch.tensor([[0.5, -0.2], [1.0, 0.3]], dtype=dtype)
+    eps = torch.tensor([[0.3, 1.2], [-0.9, 0.4]], dtype=dtype)
+    model = Network(lambda x, t: torch.sin(3 * x), sde, kind, clock=lambda at: at.t)
+    t, expected = torch.tensor([0.6, 1.0], dtype=torch.float64), factor(weight, kind, sde)
+    alone = denoising_score_matching(model, x0, t=t, eps=eps, reduction="none")  # |F - target|^2
+    drawn = dict(times=lambda sde, u: torch.ones_like(u), weight=weight, reduction="none")
+    if expected is None:
+        with pytest.raises(
+            ValueError, match=r"the weight .* grows without bound where alpha = 0 \(t = 1\): end at a sma"
+        ):
+            denoising_score_matching(model, x0, t=t, eps=eps, weight=weight)
+        with pytest.raises(ValueError, match=f"on the answer of {re.escape(repr(kind))} grows without bound"):
+            denoising_score_matching(model, x0, **drawn)
+        return
+    found = denoising_score_matching(model, x0, t=t, eps=eps, weight=weight, reduction="none")
+    torch.testing.assert_close(found[1], expected * alone[1])
+    (at,) = sde.levels([0.6])
+    before = float(torch.as_tensor(weight(at))) * kind.coefficients(at).data_f ** 2
+    torch.testing.assert_close(found[0], before * alone[0], rtol=1e-5, atol=0)  # its neighbour is as it was
+    assert torch.isfinite(denoising_score_matching(model, x0, **drawn)).all()
+
+
+@pytest.mark.parametrize("weight", WEIGHTS, ids=lambda w: getattr(w, "__name__", repr(w)))
+@pytest.mark.parametrize("sde", ENDING, ids=repr)
+def test_a_denoiser_that_is_no_network_has_the_weight_on_the_data_there(sde, weight):
+    model = Gaussian(sde, MEAN, COV)
+    x0 = model.sample(3, seed=0)
+    t = torch.ones(3, dtype=torch.float64)
+    alone = denoising_score_matching(model, x0, t=t, generator=seeded(0), reduction="none")
+    found = denoising_score_matching(model, x0, t=t, generator=seeded(0), reduction="none", weight=weight)
+    expected = {data_weight: 1.0, EDMWeight(0.7): 1 / 0.49}.get(weight, 0.0)
+    torch.testing.assert_close(found, expected * alone)
+
+
+def test_a_weight_of_ones_own_has_its_limit_too():
+    """P2 (Choi et al. 2022): SNR / (1 + SNR) on the data is 1 / (1 + SNR) on the noise, which is 1 where alpha = 0."""
+    model = Network(lambda x, t: torch.sin(3 * x), FlowSDE(), predict.noise)
+    x0, t = torch.ones(2, 2), torch.ones(2, dtype=torch.float64)
+    found, alone = (
+        denoising_score_matching(model, x0, t=t, generator=seeded(0), weight=w)
+        for w in (lambda at: (at.alpha / at.sigma) ** 2 / (1 + (at.alpha / at.sigma) ** 2), None)
+    )
+    torch.testing.assert_close(found, alone)
 
 
 # --------------------------------------------------------------------------------------------------------- the rest
