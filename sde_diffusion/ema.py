@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_diffusion._checks import check_callable, check_count, check_real
 
@@ -92,13 +93,20 @@ class ConstantDecay:
 class EMA(Generic[M]):
     """A running average of a model's parameters; its buffers are copied.
 
+    The average is kept in float32 or wider, whatever the dtype of the model: in half precision its last steps, of
+    about `1 - b` times the change, would be rounded away. The copy in `model`, which is what one calls and saves, has
+    the dtypes of the model it follows: of half-precision parameters it holds the average rounded, once.
+
     Args:
         model: The model to follow. The average starts at its present parameters.
         decay: A function from the step, counted from 1, to the weight of the past: `PowerDecay()`, `ConstantDecay()`.
 
     Attributes:
-        model: The averaged copy, in evaluation mode.
+        model: The averaged copy, in evaluation mode. Tensors that its modules had computed and kept are None there.
         steps: Updates so far.
+
+    Raises:
+        TypeError: The model cannot be copied.
     """
 
     def __init__(self, model: M, decay: Decay | None = None) -> None:
@@ -106,8 +114,9 @@ class EMA(Generic[M]):
             raise TypeError(f"EMA follows an nn.Module, got {type(model).__name__}")
         if decay is not None:
             check_callable(decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
-        self.model: M = copy.deepcopy(model).eval()
+        self.model: M = _copy(model).eval()
         self.model.zero_grad()
+        self._wide = [_widened(p) for p in self.model.parameters()]
         self.decay: Decay = decay or PowerDecay()
         self.steps = 0
 
@@ -116,10 +125,72 @@ class EMA(Generic[M]):
         """Takes the parameters of `model` into the average. Call it after every optimiser step."""
         self.steps += 1
         b = self.decay(self.steps)
-        for mean, new in zip(self.model.parameters(), model.parameters(), strict=True):
-            mean.lerp_(new.to(mean), 1 - b)
-        for kept, now in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(now)
+        for kept, wide, new in zip(self.model.parameters(), self._wide, model.parameters(), strict=True):
+            if wide is not None:
+                wide.follow(kept, new, 1 - b)
+            elif kept.is_floating_point() or kept.is_complex():
+                kept.lerp_(new.to(kept), 1 - b)
+            else:  # quantised weights
+                kept.copy_(new)
+        for copied, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            copied.copy_(now)
+
+
+class _Wide:
+    """The float32 average of a parameter in half precision; taken up anew where somebody else wrote to its copy."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.mean: Tensor = kept.detach().float()
+        self.version = kept._version
+
+    def follow(self, kept: Tensor, new: Tensor, share: float) -> None:
+        """Takes a share of the new parameter into the average, and that, rounded, into its copy."""
+        if kept._version != self.version:  # a state dict was loaded
+            self.mean = kept.float()
+        self.mean = self.mean.to(kept.device)
+        kept.copy_(self.mean.lerp_(new.to(self.mean), share))
+        self.version = kept._version
+
+
+def _widened(p: Tensor) -> _Wide | None:
+    return _Wide(p) if p.is_floating_point() and torch.finfo(p.dtype).bits < 32 else None
+
+
+def _copy(model: M) -> M:
+    """A deep copy; torch refuses that of a tensor that was computed, which modules may keep as a cache."""
+    computed = {id(t): t.detach().clone() for t in _computed(model, set())}
+    try:
+        new = copy.deepcopy(model, dict(computed))
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"{type(model).__name__} cannot be copied for its average ({error}): give the module that holds it a "
+            "__deepcopy__, or keep it outside the module"
+        ) from error
+    for module, twin in zip(model.modules(), new.modules(), strict=True):
+        for name, value in vars(module).items():
+            if id(value) in computed:  # to be computed again, from the averaged weights
+                vars(twin)[name] = None
+    return new
+
+
+def _computed(thing: object, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors with a history, of modules, of their attributes, and in the lists and dicts among those."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        if thing.grad_fn is not None:
+            yield thing
+        return
+    inside: Iterable[object] = ()
+    if isinstance(thing, Mapping):
+        inside = thing.values()
+    elif isinstance(thing, list | tuple | set):
+        inside = thing
+    elif not isinstance(thing, type | ModuleType):
+        inside = getattr(thing, "__dict__", {}).values()
+    for part in inside:
+        yield from _computed(part, seen)
 
 
 def horizon(decay: Decay, steps: int) -> float:
