@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import clocks, losses, predict, schedules
+from sde_diffusion import clocks, predict, schedules
 from sde_diffusion._checks import check_positive
 from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
@@ -31,6 +31,7 @@ from sde_diffusion.limits import (
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
 from sde_diffusion.predict import Parametrisation
+from sde_diffusion.recipes import recipe as recipe_for
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
@@ -154,10 +155,11 @@ def train_file(
         torch.manual_seed(seed)
         net = _net_for(x, classes, width)
     scaling = Standardisation.of(x, "--data")
-    model, times, weight = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    model = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    recipe = recipe_for(model)
     check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
-    say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}")
+    say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {recipe!r}")
 
     def save(done: Training, place: Path) -> None:
         extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}
@@ -171,8 +173,6 @@ def train_file(
             steps=steps,
             batch_size=batch_size,
             lr=lr,
-            times=times,
-            weight=weight,
             seed=seed,
             progress=True,
         )
@@ -180,8 +180,7 @@ def train_file(
         _save_part(getattr(stop, "training", None), save, out, say)
         raise
     save(done, out)
-    last = done.losses[-100:]
-    say(f"{done.seconds:.0f} s, loss {sum(last) / len(last):.4f} over the last {len(last)} steps")
+    say(f"{done.seconds:.0f} s, loss {done.loss:.4f} over the last {min(len(done.losses), 100)} steps")
     say(f"saved to {out}; next: sde-diffusion sample --checkpoint {out} --out samples.npz")
 
 
@@ -217,22 +216,8 @@ def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
     )
 
 
-def _model_for(
-    net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]
-) -> tuple[Network, losses.TimeSampler, losses.Weighting | None]:
-    """The model, and the times and the weight that suit its process and parametrisation."""
-    sde, kind = SDES[sde_name](), KINDS[kind_name]
-    (last,) = sde.levels([sde.t_max])
-    kind.coefficients(last)  # refuses what tells nothing of the data at the noisy end
-    if kind_name != "edm" and last.sigma > 3:
-        raise ValueError(
-            f"--kind {kind_name} on --sde {sde_name}: the network would see states of size {last.sigma:.3g} as they "
-            "are. Take --kind edm, which scales them, or --sde vp"
-        )
-    times = losses.LogNormalSigma() if kind_name == "edm" else losses.uniform_time
-    weight = losses.noise_weight if kind_name == "score" else None
-    # a quarter of the log noise level: of order one on every process
-    return Network(net, sde, kind, clock=clocks.edm, shape=shape), times, weight
+def _model_for(net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]) -> Network:
+    return Network(net, SDES[sde_name](), KINDS[kind_name], clock=clocks.edm, shape=shape)
 
 
 def sample_file(

@@ -2,36 +2,38 @@ r"""Training, minimal but right: one loop over `losses.denoising_score_matching`
 
 `train` is the recipe that the demonstrations use, in one call. A loop of your own needs nothing from here:
 
+    recipe = recipes.recipe(model)
     for x0 in loader:
-        losses.denoising_score_matching(model, x0).backward()
+        losses.denoising_score_matching(model, x0, times=recipe.times, weight=recipe.weight).backward()
         optimiser.step(); optimiser.zero_grad(); ema.update(model)
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sde_diffusion import predict
-from sde_diffusion._checks import SolverError, check_count, check_finite, check_labels, check_positive, check_state
-from sde_diffusion.denoiser import Denoiser, Network
-from sde_diffusion.ema import EMA, Decay, PowerDecay, horizon
-from sde_diffusion.losses import LogNormalSigma, TimeSampler, Weighting, denoising_score_matching
-
-Transform = Callable[[Tensor, torch.Generator], Tensor]
+from sde_diffusion._checks import SolverError, check_count, check_labels, check_positive
+from sde_diffusion._training_input import Transform, check_data, check_horizon, device_of, warn
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.ema import EMA, Decay, PowerDecay
+from sde_diffusion.losses import TimeSampler, Weighting, denoising_score_matching
+from sde_diffusion.recipes import Recipe
+from sde_diffusion.recipes import recipe as recipe_for
 
 WARM_UP = 100
 """Steps over which the learning rate rises, or a tenth of the run if that is less."""
 GIVE_UP = 50
-"""Steps in a row without a finite gradient after which training stops."""
+"""Steps in a row without a finite batch and gradient after which training stops."""
 
 
 def learning_rate(i: int, steps: int, peak: float) -> float:
@@ -43,21 +45,50 @@ def learning_rate(i: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (i + 1) / rise) * math.cos(0.5 * math.pi * i / steps) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Training:
-    """What `train` returns.
+    """What `train` returns, or hands over with the exception that ended it.
 
     Attributes:
         model: The averaged model, in evaluation mode.
-        losses: The loss of every step. It does not go to zero, but to the variance of the target given the state.
-        skipped: Steps left out because their gradient was not finite.
+        losses: The loss of every step; NaN where the batch was not finite. It does not go to zero, but to the variance
+            of the target given the state.
+        skipped: Steps left out because their batch or their gradient was not finite.
         seconds: Wall time.
+        recipe: How noise levels were drawn and weighed.
     """
 
     model: Denoiser
-    losses: list[float] = field(repr=False)
+    losses: list[float]
     skipped: int
     seconds: float
+    recipe: Recipe
+
+    @property
+    def loss(self) -> float:
+        """Mean of the last hundred losses, of those that are finite; NaN if there is none."""
+        return _mean(self.losses)
+
+    def __repr__(self) -> str:
+        return (
+            f"Training(recipe={self.recipe!r}, steps={len(self.losses)}, skipped={self.skipped}, "
+            f"seconds={self.seconds:.1f}, loss={self.loss:.4g})"
+        )
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `train`. It stops a script as ever, and brings the work along.
+
+    Attributes:
+        training: The `Training` up to there: averaged model, losses.
+    """
+
+    def __init__(self, training: Training, steps: int) -> None:
+        super().__init__(
+            f"after {len(training.losses)} of {steps} steps. The averaged model and the losses are in `.training` of "
+            "this exception; at a prompt, in a notebook: import sys; run = sys.last_value.training"
+        )
+        self.training = training
 
 
 def train(
@@ -79,17 +110,21 @@ def train(
 
     AdamW with betas (0.9, 0.99), gradients clipped at norm 1, the rate of `learning_rate`, low-discrepancy times.
     Shuffled without replacement; every batch is full. The same arguments give the same weights, bit for bit, on one
-    machine and thread count; torch's global random state is left as it was.
+    machine and thread count; torch's global random state and the mode of the model are left as they were.
+
+    Whatever ends the run early, Ctrl-C (`TrainingInterrupted`), an error of the network or of the transform, carries
+    the `Training` up to there as its attribute `training`. A closed stderr ends nothing.
 
     Args:
         model: A `Network`, or another `Denoiser` with parameters; it is trained in place, the average is a copy.
-        data: Data, shape `(N, *)`, of about the standard deviation the model expects (that of `EDM`; 1 otherwise).
+        data: Data, shape `(N, *)`, each column of vectors and each channel of images of mean about 0 and about the
+            standard deviation the model expects (that of `EDM`; 1 otherwise).
         labels: Class labels, shape `(N,)`, handed to the network as `label=`.
         steps: Gradient steps.
         batch_size: Samples per step; may exceed N.
         lr: Highest learning rate.
-        times: How noise levels are drawn; `LogNormalSigma()` by default.
-        weight: Weight on the loss on $x_0$; by default the plain square error of what the network answers.
+        times: How noise levels are drawn; by default, as `weight`, by the rule of `recipes.recipe`.
+        weight: Weight on the loss on $x_0$.
         transform: Called as `transform(batch, generator)` on every batch: fresh dequantisation, augmentation. With it,
             `data` may hold anything, integers for instance, so long as its results are as asked of `data`.
         decay: Of the weight average; `PowerDecay()` by default.
@@ -101,57 +136,125 @@ def train(
 
     Raises:
         TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`.
-        ValueError: Empty or non-finite data, another event shape, labels that do not fit.
-        SolverError: No finite gradient for 50 steps in a row.
+        ValueError: Empty or non-finite data, another event shape, labels that do not fit; a process and a
+            parametrisation that do not train well, where no `times` are given (see `recipes.recipe`).
+        SolverError: No finite batch and gradient for 50 steps in a row.
+        TrainingInterrupted: Ctrl-C.
 
     Warns:
-        UserWarning: Data much wider or narrower than the model expects; an average longer than a fifth of the run;
-            steps that were skipped.
+        UserWarning: A column or channel that is shifted, much wider or narrower than the model expects, or constant;
+            an average longer than a fifth of the run; steps that were skipped.
     """
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     check_positive(lr, "lr")
     decay = decay or PowerDecay()
     labels = None if labels is None else check_labels(labels, "labels")
-    _check_data(model, data, labels, transform, seed)
-    _check_horizon(decay, steps)
-    device = _device_of(model)
+    check_data(model, data, labels, transform, seed)
+    check_horizon(decay, steps)
+    recipe = recipe_for(model, times=times, weight=weight)
+    device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
-    before, start = model.training, time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _training(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        run = _Run(model.train(), lr, steps, EMA(model, decay))
-        with tqdm(total=steps, disable=not progress, desc="training", unit="step") as bar:
+        run = _Run(model, lr, steps, EMA(model, decay), recipe)
+        with run.kept(), tqdm(total=steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:
             for rows in _batches(len(data), batch_size, steps, generator):
                 batch = data[rows] if transform is None else transform(data[rows], generator)
                 cond: dict[str, Any] = {} if labels is None else {"label": labels[rows].to(device)}
-                loss = denoising_score_matching(
-                    model, batch.to(device), weight=weight, times=times or LogNormalSigma(), generator=generator, **cond
-                )
-                run.step(loss)
+                if transform is not None and _broken(batch):
+                    run.skip()
+                else:
+                    cond |= {"times": recipe.times, "weight": recipe.weight, "generator": generator}
+                    run.step(denoising_score_matching(model, batch.to(device), **cond))
                 bar.update()
-                bar.set_postfix_str(f"loss {run.recent:.4f}", refresh=False)
-    model.train(before)
-    if run.skipped:
-        warnings.warn(f"{run.skipped} of {steps} steps were skipped: gradient not finite", UserWarning, stacklevel=2)
-    return Training(run.ema.model, run.losses, run.skipped, time.perf_counter() - start)
+                bar.set_postfix_str(f"loss {_mean(run.losses):.4f}", refresh=False)
+            if run.skipped:
+                warn(f"{run.skipped} of {steps} steps were skipped: {run.why} not finite", 2)
+    return run.record()
+
+
+def _mean(losses: list[float]) -> float:
+    last = [loss for loss in losses[-100:] if math.isfinite(loss)]
+    return sum(last) / len(last) if last else math.nan
+
+
+def _broken(batch: object) -> bool:
+    """Whether a batch holds NaN or infinity; whatever else is wrong with it, the loss says."""
+    return isinstance(batch, Tensor) and batch.is_floating_point() and not bool(torch.isfinite(batch).all())
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode, and on leaving every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Stderr:
+    """stderr, for a progress bar: what cannot be written, since it was closed or its reader left, is dropped."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # a broken pipe, a closed file, no stderr at all
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
 
 
 class _Run:
     """The optimiser, the average and the record of one run."""
 
-    def __init__(self, model: Denoiser, lr: float, steps: int, ema: EMA[Denoiser]) -> None:
-        self.model, self.lr, self.steps, self.ema = model, lr, steps, ema
+    def __init__(self, model: Denoiser, lr: float, steps: int, ema: EMA[Denoiser], recipe: Recipe) -> None:
+        self.model, self.lr, self.steps, self.ema, self.recipe = model, lr, steps, ema, recipe
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99))
         self.losses: list[float] = []
-        self.skipped = self.failing = 0
+        self.skipped = self.failing = self.batches = 0
+        self.start = time.perf_counter()
 
     @property
-    def recent(self) -> float:
-        """Mean loss of the last hundred steps."""
-        last = self.losses[-100:]
-        return sum(last) / len(last)
+    def why(self) -> str:
+        """What was not finite in the steps that were skipped."""
+        if not self.batches:
+            return "gradient"
+        return "batch" if self.batches == self.skipped else f"gradient, or in {self.batches} of them the batch,"
+
+    def record(self) -> Training:
+        seconds = time.perf_counter() - self.start
+        return Training(self.ema.model, self.losses, self.skipped, seconds, self.recipe)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Sees to it that an exception carries the record away."""
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise TrainingInterrupted(self.record(), self.steps) from stop
+        except BaseException as error:
+            error.training = self.record()  # type: ignore[attr-defined]  # an attribute of its own
+            if sys.version_info >= (3, 11):
+                done = len(self.losses)
+                error.add_note(
+                    f"Training ended after {done} of {self.steps} steps: `.training` of this exception holds the "
+                    "averaged model and the losses."
+                )
+            raise
+
+    def skip(self) -> None:
+        """Counts a step whose batch was not finite."""
+        self.losses.append(math.nan)
+        self.batches += 1
+        self._fail()
 
     def step(self, loss: Tensor) -> None:
         i = len(self.losses)
@@ -164,13 +267,19 @@ class _Run:
             self.optimiser.step()
             self.ema.update(self.model)
             self.failing = 0
-        else:
-            self.skipped, self.failing = self.skipped + 1, self.failing + 1
         self.optimiser.zero_grad()
+        if not bool(torch.isfinite(norm)):
+            self._fail()
+
+    def _fail(self) -> None:
+        self.skipped, self.failing, i = self.skipped + 1, self.failing + 1, len(self.losses)
         if self.failing == GIVE_UP:
+            what, where = (
+                ("batch", "what the transform returns") if self.batches else ("gradient", "the network's answer")
+            )
             raise SolverError(
-                f"no finite gradient in steps {i - GIVE_UP + 2} to {i + 1}, last loss {self.losses[-1]:g}: "
-                "lower lr, or look for NaN in the network's answer"
+                f"no finite {what} in steps {i - GIVE_UP + 1} to {i}, last loss {self.losses[-1]:g}: "
+                f"lower lr, or look for NaN in {where}"
             )
 
 
@@ -183,53 +292,3 @@ def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Itera
             order = torch.cat([order, *(torch.randperm(n, generator=generator) for _ in range(rounds))])
         rows, order = order[:size], order[size:]
         yield rows
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for p in model.parameters():
-        if p.requires_grad:
-            return p.device
-    raise ValueError("the model has no parameters to train: wrap your network, Network(net, sde, predict.edm)")
-
-
-def _check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: Transform | None, seed: int) -> None:
-    """Everything that can be told of the data before the first step."""
-    if not isinstance(model, Denoiser):
-        raise TypeError(
-            f"train needs a Denoiser: wrap the network, Network(net, sde, predict.edm), got {type(model).__name__}"
-        )
-    if transform is None:
-        check_finite(check_state(data, "data", shape=model.shape), "data")
-    elif data.ndim == 0 or len(data) == 0:
-        raise ValueError(f"data is empty: its shape is {tuple(data.shape)}, wanted at least one sample")
-    if labels is not None and labels.shape != data.shape[:1]:
-        raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({len(data)},): one per row of data")
-    seen = data if transform is None else transform(data[:4096], torch.Generator().manual_seed(seed))
-    check_finite(check_state(seen, "data", shape=model.shape), "data")
-    _check_scale(model, seen)
-
-
-def _check_scale(model: Denoiser, data: Tensor) -> None:
-    expected = model.kind.data_std if isinstance(model, Network) and isinstance(model.kind, predict.EDM) else 1.0
-    std = float(data.std(correction=0))
-    if not expected / 3 <= std <= 3 * expected:
-        advice = f"standardise them, (x - {float(data.mean()):.4g}) / {std:.4g}" if std else "all values are equal"
-        if std and isinstance(model, Network) and isinstance(model.kind, predict.EDM):
-            advice += f", or give predict.EDM({std:.3g})"
-        warnings.warn(
-            f"the data span [{float(data.min()):.4g}, {float(data.max()):.4g}] with standard deviation {std:.4g}, but "
-            f"the model expects about {expected:g}: {advice}",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _check_horizon(decay: Decay, steps: int) -> None:
-    back = horizon(decay, steps)
-    if back > max(steps / 5, 10):  # ten steps blur nothing, in a run however short
-        warnings.warn(
-            f"{decay!r} averages over about the last {back:.0f} of {steps} steps, more than a fifth of the run: early "
-            "weights blur the result. Train longer, or take PowerDecay(0.1)",
-            UserWarning,
-            stacklevel=3,
-        )

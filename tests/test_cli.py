@@ -15,6 +15,7 @@ from sde_diffusion import SDESampler, cli, commands
 from sde_diffusion.checkpoint import load_checkpoint
 from sde_diffusion.data import moons
 from sde_diffusion.demo import QUICK, Settings, run
+from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DPMSolverPP
 from sde_diffusion.trials import trials
 
@@ -214,7 +215,7 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
         ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "both must be even"),
         (
             (save("x.npy", rows), "--kind", "noise", "--sde", "edm"),
-            "--kind noise on --sde edm: the network would see states of size 80",
+            "a network that answers noise would see states of size 80 as they are",
         ),
         (
             (save("x.npy", rows), "--kind", "noise", "--sde", "flow"),
@@ -229,6 +230,36 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
     for words, message in cases:
         assert message in error_of(capsys, "train", "--data", *words, "--out", out, "--steps", 1)
         assert not out.exists()
+
+
+class Interrupted(MLP):
+    """Presses Ctrl-C in its fifth step."""
+
+    calls = 0
+
+    def forward(self, x, t, label=None):
+        self.calls += 1
+        if self.calls == 5:
+            raise KeyboardInterrupt
+        return super().forward(x, t, label)
+
+
+def test_ctrl_c_saves_what_was_learnt_and_stops_with_130(vectors, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "MLP", Interrupted)
+    words = ("train", "--data", vectors / "x.npy", "--out", tmp_path / "model", "--steps", 50, "--width", 8)
+    assert call(*words) == 130
+    said = capsys.readouterr()
+    assert f"saved to {tmp_path / 'model'}" in said.out
+    assert "interrupted" in said.err
+    loaded = load_checkpoint(tmp_path / "model", known=[Interrupted])
+    assert loaded.extra["steps"] == 4
+    assert max(float(p.detach().abs().max()) for p in loaded.model.parameters()) > 0
+
+
+def test_the_report_of_a_training_tells_its_recipe(vectors, tmp_path, capsys):
+    words = ("train", "--data", vectors / "x.npy", "--out", tmp_path / "model", "--steps", 2, "--width", 8)
+    assert call(*words, "--sde", "vp", "--kind", "score") == 0
+    assert "Recipe(times=uniform_time, weight=noise_weight)" in capsys.readouterr().out
 
 
 def test_a_file_in_place_of_the_folder_is_refused(vectors, tmp_path, capsys):

@@ -84,7 +84,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # training never sees a solver
     "losses": LEAVES | MODEL,
     "ema": {"_checks"},
-    "training": LEAVES | MODEL | {"losses", "ema"},
+    "recipes": LEAVES | MODEL | {"losses"},
+    "_training_input": LEAVES | MODEL | {"ema"},
+    "training": LEAVES | MODEL | {"losses", "recipes", "ema", "_training_input"},
     "_files": set(),
     "standardisation": set(),
     "registry": LEAVES | MODEL | {"schedules", "nets"},

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import re
+import sys
+import threading
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +22,7 @@ from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay, horizon
 from sde_diffusion.losses import LogNormalSigma, denoising_score_matching, noise_weight, uniform_time
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.predict import Parametrisation
-from sde_diffusion.training import learning_rate, train
+from sde_diffusion.training import Training, TrainingInterrupted, learning_rate, train
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:
@@ -85,6 +92,74 @@ def test_the_average_is_a_copy_in_evaluation_mode_that_follows_buffers():
     for kept, now in zip(ema.model.buffers(), net.buffers(), strict=True):
         assert torch.equal(kept, now)
     assert ema.model.weight is not net.weight
+
+
+@pytest.mark.parametrize(("dtype", "n"), [(torch.float16, 2000), (torch.bfloat16, 256), (torch.float32, 5000)])
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.25])
+def test_an_average_does_not_freeze_in_half_precision(sigma_rel, dtype, n):
+    """theta(t) = t, in whole numbers that the dtype holds exactly, averages to t (g + 1)/(g + 2)."""
+    net, decay = nn.Linear(1, 1).to(dtype), PowerDecay(sigma_rel)
+    ema, exact = EMA(net, decay), 0.0
+    for i in range(1, n + 1):
+        nn.init.constant_(net.weight, i)
+        ema.update(net)
+        exact += (1 - decay(i)) * (i - exact)
+    assert ema.model.weight.dtype == dtype  # what is called and saved
+    assert exact == pytest.approx(n * (decay.gamma + 1) / (decay.gamma + 2), rel=4 / n)
+    rounding = torch.finfo(dtype).eps / 2 + 1e-4
+    assert ema.model.weight.item() == pytest.approx(exact, rel=rounding)
+
+
+def test_an_average_in_half_precision_goes_on_from_a_state_that_was_loaded():
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    ema = EMA(net, ConstantDecay(0.5, warm_up=False))
+    ema.update(net)
+    ema.model.load_state_dict({"weight": torch.full((1, 1), 4.0)})
+    nn.init.constant_(net.weight, 2.0)
+    ema.update(net)
+    assert ema.model.weight.item() == 3.0
+    ema.model.float()
+    ema.update(net)
+    assert ema.model.weight.item() == 2.5
+
+
+class Caching(nn.Module):
+    """Keeps what it computed from its weights, in an attribute or inside of one."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.net, self.where = nn.Linear(2, 2), where
+        self.kept: object = None
+
+    def forward(self, x, t):
+        if self.kept is None or self.training:
+            weight = 2 * self.net.weight
+            self.kept = {"attribute": weight, "list": [weight], "dict": {"w": (weight,)}}[self.where]
+        found: Any = self.kept
+        while not isinstance(found, torch.Tensor):
+            found = next(iter(found.values() if isinstance(found, dict) else found))
+        return x @ found.T
+
+
+@pytest.mark.parametrize("where", ["attribute", "list", "dict"])
+def test_the_average_of_a_network_that_keeps_computed_tensors_is_made(where):
+    torch.manual_seed(0)
+    model = Network(Caching(where), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+    train(model, gaussian(64), steps=3)
+    done = train(model, gaussian(64), steps=3)  # now it holds a tensor with a history
+    assert torch.isfinite(weights(done.model)).all()
+    if where == "attribute":
+        x = torch.ones(1, 2)
+        with torch.no_grad():
+            net: Any = done.model.net
+            torch.testing.assert_close(net(x, None), x @ (2 * net.net.weight).T)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_reason():
+    net = nn.Linear(2, 2)
+    net.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"Linear cannot be copied for its average \(.*lock.*\): give the module that"):
+        EMA(net)
 
 
 def test_a_decay_out_of_range_is_refused():
@@ -260,6 +335,160 @@ def test_steps_without_a_finite_gradient_are_skipped_counted_and_told():
     assert torch.isfinite(weights(done.model)).all()
 
 
+def sometimes_nan(bad):
+    """A transform that spoils a batch on some calls; the first is the check at the door."""
+    calls = 0
+
+    def transform(rows, generator):
+        nonlocal calls
+        calls += 1
+        return rows * (math.nan if bad(calls - 1) else 1.0)
+
+    return transform
+
+
+def test_a_batch_that_is_not_finite_is_skipped_counted_and_told():
+    with pytest.warns(UserWarning, match=r"2 of 10 steps were skipped: batch not finite"):
+        done = train(small(), gaussian(64), steps=10, transform=sometimes_nan(lambda i: i in (3, 9)))
+    assert done.skipped == 2
+    assert len(done.losses) == 10
+    assert [i for i, loss in enumerate(done.losses, 1) if math.isnan(loss)] == [3, 9]
+    assert done.loss == pytest.approx(sum(x for x in done.losses if math.isfinite(x)) / 8)
+    assert torch.isfinite(weights(done.model)).all()
+    model = Network(Flaky(lambda call: call == 3), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+    with pytest.warns(
+        UserWarning, match=r"2 of 10 steps were skipped: gradient, or in 1 of them the batch, not finite"
+    ):
+        train(model, gaussian(64), steps=10, transform=sometimes_nan(lambda i: i == 5))
+
+
+def test_training_stops_when_no_batch_is_finite():
+    with pytest.raises(
+        SolverError, match=r"no finite batch in steps 4 to 53, .* look for NaN in what the transform"
+    ) as e:
+        train(small(), gaussian(64), steps=100, transform=sometimes_nan(lambda i: i > 3))
+    assert len(record(e.value).losses) == 53
+
+
+# --- what ends a run
+
+
+def record(error: BaseException) -> Training:
+    found: Any = error
+    assert isinstance(found.training, Training)
+    return found.training
+
+
+class Ending(nn.Module):
+    """Raises on a call."""
+
+    def __init__(self, error, call) -> None:
+        super().__init__()
+        self.net, self.error, self.call, self.calls = nn.Linear(2, 2), error, call, 0
+
+    def forward(self, x, t):
+        self.calls += 1
+        if self.calls == self.call:
+            raise self.error
+        return self.net(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory"), SystemExit(1)], ids=repr)
+def test_what_a_run_has_done_goes_with_what_ends_it(error, training):
+    def model(call=None):
+        torch.manual_seed(0)
+        net = Network(Ending(error, call), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+        inner: Any = net.train(training).net
+        inner.net.eval()  # frozen apart
+        return net
+
+    stopped, state = model(8), torch.get_rng_state()
+    with pytest.raises(type(error)) as caught:
+        train(stopped, gaussian(64), steps=100, lr=1e-2)
+    done = record(caught.value)
+    whole: list[float] = train(model(), gaussian(64), steps=100, lr=1e-2).losses
+    assert done.losses == whole[:7]
+    assert stopped.training == training
+    assert not next(m for m in stopped.modules() if isinstance(m, nn.Linear)).training
+    assert not done.model.training
+    assert torch.equal(state, torch.get_rng_state())
+    average = EMA(model())
+    replay = model(8)
+    losses: list[torch.Tensor] = []
+
+    class Spy(EMA):
+        def update(self, model):
+            super().update(model)
+            losses.append(weights(self.model).clone())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sde_diffusion.training.EMA", Spy)
+        with pytest.raises(type(error)):
+            train(replay, gaussian(64), steps=100, lr=1e-2)
+    assert torch.equal(weights(done.model), losses[-1])
+    assert not torch.equal(weights(done.model), weights(average.model))
+
+
+def test_ctrl_c_stops_a_script_as_ever_and_says_where_the_work_is():
+    model = Network(Ending(KeyboardInterrupt(), 3), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+    with pytest.raises(TrainingInterrupted, match=r"after 2 of 9 steps. The averaged model .* in `.training` of this"):
+        train(model, gaussian(64), steps=9)
+    assert issubclass(TrainingInterrupted, KeyboardInterrupt)
+    assert not issubclass(TrainingInterrupted, Exception)
+
+
+def test_an_error_of_the_transform_keeps_its_type_and_says_where_the_work_is():
+    def transform(rows, generator, calls=[]):  # noqa: B006  # counts
+        calls.append(1)
+        if len(calls) > 4:
+            raise OSError("the disk went away")
+        return rows
+
+    with pytest.raises(OSError, match="the disk went away") as caught:
+        train(small(), gaussian(64), steps=9, transform=transform)
+    assert len(record(caught.value).losses) == 3
+    if sys.version_info >= (3, 11):
+        (note,) = caught.value.__notes__
+        assert "after 3 of 9 steps: `.training` of this exception holds the averaged model" in note
+
+
+class Broken(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+class Closed(io.StringIO):
+    def write(self, text):
+        raise ValueError("I/O operation on closed file")
+
+
+@pytest.mark.parametrize("stderr", [Broken(), Closed(), None], ids=["broken", "closed", "none"])
+def test_a_stderr_that_is_gone_does_not_end_a_run(stderr, monkeypatch):
+    def show(message, *_):  # as Python does, without pytest in between
+        if sys.stderr is not None:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(str(message))
+
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr("warnings.showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        model = Network(Flaky(lambda call: call == 2), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+        done = train(model, 10 + gaussian(64), steps=3, progress=True)  # with its warnings
+    assert len(done.losses) == 3
+
+
+def test_a_record_shows_the_recipe_and_the_loss_and_not_the_network():
+    done = train(small(VPSDE(), predict.noise), gaussian(64), steps=2)
+    assert re.fullmatch(
+        r"Training\(recipe=Recipe\(times=uniform_time, weight=None\), steps=2, skipped=0, "
+        r"seconds=\d+\.\d, loss=\d\.\d+\)",
+        repr(done),
+    )
+    assert done.loss == pytest.approx(sum(done.losses) / 2)
+
+
 def test_training_stops_when_no_gradient_is_finite():
     model = Network(Flaky(lambda call: call > 2), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
     with pytest.raises(SolverError, match=r"no finite gradient in steps 3 to 52, last loss \w+: lower lr"):
@@ -268,13 +497,71 @@ def test_training_stops_when_no_gradient_is_finite():
 
 def test_data_of_another_scale_than_the_model_expects_are_told():
     with pytest.warns(
-        UserWarning, match=r"span \[-.*\] with standard deviation .*, but the model expects about 1: stand"
+        UserWarning, match=r"column 0 \(and 1 more\) .* deviation 126.*expects about 0 and 1: standardise it, \(x \+ 22"
     ):
         train(small(), 127.5 * gaussian(64), steps=1)
-    with pytest.warns(UserWarning, match=r"expects about 0.1: stand.*, or give predict.EDM\(0.97"):
+    with pytest.warns(UserWarning, match=r"about 0 and 0.1: standardise it, 0.1 \* \(x .*, or give predict.EDM\(0.9"):
         train(small(kind=predict.EDM(0.1)), gaussian(64), steps=1)
-    with pytest.warns(UserWarning, match="all values are equal"):
-        train(small(), torch.ones(64, 2), steps=1)
+
+
+def warned(model, data) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, data, steps=1)
+    return [str(w.message) for w in caught]
+
+
+def standard(*shape: int) -> torch.Tensor:
+    """Every column (channel) of mean 0 and standard deviation 1, to rounding."""
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(7))
+    over = [i for i in range(x.ndim) if i != 1]
+    return (x - x.mean(over, keepdim=True)) / x.std(over, keepdim=True, correction=0)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "message"),
+    [
+        (
+            10.0,
+            1.0,
+            "column 1 of the data has mean 10 and standard deviation 1, but .* about 0 and 1: .* \\(x - 10\\) / 1$",
+        ),
+        (-1.5, 1.0, "has mean -1.5 .* \\(x \\+ 1.5\\) / 1$"),
+        (0.0, 15.0, "standard deviation 15, "),
+        (0.0, 0.05, "standard deviation 0.05, "),
+        (0.5, 0.0, "column 1 of the data is constant, 0.5: there is nothing to learn in it, leave it out"),
+        (0.9, 2.5, None),
+        (-0.9, 0.4, None),
+    ],
+)
+def test_one_column_that_is_shifted_wide_narrow_or_constant_is_told_by_its_number(shift, scale, message):
+    x = standard(256, 2)
+    x[:, 1] = shift + scale * x[:, 1]
+    told = warned(small(), x)
+    assert len(told) == (message is not None)
+    assert message is None or re.search(message, told[0]), told
+
+
+def test_channels_of_images_are_held_to_it_one_by_one():
+    model = Network(UNet(3, width=8), EDMSDE(0.01, 20.0), predict.EDM(0.5), shape=(3, 4, 4))
+    x = 0.5 * standard(64, 3, 4, 4)
+    assert warned(model, x) == []
+    x[:, 2] += 5
+    (told,) = warned(model, x)
+    assert "channel 2 of the data has mean 5 and standard deviation 0.5, but the model expects about 0 and 0.5" in told
+    assert told.endswith("standardise it, 0.5 * (x - 5) / 0.5")
+
+
+def test_one_sample_alone_is_constant_and_no_cause_to_warn():
+    assert warned(small(), torch.tensor([[0.5, -2.0]])) == []
+    (told,) = warned(small(), torch.tensor([[0.5, -20.0]]))
+    assert "column 1 of the data has mean -20 and" in told
+
+
+def test_the_scale_is_asked_of_what_the_transform_returns():
+    x = 10 + standard(256, 2)
+    done = train(small(), x, steps=1, transform=lambda v, g: v - 10)
+    assert len(done.losses) == 1
 
 
 def test_an_average_longer_than_a_fifth_of_the_run_is_told():
@@ -323,22 +610,46 @@ def test_a_transform_is_held_to_the_same():
         ),
         (torch.rand(4), TypeError, "A continuous condition goes under another name, to a network that takes it"),
         (torch.zeros(3, dtype=torch.long), ValueError, r"labels have shape \(3,\), wanted \(4,\): one per row of data"),
-        (torch.full((4,), 9), ValueError, "label must lie in 0..1"),
+        (
+            torch.tensor([0, 1, 9, 9]),
+            ValueError,
+            r"label must lie in 0..1, got labels\[2\] = 9 and 1 more like it: corr",
+        ),
+        (
+            torch.tensor([0, -1, 1, 0]),
+            ValueError,
+            r"label must lie in 0..1, got labels\[1\] = -1: correct them, or build",
+        ),
+        ([0, 1, 0, 1], TypeError, r"labels must be a tensor of integers, got list: use torch.as_tensor"),
     ],
 )
 def test_unfit_labels_are_refused(labels, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         train(small(classes=2), gaussian(4), labels, steps=1)
+    assert "training" not in vars(caught.value)  # at the door, before any work
+
+
+def test_labels_for_a_net_without_classes_and_the_null_label_are_known_at_the_door():
+    labels = torch.tensor([0, 1, 2, 2])
+    with pytest.raises(ValueError, match=r"built with classes=0: leave them out, or build it with classes=3"):
+        train(small(), gaussian(4), labels, steps=1)
+    assert len(train(small(classes=2), standard(4, 2), labels, steps=1).losses) == 1  # 2 is its null label
+    with pytest.raises(
+        ValueError, match="the null label, 2, was given to a net of 2 classes that is never trained with"
+    ):
+        train(small(classes=2, label_drop=0.0), standard(4, 2), labels, steps=1)
+    with pytest.raises(ValueError, match="no label was given to a net of 2 classes"):
+        train(small(classes=2, label_drop=0.0), standard(4, 2), steps=1)
 
 
 def test_unfit_arguments_are_refused():
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        train(small(), gaussian(4), steps=0)
+        train(small(), standard(8, 2), steps=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        train(small(), gaussian(4), steps=1, batch_size=0)
+        train(small(), standard(8, 2), steps=1, batch_size=0)
     with pytest.raises(ValueError, match="lr must be positive and finite, got -1"):
-        train(small(), gaussian(4), steps=1, lr=-1)
+        train(small(), standard(8, 2), steps=1, lr=-1)
     with pytest.raises(TypeError, match=r"train needs a Denoiser: wrap the network, .* got MLP"):
-        train(MLP(2), gaussian(4), steps=1)  # type: ignore[arg-type]
+        train(MLP(2), standard(8, 2), steps=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the model has no parameters to train: wrap your network"):
-        train(Gaussian(EDMSDE(), torch.zeros(2), 1.0), gaussian(4), steps=1)
+        train(Gaussian(EDMSDE(), torch.zeros(2), 1.0), standard(8, 2), steps=1)

@@ -1,0 +1,123 @@
+"""What `train` asks of its data before the first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import predict
+from sde_diffusion._checks import check_finite, check_state
+from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.ema import Decay, horizon
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+SHIFT = 1.0
+"""Mean of a column, in standard deviations the model expects, beyond which `train` warns."""
+SPREAD = 3.0
+"""Factor between the standard deviation of a column and the one the model expects beyond which `train` warns."""
+
+
+def warn(text: str, stacklevel: int) -> None:
+    """A `UserWarning`, on a stderr that may be closed."""
+    with suppress(ValueError):  # of a closed file; a warning that a filter made an error is no ValueError
+        warnings.warn(text, UserWarning, stacklevel=stacklevel + 1)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters to be trained lie."""
+    for p in model.parameters():
+        if p.requires_grad:
+            return p.device
+    raise ValueError("the model has no parameters to train: wrap your network, Network(net, sde, predict.edm)")
+
+
+def check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: Transform | None, seed: int) -> None:
+    """Everything that can be told of the data before the first step."""
+    if not isinstance(model, Denoiser):
+        raise TypeError(
+            f"train needs a Denoiser: wrap the network, Network(net, sde, predict.edm), got {type(model).__name__}"
+        )
+    if transform is None:
+        check_finite(check_state(data, "data", shape=model.shape), "data")
+    elif data.ndim == 0 or len(data) == 0:
+        raise ValueError(f"data is empty: its shape is {tuple(data.shape)}, wanted at least one sample")
+    if labels is not None:
+        _check_labels(model, labels, len(data))
+    seen = data if transform is None else transform(data[:4096], torch.Generator().manual_seed(seed))
+    check_finite(check_state(seen, "data", shape=model.shape), "data")
+    _check_scale(model, seen)
+
+
+def _check_labels(model: Denoiser, labels: Tensor, n: int) -> None:
+    """One integer per row, and of the classes the net says it was built with, in its `config`."""
+    if labels.shape != (n,):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({n},): one per row of data")
+    config = getattr(model.net, "config", None) if isinstance(model, Network) else None
+    classes = config.get("classes") if isinstance(config, Mapping) else None
+    if not isinstance(classes, int):
+        return
+    if not classes:
+        raise ValueError(
+            f"labels were given, but the net was built with classes=0: leave them out, or build it with "
+            f"classes={int(labels.max()) + 1}"
+        )
+    bad = ((labels < 0) | (labels > classes)).nonzero()
+    if len(bad):
+        i = int(bad[0, 0])
+        raise ValueError(
+            f"label must lie in 0..{classes - 1}, got labels[{i}] = {int(labels[i])}"
+            + (f" and {len(bad) - 1} more like it" if len(bad) > 1 else "")
+            + ": correct them, or build the net with more classes"
+        )
+
+
+def _check_scale(model: Denoiser, data: Tensor) -> None:
+    """Warns of the first column of vectors, or channel of images, that is not as the model expects."""
+    over = [i for i in range(data.ndim) if i != 1]
+    variance, mean = torch.var_mean(data.detach(), dim=over, correction=0)
+    means, stds = mean.reshape(-1).tolist(), variance.sqrt().reshape(-1).tolist()
+    level = (data.amax(over) == data.amin(over)).reshape(-1).tolist()
+    c, single = model.data_std, data.numel() == len(means)
+
+    def sound(i: int) -> bool:
+        if single:  # one number a column has no spread
+            return abs(means[i]) <= SPREAD * c
+        return not level[i] and c / SPREAD <= stds[i] <= SPREAD * c and abs(means[i]) <= SHIFT * c
+
+    off = [i for i in range(len(means)) if not sound(i)]
+    if not off:
+        return
+    i = off[0]
+    more = f" (and {len(off) - 1} more)" if len(off) > 1 else ""
+    where = f"{'channel' if data.ndim > 2 else 'column'} {i}{more} of the data"
+    if level[i] and not single:
+        text = f"{where} is constant, {means[i]:.4g}: there is nothing to learn in it, leave it out"
+    else:
+        scale, sign = "" if c == 1 else f"{c:g} * ", "-" if means[i] >= 0 else "+"
+        text = (
+            f"{where} has mean {means[i]:.4g} and standard deviation {stds[i]:.4g}, but the model expects about 0 and "
+            f"{c:g}: standardise it, {scale}(x {sign} {abs(means[i]):.4g}) / {stds[i] or 1:.4g}"
+        )
+        typical = sorted(stds)[len(stds) // 2]
+        if isinstance(getattr(model, "kind", None), predict.EDM) and all(
+            typical / SPREAD <= s <= SPREAD * typical and abs(m) <= SHIFT * typical
+            for m, s in zip(means, stds, strict=True)
+        ):
+            text += f", or give predict.EDM({typical:.3g})"
+    warn(text, 4)
+
+
+def check_horizon(decay: Decay, steps: int) -> None:
+    """Warns of an average that is longer than a fifth of the run."""
+    back = horizon(decay, steps)
+    if back > max(steps / 5, 10):  # ten steps blur nothing, in a run however short
+        warn(
+            f"{decay!r} averages over about the last {back:.0f} of {steps} steps, more than a fifth of the run: early "
+            "weights blur the result. Train longer, or take PowerDecay(0.1)",
+            3,
+        )

@@ -1,0 +1,200 @@
+"""Claim: what `train` does when nothing is said works for every process and answer, or is refused with the fix."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    BrownianSDE,
+    CosineSDE,
+    Denoiser,
+    DiscreteVPSDE,
+    FlowSDE,
+    Network,
+    Prediction,
+    SDESampler,
+    SubVPSDE,
+    clocks,
+    commands,
+    predict,
+)
+from sde_diffusion.data import moons
+from sde_diffusion.losses import EDMWeight, LogNormalSigma, data_weight, noise_weight, uniform_log_snr, uniform_time
+from sde_diffusion.metrics import sliced_wasserstein
+from sde_diffusion.nets import MLP
+from sde_diffusion.recipes import Recipe, recipe
+from sde_diffusion.sde import Level
+from sde_diffusion.training import train
+
+SMALL = [VPSDE(), SubVPSDE(), CosineSDE(), DiscreteVPSDE.linear()]  # states of order one, some data left at the end
+LARGE = [EDMSDE(), EDMSDE(0.005, 80.0), VESDE(), BrownianSDE()]
+ENDING = [FlowSDE(), CosineSDE(t_max=1.0)]
+KINDS = [predict.edm, predict.v, predict.velocity, predict.data, predict.noise, predict.score]
+NOISY = [predict.noise, predict.score]
+ALLOWED = [
+    *product(SMALL, KINDS),
+    *product(ENDING, KINDS[:4]),
+    *product(LARGE, KINDS[:1]),
+]
+REFUSED = [*product(LARGE, KINDS[1:]), *product(ENDING, NOISY), *product([FlowSDE(t_max=0.999)], NOISY)]
+
+REAL = moons(8192, generator=0)
+MEAN, STD = REAL.mean(0), REAL.std(0)
+HELD_OUT = (moons(4000, generator=1) - MEAN) / STD
+
+
+def network(sde, kind, clock=None, hidden=64) -> Network:
+    torch.manual_seed(0)
+    return Network(MLP(2, hidden=hidden, layers=3, features=0), sde, kind, clock=clock, shape=(2,))
+
+
+def distance(model: Network, steps: int, scale: float = 1.0) -> float:
+    """Sliced Wasserstein distance of its samples to held-out data of standard deviation one; of a fresh net: 1."""
+    done = train(model, scale * (REAL - MEAN) / STD, steps=steps, batch_size=256)
+    x = SDESampler(model.sde, done.model).sample(4000, seed=0) / scale
+    found, floor = sliced_wasserstein(x, HELD_OUT), sliced_wasserstein((REAL[:4000] - MEAN) / STD, HELD_OUT)
+    print(f"{done!r}: sliced Wasserstein {found:.3f}, floor {floor:.3f}, std {x.std(0).tolist()}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sde", "kind"), ALLOWED, ids=repr)
+def test_every_pair_that_is_allowed_learns_the_moons_in_600_steps(sde, kind):
+    assert distance(network(sde, kind), 600) < 0.35
+
+
+@pytest.mark.parametrize(
+    ("sde", "kind"),
+    [
+        (VPSDE(), predict.noise),
+        (SubVPSDE(), predict.score),
+        (DiscreteVPSDE.linear(), predict.noise),
+        (CosineSDE(), predict.data),
+        (FlowSDE(), predict.velocity),
+        (VESDE(), predict.edm),
+    ],
+    ids=repr,
+)
+def test_a_pair_that_is_allowed_learns_the_moons_roughly_in_150_steps(sde, kind):
+    assert distance(network(sde, kind, hidden=32), 150) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sde", "kind", "clock"),
+    [
+        *product([VPSDE()], [predict.edm, predict.noise], [clocks.time, clocks.log_snr, clocks.Scaled(4.0)]),
+        *product([FlowSDE()], [predict.edm, predict.velocity], [clocks.time, clocks.sigma]),
+        *product([DiscreteVPSDE.linear()], [predict.noise], [clocks.log_snr, clocks.Scaled(1 / 999)]),
+    ],
+    ids=lambda part: getattr(part, "__name__", repr(part)),
+)
+def test_clocks_of_order_one_learn_the_moons_in_600_steps(sde, kind, clock):
+    assert distance(network(sde, kind, clock), 600) < 0.35
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [0.1, 0.5, 20.0])
+def test_a_model_told_the_scale_of_its_data_learns_them_as_those_of_scale_one(c):
+    """x -> c x, S -> c S: the same training in other units."""
+    at_one = distance(network(EDMSDE(0.005, 80.0), predict.edm), 300)
+    at_c = distance(network(EDMSDE(0.005 * c, 80.0 * c), predict.EDM(c)), 300, scale=c)
+    assert abs(at_c - at_one) < 0.05
+
+
+@pytest.mark.parametrize(("sde", "kind"), ALLOWED, ids=repr)
+def test_the_rule(sde, kind):
+    expected = {
+        predict.edm: Recipe(LogNormalSigma()),
+        predict.v: Recipe(LogNormalSigma()),
+        predict.velocity: Recipe(uniform_time),
+        predict.data: Recipe(LogNormalSigma(), EDMWeight(1.0)),
+        predict.noise: Recipe(uniform_time),
+        predict.score: Recipe(uniform_time, noise_weight),
+    }
+    assert recipe(network(sde, kind)) == expected[kind]
+
+
+def test_the_rule_follows_the_scale_of_the_data():
+    found = recipe(network(EDMSDE(), predict.EDM(0.5))).times
+    assert isinstance(found, LogNormalSigma)
+    assert found.mean == pytest.approx(-1.2 + math.log(0.5))
+    other = network(EDMSDE(), predict.EDM(0.5)).on(VPSDE())
+    assert recipe(other) == Recipe(found, EDMWeight(0.5))
+
+
+class Wrapped(Denoiser):
+    """A denoiser of which nothing but its data prediction is known."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.sde, self.shape = inner, inner.sde, inner.shape
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        return self.inner.predict(x, at, **cond)
+
+
+def test_a_denoiser_that_is_no_network_learns_by_the_error_of_its_data():
+    model = Wrapped(network(VPSDE(), predict.edm))
+    done = train(model, (REAL - MEAN) / STD, steps=150, batch_size=256)
+    x = SDESampler(VPSDE(), done.model, shape=(2,)).sample(2000, seed=0)
+    assert sliced_wasserstein(x, HELD_OUT) < 0.3
+
+
+@pytest.mark.parametrize(("sde", "kind"), REFUSED, ids=repr)
+def test_a_pair_that_does_not_train_well_is_refused_and_trains_with_times_of_ones_own(sde, kind):
+    model = network(sde, kind, hidden=8)
+    with pytest.raises(ValueError, match=r"predict\.(edm|velocity).*, or give times= if you know better$"):
+        train(model, HELD_OUT, steps=1)
+    done = train(model, HELD_OUT, steps=1, times=LogNormalSigma(-1.0, 0.5))
+    assert done.recipe.times == LogNormalSigma(-1.0, 0.5)
+
+
+def test_the_refusals_say_why():
+    with pytest.raises(
+        ValueError, match=r"answers noise would see states of size 50 as they are, on VESDE\(.*VPSDE\(\)"
+    ):
+        recipe(network(VESDE(), predict.noise))
+    with pytest.raises(
+        ValueError, match=r"answers score hardly tells of the data at t_max = 0.999 .* counts 999 times. Ta"
+    ):
+        recipe(network(FlowSDE(t_max=0.999), predict.score))
+    with pytest.raises(
+        ValueError, match=r"a noise prediction tells nothing of the data where alpha = 0 \(t = 1\): start"
+    ):
+        recipe(network(FlowSDE(), predict.noise))
+
+
+def test_a_narrow_process_of_any_family_is_allowed():
+    for sde in (EDMSDE(0.01, 2.0), VESDE(0.01, 2.0), BrownianSDE(4.0)):
+        assert recipe(network(sde, predict.noise)).times is uniform_time
+
+
+def test_what_is_given_is_kept():
+    model = network(VPSDE(), predict.score)
+    assert recipe(model, times=uniform_log_snr) == Recipe(uniform_log_snr, noise_weight)
+    assert recipe(model, weight=data_weight) == Recipe(uniform_time, data_weight)
+    done = train(model, HELD_OUT, steps=1, times=uniform_log_snr, weight=data_weight)
+    assert done.recipe == Recipe(uniform_log_snr, data_weight)
+
+
+@pytest.mark.parametrize("kind", commands.KINDS)
+@pytest.mark.parametrize("sde", commands.SDES)
+def test_the_command_line_makes_models_that_are_told_the_log_noise_level_and_has_no_rule_of_its_own(sde, kind):
+    model = commands._model_for(MLP(2, hidden=8), sde, kind, (2,))
+    assert (model.sde, model.kind, model.clock) == (commands.SDES[sde](), commands.KINDS[kind], clocks.edm)
+
+
+def test_a_recipe_shows_names():
+    assert repr(Recipe(uniform_time)) == "Recipe(times=uniform_time, weight=None)"
+    assert repr(Recipe(LogNormalSigma(), EDMWeight())) == (
+        "Recipe(times=LogNormalSigma(mean=-1.2, std=1.2), weight=EDMWeight(data_std=1.0))"
+    )
