@@ -33,7 +33,7 @@ from sde_diffusion.recipes import recipe as recipe_for
 WARM_UP = 100
 """Steps over which the learning rate rises, or a tenth of the run if that is less."""
 GIVE_UP = 50
-"""Steps in a row without a finite batch and gradient after which training stops."""
+"""Steps in a row without a finite batch or gradient after which training stops."""
 
 
 def learning_rate(i: int, steps: int, peak: float) -> float:
@@ -138,7 +138,7 @@ def train(
         TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`.
         ValueError: Empty or non-finite data, another event shape, labels that do not fit; a process and a
             parametrisation that do not train well, where no `times` are given (see `recipes.recipe`).
-        SolverError: No finite batch and gradient for 50 steps in a row.
+        SolverError: No finite batch or gradient for 50 steps in a row.
         TrainingInterrupted: Ctrl-C.
 
     Warns:
@@ -254,7 +254,7 @@ class _Run:
         """Counts a step whose batch was not finite."""
         self.losses.append(math.nan)
         self.batches += 1
-        self._fail()
+        self._fail("batch", "look for NaN in what the transform returns")
 
     def step(self, loss: Tensor) -> None:
         i = len(self.losses)
@@ -269,17 +269,13 @@ class _Run:
             self.failing = 0
         self.optimiser.zero_grad()
         if not bool(torch.isfinite(norm)):
-            self._fail()
+            self._fail("gradient", "lower lr, or look for NaN in the network's answer")
 
-    def _fail(self) -> None:
+    def _fail(self, what: str, advice: str) -> None:
         self.skipped, self.failing, i = self.skipped + 1, self.failing + 1, len(self.losses)
         if self.failing == GIVE_UP:
-            what, where = (
-                ("batch", "what the transform returns") if self.batches else ("gradient", "the network's answer")
-            )
             raise SolverError(
-                f"no finite {what} in steps {i - GIVE_UP + 1} to {i}, last loss {self.losses[-1]:g}: "
-                f"lower lr, or look for NaN in {where}"
+                f"no finite {what} in steps {i - GIVE_UP + 1} to {i}, last loss {self.losses[-1]:g}: {advice}"
             )
 
 
