@@ -230,7 +230,8 @@ def test_the_likelihood_weight_is_half_g_squared_on_the_score(sde):
 
 # ------------------------------------------------------------------------------------------------ where alpha = 0
 
-ENDING = [FlowSDE(), CosineSDE(t_max=1.0)]
+ZERO_TERMINAL = DiscreteVPSDE([0.1, 0.2, 0.4, 0.6, 1.0])
+ENDING = [FlowSDE(), CosineSDE(t_max=1.0), ZERO_TERMINAL]
 KINDS = [predict.noise, predict.score, predict.data, predict.velocity, predict.v, predict.EDM(0.7)]
 WEIGHTS = [data_weight, noise_weight, likelihood_weight, EDMWeight(0.7), MinSNR(), MinSNR(0.5)]
 
@@ -241,7 +242,8 @@ def factor(weight, kind, sde):
     With a -> 0: noise |dF|^2 / a^2 is the error of the data for noise and score; v, velocity and edm answer -x0,
     alpha' x0 + ... and x0 / c up to the state there.
     """
-    rate = 1.0 if isinstance(sde, FlowSDE) else math.pi / 2  # -alpha'
+    rates = {FlowSDE: 1.0, CosineSDE: math.pi / 2, DiscreteVPSDE: -float(ZERO_TERMINAL.levels([4.0])[0].dalpha)}
+    rate = rates[type(sde)]  # -alpha'
     on_data = {predict.data: 1.0, predict.velocity: rate**-2, predict.v: 1.0, predict.EDM(0.7): 0.49}
     if weight is data_weight:
         return on_data.get(kind)
@@ -260,12 +262,12 @@ def test_every_weight_has_its_limit_where_no_data_are_left_or_is_refused(sde, ki
     x0 = torch.tensor([[0.5, -0.2], [1.0, 0.3]], dtype=dtype)
     eps = torch.tensor([[0.3, 1.2], [-0.9, 0.4]], dtype=dtype)
     model = Network(lambda x, t: torch.sin(3 * x), sde, kind, clock=lambda at: at.t)
-    t, expected = torch.tensor([0.6, 1.0], dtype=torch.float64), factor(weight, kind, sde)
+    t, expected = sde.t_max * torch.tensor([0.6, 1.0], dtype=torch.float64), factor(weight, kind, sde)
     alone = denoising_score_matching(model, x0, t=t, eps=eps, reduction="none")  # |F - target|^2
-    drawn = dict(times=lambda sde, u: torch.ones_like(u), weight=weight, reduction="none")
+    drawn = dict(times=lambda sde, u: torch.full_like(u, sde.t_max), weight=weight, reduction="none")
     if expected is None:
         with pytest.raises(
-            ValueError, match=r"the weight .* grows without bound where alpha = 0 \(t = 1\): end at a sma"
+            ValueError, match=r"the weight .* grows without bound where alpha = 0 \(t = [14]\): end at a smal"
         ):
             denoising_score_matching(model, x0, t=t, eps=eps, weight=weight)
         with pytest.raises(ValueError, match=f"on the answer of {re.escape(repr(kind))} grows without bound"):
@@ -273,7 +275,7 @@ def test_every_weight_has_its_limit_where_no_data_are_left_or_is_refused(sde, ki
         return
     found = denoising_score_matching(model, x0, t=t, eps=eps, weight=weight, reduction="none")
     torch.testing.assert_close(found[1], expected * alone[1])
-    (at,) = sde.levels([0.6])
+    (at,) = sde.levels([0.6 * sde.t_max])
     before = float(torch.as_tensor(weight(at))) * kind.coefficients(at).data_f ** 2
     torch.testing.assert_close(found[0], before * alone[0], rtol=1e-5, atol=0)  # its neighbour is as it was
     assert torch.isfinite(denoising_score_matching(model, x0, **drawn)).all()
@@ -284,7 +286,7 @@ def test_every_weight_has_its_limit_where_no_data_are_left_or_is_refused(sde, ki
 def test_a_denoiser_that_is_no_network_has_the_weight_on_the_data_there(sde, weight):
     model = Gaussian(sde, MEAN, COV)
     x0 = model.sample(3, seed=0)
-    t = torch.ones(3, dtype=torch.float64)
+    t = torch.full((3,), sde.t_max, dtype=torch.float64)
     alone = denoising_score_matching(model, x0, t=t, generator=seeded(0), reduction="none")
     found = denoising_score_matching(model, x0, t=t, generator=seeded(0), reduction="none", weight=weight)
     expected = {data_weight: 1.0, EDMWeight(0.7): 1 / 0.49}.get(weight, 0.0)
