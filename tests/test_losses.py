@@ -242,7 +242,11 @@ def factor(weight, kind, sde):
     With a -> 0: noise |dF|^2 / a^2 is the error of the data for noise and score; v, velocity and edm answer -x0,
     alpha' x0 + ... and x0 / c up to the state there.
     """
-    rates = {FlowSDE: 1.0, CosineSDE: math.pi / 2, DiscreteVPSDE: -float(ZERO_TERMINAL.levels([4.0])[0].dalpha)}
+    rates: dict[type, float] = {
+        FlowSDE: 1.0,
+        CosineSDE: math.pi / 2,
+        DiscreteVPSDE: -float(ZERO_TERMINAL.levels([4.0])[0].dalpha),
+    }
     rate = rates[type(sde)]  # -alpha'
     on_data = {predict.data: 1.0, predict.velocity: rate**-2, predict.v: 1.0, predict.EDM(0.7): 0.49}
     if weight is data_weight:
