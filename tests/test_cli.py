@@ -233,7 +233,8 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_what_was_learnt_and_stops_with_130(vectors, tmp_path, capsys, monkeypatch):
-    step, losses = training._Run.step, []
+    step = training._Run.step
+    losses: list[float] = []
 
     def interrupted(self, loss):
         if len(losses) == 4:
