@@ -802,7 +802,7 @@ def test_a_cast_to_float32_on_the_way_is_noticed(solver: Solver) -> None:
 
 
 class Timed(MLP):
-    """Told the time, so that another process is a wrong one; the log noise level is the same on all of unit variance."""
+    """Told the time, so that another process is a wrong one: the log noise level is the same on many."""
 
     clock = "time"
 
