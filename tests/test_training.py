@@ -620,7 +620,6 @@ def test_a_transform_is_held_to_the_same():
             ValueError,
             r"label must lie in 0..1, got labels\[1\] = -1: correct them, or build",
         ),
-        ([0, 1, 0, 1], TypeError, r"labels must be a tensor of integers, got list: use torch.as_tensor"),
     ],
 )
 def test_unfit_labels_are_refused(labels, error, message):
