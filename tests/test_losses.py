@@ -312,7 +312,8 @@ def test_a_weight_of_ones_own_has_its_limit_too():
 
 
 def test_the_simple_loss_of_ddpm_written_out():
-    sde, net = DiscreteVPSDE.linear(100), torch.nn.Linear(3, 2).double()
+    betas = torch.linspace(1e-4, 0.02, 100, dtype=torch.float64)
+    sde, net = DiscreteVPSDE(betas), torch.nn.Linear(3, 2).double()
     seen = []
 
     def eps_net(x, t, label):
@@ -320,7 +321,7 @@ def test_the_simple_loss_of_ddpm_written_out():
         return net(torch.cat([x, t[:, None] / 100], 1))
 
     t = torch.tensor([0, 17, 99])
-    bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100, dtype=torch.float64), 0)[t][:, None]
+    bar = torch.cumprod(1 - betas, 0)[t][:, None]
     x0, eps = torch.eye(3, dtype=torch.float64)[:, :2], torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
     x = bar.sqrt() * x0 + (1 - bar).sqrt() * eps
     expected = (eps - net(torch.cat([x, t.double()[:, None] / 100], 1))).square().mean()
