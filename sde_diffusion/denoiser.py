@@ -6,13 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
-from sde_diffusion._checks import check_shape, check_state
+from sde_diffusion._calls import Caller
+from sde_diffusion._checks import SolverError, check_shape, check_state
 from sde_diffusion._linear import scale
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -97,7 +98,7 @@ class Network(Denoiser):
 
     def __init__(
         self,
-        net: Callable[..., Tensor],
+        net: Callable[..., Any],
         sde: GaussianSDE,
         kind: Parametrisation = predict.noise,
         *,
@@ -117,6 +118,7 @@ class Network(Denoiser):
         self._integer = isinstance(self.clock, clocks.Index)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
+        self._call = Caller()
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         return [replace(at, plan=self._plan(at)) for at in self.sde.levels(times)]
@@ -136,22 +138,19 @@ class Network(Denoiser):
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         _, told, factor, _ = plan
         shape = x.shape
-        if isinstance(told, Tensor):
-            time = told.reshape(-1).to(x.device, x.dtype).expand(shape[0])
+        if isinstance(told, Tensor):  # a copy, which the network may write to
+            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(shape[0])
         else:
             time = x.new_full((shape[0],), told)
         if self._integer:
             time = time.long()
-        given = _scaled(x, factor)
+        given = x if factor.__class__ is float and factor == 1.0 else _scaled(x, factor)
         try:
-            f = self.net(given, time, **cond)
+            f = self._call(self.net, x, given, time, cond)
+        except SolverError:
+            raise
         except RuntimeError as error:
             raise self._explained(error, x) from error
-        if not isinstance(f, Tensor):
-            raise TypeError(
-                f"the network answered {type(f).__name__}, wanted a tensor of shape {tuple(shape)}: if it answers more "
-                "than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
-            )
         if f.shape != shape:
             hint = ""
             if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion._calls import Caller
+from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 
@@ -34,11 +35,15 @@ class Counter:
 
 
 class Tables:
-    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views."""
+    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views.
 
-    __slots__ = ("by_lam", "by_time", "rows", "views")
+    And `call`, which knows the habits of the model.
+    """
+
+    __slots__ = ("by_lam", "by_time", "call", "rows", "views")
 
     def __init__(self) -> None:
+        self.call = Caller()
         self.by_time: dict[float, Level] = {}
         self.by_lam: dict[float, Level] = {}
         self.rows: dict[Hashable, Any] = {}
@@ -150,8 +155,11 @@ class ReverseSDE(ODE):
     def score(self, x: Tensor, t: Level) -> Tensor:
         r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
         self.counter.n += 1
-        times = torch.as_tensor(t.t, dtype=x.dtype, device=x.device).reshape(-1).expand(x.shape[0])
-        value = self._score(x, times, **self.cond)
+        if isinstance(t.t, Tensor):
+            times = t.t.reshape(-1).to(x.device, x.dtype, copy=True).expand(x.shape[0])
+        else:
+            times = x.new_full((x.shape[0],), t.t)
+        value = self.tables.call(self._score, x, x, times, self.cond)
         if value.shape != x.shape:
             raise ValueError(f"the score answered shape {tuple(value.shape)} to a state of shape {tuple(x.shape)}")
         return value
@@ -192,6 +200,7 @@ class GaussianReverseSDE(ReverseSDE):
     ) -> None:
         super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
+        self._looks_after_itself = isinstance(denoiser, Network)
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
@@ -200,7 +209,9 @@ class GaussianReverseSDE(ReverseSDE):
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
         self.counter.n += self.denoiser.cost
-        return self.denoiser.predict(x, t, **self.cond)
+        if self._looks_after_itself:
+            return self.denoiser.predict(x, t, **self.cond)
+        return self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)

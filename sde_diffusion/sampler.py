@@ -366,7 +366,7 @@ class SDESampler:
         cond = cond or {}
         if isinstance(self.model, Denoiser):
             return GaussianReverseSDE(self.model, cond, tables=self._tables)
-        return ReverseSDE(self.sde, self.model, cond)
+        return ReverseSDE(self.sde, self.model, cond, tables=self._tables)
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)

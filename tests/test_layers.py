@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
 LEAVES = {"_checks", "_linear", "_brownian", "noise", "grids"}
-MODEL = {"_checks", "_linear", "clocks", "sde", "predict", "denoiser"}
+MODEL = {"_checks", "_linear", "_calls", "clocks", "sde", "predict", "denoiser"}
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_linear": set(),
     "_brownian": set(),
+    "_calls": {"_checks"},
     "_quadrature": set(),
     "_memory": set(),
     "_streams": set(),
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # models of the score
     "clocks": {"_checks", "sde"},
     "predict": {"_checks", "_linear", "clocks", "sde"},
-    "denoiser": {"_checks", "_linear", "clocks", "sde", "predict"},
+    "denoiser": {"_checks", "_linear", "_calls", "clocks", "sde", "predict"},
     "guidance": MODEL,
     "analytic": MODEL,
     # what a solver sees, and solvers
