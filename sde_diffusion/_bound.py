@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
 from sde_diffusion._linear import rows
-from sde_diffusion._request import random_modules
+from sde_diffusion._modules import Evaluation
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
+from sde_diffusion.predict import Prediction
 from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sde import GaussianSDE, Level
 
@@ -35,17 +36,12 @@ class Run:
         cond: dict[str, Any],
     ) -> None:
         one_of("form", form, "data", "noise")
-        random = random_modules(model)
-        if random:
-            raise ValueError(
-                f"the model is in training mode and holds {', '.join(random)}: it would be another one at every "
-                "evaluation. Call model.eval() first"
-            )
         if control is not None and not (0 <= control < math.inf):
             raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
         self.v = None if bins is None else bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
         self.model, self.x0, self.form, self.cond, self.nfe = model, x0, form, cond, 0
+        self._mode = Evaluation(model)
         self.control = model.data_std / 4 if control is None else control
         self.streams = Streams(seed_list(seed, len(x0)), x0.shape[1:], x0.dtype, x0.device)
         self.stack = max(1, check_count(chunk, "chunk") // len(x0))
@@ -73,7 +69,7 @@ class Run:
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
-            answer = self.model.predict(at.alpha * x0 + at.sigma * z, at, **self._stacked(len(t)))
+            answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self._stacked(len(t)))
             miss = answer.data - x0 if self.form == "data" else answer.noise - z
             extra = self.expected(z, at)
             if self.form == "noise":
@@ -81,6 +77,11 @@ class Run:
             found.append(_wide(rows(miss).square().sum(1) - extra).reshape(t.shape))
         self.nfe += len(times) * self.model.cost
         return torch.cat(found)
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        """What the model answers in evaluation mode."""
+        with self._mode:
+            return self.model.predict(x, at, **cond)
 
     def _stacked(self, n: int) -> dict[str, Any]:
         def several(value: Any) -> Any:
@@ -106,7 +107,7 @@ class Decoder:
         x = at.alpha * run.x0 + at.sigma * noise
         if self.kind == "categorical" and self.bins is not None and run.v is not None:
             return -rows(categorical_log_prob(_wide(x) / at.alpha, at.sigma / at.alpha, run.v, self.bins)).sum(1)
-        mean = _wide(run.model.predict(x, at, **run.cond).data)
+        mean = _wide(run.predict(x, at, **run.cond).data)
         run.nfe += run.model.cost
         if self.bins is not None and run.v is not None:
             return -rows(discretised_gaussian_log_prob(mean, self.std, run.v, self.bins)).sum(1)

@@ -15,6 +15,7 @@ from sde_diffusion import clocks, predict
 from sde_diffusion._calls import Caller
 from sde_diffusion._checks import SolverError, check_shape, check_state
 from sde_diffusion._linear import scale
+from sde_diffusion._modules import owned, unbound
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
@@ -80,7 +81,10 @@ class Network(Denoiser):
     """A network with a declared parametrisation and clock.
 
     Args:
-        net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
+        net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`,
+            alone, first in a tuple, or as what is called `sample`. Hand over the module itself, not a function around
+            it: of one that a function hides, the mode, dtype and device are found, but its parameters not trained, and
+            randomness that a function draws by itself has no mode.
         sde: The process it is (to be) trained under.
         kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
         clock: What it is told of the time, a function from `clocks`; by default that of `kind`: `t`, or for EDM a
@@ -113,7 +117,8 @@ class Network(Denoiser):
             )
         if not isinstance(kind, Parametrisation):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
-        self.net, self.sde, self.kind = net, sde, kind
+        self.net, self.sde, self.kind = unbound(net), sde, kind
+        self.module = owned(self.net)  # of a bound method or a partial: so that it is trained, moved and saved
         self.clock: Clock = clock or kind.clock
         self._integer = isinstance(self.clock, clocks.Index)
         self.shape = None if shape is None else check_shape(shape)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._linear import rows
+from sde_diffusion._modules import Evaluation
 from sde_diffusion._quadrature import BUDGET, POINTS, integral
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.budget import LogProb
-from sde_diffusion.flow_density import check_eval
 from sde_diffusion.likelihood import LikelihoodWarning, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.prior import MatchedPrior
@@ -62,8 +62,7 @@ def check_likelihood(
 
     Raises:
         TypeError: Not a sampler, integer or half-precision data, or a model that needs conditions and got none.
-        ValueError: Data that are empty, not finite, a single row, or that the model cannot be asked about; `n` below 1;
-            a network in training mode that is random there.
+        ValueError: Data that are empty, not finite, a single row, or that the model cannot be asked about; `n` below 1.
 
     Example:
         >>> print(check_likelihood(SDESampler(sde, model), x0))
@@ -116,7 +115,8 @@ def check_likelihood(
 
     @cache
     def slopes() -> tuple[float, float]:
-        return _derivatives(sampler, x[:n], seed, given)
+        with Evaluation(sampler.model):
+            return _derivatives(sampler, x[:n], seed, given)
 
     found.at_most(
         "divergence against differences of the velocity, less the error of these, relative",
@@ -194,7 +194,6 @@ def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> 
                 f"x0 is one sample, of shape {tuple(x0.shape)}, wanted at least two, for their mean and standard "
                 "deviation: give more data, or leave x0 out and samples are drawn"
             )
-    check_eval(sampler.model)
 
 
 def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: int) -> None:
@@ -202,7 +201,7 @@ def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: i
     y = sampler.draw_prior(2, [seed, seed + 1], Streams) if x0 is None else x0[:2]
     eq = sampler.equation(given.rows(2))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Evaluation(sampler.model):
             eq.velocity(y, eq.level(sampler.times[len(sampler.times) // 2]))
     except Exception as error:  # the model may raise anything
         told = ", ".join(given.cond) or "no conditions"

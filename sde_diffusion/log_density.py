@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._linear import rows
+from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE
@@ -211,5 +212,12 @@ class Beyond(On):
 def innermost(model: Denoiser) -> Denoiser:
     """The model behind all views of it."""
     while isinstance(model, On):
+        model = model.inner
+    return model
+
+
+def core(model: object) -> object:
+    """What is asked in the end, behind all views and clips."""
+    while isinstance(model, On | Clip):
         model = model.inner
     return model

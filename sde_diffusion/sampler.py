@@ -2,7 +2,6 @@ r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from sde_diffusion import grids
 from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state, check_step_count
+from sde_diffusion._modules import Evaluation, home
 from sde_diffusion._request import (
     Seed,
     as_model,
@@ -21,8 +21,6 @@ from sde_diffusion._request import (
     chunks,
     default_grid,
     grid_name,
-    home,
-    random_modules,
 )
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
@@ -43,7 +41,8 @@ class SDESampler:
 
     Args:
         sde: The process, with its prior.
-        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
+        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are in
+            evaluation mode in every solve, and in their own again after it.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
         steps: Solver steps, at most 10^6; by default the `default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
@@ -55,7 +54,7 @@ class SDESampler:
         denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
 
     Raises:
-        TypeError: The solver needs more than the SDE and the score give.
+        TypeError: The solver needs more than the SDE and the score give, or a network did not say what it answers.
         ValueError: A denoiser made for another SDE, or a grid, a budget or a shape that does not fit.
 
     Example:
@@ -224,7 +223,7 @@ class SDESampler:
         out: list[Tensor] = []
         with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
-                with torch.set_grad_enabled(grad):
+                with torch.set_grad_enabled(grad), Evaluation(self.model):
                     for now in self._solve(part.n, part.seed, part.start, noise, part.cond):
                         if bar is not None:
                             bar.update(0 < now.index <= self.steps)
@@ -248,7 +247,7 @@ class SDESampler:
         """
         self._forecast(from_prior=x_T is None)
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
-        return _graded(self._solve(n, as_seeds(seed, n), x_T, noise, cond), grad)
+        return _guarded(self._solve(n, as_seeds(seed, n), x_T, noise, cond), grad, Evaluation(self.model))
 
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
@@ -273,11 +272,14 @@ class SDESampler:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        self._warn_training()
         eq = self.equation(cond)
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
-        with tqdm(total=self.steps, disable=not progress, desc="encoding") as bar, torch.set_grad_enabled(grad):
+        with (
+            tqdm(total=self.steps, disable=not progress, desc="encoding") as bar,
+            torch.set_grad_enabled(grad),
+            Evaluation(self.model),
+        ):
             for now in integrate(eq, self.solver, x, times):
                 bar.update(now.index > 0)
         return now.x
@@ -312,7 +314,6 @@ class SDESampler:
         noise: Callable[..., NoiseSource],
         cond: dict[str, Any],
     ) -> Iterator[Snapshot]:
-        self._warn_training()
         eq = self.equation(cond)
         source: NoiseSource = Silent()
         if x_T is None or self.solver.stochastic:
@@ -374,20 +375,14 @@ class SDESampler:
             raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
         return check_finite(x_T, "x_T")
 
-    def _warn_training(self) -> None:
-        if random_modules(self.model):
-            warnings.warn(
-                "the model is in training mode and holds dropout or batch norm: samples will be noisy. "
-                "Call model.eval() first",
-                UserWarning,
-                stacklevel=4,
-            )
 
+def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterator[Snapshot]:
+    """Runs each step of a solve with gradients on or off and the model in evaluation mode, as neither is between them.
 
-def _graded(solve: Iterator[Snapshot], grad: bool) -> Iterator[Snapshot]:
-    """Runs each step of a solve with gradients on or off, without leaking the mode into the caller between steps."""
+    The caller has its own modes between two steps, and may change them there.
+    """
     while True:
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), mode:
             now = next(solve, None)
         if now is None:
             return

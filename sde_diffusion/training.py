@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sde_diffusion import predict
 from sde_diffusion._checks import SolverError, check_count, check_finite, check_positive, check_state
+from sde_diffusion._modules import modules_behind
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.ema import EMA, Decay, PowerDecay, horizon
 from sde_diffusion.losses import LogNormalSigma, TimeSampler, Weighting, denoising_score_matching
@@ -188,7 +189,16 @@ def _device_of(model: nn.Module) -> torch.device:
     for p in model.parameters():
         if p.requires_grad:
             return p.device
-    raise ValueError("the model has no parameters to train: wrap your network, Network(net, sde, predict.edm)")
+    hidden = [type(module).__name__ for module in modules_behind(model) if module is not model]
+    raise ValueError(
+        "the model has no parameters to train: "
+        + (
+            f"it is a function around a {hidden[0]}, which a copy of it would not own. Hand over the {hidden[0]} itself; "
+            "it may answer a tuple, or what has the tensor as .sample"
+            if hidden
+            else "wrap your network, Network(net, sde, predict.edm)"
+        )
+    )
 
 
 def _check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: Transform | None, seed: int) -> None:
