@@ -49,8 +49,8 @@ class Run:
     def slices(self, n: int) -> Tensor:
         """One uniform draw in each of `n` slices of `[0, 1)`, for each sample, shape `(n, B)`."""
         check_count(n, "levels")
-        u = [torch.rand(n, generator=g, dtype=torch.float64) for g in self.streams.generators]
-        return (torch.arange(n, dtype=torch.float64)[:, None] + torch.stack(u, 1)) / n
+        u = [torch.rand(n, generator=g, dtype=torch.float64, device="cpu") for g in self.streams.generators]
+        return (torch.arange(n, dtype=torch.float64, device="cpu")[:, None] + torch.stack(u, 1)) / n
 
     def expected(self, z: Tensor, at: Level) -> Tensor:
         r"""What to take from a square error of the data for its noise, shape `(B,)`: a control variate, of mean zero.
@@ -130,13 +130,13 @@ def weights(chain: Sequence[Level], variance: str, form: str) -> tuple[Tensor, T
                 )
             weight *= (t.sigma / t.alpha) ** 2
         out.append((weight, 0.5 * (ratio - 1 - math.log(ratio))))
-    return tuple(torch.tensor(out, dtype=torch.float64).T)
+    return tuple(torch.tensor(out, dtype=torch.float64, device="cpu").T)
 
 
 def proposal(chain: Sequence[Level], importance: bool) -> Tensor:
     """Probabilities of the steps, in proportion to their length in log-SNR if `importance`, shape `(T - 1,)`."""
     length = [min(s.lam - t.lam, 20.0) if importance else 1.0 for s, t in pairwise(chain)]
-    return torch.tensor(length, dtype=torch.float64) / sum(length)
+    return torch.tensor(length, dtype=torch.float64, device="cpu") / sum(length)
 
 
 def decoder_std_of(first: Level, second: Level, variance: str) -> float:
@@ -149,7 +149,11 @@ def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
     """KL of the noised data at the last level from the prior, both Gaussian, shape `(B,)`."""
     mean = at.alpha * _wide(x0)
     d = mean[0].numel()
-    std = sde._moments(at.t, mean)[1] if isinstance(sde, MatchedPrior) else torch.tensor(at.sigma, dtype=torch.float64)
+    std = (
+        sde._moments(at.t, mean)[1]
+        if isinstance(sde, MatchedPrior)
+        else torch.tensor(at.sigma, dtype=torch.float64, device="cpu")
+    )
     trace = float((at.sigma / std).square().sum()) * (d / std.numel())
     return 0.5 * trace - sde.prior_log_prob(mean, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
 

@@ -179,8 +179,8 @@ def tensor_of(answer: Any, x: Tensor) -> Tensor:
     if isinstance(answer, Mapping):
         what += f" of {', '.join(map(repr, answer))}"
     raise TypeError(
-        f"the network answered {what}, wanted a tensor of shape {tuple(x.shape)}, or one that comes first in a tuple or "
-        "is called sample: answer it alone"
+        f"the network answered {what}, wanted a tensor of shape {tuple(x.shape)}, or one that comes first in a tuple "
+        "or is called sample: answer it alone"
     )
 
 

@@ -83,7 +83,7 @@ def as_time(
             )
         time = t.to(x.device, torch.float64) if x.device.type != "mps" else t.to("cpu", torch.float64)
     elif isinstance(t, (int, float)) and not isinstance(t, bool):
-        time = torch.tensor(float(t), dtype=torch.float64)
+        time = torch.tensor(float(t), dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"{name} must be a float or a tensor, got {type(t).__name__}")
     if check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 from collections.abc import Iterator
 from functools import partial
-from types import FunctionType, MethodType, TracebackType
+from types import CellType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -52,11 +52,7 @@ def _parts(thing: object) -> Iterator[object]:
         yield getattr(thing, "__wrapped__", None)
         yield from thing.__defaults__ or ()
         yield from (thing.__kwdefaults__ or {}).values()
-        for cell in thing.__closure__ or ():
-            try:
-                yield cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
+        yield from (cell.cell_contents for cell in thing.__closure__ or () if cell != CellType())
         names = [name for name in thing.__code__.co_names if _callable(thing.__globals__.get(name))]
         if names:  # of attributes too: the instructions tell them from globals
             loaded = {i.argval for i in dis.get_instructions(thing.__code__) if i.opname == "LOAD_GLOBAL"}

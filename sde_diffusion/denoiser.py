@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sde_diffusion import clocks, predict
 from sde_diffusion._calls import Caller
 from sde_diffusion._checks import SolverError, check_shape, check_state
-from sde_diffusion._linear import scale
+from sde_diffusion._linear import as_float64, scale
 from sde_diffusion._modules import owned, unbound
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -259,7 +259,9 @@ class On(Denoiser):
         own = self.sde.levels(times)
         if not own:
             return []
-        base = self.inner.levels(self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64)).tolist())
+        base = self.inner.levels(
+            self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64, device="cpu")).tolist()
+        )
         return [replace(at, plan=_Mapped(self, b, _ratio(at, b))) for at, b in zip(own, base, strict=True)]
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -269,7 +271,8 @@ class On(Denoiser):
     def _plan(self, x: Tensor, at: Level) -> _Mapped:
         """The level of equal log-SNR of the inner SDE, and the factor between the states, for times per sample."""
         wide = x.to(torch.float64) if x.device.type != "mps" else x
-        times = self._base_times(torch.as_tensor(at.lam, dtype=wide.dtype)).reshape(-1)
+        lam = at.lam if isinstance(at.lam, Tensor) else as_float64(at.lam)
+        times = self._base_times(lam.to(wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
 

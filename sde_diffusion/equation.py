@@ -171,7 +171,7 @@ class ReverseSDE(ODE):
     def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
         time = _as_tensor(t.t)
-        g = torch.as_tensor(self.sde.diffusion(time))
+        g = _as_tensor(self.sde.diffusion(time))
         return self.sde.drift(x, time) - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
     def velocity(self, x: Tensor, t: Level) -> Tensor:
@@ -229,7 +229,7 @@ class GaussianReverseSDE(ReverseSDE):
         wanted, table = list(lams), self.tables.by_lam
         missing = [v for v in dict.fromkeys(wanted) if v not in table]
         if missing:
-            times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64)).tolist()
+            times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64, device="cpu")).tolist()
             table.update(zip(missing, self.compute_levels(times), strict=True))
         return [table[v] for v in wanted]
 
@@ -270,4 +270,4 @@ class GaussianReverseSDE(ReverseSDE):
 
 def _as_tensor(t: float | Tensor) -> Tensor:
     """A time as a tensor, in float64 unless it came as one."""
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")

@@ -162,11 +162,11 @@ class _Given:
 
     def rows(self, n: int) -> dict[str, Any]:
         """Conditions of `n` rows, in turn."""
-        return self._take(torch.arange(n) % self.size)
+        return self._take(torch.arange(n, device="cpu") % self.size)
 
     def first(self, n: int) -> dict[str, Any]:
         """The first condition, `n` times."""
-        return self._take(torch.zeros(n, dtype=torch.long))
+        return self._take(torch.zeros(n, dtype=torch.long, device="cpu"))
 
     def _take(self, index: Tensor) -> dict[str, Any]:
         return {
@@ -264,7 +264,7 @@ def _round_trip(sampler: SDESampler, x: Tensor, n: int, seed: int, given: _Given
 
 def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+    z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     sde = sampler.sde
     return sde.prior(z, sampler.times[0]) if isinstance(sde, GaussianSDE) else sde.prior(z)
 
@@ -279,7 +279,7 @@ def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tu
         The largest deviation less the error of the differences, and that error in the median row.
     """
     generator = torch.Generator().manual_seed(seed)
-    eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     low, high = sampler.times[-1], sampler.times[0]
     worst, unknown = 0.0, 0.0
     eq = sampler.equation(given.rows(len(x)))
@@ -341,7 +341,7 @@ def _twin(sde: GaussianSDE, x: Tensor) -> SDESampler:
     mean, std = x.double().mean(0), x.double().std(0) + 1e-3
     means = torch.stack([mean - 0.8 * std, mean + 0.8 * std])
     variances = (torch.stack([0.5 * std, 0.7 * std])).square()
-    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    weights = torch.tensor([0.4, 0.6], dtype=torch.float64, device="cpu")
     return SDESampler(sde, GaussianMixture(sde, weights, means.cpu(), variances.cpu()))
 
 
@@ -362,9 +362,9 @@ def _latents(sampler: SDESampler, x: Tensor, given: _Given) -> float:
     if isinstance(sde, GaussianSDE) and not found.whole:
         latent = latent / float(sde.levels([sampler.times[0]])[0].sigma)
     norm2, _ = rows(latent).square().sum(1).sort()
-    n, half = len(norm2), torch.tensor(latent[0].numel() / 2, dtype=torch.float64)
+    n, half = len(norm2), torch.tensor(latent[0].numel() / 2, dtype=torch.float64, device="cpu")
     below = torch.special.gammainc(half, norm2.cpu() / 2)
-    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    steps = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
     return float(torch.maximum(below - steps[:-1], steps[1:] - below).max()) * math.sqrt(n)
 
 

@@ -97,7 +97,9 @@ class LogDensityODE(ODE):
         self.counter.n = before + (self.counter.n - before) // calls  # forward mode calls it more than once
         out = torch.cat([rows(v).to(x), div.to(x)], dim=1)
         bad = ~torch.isfinite(out.detach()).all(dim=1)
-        failed = self.fail(bad, t.t if isinstance(t.t, Tensor) else torch.tensor(t.t, dtype=torch.float64))
+        failed = self.fail(
+            bad, t.t if isinstance(t.t, Tensor) else torch.tensor(t.t, dtype=torch.float64, device="cpu")
+        )
         out = torch.where(failed[:, None], torch.zeros_like(out), out)
         if self.first is None:
             self.first = out

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
-from sde_diffusion._linear import rows
+from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
@@ -74,7 +74,8 @@ class MinSNR:
     gamma: float = 5.0
 
     def __call__(self, at: Level) -> Scalar:
-        return torch.as_tensor((at.alpha / at.sigma) ** 2).clamp_max(self.gamma)
+        snr = (at.alpha / at.sigma) ** 2
+        return (snr if isinstance(snr, Tensor) else as_float64(snr)).clamp_max(self.gamma)
 
 
 def uniform_time(sde: GaussianSDE, u: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def uniform_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
 
 
 def _range(sde: GaussianSDE) -> tuple[float, float]:
-    high, low = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    high, low = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")).tolist()
     return high, low
 
 
@@ -132,8 +133,8 @@ def stratified(n: int, generator: torch.Generator | None = None) -> Tensor:
         Kingma et al., Variational Diffusion Models, 2021 (Appendix I.1).
     """
     check_count(n, "n")
-    u0 = torch.rand((), dtype=torch.float64, generator=generator)
-    return (u0 + torch.randperm(n, generator=generator).to(torch.float64) / n) % 1.0
+    u0 = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
+    return (u0 + torch.randperm(n, generator=generator, device="cpu").to(torch.float64) / n) % 1.0
 
 
 def denoising_score_matching(
@@ -182,10 +183,14 @@ def denoising_score_matching(
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     n = len(x0)
     if t is None:
-        u = stratified(n, generator) if low_discrepancy else torch.rand(n, dtype=torch.float64, generator=generator)
+        u = (
+            stratified(n, generator)
+            if low_discrepancy
+            else torch.rand(n, dtype=torch.float64, generator=generator, device="cpu")
+        )
         t = times(model.sde, u).to(x0.device)
     if eps is None:
-        eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator).to(x0.device)
+        eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator, device="cpu").to(x0.device)
     elif eps.shape != x0.shape:
         raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
     at = model.sde.level(t, x0)

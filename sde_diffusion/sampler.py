@@ -41,8 +41,8 @@ class SDESampler:
 
     Args:
         sde: The process, with its prior.
-        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are in
-            evaluation mode in every solve, and in their own again after it.
+        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
+            in evaluation mode in every solve, and in their own again after it.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
         steps: Solver steps, at most 10^6; by default the `default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import as_time, check_state
-from sde_diffusion._linear import rows
+from sde_diffusion._linear import as_float64, rows
 
 if TYPE_CHECKING:
     from sde_diffusion.prior import MatchedPrior
@@ -208,7 +208,7 @@ class GaussianSDE(SDE):
 
     def diffusion(self, t: float | Tensor) -> Tensor:
         r"""$g(t) = \sqrt{2\sigma(\sigma' - \sigma\alpha'/\alpha)}$, elementwise."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = as_float64(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         dalpha, dsigma = self.rates(t)
         return torch.sqrt(2 * sigma * (dsigma - sigma * dalpha / alpha))

@@ -176,11 +176,11 @@ class _Run:
 
 def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Row numbers `(size,)` for each step, drawn without replacement until all `n` were used, and again."""
-    order = torch.empty(0, dtype=torch.long)
+    order = torch.empty(0, dtype=torch.long, device="cpu")
     for _ in range(steps):
         if len(order) < size:  # as many rounds at once as are missing: one at a time would copy them all each time
             rounds = -((len(order) - size) // n)
-            order = torch.cat([order, *(torch.randperm(n, generator=generator) for _ in range(rounds))])
+            order = torch.cat([order, *(torch.randperm(n, generator=generator, device="cpu") for _ in range(rounds))])
         rows, order = order[:size], order[size:]
         yield rows
 
@@ -189,16 +189,13 @@ def _device_of(model: nn.Module) -> torch.device:
     for p in model.parameters():
         if p.requires_grad:
             return p.device
-    hidden = [type(module).__name__ for module in modules_behind(model) if module is not model]
-    raise ValueError(
-        "the model has no parameters to train: "
-        + (
-            f"it is a function around a {hidden[0]}, which a copy of it would not own. Hand over the {hidden[0]} itself; "
-            "it may answer a tuple, or what has the tensor as .sample"
-            if hidden
-            else "wrap your network, Network(net, sde, predict.edm)"
+    fix = "wrap your network, Network(net, sde, predict.edm)"
+    for name in [type(module).__name__ for module in modules_behind(model) if module is not model]:
+        fix = (
+            f"it is a function around a {name}, which a copy of it would not own. Hand over the {name} itself; it may "
+            "answer a tuple, or what has the tensor as .sample"
         )
-    )
+    raise ValueError(f"the model has no parameters to train: {fix}")
 
 
 def _check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: Transform | None, seed: int) -> None:

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from refusals import DoubleWell, T, V, check, refuses, wrong
-from torch import nn
 
 from sde_diffusion import (
     VPSDE,

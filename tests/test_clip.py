@@ -11,7 +11,7 @@ import zoo
 from refusals import T, V, check, refuses, wrong
 from torch import Tensor
 
-from sde_diffusion import Clip, DiscreteVPSDE, Network, SDESampler, grids, predict
+from sde_diffusion import VPSDE, Clip, DiscreteVPSDE, Network, SDESampler, grids, predict
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.likelihood import log_prob
 from sde_diffusion.noise import Streams
@@ -74,7 +74,7 @@ def test_data_are_clamped_and_with_the_noise_they_make_up_the_state(sde: object,
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
 def test_every_solver_works_with_it_and_bounds_that_nothing_reaches_change_nothing(solver) -> None:
-    sde = zoo.VPSDE()
+    sde = VPSDE()
     exact = GaussianMixture(sde, torch.tensor([0.5, 0.5]), torch.tensor([[0.4, -0.2], [-0.5, 0.3]]).double(), 0.01)
     made = [
         SDESampler(sde, m, solver=solver, grid=zoo.grid(sde, solver, 8)).sample(x_T=X_T, seed=0)
@@ -91,14 +91,14 @@ def test_it_keeps_shape_cost_scale_levels_and_the_default_grid_of_the_model() ->
     a, b = SDESampler(SDE, clip), SDESampler(SDE, raw)
     assert a.times == b.times
     assert a.sample(2, seed=0).dtype == b.sample(2, seed=0).dtype
-    view = Clip(model()).on(zoo.VPSDE())
+    view = Clip(model()).on(VPSDE())
     x = X_T * 0.1
-    torch.testing.assert_close(view(x, 0.3).data, model().on(zoo.VPSDE())(x, 0.3).data.clamp(-1, 1))
+    torch.testing.assert_close(view(x, 0.3).data, model().on(VPSDE())(x, 0.3).data.clamp(-1, 1))
     assert SDESampler(SDE, clip, solver=Heun()).encode(x).shape == x.shape
 
 
 def test_a_likelihood_of_data_well_inside_of_the_range_is_that_of_the_model() -> None:
-    sde = zoo.VPSDE()
+    sde = VPSDE()
     exact = GaussianMixture(sde, torch.tensor([1.0]), torch.zeros(1, 2, dtype=F64), 1e-4)
     x, s = 0.01 * X_T, SDESampler(sde, Clip(exact))
     found = log_prob(s, x)

