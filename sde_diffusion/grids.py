@@ -150,7 +150,9 @@ def linspace(sde: SDE, steps: int) -> Tensor:
     """
     levels, n = _levels_of(sde, steps, "linspace")
     gap = (levels - 1) / (n - 1)
-    return torch.tensor([levels - 1.0, *(round(i * gap) for i in range(n - 2, -1, -1))], dtype=torch.float64, device="cpu")
+    return torch.tensor(
+        [levels - 1.0, *(round(i * gap) for i in range(n - 2, -1, -1))], dtype=torch.float64, device="cpu"
+    )
 
 
 def integers(sde: SDE, steps: int | None = None) -> Tensor:
