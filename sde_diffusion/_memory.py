@@ -73,7 +73,7 @@ def _kept(net: nn.Module, shape: tuple[int, ...], n: int) -> int:
         return t
 
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
-    x = torch.zeros(n, *shape, dtype=dtype, requires_grad=True, device="cpu")
+    x = torch.zeros(n, *shape, dtype=dtype, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        net(x, torch.zeros(n, dtype=dtype, device="cpu"))
+        net(x, torch.zeros(n, dtype=dtype))
     return sum(seen)

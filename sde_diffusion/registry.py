@@ -99,7 +99,7 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
         model = Network(net, sde, kind, clock=clock, shape=about["shape"])
         ends = model.levels([sde.t_min, sde.t_max])
         for at in ends:
-            torch.full((1,), float(at.plan[1]), dtype=torch.float32, device="cpu")  # what the network is told there
+            torch.full((1,), float(at.plan[1]), dtype=torch.float32)  # what the network is told there
         low, high = (float(at.sigma / at.alpha) if at.alpha > 0 else math.inf for at in ends)
         if not 0 < low < high:
             raise ValueError(f"its noise levels go from {low:g} to {high:g}")
