@@ -5,7 +5,7 @@ from sde_diffusion._checks import SolverError
 from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
 from sde_diffusion.forecast import SamplingWarning
-from sde_diffusion.loop import Snapshot, UnfinishedWarning, integrate
+from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import (
@@ -37,6 +37,7 @@ __all__ = [
     "GaussianSDE",
     "Level",
     "Network",
+    "NonFiniteWarning",
     "Prediction",
     "SDESampler",
     "SamplingWarning",

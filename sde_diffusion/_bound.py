@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_real, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._modules import Evaluation
+from sde_diffusion._request import has_rows
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
@@ -36,7 +38,9 @@ class Run:
         cond: dict[str, Any],
     ) -> None:
         one_of("form", form, "data", "noise")
-        if control is not None and not (0 <= control < math.inf):
+        if bins is not None and not isinstance(bins, Bins):
+            raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
+        if control is not None and not (0 <= check_real(control, "control") < math.inf):
             raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
         self.v = None if bins is None else bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
@@ -85,8 +89,11 @@ class Run:
 
     def _stacked(self, n: int) -> dict[str, Any]:
         def several(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.ndim and len(value) == len(self.x0)
-            return value.repeat(n, *[1] * (value.ndim - 1)) if per_sample else value
+            if not has_rows(value, len(self.x0)):
+                return value
+            if isinstance(value, Tensor):
+                return value.repeat(n, *[1] * (value.ndim - 1))
+            return np.concatenate([value] * n) if isinstance(value, np.ndarray) else list(value) * n
 
         return {k: several(v) for k, v in self.cond.items()}
 
@@ -158,9 +165,9 @@ def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
     return 0.5 * trace - sde.prior_log_prob(mean, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
 
 
-def one_of(name: str, value: str, *known: str) -> None:
+def one_of(name: str, value: object, *known: str) -> None:
     """Raises `ValueError` unless `value` is one of the words known."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from sys import getrefcount
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling as is_compiling
@@ -26,14 +27,18 @@ T = TypeVar("T")
 class Caller:
     """Calls a network, or whatever else is handed a state, and knows its habits.
 
+    Args:
+        who: What it is, in errors.
+
     Attributes:
         writes: Whether it writes into what it is given; None while that is not known.
         reuses: Whether it answers in the place of earlier answers; None while that is not known.
     """
 
-    __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "reuses", "writes")
+    __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "reuses", "who", "writes")
 
-    def __init__(self) -> None:
+    def __init__(self, who: str = "network") -> None:
+        self.who = who
         self.writes: bool | None = None
         self.reuses: bool | None = None
         self._calls = 0
@@ -42,8 +47,8 @@ class Caller:
         self._last: Tensor | None = None  # the last answer, and the one before, if somebody else still holds it
         self._before: Tensor | None = None
 
-    def __reduce__(self) -> tuple[type[Caller], tuple[()]]:
-        return Caller, ()  # a copy gets to know its own network
+    def __reduce__(self) -> tuple[type[Caller], tuple[str]]:
+        return Caller, (self.who,)  # a copy gets to know its own network
 
     def __call__(self, net: Callable[..., Any], x: Tensor, given: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
         """What a network answers, as a tensor that stays as it is.
@@ -61,7 +66,7 @@ class Caller:
                 time after many calls.
         """
         if is_compiling():  # a copy is free in a graph
-            return tensor_of(net(given.clone() if given is x else given, time, **cond), x).clone()
+            return tensor_of(net(given.clone() if given is x else given, time, **cond), x, self.who).clone()
         if getrefcount(self._last) == ALONE:
             self._last = None
         if self._plain and not cond:
@@ -75,7 +80,7 @@ class Caller:
         else:
             f = self.apart(net, x, given, time, cond)
         if f.__class__ is not Tensor:
-            f = tensor_of(f, x)
+            f = tensor_of(f, x, self.who)
         if not self._plain and self.reuses is not False:
             return self._copy(f)
         if self._last is not None:
@@ -163,7 +168,7 @@ def _place(f: Tensor) -> int:
         return 0
 
 
-def tensor_of(answer: Any, x: Tensor) -> Tensor:
+def tensor_of(answer: Any, x: Tensor, who: str = "network") -> Tensor:
     """The tensor in an answer: itself, the first of several, or the one called `sample`."""
     if isinstance(answer, Tensor):
         return answer
@@ -175,13 +180,14 @@ def tensor_of(answer: Any, x: Tensor) -> Tensor:
         found = getattr(answer, "sample", None)
     if isinstance(found, Tensor):
         return found
-    what = type(answer).__name__
+    what, fix = type(answer).__name__, "alone, first in a tuple, or called sample"
     if isinstance(answer, Mapping):
         what += f" of {', '.join(map(repr, answer))}"
-    raise TypeError(
-        f"the network answered {what}, wanted a tensor of shape {tuple(x.shape)}, or one that comes first in a tuple "
-        "or is called sample: answer it alone"
-    )
+    elif answer is None:
+        fix = "is a return missing?"
+    elif isinstance(answer, np.ndarray):
+        fix = "torch.as_tensor makes one"
+    raise TypeError(f"the {who} answered {what}, wanted a tensor of shape {tuple(x.shape)}: {fix}")
 
 
 def _versions(given: Tensor, cond: dict[str, Any]) -> int:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MOST_STEPS = 10**6
 """Of one solve; laying them out takes a minute, and at this many float32 rounds every step away."""
+WIDE = frozenset((torch.float64, torch.float32))
+HALF = frozenset((torch.float16, torch.bfloat16))
 
 
 class SolverError(RuntimeError):
@@ -33,7 +38,7 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
             f"{name} has dtype {x.dtype}, wanted float32 or float64: scale the data to floats first, "
             "for example x.float() / 127.5 - 1 for bytes"
         )
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         raise TypeError(
             f"{name} has dtype {x.dtype}: a half-precision state loses the small noise levels. "
             "Give float32 or float64 and run the network alone in half precision, under torch.autocast"
@@ -47,6 +52,115 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
             f"{name} has event shape {tuple(x.shape[1:])} (batch {x.shape[0]}), but the model works on {tuple(shape)}"
         )
     return x
+
+
+def check_answer(f: object, x: Tensor, who: str) -> Tensor:
+    """Returns what a model answered, in the dtype of the state `x`, if it is one real number for each of its entries.
+
+    Raises:
+        TypeError: No tensor, or complex numbers, integers or truth values.
+        ValueError: Another shape.
+    """
+    if not isinstance(f, Tensor):
+        hint = ": if it answers more than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
+        if f is None:
+            hint = ": is a return missing?"
+        elif isinstance(f, np.ndarray):
+            hint = ": torch.as_tensor makes one"
+        raise TypeError(f"{who} answered {type(f).__name__}, wanted a tensor of shape {tuple(x.shape)}{hint}")
+    if f.shape != x.shape:
+        hint = ""
+        if f.ndim > 1 and x.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
+            hint = ": does it learn a variance too? Hand over the first half of its channels alone"
+        raise ValueError(f"{who} answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+    if f.dtype == x.dtype:
+        return f
+    if not f.is_floating_point():
+        raise TypeError(f"{who} answered {f.dtype}, wanted real numbers in {x.dtype}, as the state is")
+    return f.to(x.dtype)  # of a network in half precision, or a function in double
+
+
+OWN = ("self", "x", "at")  # arguments of every model
+
+
+def conditions(cond: Mapping[str, object] | None, named: dict[str, Any]) -> dict[str, Any]:
+    """What a model is told: conditions given by name, and those of `cond`, which may be called as an argument is.
+
+    Raises:
+        TypeError: `cond` is no mapping by name.
+        ValueError: A condition given twice, or called as an argument of the model itself.
+    """
+    given: Any = {} if cond is None else cond
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(
+            "cond is a mapping of conditions by name, such as cond={'level': level}, got "
+            f"{type(given).__name__}: a condition that is itself called cond goes in as cond={{'cond': ...}}"
+        )
+    if twice := sorted(named.keys() & given.keys()):
+        raise ValueError(f"condition {twice[0]!r} is given twice, by name and in cond=: give it once")
+    found = {**named, **given}
+    if own := [name for name in OWN if name in found]:
+        raise ValueError(
+            f"a condition cannot be called {own[0]!r}, which is an argument of every model: wrap the network, "
+            f"lambda x, t, other: net(x, t, {own[0]}=other)"
+        )
+    return found
+
+
+def check_like(value: object, name: str, like: Tensor, like_name: str) -> Tensor:
+    """Returns `value` if it is a tensor of the shape of another."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted that of {like_name}, {tuple(like.shape)}")
+    return value
+
+
+def check_callable(value: object, name: str, what: str) -> None:
+    """Raises `TypeError` unless `value` is a function, saying which is wanted."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Returns `value` if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(
+            f"{name} must be True or False, got {type(value).__name__}: a condition of the model that is called so "
+            f"goes in as cond={{{name!r}: ...}}"
+        )
+    return bool(value)
+
+
+def check_labels(labels: object, name: str) -> Tensor:
+    """Returns class numbers as a tensor of integers: tensors, arrays and sequences of them, or one for all.
+
+    Raises:
+        TypeError: Anything else; of floats it is told whether they are class numbers.
+    """
+    if not isinstance(labels, Tensor):
+        try:
+            labels = torch.as_tensor(labels, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name} must hold integers, the numbers of classes, got {type(labels).__name__}") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        whole = not labels.is_complex() and bool((labels == labels.to(torch.int64)).all())
+        raise TypeError(
+            f"{name} must hold integers, the numbers of classes, got {labels.dtype}. "
+            + (
+                f"Use {name}.long()."
+                if whole
+                else "A continuous condition goes under another name, to a network that takes it."
+            )
+        )
+    return labels
+
+
+def rows_in_words(mask: Tensor, first: int = 0) -> str:
+    """The rows of a mask `(B,)`, counted from `first`: `row 3 (1 of 64)`, `rows 0, 1, 2, 5 and 60 more (64 of 64)`."""
+    found = [first + i for i in mask.nonzero()[:, 0].tolist()]
+    names = ", ".join(map(str, found[:8])) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return f"row{'s' if len(found) > 1 else ''} {names} ({len(found)} of {len(mask)})"
 
 
 def check_finite(x: Tensor, name: str) -> Tensor:
@@ -65,9 +179,11 @@ def as_time(
     """Time in float64, shaped to broadcast against `x`: `()` for one time, `(B, 1, ..., 1)` for a time per sample.
 
     Raises:
-        TypeError: An integer tensor where time is continuous.
+        TypeError: An integer tensor where time is continuous, or half precision.
         ValueError: Neither a float, nor `()`, nor `(B,)`; or outside `[t_min, t_max]`.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the state must be a torch.Tensor of shape (B, *), got {type(x).__name__}: torch.as_tensor")
     if isinstance(t, Tensor):
         if not t.is_floating_point() and not index:
             raise TypeError(
@@ -81,14 +197,56 @@ def as_time(
                 f"{name} has shape {tuple(t.shape)}, wanted a float, shape () or one time per sample, "
                 f"shape ({x.shape[0]},), for x of shape {tuple(x.shape)}"
             )
+        t = as_times(t, name)
         time = t.to(x.device, torch.float64) if x.device.type != "mps" else t.to("cpu", torch.float64)
-    elif isinstance(t, (int, float)) and not isinstance(t, bool):
-        time = torch.tensor(float(t), dtype=torch.float64, device="cpu")
     else:
-        raise TypeError(f"{name} must be a float or a tensor, got {type(t).__name__}")
+        time = as_times(t, name)
     if check:
         check_range(time, t_min, t_max, name)
     return time
+
+
+def as_times(t: object, name: str = "t") -> Tensor:
+    """Times as a float tensor: a number as float64 of shape `()`, a float tensor as it is, whole numbers as floats.
+
+    Raises:
+        TypeError: Neither a real number nor a tensor of them, or half precision.
+    """
+    if isinstance(t, Tensor) and not t.is_complex() and t.dtype != torch.bool:
+        if t.dtype in HALF:
+            raise TypeError(_rounded(name, str(t.dtype), t.detach().flatten()))
+        return t if t.is_floating_point() else t.to(torch.float64 if t.device.type != "mps" else torch.float32)
+    if isinstance(t, np.float16):
+        raise TypeError(_rounded(name, "numpy.float16", [t]))
+    if is_real(t):
+        return torch.tensor(float(t), dtype=torch.float64, device="cpu")
+    what = str(t.dtype) if isinstance(t, Tensor) else type(t).__name__
+    raise TypeError(f"{name} must be a float or a tensor, got {what}")
+
+
+def as_table(times: object) -> Tensor:
+    """A sequence of times as a float64 tensor of shape `(n,)` on the CPU.
+
+    Raises:
+        TypeError: Not a sequence of numbers, or half precision.
+        ValueError: More than one dimension.
+    """
+    try:
+        t = times if isinstance(times, Tensor) else torch.as_tensor(list(times), dtype=torch.float64, device="cpu")  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"times are a sequence of numbers, such as [1.0, 0.5], got {times!r}") from None
+    if t.ndim != 1:
+        raise ValueError(f"times have shape {tuple(t.shape)}, wanted (n,): a list, or t.flatten()")
+    return as_times(t, "times").detach().to("cpu", torch.float64)
+
+
+def _rounded(name: str, dtype: str, values: Sequence[object] | Tensor) -> str:
+    """What to say of times in half precision."""
+    first = f", such as {float(values[0]):.10g}," if len(values) else ""  # type: ignore[arg-type]
+    return (
+        f"{name} has dtype {dtype}, in which times{first} are rounded already: of 937 it keeps 936, another noise "
+        "level. Make the times in float32 or float64; the network alone may run in half precision"
+    )
 
 
 def check_range(times: Tensor, t_min: float, t_max: float, name: str) -> None:
@@ -115,12 +273,18 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
         TypeError: Not a sequence of numbers.
         ValueError: Too short, out of range, or not strictly monotone (the message names the first bad index).
     """
-    if isinstance(times, Tensor) or hasattr(times, "__array__"):
-        times = torch.as_tensor(times, dtype=torch.float64, device="cpu").tolist()
+    if isinstance(times, np.ndarray):
+        times = torch.from_numpy(times) if times.dtype.kind in "iuf" else times
+    if isinstance(times, Tensor):
+        times = as_times(times, "the grid").detach().to("cpu", torch.float64).tolist()
     try:
-        grid = [float(t + 0.0) for t in times]  # type: ignore[attr-defined]  # a string cannot be added to
+        whole: list[Any] = list(times)  # type: ignore[call-overload]
+        half = [v for v in whole if isinstance(v, np.float16) or (isinstance(v, Tensor) and v.dtype in HALF)]
+        grid = [float(value + 0.0) for value in whole]  # a string cannot be added to
     except (TypeError, ValueError):
         raise TypeError(f"a grid is a sequence of times in one dimension, got {type(times).__name__}") from None
+    for value in half:
+        as_times(value, "the grid")
     if len(grid) < 2:
         raise ValueError(f"a grid needs at least two times, got {len(grid)}")
     low = math.nan if any(map(math.isnan, grid)) else min(grid)
@@ -154,9 +318,30 @@ def check_step_count(steps: object) -> int:
     return n
 
 
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number; a truth value is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_seed(seed: object) -> int:
+    """Returns `seed` if it is an integer."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    return int(seed)
+
+
+def check_reals(values: object, name: str) -> list[float]:
+    """Returns a sequence of numbers as a list of floats."""
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = values.tolist()
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    return [check_real(value, f"each of {name}") for value in values]
+
+
 def check_real(value: object, name: str) -> float:
     """Returns `value` if it is a number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_real(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)
 

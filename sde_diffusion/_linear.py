@@ -20,6 +20,11 @@ def as_float64(value: object) -> Tensor:
     return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
+def broken(x: Tensor) -> Tensor:
+    """Mask `(B,)` of the rows that are not finite."""
+    return ~torch.isfinite(rows(x.detach())).all(1)
+
+
 def scale(x: Tensor, a: float) -> Tensor:
     """`a x`, for a float `a`.
 

@@ -9,6 +9,7 @@ from numbers import Integral
 from types import MethodType
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,12 +111,14 @@ class Chunk(NamedTuple):
         seed: Their seeds, or the shared stream.
         start: Their initial states, if given.
         cond: Their conditions.
+        first: Number of the first.
     """
 
     n: int
     seed: list[int] | torch.Generator
     start: Tensor | None
     cond: dict[str, Any]
+    first: int = 0
 
 
 def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: dict[str, Any]) -> Iterator[Chunk]:
@@ -128,6 +131,7 @@ def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: dict[str, An
             seeds[part] if isinstance(seeds, list) else seeds,
             None if x_T is None else x_T[part],
             {name: split(value, part, n) for name, value in cond.items()},
+            i,
         )
 
 
@@ -139,5 +143,12 @@ def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
 
 
 def split(value: Any, chunk: slice, n: int) -> Any:
-    """The part of a condition that belongs to a chunk of samples: of a tensor with one row per sample, its rows."""
-    return value[chunk] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
+    """The part of a condition that belongs to a chunk of samples: of one with a row per sample, its rows."""
+    return value[chunk] if has_rows(value, n) else value
+
+
+def has_rows(value: Any, n: int) -> bool:
+    """Whether a condition, a tensor, an array or a list, has one row for each of `n` samples."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim > 0 and len(value) == n
+    return isinstance(value, (list, tuple, range)) and len(value) == n

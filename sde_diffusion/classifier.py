@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_labels
 
 __all__ = ["DigitsClassifier", "train_classifier"]
 
@@ -112,8 +112,7 @@ def train_classifier(
 
 
 def _check_labels(x: Tensor, labels: Tensor) -> None:
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}. Use labels.long().")
+    check_labels(labels, "labels")
     if x.ndim != 4 or not len(x) or labels.shape != (len(x),):
         raise ValueError(
             f"Wanted x (N, 1, 8, 8) and labels (N,) with N >= 1, got {tuple(x.shape)} and {tuple(labels.shape)}."

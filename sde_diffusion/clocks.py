@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sde_diffusion._checks import check_real
 from sde_diffusion.sde import Level, Scalar
 
 
@@ -44,6 +45,9 @@ class Scaled:
     """
 
     factor: float
+
+    def __post_init__(self) -> None:
+        check_real(self.factor, "factor")
 
     def __call__(self, at: Level) -> Scalar:
         return self.factor * at.t

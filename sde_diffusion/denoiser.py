@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
 from sde_diffusion._calls import Caller
-from sde_diffusion._checks import SolverError, check_shape, check_state
+from sde_diffusion._checks import SolverError, check_answer, check_callable, check_shape, check_state
+from sde_diffusion._failure import explained, half_of
 from sde_diffusion._linear import as_float64, scale
 from sde_diffusion._modules import owned, unbound
-from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
-from sde_diffusion.sde import GaussianSDE, Level, Scalar
+from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
+from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
 Clock = Callable[[Level], Scalar]
 
@@ -53,16 +54,16 @@ class Denoiser(nn.Module, ABC):
             ValueError: Shapes that do not fit, or `t` outside `[t_min, t_max]`.
         """
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return self.predict(x, at, **cond)
+        return held(self.predict(x, at, **cond), x)
 
     def score(self, x: Tensor, t: float | Tensor, **cond: object) -> Tensor:
         r"""$\nabla\log p_t(x) = -\varepsilon/\sigma$, shape `(B, *)`."""
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return self.predict(x, at, **cond).combine(0.0, -1 / at.sigma)
+        return held(self.predict(x, at, **cond), x).combine(0.0, -1 / at.sigma)
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
-        return self if sde.process == self.sde.process else On(self, sde)
+        return self if _gaussian(sde).process == self.sde.process else On(self, sde)
 
 
 class _Plan(NamedTuple):
@@ -117,9 +118,12 @@ class Network(Denoiser):
             )
         if not isinstance(kind, Parametrisation):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {kind!r}")
+        check_callable(net, "net", "a network or a function net(x, t)")
+        check_process(sde)
         self.net, self.sde, self.kind = unbound(net), sde, kind
         self.module = owned(self.net)  # of a bound method or a partial: so that it is trained, moved and saved
         self.clock: Clock = clock or kind.clock
+        self._half: torch.dtype | None = None
         self._integer = isinstance(self.clock, clocks.Index)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
@@ -142,45 +146,51 @@ class Network(Denoiser):
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         _, told, factor, _ = plan
-        shape = x.shape
         if isinstance(told, Tensor):  # a copy, which the network may write to
-            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(shape[0])
+            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(len(x))
         else:
-            time = x.new_full((shape[0],), told)
+            time = x.new_full((len(x),), told)
         if self._integer:
             time = time.long()
         given = x if factor.__class__ is float and factor == 1.0 else _scaled(x, factor)
         try:
-            f = self._call(self.net, x, given, time, cond)
+            f = self._call(self.net if self._half is None else self._in_half, x, given, time, cond)
         except SolverError:
             raise
-        except RuntimeError as error:
-            raise self._explained(error, x) from error
-        if f.shape != shape:
-            hint = ""
-            if f.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
-                hint = ": does it learn a variance too? Hand over the first half of its channels alone"
-            raise ValueError(f"the network answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            f = self._after(error, x, given, time, cond)
+        if f.dtype != x.dtype or f.shape != x.shape:
+            f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
-        return f if f.dtype == x.dtype else f.to(x.dtype)  # of a network in half precision, or a function in double
+        return f
 
-    def _explained(self, error: RuntimeError, x: Tensor) -> Exception:
-        """The error of a network, or what to do where it is one of dtypes."""
-        own = {p.dtype for p in self.parameters() if p.is_floating_point()} - {x.dtype}
-        if "dtype" not in str(error) or not own:
-            return error
-        name = str(x.dtype).removeprefix("torch.")
-        return TypeError(
-            f"the network, with parameters in {', '.join(map(str, own))}, cannot take a state in {x.dtype} ({error}): "
-            f"give the state in its dtype, or the network in that of the state, net.to(torch.{name})"
-        )
+    def _in_half(self, given: Tensor, time: Tensor, **cond: object) -> Any:
+        """The answer of a network in half precision, which is handed the state in its own dtype.
+
+        The time stays in that of the state: half precision would round it.
+        """
+        if next(self.parameters()).dtype != self._half:  # converted since
+            self._half = half_of(self)
+        return self.net(given if self._half is None else given.to(self._half), time, **cond)
+
+    def _after(self, error: Exception, x: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> Tensor:
+        """The answer to the state in half precision, where that was the matter; else raises what was."""
+        half = half_of(self)
+        if half == self._half:
+            raise explained(error, self, given, time, cond) from error
+        self._half = half  # found out when it fails, as a network may be converted at any time
+        try:
+            return self._call(self.net if half is None else self._in_half, x, given, time, cond)
+        except (RuntimeError, TypeError, ValueError, IndexError) as again:
+            raise explained(again, self, given, time, cond) from again
 
     def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
         """Raises `TypeError` if an answer without a graph does depend on the state."""
         with torch.no_grad():
-            other = self.net(given + 0.01 * (1 + given.abs()), time, **cond)
-        if not torch.equal(f, other):
+            moved = given + 0.01 * (1 + given.abs())
+            other = self._call(self.net if self._half is None else self._in_half, moved, moved, time, cond)
+        if not torch.equal(f, other.to(f.dtype)):
             raise TypeError(
                 "the answer of the network has no graph back to the state: it runs under torch.no_grad, detaches, or "
                 "leaves torch. Take that out of it: a gradient, or the divergence of a likelihood, would be wrong"
@@ -236,8 +246,7 @@ class On(Denoiser):
 
     def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
         super().__init__()
-        if not isinstance(sde, GaussianSDE):
-            raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
+        check_process(_gaussian(sde))
         self.inner, self.sde = inner, sde
         self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
 
@@ -275,6 +284,12 @@ class On(Denoiser):
         times = self._base_times(lam.to(wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
+
+
+def _gaussian(sde: object) -> GaussianSDE:
+    if not isinstance(sde, GaussianSDE):
+        raise TypeError(f"a denoiser can be seen through a GaussianSDE, not a {type(sde).__name__}")
+    return sde
 
 
 def _ratio(at: Level, base: Level) -> Scalar:

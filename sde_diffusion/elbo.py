@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
-from sde_diffusion._checks import as_grid, check_count
+from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.schedules import DiscreteVPSDE
@@ -122,7 +123,8 @@ def elbo(
     draws: int = 2,
     seed: int | Sequence[int] | None = 0,
     chunk: int = 1024,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Elbo:
     r"""The variational bound of a chain, such as DDPM's.
 
@@ -152,12 +154,14 @@ def elbo(
         draws: Draws of the noise at each level; the standard error needs two.
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence.
         chunk: States in one network call; levels are stacked up to that number.
-        **cond: Handed to the model; a tensor with one row per sample goes along with the samples.
+        cond: Conditions by name, for those that are called as an argument here is: `cond={"levels": levels}`.
+        **conditions: Handed to the model, as `cond` is; one with a row per sample goes along with the samples.
 
     Raises:
         TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
         ValueError: Empty data, data off the bin centres, a bad grid, or an unknown option.
     """
+    check_flag(importance, "importance")
     one_of("variance", variance, "posterior", "forward")
     sde, model = _process(model, sde)
     if times is None and not isinstance(sde.process, DiscreteVPSDE):
@@ -167,7 +171,7 @@ def elbo(
         )
     grid = sorted(as_grid(range(int(sde.t_max) + 1) if times is None else times, sde.t_min, sde.t_max))
     chain = sde.levels(grid)
-    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     weight, constant = weights(chain, variance, form)
     above, n = torch.tensor(grid[1:], dtype=torch.float64, device="cpu"), len(weight)
     every = torch.arange(n, device="cpu")[:, None].expand(n, len(x0))
@@ -200,7 +204,8 @@ def continuous_elbo(
     draws: int = 2,
     seed: int | Sequence[int] | None = 0,
     chunk: int = 1024,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Elbo:
     r"""The variational bound of infinitely many levels, on any Gaussian SDE.
 
@@ -225,7 +230,8 @@ def continuous_elbo(
         draws: Draws in each slice; the standard error needs two.
         seed: As in `elbo`.
         chunk: As in `elbo`.
-        **cond: As in `elbo`.
+        cond: As in `elbo`.
+        **conditions: As in `elbo`.
 
     Raises:
         ValueError: A range that is infinite, reversed or outside the SDE's; the rest as for `elbo`.
@@ -235,7 +241,7 @@ def continuous_elbo(
     """
     sde, model = _process(model, sde)
     last, first = sde.levels(_span(sde, lam))
-    run = Run(model, x0, bins, form, control, seed, chunk, cond)
+    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     width = (first.lam - last.lam) / check_count(levels, "levels")
     every = torch.arange(levels, device="cpu")[:, None].expand(levels, len(x0))
 
@@ -295,6 +301,8 @@ def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
     ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     low, high = ends.tolist()
     if lam is not None:
+        if len(check_reals(lam, "lam")) != 2:
+            raise ValueError(f"lam must be the pair (smallest, largest) of half log-SNRs, got {lam!r}")
         slack = 1e-9 * max(1.0, abs(high), abs(low) if low > -math.inf else 0.0)
         if not (low - slack <= lam[0] < lam[1] <= high + slack):
             raise ValueError(f"lam must rise inside [{low:.6g}, {high:.6g}], the range of {sde!r}, got {lam!r}")

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_callable, check_count, check_real
 
 Decay = Callable[[int], float]
 M = TypeVar("M", bound=nn.Module)
@@ -45,7 +45,7 @@ class PowerDecay:
     sigma_rel: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_rel < 12**-0.5:
+        if not 0 < check_real(self.sigma_rel, "sigma_rel") < 12**-0.5:
             raise ValueError(f"sigma_rel must lie in (0, 0.288): 0.05 to 0.15 are usual, got {self.sigma_rel!r}")
 
     @cached_property
@@ -82,7 +82,7 @@ class ConstantDecay:
     warm_up: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
+        if not 0 <= check_real(self.decay, "decay") < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay!r}")
 
     def __call__(self, i: int) -> float:
@@ -102,6 +102,10 @@ class EMA(Generic[M]):
     """
 
     def __init__(self, model: M, decay: Decay | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"EMA follows an nn.Module, got {type(model).__name__}")
+        if decay is not None:
+            check_callable(decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
         self.model: M = copy.deepcopy(model).eval()
         self.model.zero_grad()
         self.decay: Decay = decay or PowerDecay()

@@ -6,12 +6,15 @@ A label is an integer `0 ... classes - 1`; the value `classes`, or no label at a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_labels
+
+Labels = Tensor | Sequence[int] | int | None
 
 __all__ = ["Condition", "FourierEmbedding", "check_probability", "fixed_normal"]
 
@@ -75,7 +78,7 @@ class Condition(nn.Module):
         label_drop: Probability that a label becomes the null label, in training mode only.
 
     Shapes:
-        t (B,), label (B,) integer or None, batch = B -> (B, dim)
+        t (B,), label (B,) integer or a sequence of B, one integer for all or None, batch = B -> (B, dim)
 
     Raises:
         TypeError, ValueError: `t` or `label` is not one number per sample, or a label is out of range.
@@ -94,7 +97,7 @@ class Condition(nn.Module):
         self.mix = nn.Linear(dim, dim)
         self.label = nn.Embedding(classes + 1, dim) if classes else None
 
-    def forward(self, t: Tensor, label: Tensor | None, batch: int) -> Tensor:
+    def forward(self, t: Tensor, label: Labels, batch: int) -> Tensor:
         if t.shape != (batch,):
             raise ValueError(
                 f"t must have shape ({batch},), one time per row of x, got {tuple(t.shape)}. "
@@ -106,7 +109,7 @@ class Condition(nn.Module):
             e = e + self.label(ids)
         return F.silu(self.mix(e))
 
-    def _ids(self, label: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
         null = self.classes
         if label is None:
             return torch.full((batch,), null, device=device)
@@ -114,8 +117,9 @@ class Condition(nn.Module):
             raise ValueError(
                 "label was given to a net built with classes=0. Leave label out, or build the net with classes=K."
             )
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise TypeError(f"label must hold integers, got {label.dtype}. Use label.long().")
+        label = check_labels(label, "label").to(device)
+        if label.ndim == 0:  # one for all
+            label = label.expand(batch)
         if label.shape != (batch,):
             raise ValueError(f"label must have shape ({batch},), one per row of x, got {tuple(label.shape)}.")
         if batch and (int(label.min()) < 0 or int(label.max()) > null):

@@ -18,20 +18,42 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._calls import Caller
+from sde_diffusion._checks import check_answer
+from sde_diffusion._linear import broken
 from sde_diffusion.denoiser import Denoiser, Network
-from sde_diffusion.predict import Prediction
+from sde_diffusion.predict import Prediction, held
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 
 
 class Counter:
-    """Network evaluations so far, and the rows left on the way; shared by all views of one equation."""
+    """Evaluations so far, and what became of the rows of one solve; shared by all views of its equation.
 
-    __slots__ = ("n", "stopped", "where")
+    Attributes:
+        n: Network evaluations.
+        stopped: Rows that were left on the way, and `where`.
+        keep: Whether a row that is not finite is lost alone, rather than an error.
+        lost: Mask `(B,)` of these; None if there are none.
+        first: Number of the first row in the result that the solve is a part of.
+    """
+
+    __slots__ = ("first", "keep", "lost", "n", "stopped", "where")
 
     def __init__(self) -> None:
-        self.n = 0
+        self.n = self.first = 0
         self.stopped: Tensor | None = None
         self.where: Tensor | None = None
+        self.keep = False
+        self.lost: Tensor | None = None
+
+    def lose(self, bad: Tensor) -> Tensor:
+        """Counts the rows of a mask `(B,)` as lost; the mask of all that are."""
+        self.lost = bad if self.lost is None else self.lost | bad
+        return self.lost
+
+    def blank(self, x: Tensor) -> Tensor:
+        """The state with NaN in every row that is lost, or not finite now."""
+        lost = self.lose(broken(x))
+        return torch.where(lost.reshape(-1, *([1] * (x.ndim - 1))), math.nan, x)
 
 
 class Tables:
@@ -43,7 +65,7 @@ class Tables:
     __slots__ = ("by_lam", "by_time", "call", "rows", "views")
 
     def __init__(self) -> None:
-        self.call = Caller()
+        self.call = Caller("score")
         self.by_time: dict[float, Level] = {}
         self.by_lam: dict[float, Level] = {}
         self.rows: dict[Hashable, Any] = {}
@@ -71,6 +93,12 @@ class ODE(ABC):
     def stopped(self) -> Tensor | None:
         """Mask `(B,)` of the rows that an adaptive solver has left on the way in this solve; None if there are none."""
         return self.counter.stopped
+
+    @property
+    def idle(self) -> Tensor | None:
+        """Mask `(B,)` of the rows that take no further part in this solve; None if all do."""
+        stopped, lost = self.counter.stopped, self.counter.lost
+        return stopped if lost is None else lost if stopped is None else stopped | lost
 
     def stop(self, stopped: Tensor, t: Tensor) -> None:
         """Leaves rows `(B,)`, a mask, where they are for the rest of the solve; `t` `(B,)` is how far each has come."""
@@ -159,10 +187,7 @@ class ReverseSDE(ODE):
             times = t.t.reshape(-1).to(x.device, x.dtype, copy=True).expand(x.shape[0])
         else:
             times = x.new_full((x.shape[0],), t.t)
-        value = self.tables.call(self._score, x, x, times, self.cond)
-        if value.shape != x.shape:
-            raise ValueError(f"the score answered shape {tuple(value.shape)} to a state of shape {tuple(x.shape)}")
-        return value
+        return check_answer(self.tables.call(self._score, x, x, times, self.cond), x, "the score")
 
     def diffusion(self, t: Level) -> Scalar:
         """$g(t)$: a float, or a tensor that broadcasts against the state."""
@@ -172,7 +197,8 @@ class ReverseSDE(ODE):
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
         time = _as_tensor(t.t)
         g = _as_tensor(self.sde.diffusion(time))
-        return self.sde.drift(x, time) - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
+        f = check_answer(self.sde.drift(x, time), x, "the drift")
+        return f - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
     def velocity(self, x: Tensor, t: Level) -> Tensor:
         return self.reverse_drift(x, t, 0.0)
@@ -211,7 +237,8 @@ class GaussianReverseSDE(ReverseSDE):
         self.counter.n += self.denoiser.cost
         if self._looks_after_itself:
             return self.denoiser.predict(x, t, **self.cond)
-        return self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
+        answer = self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
+        return answer if type(answer) is Prediction and answer._c is not None else held(answer, x)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError
+from sde_diffusion._checks import SolverError, check_real
 from sde_diffusion._linear import rows
 from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, Network, On
@@ -202,7 +202,7 @@ def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None,
 
 
 def _check_level(level: float, top: float) -> float:
-    if not 0 <= level < top:
+    if not 0 <= check_real(level, "level") < top:
         raise ValueError(f"level must be a noise level sigma/alpha of at least 0 and below {top:g}, got {level!r}")
     return float(level)
 

@@ -108,6 +108,7 @@ def sample_with_log_prob(
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
         x_T = x_T.clone() if x_T.is_inference() else x_T
         ode = LogDensityODE(route.equation(cond), x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
+        ode.counter.first = before
         start = ode.start(x_T)
         start = torch.cat([start[:, : ode.d] / route.out, start[:, ode.d :]], dim=1)
         with warnings.catch_warnings():

@@ -19,7 +19,7 @@ Where the prior is that of a sampler, and not the exact $\mathcal N(0, I)$ at $\
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -28,7 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_state, check_step_count
+from sde_diffusion._checks import (
+    check_count,
+    check_finite,
+    check_flag,
+    check_positive,
+    check_state,
+    check_step_count,
+)
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
@@ -71,7 +79,8 @@ def log_prob(
     solver_error: bool = True,
     grad: bool = False,
     batch_size: int | None = None,
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> LogProb:
     r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
 
@@ -96,7 +105,9 @@ def log_prob(
         grad: Keeps the graph: the value can be differentiated in the data and in the parameters.
         batch_size: Rows in one solve, all by default; changes memory, and nothing else but for
             `Torchdiffeq` with an adaptive method, whose steps suit the batch.
-        **cond: Handed to the model; a tensor with one row per sample is split along with the data.
+        cond: Conditions by name, for those that are called as an argument here is: `cond={"level": level}`.
+        **conditions: Handed to the model, as those of `cond` are; one with a row per sample is split along
+            with the data.
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
@@ -109,18 +120,25 @@ def log_prob(
         Chen et al., Neural Ordinary Differential Equations, 2018; Song et al., Score-Based Generative Modeling through
         SDEs, 2021 (Section 4.3); Grathwohl et al., FFJORD, 2019.
     """
+    if not isinstance(sampler, SDESampler):
+        raise TypeError(f"log_prob needs an SDESampler, got {type(sampler).__name__}: SDESampler(sde, model)")
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
+    if whole is not None:
+        check_flag(whole, "whole")
+    for name, flag in (("correct", correct), ("solver_error", solver_error), ("grad", grad)):
+        check_flag(flag, name)
+    given = as_conditions(cond, conditions)
     size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
     if solver is None and steps is None and told_an_index(sampler.model):
         steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     seeds = seed_list(seed, len(x0))
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
-        x, cond = _ordinary(x0), {name: _ordinary(value) for name, value in cond.items()}
+        x, given = _ordinary(x0), {name: _ordinary(value) for name, value in given.items()}
         route = _route(sampler, level, whole, data_std, correct)
         grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
         found: list[LogProb] = []
-        for i, part in enumerate(chunks(len(x), size, seeds, x, cond)):
+        for i, part in enumerate(chunks(len(x), size, seeds, x, given)):
             rows = x[i * size : i * size + part.n]
             probes = trace.probes(seeds[i * size : i * size + part.n], x[0].numel(), rows)
             batch = Part(rows, probes, part.cond, i * size)
@@ -223,4 +241,6 @@ def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> T
     """
     check_positive(bin_width, "bin_width")
     value = log_prob.value if isinstance(log_prob, LogProb) else log_prob
+    if not isinstance(value, Tensor):
+        raise TypeError(f"log_prob must be a LogProb or a torch.Tensor of nats, got {type(value).__name__}")
     return -(value / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)

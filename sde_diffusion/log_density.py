@@ -193,8 +193,7 @@ class OwnTolerance(Adaptive):
     def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
         """Leaves these rows where they are, as failed; the others go on."""
         eq.fail(stuck, walk.clock(walk.at))
-        walk.active = walk.active & ~stuck
-        walk.going = bool(walk.active.any())
+        walk.drop(stuck)
 
     def norm(self, error: Tensor, x: Tensor, new: Tensor) -> Tensor:
         d = self.d

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, as_grid
+from sde_diffusion._checks import SolverError, as_grid, check_state, rows_in_words
+from sde_diffusion._linear import broken
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, Silent
 from sde_diffusion.solvers.base import Solver, describe
@@ -19,6 +20,10 @@ from sde_diffusion.solvers.base import Solver, describe
 
 class UnfinishedWarning(UserWarning):
     """An adaptive solver has used up its evaluations before some rows arrived."""
+
+
+class NonFiniteWarning(UserWarning):
+    """Rows of a result that are NaN, as was asked for instead of an error: `nonfinite="keep"`."""
 
 
 # A non-finite state stays so. Looking at every state would take a tenth of a cheap step; keeping large ones for later,
@@ -47,6 +52,10 @@ class Snapshot(NamedTuple):
 
 def check_capable(eq: ODE, solver: Solver) -> None:
     """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
+    if not isinstance(eq, ODE):
+        raise TypeError(f"integrate works on an equation, such as SDESampler(sde, model).equation(), got {eq!r}")
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
     if isinstance(eq, solver.needs):
         return
     what = (
@@ -73,20 +82,21 @@ def integrate(
     Raises:
         TypeError: The solver needs more than the equation gives.
         ValueError: A grid that is not monotone, or a stochastic solver without noise.
-        SolverError: A state that is not finite, with the step (of large states, the last of up to four), the time and
-            the evaluations so far. Raised within four steps, or on an accelerator at the end, where asking costs no
-            synchronisation.
+        SolverError: A state that is not finite, with its rows, the step (of large states, the last of up to four), the
+            time and the evaluations so far. Raised within four steps, or on an accelerator at the end, where asking
+            costs no synchronisation. An equation whose counter says `keep` loses such rows instead: they are NaN.
 
     Warns:
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
     """
     check_capable(eq, solver)
+    check_state(x, "x")
     source = noise or Silent()
     grid = as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
     levels = eq.prefill(grid)
     solver.prepare(eq, list(pairwise(grid)))
     counter, step, times = eq.counter, solver.step, grid
-    deferred, small = x.device.type != "cpu", x.numel() < LARGE
+    keep, deferred, small = counter.keep, x.device.type != "cpu", x.numel() < LARGE
     kept: list[Snapshot] = []
     now = Snapshot(0, grid[0], x, counter.n)
     yield now
@@ -94,50 +104,77 @@ def integrate(
     for index in range(1, len(levels)):
         s = levels[index]
         x, state = step(eq, x, t, s, state, source)
+        if keep:
+            x = counter.blank(x)
         if counter.stopped is not None:
             if finished is None:
                 warn_unfinished(eq, solver, s.t)
             finished = ~counter.stopped
         now = Snapshot(index, times[index], x, counter.n, finished)
         t = s
+        if keep:
+            yield now
+            continue
         if deferred:
             kept.append(now._replace(x=x.detach().sum()))
         else:
             if small:
                 kept.append(now)
             if not index % CHECK_EVERY:
-                check_numbers(kept or [now], 0 if small else CHECK_EVERY - 1)
+                check_numbers(kept or [now], x, 0 if small else CHECK_EVERY - 1, counter.first)
                 kept.clear()
         yield now
-    check_numbers(kept or [now], 0 if kept else (now.index - 1) % CHECK_EVERY)
+    if not keep:
+        check_numbers(kept or [now], x, 0 if kept else (now.index - 1) % CHECK_EVERY, counter.first)
 
 
 def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
     """Tells which rows a solver has left on the way to time `s`, and what to do."""
     times = sorted(eq.stopped_at())
     where = f"t = {times[0]:g}" + (f" to {times[-1]:g}" if times[-1] > times[0] else "")
-    rows = 0 if eq.stopped is None else len(eq.stopped)
+    left = torch.zeros(0) if eq.stopped is None else eq.stopped
     warnings.warn(
-        f"{len(times)} of {rows} rows did not arrive at t = {s:g}: {solver!r} used up its evaluations and left them at "
-        f"{where}. The result holds their states of these times; Snapshot.finished, of iterate, tells which they are. "
+        f"{len(times)} of {len(left)} rows did not arrive at t = {s:g}: {solver!r} used up its evaluations and left "
+        f"{rows_in_words(left, eq.counter.first)} at {where}. The result holds their states of "
+        "these times; Snapshot.finished, of iterate, tells which they are. "
         "Raise max_nfe or the tolerances, or step in the angle: Angle(solver)",
         UnfinishedWarning,
         stacklevel=3,
     )
 
 
-def check_numbers(solve: Sequence[Snapshot], unseen: int = 0) -> None:
-    """Raises `SolverError` naming the first state that is not finite, if the last one is not.
+def warn_lost(eq: ODE) -> None:
+    """Tells which rows of a solve are NaN, if there are any."""
+    lost = eq.counter.lost
+    if lost is not None and bool(lost.any()):
+        warnings.warn(
+            f"{rows_in_words(lost, eq.counter.first)} did not stay finite and hold NaN; the others are what they are "
+            "alone. Either the network answered NaN or inf there, or the steps are too long",
+            NonFiniteWarning,
+            stacklevel=3,
+        )
+
+
+def check_numbers(solve: Sequence[Snapshot], x: Tensor, unseen: int = 0, first: int = 0) -> None:
+    """Raises `SolverError` naming the first state that is not finite, if the last one is not, and its rows.
 
     Args:
-        solve: States in a row.
+        solve: States in a row, or their sums.
+        x: The last state.
         unseen: How many before them were neither kept nor looked at.
+        first: Number of the first row.
     """
     if not solve or torch.compiler.is_compiling() or math.isfinite(solve[-1].x.sum().item()):
         return
-    bad = next(now for now in solve if not math.isfinite(now.x.sum().item()))
-    before = f" or up to {unseen} before it," if unseen and bad is solve[0] else ""
+    bad = broken(x)
+    if not bool(bad.any()):  # large numbers, whose sum alone is not finite
+        return
+    then = next(now for now in solve if not math.isfinite(now.x.sum().item()))
+    if then.x.shape == x.shape and bool((at_first := broken(then.x)).any()):
+        bad = at_first
+    before = f" or up to {unseen} before it," if unseen and then is solve[0] else ""
     raise SolverError(
-        f"non-finite state after step {bad.index}{before} at t = {bad.t:g}, {bad.nfe} network evaluations: either the "
-        "network answered NaN or inf there (call it on such a state to see), or the steps are too long (use more)"
+        f"non-finite state after step {then.index}{before} at t = {then.t:g}, {then.nfe} network evaluations, in "
+        f"{rows_in_words(bad, first)}: either the network answered NaN or inf there (call it on such a state to see), "
+        "or the steps are too long (use more). To keep the other rows: nonfinite='keep'"
     )

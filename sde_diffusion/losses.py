@@ -12,16 +12,27 @@ but to the variance of the data given $x_t$.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import (
+    check_callable,
+    check_count,
+    check_finite,
+    check_flag,
+    check_like,
+    check_positive,
+    check_real,
+    check_state,
+)
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.predict import held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 Weighting = Callable[[Level], Scalar]
@@ -59,8 +70,11 @@ class EDMWeight:
 
     data_std: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_positive(self.data_std, "data_std")
+
     def __call__(self, at: Level) -> Scalar:
-        return (at.alpha / at.sigma) ** 2 + self.data_std**-2
+        return (at.alpha / at.sigma) ** 2 + 1 / self.data_std**2
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,9 @@ class MinSNR:
     """
 
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.gamma, "gamma")
 
     def __call__(self, at: Level) -> Scalar:
         snr = (at.alpha / at.sigma) ** 2
@@ -94,6 +111,10 @@ class LogNormalSigma:
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        check_real(self.mean, "mean")
+        check_positive(self.std, "std")
 
     def __call__(self, sde: GaussianSDE, u: Tensor) -> Tensor:
         log_ratio = self.mean + self.std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
@@ -148,7 +169,8 @@ def denoising_score_matching(
     t: Tensor | None = None,
     eps: Tensor | None = None,
     reduction: str = "mean",
-    **cond: Any,
+    cond: Mapping[str, Any] | None = None,
+    **conditions: Any,
 ) -> Tensor:
     r"""The denoising score matching loss of a model on one batch.
 
@@ -162,7 +184,8 @@ def denoising_score_matching(
         t: Times, shape `(B,)`, instead of drawn ones.
         eps: Noise, of the shape of `x0`, instead of drawn noise.
         reduction: `"mean"` over the batch, or `"none"` for one value per sample, shape `(B,)`.
-        **cond: Handed to the model.
+        cond: Conditions by name, for those that are called as an argument here is: `cond={"weight": weight}`.
+        **conditions: Handed to the model, as those of `cond` are.
 
     Returns:
         A scalar, or `(B,)`; differentiable in the parameters. One network evaluation.
@@ -179,7 +202,13 @@ def denoising_score_matching(
             f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}"
         )
     check_finite(check_state(x0, "x0", shape=model.shape), "x0")
-    if reduction not in ("mean", "none"):
+    if weight is not None:
+        check_callable(weight, "weight", "a function of a level, such as losses.noise_weight")
+    check_callable(times, "times", "a function (sde, u) -> t, such as losses.uniform_time")
+    check_flag(low_discrepancy, "low_discrepancy")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}: torch.Generator()")
+    if str(reduction) not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     n = len(x0)
     if t is None:
@@ -191,11 +220,10 @@ def denoising_score_matching(
         t = times(model.sde, u).to(x0.device)
     if eps is None:
         eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator, device="cpu").to(x0.device)
-    elif eps.shape != x0.shape:
-        raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
+    check_like(eps, "eps", x0, "x0")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps
-    error = _error(model, x, x0, eps, at, weight, cond)
+    error = _error(model, x, x0, eps, at, weight, as_conditions(cond, conditions))
     return error.mean() if reduction == "mean" else error
 
 
@@ -208,7 +236,7 @@ def _error(
         difference = model.output(x, at, **cond) - (on_x0 * x0 + on_eps * eps)
         w: Scalar = 1.0 if weight is None else weight(at) * model.kind.coefficients(at).data_f ** 2
     else:
-        difference = model.predict(x, at, **cond).data - x0
+        difference = held(model.predict(x, at, **cond), x).data - x0
         w = 1.0 if weight is None else weight(at)
     square = rows(difference.square()).mean(1)
     return square * w.reshape(-1).to(square) if isinstance(w, Tensor) else square * w

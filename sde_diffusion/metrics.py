@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_reals, check_seed
 
 __all__ = ["energy_distance", "frechet_distance", "mmd", "sliced_wasserstein"]
 
@@ -46,7 +46,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, seed: in
     """
     x, y = _pair(x, y)
     check_count(projections, "projections")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     theta = theta / theta.norm(dim=0)
     width, rows, columns = _quantile_cells(len(x), len(y), x.device)
@@ -107,7 +107,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidths: Sequence[float] | None = None) -> f
                 "The median distance between x and y is 0, which gives no bandwidth. Pass bandwidths=(...)."
             )
         bandwidths = (median / 2, median, 2 * median)
-    lengths = [float(length) for length in bandwidths]
+    lengths = check_reals(bandwidths, "bandwidths")
     if not lengths or not all(0 < length < math.inf for length in lengths):
         raise ValueError(f"bandwidths must be positive, finite lengths, at least one, got {lengths}.")
 

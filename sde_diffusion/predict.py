@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import clocks
-from sde_diffusion._checks import check_positive
+from sde_diffusion._checks import check_answer, check_positive
 from sde_diffusion._linear import linear
 from sde_diffusion.sde import Level, Scalar
 
@@ -50,12 +50,13 @@ class Prediction:
         noise: Returns $\mathrm{E}[\varepsilon \mid x_t]$, shape `(B, *)`.
     """
 
-    __slots__ = ("_c", "_data", "_f", "_make_data", "_make_noise", "_noise", "_x")
+    __slots__ = ("_c", "_data", "_f", "_like", "_make_data", "_make_noise", "_noise", "_x")
     _x: Tensor
     _f: Tensor
 
     def __init__(self, data: Callable[[], Tensor], noise: Callable[[], Tensor]) -> None:
         self._make_data, self._make_noise = data, noise
+        self._like: Tensor | None = None
         self._data: Tensor | None = None
         self._noise: Tensor | None = None
         self._c: Coefficients | None = None
@@ -73,7 +74,9 @@ class Prediction:
         r"""$\mathrm{E}[x_0 \mid x_t]$, shape `(B, *)`."""
         if self._data is None:
             c = self._c
-            self._data = self._make_data() if c is None else linear(self._x, c.data_x, self._f, c.data_f)
+            self._data = (
+                self._made(self._make_data, "data") if c is None else linear(self._x, c.data_x, self._f, c.data_f)
+            )
         return self._data
 
     @property
@@ -81,8 +84,14 @@ class Prediction:
         r"""$\mathrm{E}[\varepsilon \mid x_t]$, shape `(B, *)`."""
         if self._noise is None:
             c = self._c
-            self._noise = self._make_noise() if c is None else linear(self._x, c.noise_x, self._f, c.noise_f)
+            self._noise = (
+                self._made(self._make_noise, "noise") if c is None else linear(self._x, c.noise_x, self._f, c.noise_f)
+            )
         return self._noise
+
+    def _made(self, make: Callable[[], Tensor], name: str) -> Tensor:
+        half = make()
+        return half if self._like is None else check_answer(half, self._like, f"the {name} of a Prediction")
 
     def combine(self, p: Scalar, q: Scalar) -> Tensor:
         """`p data + q noise` as a new tensor, straight from the raw answer: two operations, neither half formed."""
@@ -128,6 +137,18 @@ class Prediction:
             return Half(self.data if half == "data" else self.noise, 1.0, half)
         on_x, on_f = c[:2] if half == "data" else c[2:]
         return Half(torch.add(self._f, self._x, alpha=on_x / on_f) if on_x else self._f, on_f, half)
+
+
+def held(answer: object, x: Tensor) -> Prediction:
+    """What a denoiser answered at state `x`, if it is a `Prediction`, whose halves are held to the shape of `x`."""
+    if not isinstance(answer, Prediction):
+        raise TypeError(
+            f"predict answered {type(answer).__name__}, wanted a Prediction: of two functions, "
+            "Prediction(lambda: data, lambda: noise), or of a raw answer, Prediction.of_output(x, f, coefficients)"
+        )
+    if answer._c is None:
+        answer._like = x
+    return answer
 
 
 class Half:

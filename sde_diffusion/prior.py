@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import check_state
 from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
 
@@ -88,7 +89,7 @@ class MatchedPrior(GaussianSDE):
         return (at.alpha * self.mean).to(like), std.to(like)
 
     def prior(self, z: Tensor, t: float | None = None) -> Tensor:
-        mean, std = self._moments(t, z)
+        mean, std = self._moments(t, check_state(z, "z"))
         if self._basis is None:
             return mean + std * z
         basis = self._basis.to(z)
@@ -97,7 +98,7 @@ class MatchedPrior(GaussianSDE):
         return mean + torch.stack(mixed).reshape(z.shape)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
-        mean, std = self._moments(t, x)
+        mean, std = self._moments(t, check_state(x, "x"))
         centred = x - mean
         if self._basis is not None:
             centred = rows(centred) @ self._basis.to(x)

@@ -2,7 +2,7 @@ r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -11,9 +11,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import as_grid, check_count, check_finite, check_shape, check_state, check_step_count
+from sde_diffusion._checks import (
+    as_grid,
+    check_count,
+    check_finite,
+    check_flag,
+    check_shape,
+    check_state,
+    check_step_count,
+)
+from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._modules import Evaluation, home
 from sde_diffusion._request import (
+    Chunk,
     Seed,
     as_model,
     as_seeds,
@@ -26,9 +36,9 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
 from sde_diffusion.forecast import check_start, check_steps
 from sde_diffusion.grids import Grid
-from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate
+from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
 from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
-from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion.sde import SDE, GaussianSDE, check_process
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 if TYPE_CHECKING:
@@ -75,13 +85,16 @@ class SDESampler:
     ) -> None:
         if not isinstance(sde, SDE):
             raise TypeError(f"sde must be an SDE such as VPSDE(), got {sde!r}")
+        check_process(sde)
         gaussian = isinstance(sde, GaussianSDE)
         self.sde = sde
         self.model = as_model(sde, score)
-        self.solver = solver or (DPMSolverPP(order=2) if gaussian else EulerMaruyama())
-        if not isinstance(self.solver, Solver):
+        if solver is None:
+            solver = DPMSolverPP(order=2) if gaussian else EulerMaruyama()
+        if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
-        self.denoise = denoise and gaussian
+        self.solver: Solver = solver
+        self.denoise = check_flag(denoise, "denoise") and gaussian
         known = self.model.shape if isinstance(self.model, Denoiser) else None
         self.shape = known if shape is None else check_shape(shape)
         if known is not None and self.shape != known:
@@ -152,7 +165,9 @@ class SDESampler:
         noise: Callable[..., NoiseSource] = ...,
         grad: bool = ...,
         return_log_prob: Literal[False] = ...,
-        **cond: Any,
+        nonfinite: str = ...,
+        cond: Mapping[str, Any] | None = ...,
+        **conditions: Any,
     ) -> Tensor: ...
 
     @overload
@@ -179,7 +194,9 @@ class SDESampler:
         return_log_prob: bool = False,
         trace: Trace | None = None,
         solver_error: bool = True,
-        **cond: Any,
+        nonfinite: str = "raise",
+        cond: Mapping[str, Any] | None = None,
+        **conditions: Any,
     ) -> Tensor | tuple[Tensor, LogProb]:
         """Draws `n` samples, shape `(n, *)`.
 
@@ -200,22 +217,35 @@ class SDESampler:
             trace: How that solve finds the divergence; see `log_prob`.
             solver_error: With `return_log_prob`, solves back from the samples for the error of their density, at ten
                 times the tolerance (two thirds of the cost more) or half the steps (half the cost more).
-            **cond: Handed to the model; a tensor whose first dimension is `n` is split along with the samples.
+            nonfinite: What to do with a sample whose state becomes NaN or inf: `"raise"`, or `"keep"` the others, which
+                are bit for bit what they are alone, with NaN in its place. With `return_log_prob` they are always kept.
+            cond: Conditions by name, for those that are called as an argument here is: `cond={"noise": level}`.
+            **conditions: Handed to the model, as those of `cond` are; a tensor, an array or a list of `n` rows is split
+                along with the samples.
 
         Raises:
             TypeError: `return_log_prob` with a solver that cannot integrate a bare ODE.
             ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
-            SolverError: A state that is not finite.
+            SolverError: A state that is not finite, with its rows.
 
         Warns:
             UnfinishedWarning: An adaptive solver left samples on the way; `iterate` tells which.
             SamplingWarning: A prior that leaves out data still there at the first time, or steps that are too few for
                 the solver, which is tried on Gaussian data first; told once.
+            NonFiniteWarning: Samples that are NaN, as `nonfinite="keep"` allows.
         """
+        for name, value in (("progress", progress), ("grad", grad), ("return_log_prob", return_log_prob)):
+            check_flag(value, name)
+        if trace is not None and not return_log_prob:
+            raise ValueError(
+                "trace= says how return_log_prob=True finds a divergence: leave it out. A condition of the model that "
+                "is called so goes in as cond={'trace': ...}"
+            )
+        keep, given = self._asked(nonfinite, cond, conditions)
         self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
-        batches = chunks(n, size, seed, x_T, cond)
+        batches = chunks(n, size, seed, x_T, given)
         if return_log_prob:
             from sde_diffusion.joint import draw_with_log_prob
 
@@ -224,7 +254,7 @@ class SDESampler:
         with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
                 with torch.set_grad_enabled(grad), Evaluation(self.model):
-                    for now in self._solve(part.n, part.seed, part.start, noise, part.cond):
+                    for now in self._solve(part, noise, keep):
                         if bar is not None:
                             bar.update(0 < now.index <= self.steps)
                 out.append(now.x)
@@ -238,18 +268,40 @@ class SDESampler:
         x_T: Tensor | None = None,
         noise: Callable[..., NoiseSource] = Streams,
         grad: bool = False,
-        **cond: Any,
+        nonfinite: str = "raise",
+        cond: Mapping[str, Any] | None = None,
+        **conditions: Any,
     ) -> Iterator[Snapshot]:
         """The solve behind `sample`, step by step: for trajectories, previews and stopping early. Arguments as there.
 
         The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time. A
-        state that is not finite may be handed out, and is reported within four steps.
+        state that is not finite may be handed out, and is reported within four steps; with `nonfinite="keep"` its rows
+        are NaN from there on.
         """
+        check_flag(grad, "grad")
+        keep, given = self._asked(nonfinite, cond, conditions)
         self._forecast(from_prior=x_T is None)
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
-        return _guarded(self._solve(n, as_seeds(seed, n), x_T, noise, cond), grad, Evaluation(self.model))
+        solve = self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep)
+        return _guarded(solve, grad, Evaluation(self.model))
 
-    def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
+    def _asked(
+        self, nonfinite: str, cond: Mapping[str, Any] | None, named: dict[str, Any]
+    ) -> tuple[bool, dict[str, Any]]:
+        """Whether rows that are not finite are kept apart, and the conditions."""
+        if str(nonfinite) not in ("raise", "keep"):
+            raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
+        return nonfinite == "keep", as_conditions(cond, named)
+
+    def encode(
+        self,
+        x0: Tensor,
+        *,
+        progress: bool = False,
+        grad: bool = False,
+        cond: Mapping[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
 
         Starts from $\alpha x_0$ at the last grid time and runs the grid backwards. Not defined for a stochastic solver.
@@ -258,7 +310,8 @@ class SDESampler:
             x0: Data, shape `(B, *)`.
             progress: Shows a progress bar.
             grad: Keeps the graph.
-            **cond: Handed to the model.
+            cond: Conditions by name, as in `sample`.
+            **conditions: Handed to the model.
 
         Returns:
             The state at the first grid time, shape `(B, *)`; `sample(x_T=...)` decodes it.
@@ -268,11 +321,13 @@ class SDESampler:
             TypeError: Integer or half-precision data.
         """
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
         if self.solver.stochastic:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        eq = self.equation(cond)
+        eq = self.equation(as_conditions(cond, conditions))
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
         with (
@@ -306,18 +361,12 @@ class SDESampler:
         grid: Any = self.grid
         return as_grid(grid(self.sde, steps), self.sde.t_min, self.sde.t_max)
 
-    def _solve(
-        self,
-        n: int,
-        seed: list[int] | torch.Generator,
-        x_T: Tensor | None,
-        noise: Callable[..., NoiseSource],
-        cond: dict[str, Any],
-    ) -> Iterator[Snapshot]:
-        eq = self.equation(cond)
+    def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
+        eq, x_T = self.equation(part.cond), part.start
+        eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
         if x_T is None or self.solver.stochastic:
-            source = self._source(n, seed, x_T, noise)
+            source = self._source(part.n, part.seed, x_T, noise)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self._start(z) if x_T is None else x_T
         for now in integrate(eq, self.solver, x_T, self.times, source):
@@ -327,9 +376,11 @@ class SDESampler:
             x = eq.denoise(now.x, eq.level(now.t)).data
             if now.finished is not None:  # rows left on the way are not at this level: they stay as they are
                 x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
-            now = Snapshot(now.index + 1, now.t, x, eq.nfe, now.finished)
-            check_numbers([now])
+            now = Snapshot(now.index + 1, now.t, eq.counter.blank(x) if keep else x, eq.nfe, now.finished)
+            if not keep:
+                check_numbers([now], x, 0, part.first)
             yield now
+        warn_lost(eq)
 
     def _source(
         self, n: int, seed: list[int] | torch.Generator, x_T: Tensor | None, noise: Callable[..., NoiseSource]
@@ -345,7 +396,10 @@ class SDESampler:
             )
         check_noise(noise, seed)
         if isinstance(seed, list):
-            return noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+            source = noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
+            if not isinstance(source, NoiseSource):
+                raise TypeError(f"noise made {type(source).__name__} of the seeds, wanted a NoiseSource")
+            return source
         return SharedStream(seed, n, shape, dtype, device)
 
     def draw_prior(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:

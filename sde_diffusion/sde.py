@@ -13,16 +13,19 @@ Schedules are evaluated in float64 and cast at the end; a solver receives them a
 from __future__ import annotations
 
 import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import as_time, check_state
-from sde_diffusion._linear import as_float64, rows
+from sde_diffusion._checks import as_table, as_time, as_times, check_like, check_state
+from sde_diffusion._linear import rows
+from sde_diffusion._process import SCHEDULES, check_range_of, check_scales, check_schedule, elementwise
 
 if TYPE_CHECKING:
     from sde_diffusion.prior import MatchedPrior
@@ -115,7 +118,8 @@ class GaussianSDE(SDE):
 
     A subclass sets `t_min` and `t_max` and writes `alpha` and `sigma`, elementwise on a float64 tensor of times.
     Optional: `rates` (autograd by default) and `time_of` (bisection by default) in closed form. $\alpha / \sigma$
-        must fall with `t`.
+        must fall with `t`. What a subclass writes may then be asked of a number as well, which becomes a float64
+        tensor of shape `()`, and may answer a constant, which is spread over the times.
 
     Example:
         >>> class Ornstein(GaussianSDE):
@@ -128,15 +132,23 @@ class GaussianSDE(SDE):
         ...         return torch.sqrt(-torch.expm1(-2 * t))
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in SCHEDULES:
+            if isinstance(method := vars(cls).get(name), FunctionType):
+                setattr(cls, name, elementwise(method, name))
+
+    # `Any` is a number or a tensor; a subclass may write `t: Tensor`, which is what it is handed.
     @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Any) -> Tensor:
         r"""Scale of the data, $\alpha(t)$, elementwise."""
 
     @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Any) -> Tensor:
         r"""Scale of the noise, $\sigma(t) > 0$, elementwise."""
 
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    @elementwise
+    def rates(self, t: Any) -> tuple[Tensor, Tensor]:
         r"""$(\alpha'(t), \sigma'(t))$, elementwise; by automatic differentiation unless a subclass knows better."""
         with torch.inference_mode(False), torch.enable_grad():
             t = t.detach().clone().requires_grad_()
@@ -144,11 +156,13 @@ class GaussianSDE(SDE):
             found = [torch.autograd.grad(v.sum(), t, allow_unused=True)[0] if v.requires_grad else None for v in values]
         return tuple(torch.zeros_like(t) if d is None else d.detach() for d in found)  # type: ignore[return-value]
 
-    def half_log_snr(self, t: Tensor) -> Tensor:
+    @elementwise
+    def half_log_snr(self, t: Any) -> Tensor:
         r"""$\lambda(t) = \log(\alpha / \sigma)$, elementwise; falls with `t`."""
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
-    def time_of(self, lam: Tensor) -> Tensor:
+    @elementwise
+    def time_of(self, lam: Any) -> Tensor:
         r"""The time at which $\lambda(t)$ is `lam`, elementwise; by bisection unless a subclass knows better.
 
         The time may lie beyond `t_max`, if $\alpha$ and $\sigma$ go on there: `Churn` rises above the first level.
@@ -179,23 +193,19 @@ class GaussianSDE(SDE):
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         """The schedule at many times, as Python floats, from one vectorised float64 evaluation."""
-        t = torch.as_tensor(times if isinstance(times, Tensor) else list(times), dtype=torch.float64, device="cpu")
+        check_process(self)
+        t = as_table(times)
         if t.numel() == 0:
             return []
         with torch.no_grad():
             alpha, sigma = self.alpha(t), self.sigma(t)
             columns = (t, alpha, sigma, *self.rates(t), self.half_log_snr(t))
-        bad = ~((sigma > 0) & (alpha >= 0) & torch.isfinite(sigma))
-        if bool(bad.any()):
-            i = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"{self!r} has alpha = {alpha[i]:g} and sigma = {sigma[i]:g} at t = {t[i]:g}: "
-                "wanted alpha >= 0 and sigma > 0"
-            )
-        return [Level(*row) for row in zip(*(c.expand_as(t).tolist() for c in columns), strict=True)]
+        check_scales(self, t, alpha, sigma)
+        return [Level(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     def level(self, t: object, x: Tensor, *, check: bool = True) -> Level:
         """The schedule at `t` (a float, `()` or `(B,)`) as tensors that broadcast against `x`, in its dtype."""
+        check_process(self)
         time = as_time(t, x, self.t_min, self.t_max, index=self.time_is_index, check=check)
         columns = (time, self.alpha(time), self.sigma(time), *self.rates(time), self.half_log_snr(time))
         return Level(*(c.to(x.device, x.dtype) for c in columns))
@@ -208,7 +218,7 @@ class GaussianSDE(SDE):
 
     def diffusion(self, t: float | Tensor) -> Tensor:
         r"""$g(t) = \sqrt{2\sigma(\sigma' - \sigma\alpha'/\alpha)}$, elementwise."""
-        t = as_float64(t)
+        t = as_times(t).to(torch.float64)
         alpha, sigma = self.alpha(t), self.sigma(t)
         dalpha, dsigma = self.rates(t)
         return torch.sqrt(2 * sigma * (dsigma - sigma * dalpha / alpha))
@@ -221,10 +231,8 @@ class GaussianSDE(SDE):
     def perturb(self, x0: Tensor, t: object, eps: Tensor) -> Tensor:
         r"""$x_t = \alpha x_0 + \sigma\varepsilon$, shape `(B, *)`."""
         at = self.level(t, check_state(x0, "x0"))
-        if eps.shape != x0.shape:
-            raise ValueError(f"eps has shape {tuple(eps.shape)}, wanted that of x0, {tuple(x0.shape)}")
         mean: Tensor = at.alpha * x0
-        return mean + at.sigma * eps
+        return mean + at.sigma * check_like(eps, "eps", x0, "x0")
 
     def posterior(self, x: Tensor, x0: Tensor, t: object, s: object) -> tuple[Tensor, Tensor]:
         r"""Mean and standard deviation of $x_s$ given $x_t$ and $x_0$, for $s < t$.
@@ -250,9 +258,11 @@ class GaussianSDE(SDE):
         References:
             Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 6 and 7).
         """
+        check_state(x, "x")
+        check_state(x0, "x0")
         if x.shape != x0.shape:
             raise ValueError(f"x has shape {tuple(x.shape)} and x0 {tuple(x0.shape)}: wanted the same")
-        wide = check_state(x, "x").to(torch.float64) if x.device.type != "mps" else x
+        wide = x.to(torch.float64) if x.device.type != "mps" else x
         a, b = self.level(t, wide), self.level(s, wide)
         if bool((b.t >= a.t).any()):
             raise ValueError("posterior(x, x0, t, s) needs s < t for every sample: x is the noisier state")
@@ -266,12 +276,12 @@ class GaussianSDE(SDE):
         `matched_to` gives the prior the mean and variance of the data instead.
         """
         (at,) = self.levels([self.t_max if t is None else t])
-        return z * float(at.sigma)
+        return check_state(z, "z") * float(at.sigma)
 
     def prior_log_prob(self, x: Tensor, t: float | None = None) -> Tensor:
         """Log-density of the prior at `x`, in nats, shape `(B,)`; at `t_max` unless `t` is given."""
         (at,) = self.levels([self.t_max if t is None else t])
-        return standard_normal_log_prob(x / at.sigma) - x[0].numel() * math.log(at.sigma)
+        return standard_normal_log_prob(check_state(x, "x") / at.sigma) - x[0].numel() * math.log(at.sigma)
 
     def matched_to(self, mean: float | Tensor, variance: float | Tensor) -> MatchedPrior:
         r"""The same process with prior $\mathcal N(\alpha_T\mu, \alpha_T^2 C + \sigma_T^2 I)$, exact for Gaussian data.
@@ -286,6 +296,24 @@ class GaussianSDE(SDE):
         from sde_diffusion.prior import MatchedPrior
 
         return MatchedPrior(self, mean, variance)
+
+
+_checked: weakref.WeakValueDictionary[int, SDE] = weakref.WeakValueDictionary()
+
+
+def check_process(sde: SDE) -> None:
+    """Raises unless a process has a range of times and, if Gaussian, a schedule on it. Each object is asked once.
+
+    Raises:
+        TypeError: No `t_min` or `t_max`, or a schedule that is not elementwise in torch.
+        ValueError: `t_min >= t_max`; alpha negative, sigma zero, NaN; a log-SNR that rises with time.
+    """
+    if torch.compiler.is_compiling() or _checked.get(id(sde)) is sde:
+        return
+    check_range_of(sde)
+    if isinstance(sde, GaussianSDE):
+        check_schedule(sde)
+    _checked[id(sde)] = sde
 
 
 def _equal(a: object, b: object) -> bool:

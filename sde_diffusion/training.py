@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion import predict
-from sde_diffusion._checks import SolverError, check_count, check_finite, check_positive, check_state
+from sde_diffusion._checks import SolverError, check_count, check_finite, check_labels, check_positive, check_state
 from sde_diffusion._modules import modules_behind
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.ema import EMA, Decay, PowerDecay, horizon
@@ -113,6 +113,7 @@ def train(
     check_count(batch_size, "batch_size")
     check_positive(lr, "lr")
     decay = decay or PowerDecay()
+    labels = None if labels is None else check_labels(labels, "labels")
     _check_data(model, data, labels, transform, seed)
     _check_horizon(decay, steps)
     device = _device_of(model)
@@ -208,11 +209,8 @@ def _check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform:
         check_finite(check_state(data, "data", shape=model.shape), "data")
     elif data.ndim == 0 or len(data) == 0:
         raise ValueError(f"data is empty: its shape is {tuple(data.shape)}, wanted at least one sample")
-    if labels is not None:
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integers 0, 1, ..., got {labels.dtype}: use labels.long()")
-        if labels.shape != data.shape[:1]:
-            raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({len(data)},): one per row of data")
+    if labels is not None and labels.shape != data.shape[:1]:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({len(data)},): one per row of data")
     seen = data if transform is None else transform(data[:4096], torch.Generator().manual_seed(seed))
     check_finite(check_state(seen, "data", shape=model.shape), "data")
     _check_scale(model, seen)

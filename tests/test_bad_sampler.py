@@ -231,10 +231,12 @@ def test_one_shared_stream_has_no_brownian_path():
     check(lambda: run.sample(2, seed=torch.Generator(), noise=BrownianPath), V, text)
 
 
-@pytest.mark.parametrize(("answer", "name"), [(None, "NoneType"), ((None, X), "tuple")], ids=["None", "tuple"])
+@pytest.mark.parametrize(
+    ("answer", "name"), [(None, "NoneType"), ((None, X), "tuple"), ((), "tuple")], ids=["None", "tuple", "empty"]
+)
 def test_a_network_that_answers_no_tensor_is_refused(answer, name):
     model = Network(lambda x, t: answer, VP, shape=(2,))
-    text = f"the network answered {name}, wanted a tensor of shape (1, 2), or one that comes first in a tuple"
+    text = f"the network answered {name}, wanted a tensor of shape (1, 2): "
     check(lambda: sampler(model=model).sample(1, seed=0), T, text)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
 LEAVES = {"_checks", "_linear", "_brownian", "_modules", "noise", "grids"}
-MODEL = {"_checks", "_linear", "_calls", "clocks", "sde", "predict", "denoiser", "clip"}
+MODEL = {"_checks", "_failure", "_linear", "_calls", "_process", "clocks", "sde", "predict", "denoiser", "clip"}
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
@@ -42,13 +42,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"_checks"},
     "classifier": {"_checks", "data"},
     # processes
-    "sde": {"_checks", "_linear"},
+    "_process": {"_checks"},
+    "_failure": {"_checks"},
+    "sde": {"_checks", "_linear", "_process"},
     "schedules": {"_checks", "sde"},
     "prior": {"_checks", "_linear", "sde"},
     # models of the score
     "clocks": {"_checks", "sde"},
     "predict": {"_checks", "_linear", "clocks", "sde"},
-    "denoiser": {"_checks", "_linear", "_calls", "_modules", "clocks", "sde", "predict"},
+    "denoiser": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict"},
     "clip": {"predict", "denoiser", "sde"},
     "guidance": MODEL,
     "analytic": MODEL,

@@ -217,7 +217,7 @@ def test_training_the_classifier_is_deterministic_and_leaves_the_global_random_s
         (
             lambda x, y: train_classifier(x, y.float()),
             TypeError,
-            r"labels must be integers, got torch.float32. Use labels",
+            r"labels must hold integers, the numbers of classes, got torch.float32. Use labels",
         ),
         (lambda x, y: train_classifier(x, y[:3]), ValueError, r"Wanted x \(N, 1, 8, 8\) and labels .* and \(3,\)"),
         (lambda x, y: train_classifier(x[:0], y[:0]), ValueError, r"with N >= 1, got \(0, 1, 8, 8\)"),

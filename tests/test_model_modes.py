@@ -188,7 +188,7 @@ def test_an_answer_may_hold_the_tensor_as_those_of_common_libraries_do(wrap):
     (
         lambda: answered(None),
         T,
-        "the network answered NoneType, wanted a tensor of shape (4, 2), or one that comes first",
+        "the network answered NoneType, wanted a tensor of shape (4, 2): is a return missing?",
     ),
     (lambda: answered(()), T, "the network answered tuple, wanted a tensor of shape (4, 2)"),
     (lambda: answered({"x": X, "y": X}), T, "the network answered dict of 'x', 'y', wanted a tensor"),

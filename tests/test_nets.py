@@ -119,7 +119,7 @@ def test_times_labels_and_dtypes_that_do_not_fit_are_refused(net):
     with pytest.raises(ValueError, match=r"label must have shape \(5,\), one per row of x, got \(4,\)"):
         net(x, t, label[:4])
     for wrong in (label.float(), label > 3):
-        with pytest.raises(TypeError, match=r"label must hold integers, got torch\..*Use label.long\(\)"):
+        with pytest.raises(TypeError, match=r"label must hold integers, the .* got torch\..*Use label.long\(\)"):
             net(x, t, wrong)
     with pytest.raises(TypeError, match=r"x is torch.float64 but the net holds torch.float32. Use x.to"):
         net(x.double(), t)

@@ -316,7 +316,12 @@ def test_a_transform_is_held_to_the_same():
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (torch.zeros(4), TypeError, r"labels must be integers 0, 1, ..., got torch.float32: use labels.long\(\)"),
+        (
+            torch.zeros(4),
+            TypeError,
+            r"labels must hold integers, the numbers of classes, got torch.float32. Use labels.long\(\)",
+        ),
+        (torch.rand(4), TypeError, "A continuous condition goes under another name, to a network that takes it"),
         (torch.zeros(3, dtype=torch.long), ValueError, r"labels have shape \(3,\), wanted \(4,\): one per row of data"),
         (torch.full((4,), 9), ValueError, "label must lie in 0..1"),
     ],

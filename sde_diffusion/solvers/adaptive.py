@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count, check_positive
+from sde_diffusion._checks import SolverError, check_count, check_positive, rows_in_words
 from sde_diffusion._linear import rows
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
@@ -97,6 +97,11 @@ class Walk:
         self.stuck = stuck if failed else None
         return accepted
 
+    def drop(self, rows: Tensor) -> None:
+        """Leaves rows `(B,)`, a mask, where they are; the others go on."""
+        self.active = self.active & ~rows
+        self.going = bool(self.active.any())
+
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:
     """A number or a verdict for each row, `(B,)`, shaped to stand beside the state; numbers in its dtype."""
@@ -147,7 +152,7 @@ class Adaptive(Solver):
 
     def walk(self, eq: Any, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> Walk:
         """The rows at the start of an interval."""
-        return Walk(x, (t.t, s.t), eq.stopped)
+        return Walk(x, (t.t, s.t), eq.idle)
 
     def begin(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> Tensor:
         """The first step of each row, `(B,)`: a hundredth of the interval, unless a subclass knows better."""
@@ -165,7 +170,7 @@ class Adaptive(Solver):
     def step(
         self, eq: Any, x: Tensor, t: Level, s: Level, state: Tensor | None, noise: NoiseSource
     ) -> tuple[Tensor, Tensor | None]:
-        if eq.stopped is not None and bool(eq.stopped.all()):
+        if (idle := eq.idle) is not None and bool(idle.all()):
             return x, state
         before, walk = eq.nfe, self.walk(eq, x, t, s, noise)
         known = self.first(eq, x, t)
@@ -193,12 +198,16 @@ class Adaptive(Solver):
         return x, walk.step
 
     def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
-        """Called with the mask `(B,)` of the rows whose step size went to zero; raises `SolverError`."""
+        """Called with the mask `(B,)` of the rows whose step size went to zero; raises `SolverError`, or loses them."""
+        if eq.counter.keep:
+            eq.counter.lose(stuck)
+            walk.drop(stuck)
+            return
         where = walk.clock(walk.at[stuck])[0].item()
         raise SolverError(
-            f"the step size went to zero at t = {where:g}, in {int(stuck.sum())} of {len(stuck)} rows: either the "
+            f"the step size went to zero at t = {where:g}, in {rows_in_words(stuck, eq.counter.first)}: either the "
             "network answered NaN or inf there, or it is too rough for rtol and atol, or alpha = 0 at the end and "
-            "its answer tells nothing of the data there"
+            "its answer tells nothing of the data there. To keep the other rows: nonfinite='keep'"
         )
 
     def settle(self, walk: Any, accepted: Tensor, x: Tensor) -> None:

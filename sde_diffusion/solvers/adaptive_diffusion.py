@@ -51,7 +51,7 @@ class _AdaptiveDPMSolver(Adaptive):
             time = eq.sde.time_of(lam).clamp(min(t.t, s.t), max(t.t, s.t))
             return torch.where(lam == s.lam, s.t, torch.where(lam == t.lam, t.t, time))
 
-        return Walk(x, (t.lam, s.lam), eq.stopped, clock)
+        return Walk(x, (t.lam, s.lam), eq.idle, clock)
 
     def begin(self, eq: GaussianReverseSDE, x: Tensor, known: Tensor, walk: Walk) -> Tensor:
         return torch.full_like(walk.at, 0.05)
@@ -274,7 +274,7 @@ class StochasticHeunEuler(Adaptive):
 
     def walk(self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> _Path:
         check_falling(s.t - t.t)
-        walk = _Path(x, (t.t, s.t), eq.stopped)
+        walk = _Path(x, (t.t, s.t), eq.idle)
         walk.path = Bridge(noise, walk, (t.t, s.t))
         return walk
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count, check_positive
-from sde_diffusion._linear import rows
+from sde_diffusion._checks import SolverError, check_count, check_positive, rows_in_words
+from sde_diffusion._linear import broken, rows
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
+from sde_diffusion.solvers.adaptive import per_row
 from sde_diffusion.solvers.base import Solver
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
@@ -40,11 +41,12 @@ class Torchdiffeq(Solver):
             `heun3`, `rk4`, one step per interval of the grid.
         rtol: Relative tolerance of an adaptive method.
         atol: Absolute tolerance of an adaptive method.
+        max_nfe: Evaluations allowed to an adaptive method, per interval. It cannot stop half way: more are an error.
 
     Raises:
         ImportError: torchdiffeq is not installed.
-        SolverError: An adaptive method whose step size went to zero.
-        ValueError: An unknown method or a tolerance that is not positive.
+        SolverError: An adaptive method whose step size went to zero, or that would take more than `max_nfe`.
+        ValueError: An unknown method, a tolerance that is not positive or `max_nfe < 1`.
 
     References:
         Chen, torchdiffeq, 2018.
@@ -53,6 +55,7 @@ class Torchdiffeq(Solver):
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
+    max_nfe: int = 10_000
     evaluations = None
     in_time = True
 
@@ -61,6 +64,7 @@ class Torchdiffeq(Solver):
             raise ValueError(f"method must be one of {', '.join(ADAPTIVE + FIXED)}, got {self.method!r}")
         check_positive(self.rtol, "rtol")
         check_positive(self.atol, "atol")
+        check_count(self.max_nfe, "max_nfe")
 
     @property
     def adaptive(self) -> bool:  # type: ignore[override]
@@ -77,25 +81,63 @@ class Torchdiffeq(Solver):
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         odeint = _import("torchdiffeq", "ode").odeint
-        ends = (t.t, s.t)
-        times = torch.tensor(ends, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
-
-        def velocity(time: Tensor, y: Tensor) -> Tensor:
-            # torchdiffeq hands the time over in the dtype of the state: the ends must not be missed by its rounding.
-            at = min(max(float(time), min(ends)), max(ends))
-            return eq.velocity(y, eq.level(at))
-
+        times = [t.t, s.t]
+        span = torch.tensor(times, dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
+        adaptive = self.method in ADAPTIVE
+        flow = _Flow(eq, times, self.max_nfe if adaptive else None)
         # Steps are constants of a gradient: torchdiffeq would differentiate them too, but the time only in part.
-        options = {"step_t": times[1:], "norm": _detached_rms} if self.method in ADAPTIVE else None
+        options = {"step_t": span[1:], "norm": _detached_rms} if adaptive else None
         try:
             with _at_home(x):
-                out = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+                out = odeint(
+                    flow, flow.start(x), span, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+                )
         except AssertionError as error:  # how torchdiffeq tells that its step size went to zero
-            raise SolverError(
-                f"torchdiffeq gave up between t = {t.t:g} and t = {s.t:g} after {eq.nfe} network evaluations "
-                f"({error}): either the network answered NaN or inf there, or it is too rough for the tolerances"
-            ) from error
+            raise flow.gave_up(error) from error
         return out[-1], None
+
+
+class _Flow:
+    """The velocity as torchdiffeq asks for it, counted, and what it was last asked."""
+
+    def __init__(self, eq: ODE, ends: list[float], max_nfe: int | None) -> None:
+        self.eq, self.ends, self.max_nfe, self.before = eq, ends, max_nfe, eq.nfe
+        self.last: tuple[float, Tensor, Tensor] | None = None
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state, with zeros in the rows that are lost: one norm spans the batch."""
+        return x if self.eq.idle is None else self._hold(x)
+
+    def _hold(self, y: Tensor) -> Tensor:
+        return torch.where(per_row(self.eq.idle, y), 0.0, y) if self.eq.idle is not None else y
+
+    def __call__(self, time: Tensor, y: Tensor) -> Tensor:
+        # torchdiffeq hands the time over in the dtype of the state: the ends must not be missed by its rounding.
+        eq, at = self.eq, min(max(float(time), min(self.ends)), max(self.ends))
+        if self.max_nfe is not None and eq.nfe - self.before >= self.max_nfe:
+            raise SolverError(
+                f"torchdiffeq has taken its max_nfe = {self.max_nfe} evaluations between t = {self.ends[0]:g} and t = "
+                f"{self.ends[1]:g}, and asks for more at t = {at:g}: the flow is too stiff or too rough for the "
+                "tolerances there. Raise max_nfe or the tolerances, step in the angle, Angle(Torchdiffeq()), or take "
+                "DormandPrince(), whose rows do not wait for each other"
+            )
+        v = eq.velocity(y, eq.level(at))
+        if eq.counter.keep:
+            eq.counter.lose(broken(v))
+            v = self._hold(v)
+        self.last = at, y.detach(), v.detach()
+        return v
+
+    def gave_up(self, error: AssertionError) -> SolverError:
+        """What to say when the step size went to zero."""
+        place = f"torchdiffeq gave up between t = {self.ends[0]:g} and t = {self.ends[1]:g} after {self.eq.nfe} network"
+        if self.last is not None and bool((bad := broken(self.last[1]) | broken(self.last[2])).any()):
+            return SolverError(
+                f"{place} evaluations: the network answered NaN or inf at t = {self.last[0]:g} in "
+                f"{rows_in_words(bad, self.eq.counter.first)}; call it on such a state to see. To keep the other rows: "
+                "nonfinite='keep'"
+            )
+        return SolverError(f"{place} evaluations ({error}): the flow is too rough for the tolerances there")
 
 
 def _detached_rms(y: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def data_gain(t: Level, s: Level) -> float:
 
 def check_order(order: object, allowed: Sequence[int], name: str) -> None:
     """Raises `ValueError` for an order that a method does not come in."""
-    if order not in allowed or isinstance(order, bool) or not isinstance(order, Integral):
+    if isinstance(order, bool) or not isinstance(order, Integral) or order not in allowed:
         raise ValueError(f"{name} has order {', '.join(map(str, allowed[:-1]))} or {allowed[-1]}, got {order!r}")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count
+from sde_diffusion._checks import SolverError, check_count, rows_in_words
 from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
@@ -111,10 +111,12 @@ class Reversible(Solver):
 
         slope = 1.0 if math.isnan(t.sigma) else math.hypot(t.alpha, t.sigma) / math.hypot(s.alpha, s.sigma)
         above, residual = inverse(down, x, guess, slope, self.max_calls)
-        if not float(residual.max()) <= ACCEPTED:
+        bad = ~(residual <= ACCEPTED)
+        if bool(bad.any()):
             raise SolverError(
                 f"the step of {self.inner!r} from t = {s.t:g} to t = {t.t:g} could not be inverted in {self.max_calls} "
-                f"calls (relative residual {float(residual.max()):.2g}): use more steps"
+                f"calls, in {rows_in_words(bad, eq.counter.first)} (relative residual {float(residual.max()):.2g}): "
+                "use more steps"
             )
         return above, None
 
