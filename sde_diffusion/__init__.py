@@ -2,6 +2,7 @@
 
 from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
+from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
 from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
@@ -27,6 +28,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "BrownianSDE",
+    "Clip",
     "CosineSDE",
     "Denoiser",
     "DiscreteVPSDE",

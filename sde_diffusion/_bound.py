@@ -13,10 +13,12 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_positive, check_real, check_state
 from sde_diffusion._linear import rows
-from sde_diffusion._request import has_rows, random_modules
+from sde_diffusion._modules import Evaluation
+from sde_diffusion._request import has_rows
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
+from sde_diffusion.predict import Prediction
 from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sde import GaussianSDE, Level
 
@@ -36,12 +38,6 @@ class Run:
         cond: dict[str, Any],
     ) -> None:
         one_of("form", form, "data", "noise")
-        random = random_modules(model)
-        if random:
-            raise ValueError(
-                f"the model is in training mode and holds {', '.join(random)}: it would be another one at every "
-                "evaluation. Call model.eval() first"
-            )
         if bins is not None and not isinstance(bins, Bins):
             raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
         if control is not None and not (0 <= check_real(control, "control") < math.inf):
@@ -49,6 +45,7 @@ class Run:
         self.v = None if bins is None else bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
         self.model, self.x0, self.form, self.cond, self.nfe = model, x0, form, cond, 0
+        self._mode = Evaluation(model)
         self.control = model.data_std / 4 if control is None else control
         self.streams = Streams(seed_list(seed, len(x0)), x0.shape[1:], x0.dtype, x0.device)
         self.stack = max(1, check_count(chunk, "chunk") // len(x0))
@@ -56,8 +53,8 @@ class Run:
     def slices(self, n: int) -> Tensor:
         """One uniform draw in each of `n` slices of `[0, 1)`, for each sample, shape `(n, B)`."""
         check_count(n, "levels")
-        u = [torch.rand(n, generator=g, dtype=torch.float64) for g in self.streams.generators]
-        return (torch.arange(n, dtype=torch.float64)[:, None] + torch.stack(u, 1)) / n
+        u = [torch.rand(n, generator=g, dtype=torch.float64, device="cpu") for g in self.streams.generators]
+        return (torch.arange(n, dtype=torch.float64, device="cpu")[:, None] + torch.stack(u, 1)) / n
 
     def expected(self, z: Tensor, at: Level) -> Tensor:
         r"""What to take from a square error of the data for its noise, shape `(B,)`: a control variate, of mean zero.
@@ -76,7 +73,7 @@ class Run:
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
-            answer = self.model.predict(at.alpha * x0 + at.sigma * z, at, **self._stacked(len(t)))
+            answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self._stacked(len(t)))
             miss = answer.data - x0 if self.form == "data" else answer.noise - z
             extra = self.expected(z, at)
             if self.form == "noise":
@@ -84,6 +81,11 @@ class Run:
             found.append(_wide(rows(miss).square().sum(1) - extra).reshape(t.shape))
         self.nfe += len(times) * self.model.cost
         return torch.cat(found)
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        """What the model answers in evaluation mode."""
+        with self._mode:
+            return self.model.predict(x, at, **cond)
 
     def _stacked(self, n: int) -> dict[str, Any]:
         def several(value: Any) -> Any:
@@ -112,7 +114,7 @@ class Decoder:
         x = at.alpha * run.x0 + at.sigma * noise
         if self.kind == "categorical" and self.bins is not None and run.v is not None:
             return -rows(categorical_log_prob(_wide(x) / at.alpha, at.sigma / at.alpha, run.v, self.bins)).sum(1)
-        mean = _wide(run.model.predict(x, at, **run.cond).data)
+        mean = _wide(run.predict(x, at, **run.cond).data)
         run.nfe += run.model.cost
         if self.bins is not None and run.v is not None:
             return -rows(discretised_gaussian_log_prob(mean, self.std, run.v, self.bins)).sum(1)
@@ -135,13 +137,13 @@ def weights(chain: Sequence[Level], variance: str, form: str) -> tuple[Tensor, T
                 )
             weight *= (t.sigma / t.alpha) ** 2
         out.append((weight, 0.5 * (ratio - 1 - math.log(ratio))))
-    return tuple(torch.tensor(out, dtype=torch.float64).T)
+    return tuple(torch.tensor(out, dtype=torch.float64, device="cpu").T)
 
 
 def proposal(chain: Sequence[Level], importance: bool) -> Tensor:
     """Probabilities of the steps, in proportion to their length in log-SNR if `importance`, shape `(T - 1,)`."""
     length = [min(s.lam - t.lam, 20.0) if importance else 1.0 for s, t in pairwise(chain)]
-    return torch.tensor(length, dtype=torch.float64) / sum(length)
+    return torch.tensor(length, dtype=torch.float64, device="cpu") / sum(length)
 
 
 def decoder_std_of(first: Level, second: Level, variance: str) -> float:
@@ -154,7 +156,11 @@ def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
     """KL of the noised data at the last level from the prior, both Gaussian, shape `(B,)`."""
     mean = at.alpha * _wide(x0)
     d = mean[0].numel()
-    std = sde._moments(at.t, mean)[1] if isinstance(sde, MatchedPrior) else torch.tensor(at.sigma, dtype=torch.float64)
+    std = (
+        sde._moments(at.t, mean)[1]
+        if isinstance(sde, MatchedPrior)
+        else torch.tensor(at.sigma, dtype=torch.float64, device="cpu")
+    )
     trace = float((at.sigma / std).square().sum()) * (d / std.numel())
     return 0.5 * trace - sde.prior_log_prob(mean, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
 

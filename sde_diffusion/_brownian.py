@@ -35,7 +35,7 @@ def path_at(keys: NDArray[np.uint64], shape: tuple[int, ...], place: float, dept
         depth: Halvings at most; the path is linear below.
     """
     cell = math.ceil(place) - 1 if place > 0 else math.floor(place)
-    start = integral = torch.zeros((len(keys), *shape), dtype=torch.float64)
+    start = integral = torch.zeros((len(keys), *shape), dtype=torch.float64, device="cpu")
     sign = 1.0 if cell > 0 else -1.0
     for k in range(cell) if cell > 0 else range(-1, cell - 1, -1):
         step, area = _normals(keys, shape, 0, [k])[0]

@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ZERO = torch.zeros(())
+_ZERO = torch.zeros((), device="cpu")
 
 
 def rows(x: Tensor) -> Tensor:
     """`(B, *)` as `(B, D)`; events of shape `()` too."""
     return x.reshape(len(x), -1)
+
+
+def as_float64(value: object) -> Tensor:
+    """A number, a list or a tensor in float64: a tensor where it is, all else on the CPU, whatever torch's defaults."""
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def broken(x: Tensor) -> Tensor:

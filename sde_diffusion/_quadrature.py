@@ -89,7 +89,7 @@ class _Grid:
         near = self.values * float((self.high - self.low).prod()) > tiny
         corner = ((samples - self.low) / ((self.high - self.low) / (k - 1))).floor().long().clamp(0, k - 2)
         near[tuple(corner.T)] = True
-        fine, every = torch.zeros([2 * k - 1] * d, dtype=torch.bool), (slice(None, None, 2),) * d
+        fine, every = torch.zeros([2 * k - 1] * d, dtype=torch.bool, device="cpu"), (slice(None, None, 2),) * d
         fine[every] = _grown(_grown(near))
         fine = _grown(fine)
         fine[every] = False
@@ -104,7 +104,9 @@ class _Grid:
 
 
 def _axes(low: Tensor, high: Tensor, k: int) -> list[Tensor]:
-    return [torch.linspace(float(a), float(b), k, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    return [
+        torch.linspace(float(a), float(b), k, dtype=torch.float64, device="cpu") for a, b in zip(low, high, strict=True)
+    ]
 
 
 def _grown(mask: Tensor) -> Tensor:

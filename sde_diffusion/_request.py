@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import grids
+from sde_diffusion._modules import unbound
 from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
@@ -24,41 +26,35 @@ Seed = int | Sequence[int] | torch.Generator | None
 
 def as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Callable[..., Tensor]:
     """The denoiser behind the `score` argument, or the bare score function of a general SDE."""
-    if isinstance(score, Denoiser):
-        if not isinstance(sde, GaussianSDE):
+    if not isinstance(sde, GaussianSDE):
+        if isinstance(score, Denoiser):
             raise TypeError(f"a Denoiser works on a GaussianSDE; for {type(sde).__name__} give a function score(x, t)")
+        return _callable(score)
+    score = unbound(score)
+    if isinstance(score, MethodType) and isinstance(score.__self__, Denoiser) and score.__name__ == "score":
+        score = score.__self__  # who knows more than its score
+    if isinstance(score, Denoiser):
         if score.sde.process != sde.process:
             raise ValueError(
                 f"the denoiser was made for {score.sde!r}, not for {sde!r}: hand over model.on(sde), "
                 "which asks the same network at the same log-SNR"
             )
         return score
+    raw = unbound(score.func) if isinstance(score, partial) else score
+    if isinstance(raw, nn.Module):
+        name = type(raw).__name__
+        raise TypeError(
+            f"{name} is a network that is no Denoiser, and may answer the noise, the data or a velocity: say which, "
+            "Network(net, sde, predict.noise), with predict.data, velocity, v, edm or, if it is the score indeed, "
+            "predict.score"
+        )
+    return FromScore(_callable(score), sde)
+
+
+def _callable(score: Any) -> Callable[..., Tensor]:
     if not callable(score):
         raise TypeError(f"score must be a Denoiser or a function score(x, t), got {score!r}")
-    return FromScore(score, sde) if isinstance(sde, GaussianSDE) else score
-
-
-def home(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of the first floating parameter or buffer, or torch's defaults."""
-    if isinstance(model, nn.Module):
-        for p in (*model.parameters(), *model.buffers()):
-            if p.is_floating_point():
-                return (torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype), p.device
-    return torch.get_default_dtype(), torch.get_default_device()
-
-
-def random_modules(model: object) -> list[str]:
-    """Names of the modules of a model that answer with fresh randomness, or by their batch, as it is in training."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm, nn.RReLU)
-    dropping = (nn.RNNBase, nn.MultiheadAttention)
-    return sorted(
-        {
-            type(m).__name__
-            for m in modules
-            if m.training and (isinstance(m, random) or (isinstance(m, dropping) and m.dropout > 0))
-        }
-    )
+    return cast("Callable[..., Tensor]", score)
 
 
 def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:

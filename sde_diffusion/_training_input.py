@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import predict
 from sde_diffusion._checks import check_finite, check_state
+from sde_diffusion._modules import modules_behind
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.ema import Decay, horizon
 
@@ -33,7 +34,13 @@ def device_of(model: nn.Module) -> torch.device:
     for p in model.parameters():
         if p.requires_grad:
             return p.device
-    raise ValueError("the model has no parameters to train: wrap your network, Network(net, sde, predict.edm)")
+    fix = "wrap your network, Network(net, sde, predict.edm)"
+    for name in [type(module).__name__ for module in modules_behind(model) if module is not model]:
+        fix = (
+            f"it is a function around a {name}, which a copy of it would not own. Hand over the {name} itself; it may "
+            "answer a tuple, or what has the tensor as .sample"
+        )
+    raise ValueError(f"the model has no parameters to train: {fix}")
 
 
 def check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: Transform | None, seed: int) -> None:

@@ -137,7 +137,9 @@ class GaussianMixture(Denoiser):
         """`n` draws of the data, shape `(n, *)`."""
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         k = torch.multinomial(self.log_weights.exp().cpu(), check_count(n, "n"), replacement=True, generator=generator)
-        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype).to(self.means.device)
+        z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device="cpu").to(
+            self.means.device
+        )
         z = z * self.spread[k].sqrt()
         if self.basis is not None:
             z = torch.einsum("bij,bj->bi", self.basis[k], z)
@@ -155,7 +157,9 @@ class Gaussian(GaussianMixture):
 
     def __init__(self, sde: GaussianSDE, mean: Tensor, covariance: Tensor | float) -> None:
         spread = torch.as_tensor(covariance, dtype=mean.dtype, device=mean.device)
-        super().__init__(sde, torch.ones(1, dtype=mean.dtype), mean[None], spread[None] if spread.ndim else spread)
+        super().__init__(
+            sde, torch.ones(1, dtype=mean.dtype, device="cpu"), mean[None], spread[None] if spread.ndim else spread
+        )
 
     def flow(self, x: Tensor, t: float, s: float) -> Tensor:
         r"""The probability flow from `t` to `s`, exactly.
@@ -197,5 +201,5 @@ def _column(value: Scalar) -> Scalar:
 
 def isotropic_mixture(sde: GaussianSDE, means: Sequence[Sequence[float]], std: float) -> GaussianMixture:
     """A mixture of equal round components, in float64: the standard small example."""
-    centres = torch.tensor(means, dtype=torch.float64)
-    return GaussianMixture(sde, torch.ones(len(centres), dtype=torch.float64), centres, std**2)
+    centres = torch.tensor(means, dtype=torch.float64, device="cpu")
+    return GaussianMixture(sde, torch.ones(len(centres), dtype=torch.float64, device="cpu"), centres, std**2)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks, predict
-from sde_diffusion._checks import check_answer, check_callable, check_shape, check_state
+from sde_diffusion._calls import Caller
+from sde_diffusion._checks import SolverError, check_answer, check_callable, check_shape, check_state
 from sde_diffusion._failure import explained, half_of
-from sde_diffusion._linear import scale
+from sde_diffusion._linear import as_float64, scale
+from sde_diffusion._modules import owned, unbound
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
@@ -80,7 +82,10 @@ class Network(Denoiser):
     """A network with a declared parametrisation and clock.
 
     Args:
-        net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`.
+        net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`,
+            alone, first in a tuple, or as what is called `sample`. Hand over the module itself, not a function around
+            it: of one that a function hides, the mode, dtype and device are found, but its parameters not trained, and
+            randomness that a function draws by itself has no mode.
         sde: The process it is (to be) trained under.
         kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
         clock: What it is told of the time, a function from `clocks` or its name. By default what the net declares in
@@ -103,7 +108,7 @@ class Network(Denoiser):
 
     def __init__(
         self,
-        net: Callable[..., Tensor],
+        net: Callable[..., Any],
         sde: GaussianSDE,
         kind: Parametrisation = predict.noise,
         *,
@@ -120,9 +125,10 @@ class Network(Denoiser):
             raise TypeError(f"kind must be one of predict.noise, data, score, velocity, v, edm, got {_said(kind)}")
         check_callable(net, "net", "a network or a function net(x, t)")
         check_process(sde)
-        self.net, self.sde, self.kind = net, sde, kind
+        self.net, self.sde, self.kind = unbound(net), sde, kind
+        self.module = owned(self.net)  # of a bound method or a partial: so that it is trained, moved and saved
         self._half: torch.dtype | None = None
-        wish = getattr(net, "clock", None)
+        wish = getattr(self.net, "clock", None)
         wanted = clocks.named(wish) if isinstance(wish, str) else None
         if clock is None:
             self.tell(wanted or kind.clock)
@@ -132,6 +138,7 @@ class Network(Denoiser):
                 clocks.check_order_one(self.clock, self.sde.levels([sde.t_min, sde.t_max]), type(net).__name__)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
+        self._call = Caller()
 
     def tell(self, clock: Clock) -> None:
         """Sets what the network is told of the time, unchecked: for one that was trained so, however unwise it was."""
@@ -155,48 +162,51 @@ class Network(Denoiser):
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         _, told, factor, _ = plan
-        if isinstance(told, Tensor):
-            time = told.reshape(-1).to(x.device, x.dtype).expand(len(x))
+        if isinstance(told, Tensor):  # a copy, which the network may write to
+            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(len(x))
         else:
             time = x.new_full((len(x),), told)
         if self._integer:
             time = time.long()
-        given = _scaled(x, factor)
-        try:  # straight to the network: another frame would be felt in a cheap step
-            f = self.net(given, time, **cond) if self._half is None else self._call(given, time, cond)
+        given = x if factor.__class__ is float and factor == 1.0 else _scaled(x, factor)
+        try:
+            f = self._call(self.net if self._half is None else self._in_half, x, given, time, cond)
+        except SolverError:
+            raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            f = self._after(error, given, time, cond)
-        if not isinstance(f, Tensor) or f.dtype != x.dtype or f.shape != x.shape:
+            f = self._after(error, x, given, time, cond)
+        if f.dtype != x.dtype or f.shape != x.shape:
             f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
         return f
 
-    def _call(self, given: Tensor, time: Tensor, cond: dict[str, object]) -> Any:
-        """The answer of the network as it is. One in half precision is handed the state in its own dtype.
+    def _in_half(self, given: Tensor, time: Tensor, **cond: object) -> Any:
+        """The answer of a network in half precision, which is handed the state in its own dtype.
 
         The time stays in that of the state: half precision would round it.
         """
-        if self._half is not None and next(self.parameters()).dtype != self._half:  # converted since
+        if next(self.parameters()).dtype != self._half:  # converted since
             self._half = half_of(self)
         return self.net(given if self._half is None else given.to(self._half), time, **cond)
 
-    def _after(self, error: Exception, given: Tensor, time: Tensor, cond: dict[str, object]) -> Any:
+    def _after(self, error: Exception, x: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> Tensor:
         """The answer to the state in half precision, where that was the matter; else raises what was."""
         half = half_of(self)
         if half == self._half:
             raise explained(error, self, given, time, cond) from error
         self._half = half  # found out when it fails, as a network may be converted at any time
         try:
-            return self._call(given, time, cond)
+            return self._call(self.net if half is None else self._in_half, x, given, time, cond)
         except (RuntimeError, TypeError, ValueError, IndexError) as again:
             raise explained(again, self, given, time, cond) from again
 
     def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
         """Raises `TypeError` if an answer without a graph does depend on the state."""
         with torch.no_grad():
-            other = check_answer(self._call(given + 0.01 * (1 + given.abs()), time, cond), given, "the network")
-        if not torch.equal(f, other):
+            moved = given + 0.01 * (1 + given.abs())
+            other = self._call(self.net if self._half is None else self._in_half, moved, moved, time, cond)
+        if not torch.equal(f, other.to(f.dtype)):
             raise TypeError(
                 "the answer of the network has no graph back to the state: it runs under torch.no_grad, detaches, or "
                 "leaves torch. Take that out of it: a gradient, or the divergence of a likelihood, would be wrong"
@@ -279,7 +289,9 @@ class On(Denoiser):
         own = self.sde.levels(times)
         if not own:
             return []
-        base = self.inner.levels(self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64)).tolist())
+        base = self.inner.levels(
+            self._base_times(torch.tensor([at.lam for at in own], dtype=torch.float64, device="cpu")).tolist()
+        )
         return [replace(at, plan=_Mapped(self, b, _ratio(at, b))) for at, b in zip(own, base, strict=True)]
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -289,7 +301,8 @@ class On(Denoiser):
     def _plan(self, x: Tensor, at: Level) -> _Mapped:
         """The level of equal log-SNR of the inner SDE, and the factor between the states, for times per sample."""
         wide = x.to(torch.float64) if x.device.type != "mps" else x
-        times = self._base_times(torch.as_tensor(at.lam, dtype=wide.dtype)).reshape(-1)
+        lam = at.lam if isinstance(at.lam, Tensor) else as_float64(at.lam)
+        times = self._base_times(lam.to(wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
 

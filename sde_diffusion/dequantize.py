@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_positive
-from sde_diffusion._linear import rows
+from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.bins import Bins, categorical_log_prob
 from sde_diffusion.noise import Streams, seed_list
 
@@ -223,9 +223,9 @@ def rescaled(log_prob: LogDensity, mean: float | Tensor, std: float | Tensor) ->
     """
 
     def of_x(x: Tensor) -> Tensor:
-        scale = torch.as_tensor(std, dtype=torch.float64)
+        scale = as_float64(std)
         jacobian = float(torch.log(scale).sum()) * (x[0].numel() / scale.numel())
-        return log_prob((x - torch.as_tensor(mean, dtype=torch.float64).to(x)) / scale.to(x)) - jacobian
+        return log_prob((x - as_float64(mean).to(x)) / scale.to(x)) - jacobian
 
     return of_x
 

@@ -265,7 +265,7 @@ def _load_forward_mode() -> None:
     """Has torch load its forward-mode rules, which it warns of itself (2.13: `torch.jit.script` is deprecated)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.tanh, (torch.zeros(1),), (torch.ones(1),))
+        torch.func.jvp(torch.tanh, (torch.zeros(1, device="cpu"),), (torch.ones(1, device="cpu"),))
 
 
 def _jvp(field: Field, x: Tensor, z: Tensor) -> Tensor:

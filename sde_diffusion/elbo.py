@@ -173,8 +173,8 @@ def elbo(
     chain = sde.levels(grid)
     run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     weight, constant = weights(chain, variance, form)
-    above, n = torch.tensor(grid[1:], dtype=torch.float64), len(weight)
-    every = torch.arange(n)[:, None].expand(n, len(x0))
+    above, n = torch.tensor(grid[1:], dtype=torch.float64, device="cpu"), len(weight)
+    every = torch.arange(n, device="cpu")[:, None].expand(n, len(x0))
     p = proposal(chain, importance)
 
     def transitions() -> tuple[Tensor, Tensor]:
@@ -243,7 +243,7 @@ def continuous_elbo(
     last, first = sde.levels(_span(sde, lam))
     run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
     width = (first.lam - last.lam) / check_count(levels, "levels")
-    every = torch.arange(levels)[:, None].expand(levels, len(x0))
+    every = torch.arange(levels, device="cpu")[:, None].expand(levels, len(x0))
 
     def transitions() -> tuple[Tensor, Tensor]:
         at = first.lam - width * levels * run.slices(levels)
@@ -263,7 +263,7 @@ def _collect(
     draws: int,
 ) -> Elbo:
     """Averages `draws` draws of the transitions, independent summands with their columns, and of the reconstruction."""
-    found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64)
+    found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64, device="cpu")
     for _ in range(check_count(draws, "draws")):
         values, columns = transitions()
         total.scatter_add_(0, columns, values)
@@ -298,7 +298,7 @@ def _process(model: Denoiser, sde: GaussianSDE | None) -> tuple[GaussianSDE, Den
 
 def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
     """The last and the first time of a range of half log-SNR, by default that of the SDE."""
-    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     low, high = ends.tolist()
     if lam is not None:
         if len(check_reals(lam, "lam")) != 2:
@@ -311,5 +311,5 @@ def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
         raise ValueError(
             f"the log-SNR is infinite at t_max of {sde!r}: give a range lam=(low, {high:.3g}), or a smaller t_max"
         )
-    times = sde.time_of(torch.tensor([low, high], dtype=torch.float64))
+    times = sde.time_of(torch.tensor([low, high], dtype=torch.float64, device="cpu"))
     return times.clamp(sde.t_min, sde.t_max).tolist()

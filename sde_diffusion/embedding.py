@@ -149,7 +149,7 @@ def fixed_normal(*shape: int) -> Tensor:
     """The same standard normal draws every time, whatever the global random state and the default device."""
     device = torch.get_default_device()
     if device.type == "meta":
-        return torch.empty(*shape)
+        return torch.empty(*shape, device=device)
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 

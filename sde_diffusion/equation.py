@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion._calls import Caller
 from sde_diffusion._checks import check_answer
 from sde_diffusion._linear import broken
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.predict import Prediction, held
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 
@@ -56,11 +57,15 @@ class Counter:
 
 
 class Tables:
-    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views."""
+    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views.
 
-    __slots__ = ("by_lam", "by_time", "rows", "views")
+    And `call`, which knows the habits of the model.
+    """
+
+    __slots__ = ("by_lam", "by_time", "call", "rows", "views")
 
     def __init__(self) -> None:
+        self.call = Caller("score")
         self.by_time: dict[float, Level] = {}
         self.by_lam: dict[float, Level] = {}
         self.rows: dict[Hashable, Any] = {}
@@ -178,8 +183,11 @@ class ReverseSDE(ODE):
     def score(self, x: Tensor, t: Level) -> Tensor:
         r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
         self.counter.n += 1
-        times = torch.as_tensor(t.t, dtype=x.dtype, device=x.device).reshape(-1).expand(x.shape[0])
-        return check_answer(self._score(x, times, **self.cond), x, "the score")
+        if isinstance(t.t, Tensor):
+            times = t.t.reshape(-1).to(x.device, x.dtype, copy=True).expand(x.shape[0])
+        else:
+            times = x.new_full((x.shape[0],), t.t)
+        return check_answer(self.tables.call(self._score, x, x, times, self.cond), x, "the score")
 
     def diffusion(self, t: Level) -> Scalar:
         """$g(t)$: a float, or a tensor that broadcasts against the state."""
@@ -188,7 +196,7 @@ class ReverseSDE(ODE):
     def reverse_drift(self, x: Tensor, t: Level, eta: float = 1.0) -> Tensor:
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
         time = _as_tensor(t.t)
-        g = torch.as_tensor(self.sde.diffusion(time))
+        g = _as_tensor(self.sde.diffusion(time))
         f = check_answer(self.sde.drift(x, time), x, "the drift")
         return f - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
@@ -218,6 +226,7 @@ class GaussianReverseSDE(ReverseSDE):
     ) -> None:
         super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
+        self._looks_after_itself = isinstance(denoiser, Network)
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
@@ -226,7 +235,9 @@ class GaussianReverseSDE(ReverseSDE):
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
         self.counter.n += self.denoiser.cost
-        answer = self.denoiser.predict(x, t, **self.cond)
+        if self._looks_after_itself:
+            return self.denoiser.predict(x, t, **self.cond)
+        answer = self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
         return answer if type(answer) is Prediction and answer._c is not None else held(answer, x)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
@@ -245,7 +256,7 @@ class GaussianReverseSDE(ReverseSDE):
         wanted, table = list(lams), self.tables.by_lam
         missing = [v for v in dict.fromkeys(wanted) if v not in table]
         if missing:
-            times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64)).tolist()
+            times = self.sde.time_of(torch.tensor(missing, dtype=torch.float64, device="cpu")).tolist()
             table.update(zip(missing, self.compute_levels(times), strict=True))
         return [table[v] for v in wanted]
 
@@ -286,4 +297,4 @@ class GaussianReverseSDE(ReverseSDE):
 
 def _as_tensor(t: float | Tensor) -> Tensor:
     """A time as a tensor, in float64 unless it came as one."""
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from sde_diffusion._checks import SolverError, check_real
 from sde_diffusion._linear import rows
-from sde_diffusion._request import random_modules
+from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, Network, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, allowance, innermost, wide
+from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, allowance, core, innermost, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
@@ -159,16 +159,6 @@ def check_solver(solver: Solver, what: str) -> Solver:
     return inner
 
 
-def check_eval(model: object) -> None:
-    """Raises `ValueError` if a network would answer with fresh randomness, or by its batch, at every call."""
-    found = random_modules(model)
-    if found:
-        raise ValueError(
-            f"the model is in training mode and holds {', '.join(found)}: its velocity would be another at every call, "
-            "or depend on the batch, and has no density. Call model.eval() first"
-        )
-
-
 def general_route(sampler: SDESampler) -> Route:
     """The route of a general SDE, in `t`."""
     sde: SDE = sampler.sde
@@ -234,14 +224,16 @@ def _beyond(view: On, level: float, low: float, top: float, high: float, whole: 
             f"the sampler starts at noise level {top:.6g}, but the model was made for {inner.sde!r}, whose largest is "
             f"{high:.6g}: choose t_max of the sampler inside"
         )
-    if isinstance(inner, Network) and whole:
-        inner.kind.coefficients(inner.sde.levels([inner.sde.t_max])[0])  # some tell nothing of the data there
+    net = core(inner)
+    if isinstance(net, Network) and whole:
+        net.kind.coefficients(inner.sde.levels([inner.sde.t_max])[0])  # some tell nothing of the data there
     if level >= low * (1 - SLACK):
         return view
-    if isinstance(inner, Network) and isinstance(inner.kind, Data):
+    if isinstance(inner, Clip) or (isinstance(net, Network) and isinstance(net.kind, Data)):
+        fix = "without Clip" if isinstance(inner, Clip) else "or train predict.velocity, predict.v or predict.edm"
         raise ValueError(
             f"level={level:g} lies below {low:.6g}, the smallest that the network was trained on, and a data "
-            "prediction is divided by it: start at the smallest, or train predict.velocity, predict.v or predict.edm"
+            f"prediction is divided by it: start at the smallest, {fix}"
         )
     warnings.warn(
         f"the integration starts at noise level {level:.6g}, but the model was made for {inner.sde!r}, whose smallest "

@@ -24,7 +24,7 @@ Grid = Callable[[Any, int], Tensor]
 
 def uniform(sde: SDE, steps: int) -> Tensor:
     r"""Uniform in `t`: $t_i = t_{max} + \tfrac iN (t_{min} - t_{max})$. Any SDE."""
-    return torch.linspace(sde.t_max, sde.t_min, check_count(steps, "steps") + 1, dtype=torch.float64)
+    return torch.linspace(sde.t_max, sde.t_min, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
 
 
 def quadratic(sde: SDE, steps: int) -> Tensor:
@@ -33,7 +33,7 @@ def quadratic(sde: SDE, steps: int) -> Tensor:
     References:
         Song et al., Denoising Diffusion Implicit Models, 2021 (the quadratic subsequence).
     """
-    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
     times = sde.t_min + (sde.t_max - sde.t_min) * u * u
     times[0] = sde.t_max
     return times
@@ -56,7 +56,7 @@ def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:
     check_positive(rho, "rho")
     high, low = _ends(sde, "karras")
     a, b = math.exp(-high / rho), math.exp(-low / rho)
-    u = torch.linspace(0.0, 1.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(0.0, 1.0, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
     return _at(sde, -rho * torch.log(b + u * (a - b)))
 
 
@@ -70,7 +70,7 @@ def log_snr(sde: SDE, steps: int) -> Tensor:
         Lu et al., DPM-Solver, 2022 (Appendix D.4).
     """
     high, low = _ends(sde, "log_snr")
-    return _at(sde, torch.linspace(low, high, check_count(steps, "steps") + 1, dtype=torch.float64))
+    return _at(sde, torch.linspace(low, high, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu"))
 
 
 def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Tensor:
@@ -86,9 +86,9 @@ def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Te
     """
     check_positive(power, "power")
     check_positive(data_std, "data_std")
-    ends = _gaussian(sde, "angle").half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+    ends = _gaussian(sde, "angle").half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
     top, bottom = torch.atan(torch.exp(-ends) / data_std).tolist()
-    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64)
+    u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
     return _at(sde, -torch.log(data_std * torch.tan(bottom + (top - bottom) * u**power)))
 
 
@@ -124,7 +124,7 @@ def leading(sde: SDE, steps: int, offset: int = 0) -> Tensor:
     room = levels - 1 - levels // n * (n - 1)
     if not (float(offset).is_integer() and 0 <= offset <= room):
         raise ValueError(f"offset must be an integer in [0, {room}] for {n} of {levels} levels, got {offset!r}")
-    return int(offset) + (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64)
+    return int(offset) + (levels // n) * torch.arange(n - 1, -1, -1, dtype=torch.float64, device="cpu")
 
 
 def trailing(sde: SDE, steps: int) -> Tensor:
@@ -137,7 +137,7 @@ def trailing(sde: SDE, steps: int) -> Tensor:
     """
     levels, n = _levels_of(sde, steps, "trailing")
     gap = (levels - levels / n) - levels  # as arange has it, so that halves are rounded alike
-    return torch.tensor([round(levels + i * gap) - 1 for i in range(n)], dtype=torch.float64)
+    return torch.tensor([round(levels + i * gap) - 1 for i in range(n)], dtype=torch.float64, device="cpu")
 
 
 def linspace(sde: SDE, steps: int) -> Tensor:
@@ -150,7 +150,9 @@ def linspace(sde: SDE, steps: int) -> Tensor:
     """
     levels, n = _levels_of(sde, steps, "linspace")
     gap = (levels - 1) / (n - 1)
-    return torch.tensor([levels - 1.0, *(round(i * gap) for i in range(n - 2, -1, -1))], dtype=torch.float64)
+    return torch.tensor(
+        [levels - 1.0, *(round(i * gap) for i in range(n - 2, -1, -1))], dtype=torch.float64, device="cpu"
+    )
 
 
 def integers(sde: SDE, steps: int | None = None) -> Tensor:
@@ -160,7 +162,7 @@ def integers(sde: SDE, steps: int | None = None) -> Tensor:
         raise ValueError(
             f"integers visits all {levels} levels in {levels - 1} steps, got steps={steps}: use leading or trailing"
         )
-    return torch.arange(levels - 1, -1, -1, dtype=torch.float64)
+    return torch.arange(levels - 1, -1, -1, dtype=torch.float64, device="cpu")
 
 
 def _gaussian(sde: SDE, name: str) -> GaussianSDE:
@@ -173,7 +175,7 @@ def _gaussian(sde: SDE, name: str) -> GaussianSDE:
 
 def _ends(sde: SDE, name: str) -> tuple[float, float]:
     """Half log-SNR at `t_min` and at `t_max`, both finite."""
-    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")
     high, low = _gaussian(sde, name).half_log_snr(ends).tolist()
     if not (math.isfinite(high) and math.isfinite(low)):
         raise ValueError(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import Chunk
 from sde_diffusion.budget import LogProb
 from sde_diffusion.divergence import Trace
@@ -27,7 +28,6 @@ from sde_diffusion.flow_density import (
     Part,
     Route,
     arrivals,
-    check_eval,
     check_solver,
     gaussian_route,
     general_route,
@@ -99,15 +99,13 @@ def sample_with_log_prob(
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE.
-        ValueError: A network in training mode that is random there, or a general SDE whose grid starts elsewhere than
-            its prior.
+        ValueError: A general SDE whose grid starts elsewhere than its prior.
     """
     inner = check_solver(sampler.solver, "sample(return_log_prob=True)")
-    check_eval(sampler.model)
     route, grid = _way(sampler)
     trace = choose_trace(trace, sampler.model, x_T)
     probes = trace.probes(seeds, x_T[0].numel(), x_T)
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
         x_T = x_T.clone() if x_T.is_inference() else x_T
         ode = LogDensityODE(route.equation(cond), x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
         ode.counter.first = before

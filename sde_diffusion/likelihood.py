@@ -37,23 +37,23 @@ from sde_diffusion._checks import (
     check_step_count,
 )
 from sde_diffusion._checks import conditions as as_conditions
+from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Network
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
     LikelihoodWarning,
     Part,
     Route,
     adapts,
-    check_eval,
     check_solver,
     gaussian_route,
     general_route,
     solve,
     solve_again,
 )
-from sde_diffusion.log_density import innermost
+from sde_diffusion.log_density import core
 from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
@@ -111,8 +111,7 @@ def log_prob(
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
-        ValueError: Empty or non-finite data, another event shape, a network in training mode that is random there, a
-            level out of range.
+        ValueError: Empty or non-finite data, another event shape, or a level out of range.
 
     Warns:
         LikelihoodWarning: Rows that did not arrive, or a level that the model was not trained on.
@@ -129,13 +128,12 @@ def log_prob(
     for name, flag in (("correct", correct), ("solver_error", solver_error), ("grad", grad)):
         check_flag(flag, name)
     given = as_conditions(cond, conditions)
-    check_eval(sampler.model)
     size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
     if solver is None and steps is None and told_an_index(sampler.model):
         steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     seeds = seed_list(seed, len(x0))
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
         x, given = _ordinary(x0), {name: _ordinary(value) for name, value in given.items()}
         route = _route(sampler, level, whole, data_std, correct)
         grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
@@ -208,7 +206,7 @@ def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
 
 def told_an_index(model: object) -> bool:
     """Whether a model is a network that is told the index of a noise level."""
-    inner = innermost(model) if isinstance(model, Denoiser) else None
+    inner = core(model)
     return isinstance(inner, Network) and isinstance(inner.clock, clocks.Index)
 
 

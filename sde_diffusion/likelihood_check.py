@@ -19,10 +19,10 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._linear import rows
+from sde_diffusion._modules import Evaluation
 from sde_diffusion._quadrature import BUDGET, POINTS, integral
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.budget import LogProb
-from sde_diffusion.flow_density import check_eval
 from sde_diffusion.likelihood import LikelihoodWarning, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.prior import MatchedPrior
@@ -62,8 +62,7 @@ def check_likelihood(
 
     Raises:
         TypeError: Not a sampler, integer or half-precision data, or a model that needs conditions and got none.
-        ValueError: Data that are empty, not finite, a single row, or that the model cannot be asked about; `n` below 1;
-            a network in training mode that is random there.
+        ValueError: Data that are empty, not finite, a single row, or that the model cannot be asked about; `n` below 1.
 
     Example:
         >>> print(check_likelihood(SDESampler(sde, model), x0))
@@ -116,7 +115,8 @@ def check_likelihood(
 
     @cache
     def slopes() -> tuple[float, float]:
-        return _derivatives(sampler, x[:n], seed, given)
+        with Evaluation(sampler.model):
+            return _derivatives(sampler, x[:n], seed, given)
 
     found.at_most(
         "divergence against differences of the velocity, less the error of these, relative",
@@ -162,11 +162,11 @@ class _Given:
 
     def rows(self, n: int) -> dict[str, Any]:
         """Conditions of `n` rows, in turn."""
-        return self._take(torch.arange(n) % self.size)
+        return self._take(torch.arange(n, device="cpu") % self.size)
 
     def first(self, n: int) -> dict[str, Any]:
         """The first condition, `n` times."""
-        return self._take(torch.zeros(n, dtype=torch.long))
+        return self._take(torch.zeros(n, dtype=torch.long, device="cpu"))
 
     def _take(self, index: Tensor) -> dict[str, Any]:
         return {
@@ -194,7 +194,6 @@ def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> 
                 f"x0 is one sample, of shape {tuple(x0.shape)}, wanted at least two, for their mean and standard "
                 "deviation: give more data, or leave x0 out and samples are drawn"
             )
-    check_eval(sampler.model)
 
 
 def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: int) -> None:
@@ -202,7 +201,7 @@ def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: i
     y = sampler.draw_prior(2, [seed, seed + 1], Streams) if x0 is None else x0[:2]
     eq = sampler.equation(given.rows(2))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Evaluation(sampler.model):
             eq.velocity(y, eq.level(sampler.times[len(sampler.times) // 2]))
     except Exception as error:  # the model may raise anything
         told = ", ".join(given.cond) or "no conditions"
@@ -265,7 +264,7 @@ def _round_trip(sampler: SDESampler, x: Tensor, n: int, seed: int, given: _Given
 
 def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype).to(x.device)
+    z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     sde = sampler.sde
     return sde.prior(z, sampler.times[0]) if isinstance(sde, GaussianSDE) else sde.prior(z)
 
@@ -280,7 +279,7 @@ def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tu
         The largest deviation less the error of the differences, and that error in the median row.
     """
     generator = torch.Generator().manual_seed(seed)
-    eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     low, high = sampler.times[-1], sampler.times[0]
     worst, unknown = 0.0, 0.0
     eq = sampler.equation(given.rows(len(x)))
@@ -342,7 +341,7 @@ def _twin(sde: GaussianSDE, x: Tensor) -> SDESampler:
     mean, std = x.double().mean(0), x.double().std(0) + 1e-3
     means = torch.stack([mean - 0.8 * std, mean + 0.8 * std])
     variances = (torch.stack([0.5 * std, 0.7 * std])).square()
-    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    weights = torch.tensor([0.4, 0.6], dtype=torch.float64, device="cpu")
     return SDESampler(sde, GaussianMixture(sde, weights, means.cpu(), variances.cpu()))
 
 
@@ -363,9 +362,9 @@ def _latents(sampler: SDESampler, x: Tensor, given: _Given) -> float:
     if isinstance(sde, GaussianSDE) and not found.whole:
         latent = latent / float(sde.levels([sampler.times[0]])[0].sigma)
     norm2, _ = rows(latent).square().sum(1).sort()
-    n, half = len(norm2), torch.tensor(latent[0].numel() / 2, dtype=torch.float64)
+    n, half = len(norm2), torch.tensor(latent[0].numel() / 2, dtype=torch.float64, device="cpu")
     below = torch.special.gammainc(half, norm2.cpu() / 2)
-    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    steps = torch.arange(n + 1, dtype=torch.float64, device="cpu") / n
     return float(torch.maximum(below - steps[:-1], steps[1:] - below).max()) * math.sqrt(n)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._linear import rows
+from sde_diffusion.clip import Clip
 from sde_diffusion.denoiser import Denoiser, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE
@@ -96,7 +97,9 @@ class LogDensityODE(ODE):
         self.counter.n = before + (self.counter.n - before) // calls  # forward mode calls it more than once
         out = torch.cat([rows(v).to(x), div.to(x)], dim=1)
         bad = ~torch.isfinite(out.detach()).all(dim=1)
-        failed = self.fail(bad, t.t if isinstance(t.t, Tensor) else torch.tensor(t.t, dtype=torch.float64))
+        failed = self.fail(
+            bad, t.t if isinstance(t.t, Tensor) else torch.tensor(t.t, dtype=torch.float64, device="cpu")
+        )
         out = torch.where(failed[:, None], torch.zeros_like(out), out)
         if self.first is None:
             self.first = out
@@ -210,5 +213,12 @@ class Beyond(On):
 def innermost(model: Denoiser) -> Denoiser:
     """The model behind all views of it."""
     while isinstance(model, On):
+        model = model.inner
+    return model
+
+
+def core(model: object) -> object:
+    """What is asked in the end, behind all views and clips."""
+    while isinstance(model, On | Clip):
         model = model.inner
     return model

@@ -31,7 +31,7 @@ from sde_diffusion._checks import (
     check_state,
 )
 from sde_diffusion._checks import conditions as as_conditions
-from sde_diffusion._linear import rows
+from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.predict import Parametrisation, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -92,7 +92,8 @@ class MinSNR:
         check_positive(self.gamma, "gamma")
 
     def __call__(self, at: Level) -> Scalar:
-        return torch.as_tensor((at.alpha / at.sigma) ** 2).clamp_max(self.gamma)
+        snr = (at.alpha / at.sigma) ** 2
+        return (snr if isinstance(snr, Tensor) else as_float64(snr)).clamp_max(self.gamma)
 
 
 def uniform_time(sde: GaussianSDE, u: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def uniform_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
 
 
 def _range(sde: GaussianSDE) -> tuple[float, float]:
-    high, low = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)).tolist()
+    high, low = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")).tolist()
     return high, low
 
 
@@ -158,8 +159,8 @@ def stratified(n: int, generator: torch.Generator | None = None) -> Tensor:
         Kingma et al., Variational Diffusion Models, 2021 (Appendix I.1).
     """
     check_count(n, "n")
-    u0 = torch.rand((), dtype=torch.float64, generator=generator)
-    return (u0 + torch.randperm(n, generator=generator).to(torch.float64) / n) % 1.0
+    u0 = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
+    return (u0 + torch.randperm(n, generator=generator, device="cpu").to(torch.float64) / n) % 1.0
 
 
 def denoising_score_matching(
@@ -218,10 +219,14 @@ def denoising_score_matching(
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
     n = len(x0)
     if t is None:
-        u = stratified(n, generator) if low_discrepancy else torch.rand(n, dtype=torch.float64, generator=generator)
+        u = (
+            stratified(n, generator)
+            if low_discrepancy
+            else torch.rand(n, dtype=torch.float64, generator=generator, device="cpu")
+        )
         t = times(model.sde, u).to(x0.device)
     if eps is None:
-        eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator).to(x0.device)
+        eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator, device="cpu").to(x0.device)
     check_like(eps, "eps", x0, "x0")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps

@@ -47,7 +47,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, seed: in
     x, y = _pair(x, y)
     check_count(projections, "projections")
     generator = torch.Generator().manual_seed(check_seed(seed))
-    theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64).to(x.device)
+    theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     theta = theta / theta.norm(dim=0)
     width, rows, columns = _quantile_cells(len(x), len(y), x.device)
     total = 0.0
@@ -171,7 +171,7 @@ def _mean(x: Tensor, y: Tensor, kernel: Callable[[Tensor], Tensor], *, distinct:
     total = sum(float(kernel(_distances(rows, y)).sum()) for rows in x.split(max(1, 2**22 // len(y))))
     if not distinct:
         return total / (len(x) * len(y))
-    diagonal = float(kernel(torch.zeros(1, dtype=x.dtype))[0])
+    diagonal = float(kernel(torch.zeros(1, dtype=x.dtype, device="cpu"))[0])
     return (total - len(x) * diagonal) / (len(x) * (len(x) - 1))
 
 

@@ -122,7 +122,7 @@ class Streams(NoiseSource):
         return self(0.0, 0.0)
 
     def __call__(self, t: float, s: float) -> Tensor:
-        out = torch.empty((len(self.generators), *self.shape), dtype=self.dtype)
+        out = torch.empty((len(self.generators), *self.shape), dtype=self.dtype, device="cpu")
         for row, generator in zip(out.unbind(0), self.generators, strict=True):
             row.normal_(generator=generator)
         return out.to(self.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_state
-from sde_diffusion._linear import rows
+from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
 
 
@@ -34,8 +34,8 @@ class MatchedPrior(GaussianSDE):
         self.base: GaussianSDE = base.base if isinstance(base, MatchedPrior) else base
         self.t_min, self.t_max = base.t_min, base.t_max
         self.time_is_index = base.time_is_index  # type: ignore[misc]
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        self.variance = torch.as_tensor(variance, dtype=torch.float64)
+        self.mean = as_float64(mean)
+        self.variance = as_float64(variance)
         self._basis: Tensor | None = None
         if not bool(torch.isfinite(self.mean).all()):
             raise ValueError("the mean of the data must be finite")

@@ -2,7 +2,6 @@ r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,6 +21,7 @@ from sde_diffusion._checks import (
     check_step_count,
 )
 from sde_diffusion._checks import conditions as as_conditions
+from sde_diffusion._modules import Evaluation, home
 from sde_diffusion._request import (
     Chunk,
     Seed,
@@ -31,8 +31,6 @@ from sde_diffusion._request import (
     chunks,
     default_grid,
     grid_name,
-    home,
-    random_modules,
 )
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
@@ -53,7 +51,8 @@ class SDESampler:
 
     Args:
         sde: The process, with its prior.
-        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`.
+        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
+            in evaluation mode in every solve, and in their own again after it.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
         steps: Solver steps, at most 10^6; by default the `default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
@@ -65,7 +64,7 @@ class SDESampler:
         denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
 
     Raises:
-        TypeError: The solver needs more than the SDE and the score give.
+        TypeError: The solver needs more than the SDE and the score give, or a network did not say what it answers.
         ValueError: A denoiser made for another SDE, or a grid, a budget or a shape that does not fit.
 
     Example:
@@ -254,7 +253,7 @@ class SDESampler:
         out: list[Tensor] = []
         with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
-                with torch.set_grad_enabled(grad):
+                with torch.set_grad_enabled(grad), Evaluation(self.model):
                     for now in self._solve(part, noise, keep):
                         if bar is not None:
                             bar.update(0 < now.index <= self.steps)
@@ -283,7 +282,8 @@ class SDESampler:
         keep, given = self._asked(nonfinite, cond, conditions)
         self._forecast(from_prior=x_T is None)
         n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
-        return _graded(self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep), grad)
+        solve = self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep)
+        return _guarded(solve, grad, Evaluation(self.model))
 
     def _asked(
         self, nonfinite: str, cond: Mapping[str, Any] | None, named: dict[str, Any]
@@ -327,11 +327,14 @@ class SDESampler:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        self._warn_training()
         eq = self.equation(as_conditions(cond, conditions))
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
-        with tqdm(total=self.steps, disable=not progress, desc="encoding") as bar, torch.set_grad_enabled(grad):
+        with (
+            tqdm(total=self.steps, disable=not progress, desc="encoding") as bar,
+            torch.set_grad_enabled(grad),
+            Evaluation(self.model),
+        ):
             for now in integrate(eq, self.solver, x, times):
                 bar.update(now.index > 0)
         return now.x
@@ -359,7 +362,6 @@ class SDESampler:
         return as_grid(grid(self.sde, steps), self.sde.t_min, self.sde.t_max)
 
     def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
-        self._warn_training()
         eq, x_T = self.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
@@ -419,7 +421,7 @@ class SDESampler:
         cond = cond or {}
         if isinstance(self.model, Denoiser):
             return GaussianReverseSDE(self.model, cond, tables=self._tables)
-        return ReverseSDE(self.sde, self.model, cond)
+        return ReverseSDE(self.sde, self.model, cond, tables=self._tables)
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)
@@ -427,20 +429,14 @@ class SDESampler:
             raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
         return check_finite(x_T, "x_T")
 
-    def _warn_training(self) -> None:
-        if random_modules(self.model):
-            warnings.warn(
-                "the model is in training mode and holds dropout or batch norm: samples will be noisy. "
-                "Call model.eval() first",
-                UserWarning,
-                stacklevel=4,
-            )
 
+def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterator[Snapshot]:
+    """Runs each step of a solve with gradients on or off and the model in evaluation mode, as neither is between them.
 
-def _graded(solve: Iterator[Snapshot], grad: bool) -> Iterator[Snapshot]:
-    """Runs each step of a solve with gradients on or off, without leaking the mode into the caller between steps."""
+    The caller has its own modes between two steps, and may change them there.
+    """
     while True:
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), mode:
             now = next(solve, None)
         if now is None:
             return

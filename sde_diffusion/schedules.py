@@ -364,7 +364,7 @@ class DiscreteVPSDE(GaussianSDE):
                 f"linear({n}) scales the last beta, 0.02 for a thousand levels, to {end:g}, and it must stay below 1: "
                 f"take more than 20 levels, cosine({n}), or the betas as they are, linear({n}, scaled=False)"
             )
-        new = cls(torch.linspace(start, end, n, dtype=torch.float64))
+        new = cls(torch.linspace(start, end, n, dtype=torch.float64, device="cpu"))
         new._repr = f"DiscreteVPSDE.linear({n}, {start!r}, {end!r})"
         return new
 
@@ -379,7 +379,7 @@ class DiscreteVPSDE(GaussianSDE):
         References:
             Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021 (equation 17).
         """
-        u = torch.linspace(0.0, 1.0, check_count(n, "n") + 1, dtype=torch.float64)
+        u = torch.linspace(0.0, 1.0, check_count(n, "n") + 1, dtype=torch.float64, device="cpu")
         bar = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
         new = cls((1 - bar[1:] / bar[:-1]).clamp_max(0.999))
         new._repr = f"DiscreteVPSDE.cosine({n}, {offset!r})"

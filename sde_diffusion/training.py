@@ -281,10 +281,10 @@ class _Run:
 
 def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Row numbers `(size,)` for each step, drawn without replacement until all `n` were used, and again."""
-    order = torch.empty(0, dtype=torch.long)
+    order = torch.empty(0, dtype=torch.long, device="cpu")
     for _ in range(steps):
         if len(order) < size:  # as many rounds at once as are missing: one at a time would copy them all each time
             rounds = -((len(order) - size) // n)
-            order = torch.cat([order, *(torch.randperm(n, generator=generator) for _ in range(rounds))])
+            order = torch.cat([order, *(torch.randperm(n, generator=generator, device="cpu") for _ in range(rounds))])
         rows, order = order[:size], order[size:]
         yield rows

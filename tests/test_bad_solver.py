@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from refusals import DoubleWell, T, V, check, refuses, wrong
-from torch import nn
 
 from sde_diffusion import (
     VPSDE,
@@ -176,26 +175,6 @@ def test_a_score_of_another_shape_is_refused_at_its_first_call():
     gaussian = SDESampler(VP, lambda x, t: x.repeat(1, 2), shape=(2,))
     text = "the network answered shape (3, 4) to a state of shape (3, 2): does it learn a variance too?"
     check(lambda: gaussian.sample(3), V, text)
-
-
-def test_a_model_in_training_mode_with_dropout_is_warned_of():
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.drop = nn.Dropout(0.5)
-
-        def forward(self, x, t):
-            return self.drop(x)
-
-    model = Network(Noisy(), VP, shape=(2,))
-    ready = sampler(model=model, steps=2)
-    for call in (lambda: ready.sample(1), lambda: list(ready.iterate(1)), lambda: ready.encode(X)):
-        with pytest.warns(
-            UserWarning, match=r"in training mode and holds dropout or batch norm: .* Call model.eval\(\) first"
-        ):
-            call()
-    model.eval()
-    ready.sample(1)  # warnings are errors here
 
 
 # ----------------------------------------------------------------------------------------------- options of solvers

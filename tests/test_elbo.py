@@ -642,25 +642,6 @@ def test_what_makes_no_sense_is_refused(call, error, text):
 
 
 @pytest.mark.parametrize("bound", [elbo, continuous_elbo])
-def test_a_model_that_is_another_at_every_call_has_no_bound(bound):
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1)).double()
-
-    class Dropping(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x, t):
-            return self.net(x)
-
-    model = Network(Dropping(), SHORT)
-    check(
-        lambda: bound(model, X), V, "the model is in training mode and holds Dropout: it would be another one at every"
-    )
-    bound(model.eval(), X)
-
-
-@pytest.mark.parametrize("bound", [elbo, continuous_elbo])
 def test_a_bound_that_is_no_number_is_told(bound):
     x = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.1, 0.0]], dtype=F64)
     model = Network(lambda x, t: torch.where(x[:, :1] > 5, math.nan, 0.1 * x), SHORT)

@@ -18,13 +18,15 @@ PACKAGE = "sde_diffusion"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
-LEAVES = {"_checks", "_linear", "_brownian", "noise", "grids"}
-MODEL = {"_checks", "_failure", "_linear", "_process", "clocks", "sde", "predict", "denoiser"}
+LEAVES = {"_checks", "_linear", "_brownian", "_modules", "noise", "grids"}
+MODEL = {"_checks", "_failure", "_linear", "_calls", "_process", "clocks", "sde", "predict", "denoiser", "clip"}
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_linear": set(),
     "_brownian": set(),
+    "_calls": {"_checks"},
+    "_modules": set(),
     "_quadrature": set(),
     "_memory": set(),
     "_streams": set(),
@@ -48,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # models of the score
     "clocks": {"_checks", "sde"},
     "predict": {"_checks", "_linear", "clocks", "sde"},
-    "denoiser": {"_checks", "_failure", "_linear", "clocks", "sde", "predict"},
+    "denoiser": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict"},
+    "clip": {"predict", "denoiser", "sde"},
     "guidance": MODEL,
     "analytic": MODEL,
     # what a solver sees, and solvers
@@ -63,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": MODEL | {"solvers.base", "prior", "moments"},
     "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast"},
     "divergence": {"_checks", "_linear", "noise"},
-    "log_density": {"_linear", "sde", "denoiser", "equation", "divergence", "solvers.*"},
+    "log_density": {"_linear", "sde", "denoiser", "clip", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
     "budget": set(),
     "likelihood": LEAVES

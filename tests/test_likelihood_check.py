@@ -186,11 +186,6 @@ X = normal(8)
         ValueError,
         "the event shape is not known",
     ),
-    (
-        lambda: check_likelihood(SDESampler(VP, Network(nn.Dropout(), VP, predict.edm, shape=(2,)).train()), X),
-        ValueError,
-        "in training mode and holds Dropout",
-    ),
 )
 def test_a_wrong_call_raises_before_any_work(call, error, text):
     check(call, error, text)

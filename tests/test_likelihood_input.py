@@ -330,13 +330,7 @@ STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic:
     (lambda: weigh(model(), X * math.nan), ValueError, "x0 holds 6 non-finite values"),
     (lambda: weigh(model(), X.long()), TypeError, "x0 has dtype torch.int64"),
     (lambda: weigh(model(), X, steps=0), ValueError, "steps must be at least 1"),
-    (lambda: weigh(model(dropout=0.1).train(), X), ValueError, "in training mode and holds Dropout: its velocity"),
     (lambda: weigh(model(), X, solver=Hold()), TypeError, "log_prob follows an ODE, but Hold() never asks for its"),
-    (
-        lambda: weigh(Network(nn.GRU(2, 2, 2, dropout=0.3).double(), VP).train(), X),
-        ValueError,
-        "in training mode and holds GRU: its velocity",
-    ),
     (
         lambda: weigh(Gaussian(VP, X[0], 1.0), X, solver_eror=False),
         TypeError,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -171,6 +173,11 @@ WEAK_ORDER_1: list[Solver] = [
 ]
 
 KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v, predict.EDM(0.7)]
+
+
+def quick(solvers: Iterable[Solver]) -> list[Any]:
+    """Solvers as test parameters, of which those whose steps are many and small, for seconds, go to the slow suite."""
+    return [pytest.param(s, marks=pytest.mark.slow) if "StochasticHeunEuler" in repr(s) else s for s in solvers]
 
 
 def name(thing: object) -> str:

@@ -7,6 +7,8 @@ interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +88,10 @@ class Torchdiffeq(Solver):
         # Steps are constants of a gradient: torchdiffeq would differentiate them too, but the time only in part.
         options = {"step_t": span[1:], "norm": _detached_rms} if adaptive else None
         try:
-            out = odeint(flow, flow.start(x), span, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
+            with _at_home(x):
+                out = odeint(
+                    flow, flow.start(x), span, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+                )
         except AssertionError as error:  # how torchdiffeq tells that its step size went to zero
             raise flow.gave_up(error) from error
         return out[-1], None
@@ -193,7 +198,8 @@ class Torchsde(Solver):
         bm = _Increments(noise, rows(x), torchsde)
         problem = _Problem(eq, x.shape, self.eta, ends)
         times = torch.tensor(ends, dtype=torch.float64, device=x.device)
-        out = torchsde.sdeint(problem, rows(x), times, bm=bm, method=self.method, dt=dt)
+        with _at_home(x):
+            out = torchsde.sdeint(problem, rows(x), times, bm=bm, method=self.method, dt=dt)
         return out[-1].reshape(x.shape).to(x.dtype), None
 
 
@@ -204,14 +210,26 @@ class _Problem:
 
     def __init__(self, eq: ReverseSDE, shape: torch.Size, eta: float, ends: tuple[float, float]) -> None:
         self.eq, self.shape, self.eta, self.ends = eq, shape, eta, ends
+        self._random: Tensor | None = None
+        self._checked = False
 
     def _level(self, tau: Tensor | float) -> Level:
         return self.eq.level(-min(max(float(tau), self.ends[0]), self.ends[1]))
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        return -rows(self.eq.reverse_drift(y.reshape(self.shape), self._level(tau), self.eta))
+        drift = -rows(self.eq.reverse_drift(y.reshape(self.shape), self._level(tau), self.eta))
+        if not self._checked:
+            self._random = torch.cuda.get_rng_state(y.device) if y.is_cuda else torch.get_rng_state()
+        return drift
 
     def g_prod(self, tau: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        if not self._checked and self._random is not None:
+            # torchsde asks for both once to learn their shapes, this one with a draw from the global random stream.
+            if y.is_cuda:
+                torch.cuda.set_rng_state(self._random, y.device)
+            else:
+                torch.set_rng_state(self._random)
+        self._checked = True
         g = self.eq.diffusion(self._level(tau))
         if isinstance(g, Tensor):
             return rows(self.eta * g.to(v) * v.reshape(self.shape))
@@ -234,11 +252,19 @@ class _Increments:
         return w, h * (0.5 * w + area)
 
 
+@contextmanager
+def _at_home(x: Tensor) -> Iterator[None]:
+    """For a package that makes tensors of its own on torch's default device: that of the state, for the time being."""
+    with torch.device(x.device) if torch.get_default_device() != x.device else nullcontext():
+        yield
+
+
 def _import(name: str, extra: str) -> Any:
     """An optional package, or an error that names the extra which brings it."""
     import importlib
 
     try:
-        return importlib.import_module(name)
+        with torch.device("cpu"):  # what it makes on import is for good
+            return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"this solver needs {name}: pip install 'sde-diffusion[{extra}]'") from error

@@ -1,0 +1,195 @@
+"""How a network is called, so that what it writes stays out of the solve, and what it answered stays as it was.
+
+Some networks work in place on what they are given, `x.clamp_()` or an inplace activation first of all; some answer in
+a buffer that the next call fills again, as compiled graphs do. The one would spoil the state, the other every answer
+that a solver remembers. Both are habits: the first few calls are made with copies, which tells whether a network has
+them. If so, copies are made for good, and else two looks at a counter and one at an address are what a call costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from sys import getrefcount
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling as is_compiling
+
+from sde_diffusion._checks import SolverError
+
+FIRST = 4  # calls with copies: two to see one buffer again, three for two in turn, one for a graph recorded late
+
+T = TypeVar("T")
+
+
+class Caller:
+    """Calls a network, or whatever else is handed a state, and knows its habits.
+
+    Args:
+        who: What it is, in errors.
+
+    Attributes:
+        writes: Whether it writes into what it is given; None while that is not known.
+        reuses: Whether it answers in the place of earlier answers; None while that is not known.
+    """
+
+    __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "reuses", "who", "writes")
+
+    def __init__(self, who: str = "network") -> None:
+        self.who = who
+        self.writes: bool | None = None
+        self.reuses: bool | None = None
+        self._calls = 0
+        self._plain = False  # neither
+        self._first: dict[int, torch.UntypedStorage] = {}  # of the first answers: alive, none can take their place
+        self._last: Tensor | None = None  # the last answer, and the one before, if somebody else still holds it
+        self._before: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[Caller], tuple[str]]:
+        return Caller, (self.who,)  # a copy gets to know its own network
+
+    def __call__(self, net: Callable[..., Any], x: Tensor, given: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
+        """What a network answers, as a tensor that stays as it is.
+
+        Args:
+            net: Called as `net(given, time, **cond)`.
+            x: The state.
+            given: The state, or what was made from it for this call alone.
+            time: Made for this call alone.
+            cond: The conditions.
+
+        Raises:
+            TypeError: An answer that holds no tensor.
+            SolverError: It has written into the state, or into an earlier answer that is still needed, for the first
+                time after many calls.
+        """
+        if is_compiling():  # a copy is free in a graph
+            return tensor_of(net(given.clone() if given is x else given, time, **cond), x, self.who).clone()
+        if getrefcount(self._last) == ALONE:
+            self._last = None
+        if self._plain and not cond:
+            try:
+                before = given._version
+            except RuntimeError:  # a tensor of inference mode, which has no counter
+                given, before = given.clone() if given is x else given, -1
+            f = net(given, time)
+            if before >= 0 and given._version != before:
+                self._written(given is x)
+        else:
+            f = self.apart(net, x, given, time, cond)
+        if f.__class__ is not Tensor:
+            f = tensor_of(f, x, self.who)
+        if not self._plain and self.reuses is not False:
+            return self._copy(f)
+        if self._last is not None:
+            self._compare(f, given)
+        if not f.requires_grad:
+            self._last = f
+        return f
+
+    def apart(self, function: Callable[..., T], x: Tensor, given: Tensor, at: object, cond: dict[str, Any]) -> T:
+        """`function(given, at, **cond)`, with copies of the state and the conditions where they are needed."""
+        if is_compiling():  # in a graph a copy is free
+            return function(given.clone() if given is x else given, at, **cond)
+        unseen = given.is_inference()
+        copies = unseen or self.writes is not False
+        if copies:
+            given = given.clone() if given is x else given
+            cond = {k: v.clone() if isinstance(v, Tensor) else v for k, v in cond.items()}
+        before = 0 if unseen else _versions(given, cond)
+        out = function(given, at, **cond)
+        if unseen:
+            return out
+        self._calls += 1
+        if before != _versions(given, cond):
+            self._written(not copies)
+        elif self.writes is None and self._calls >= FIRST:
+            self.writes = False
+        return out
+
+    def _written(self, spoilt: bool) -> None:
+        self.writes, self._plain = True, False
+        if spoilt:
+            raise SolverError(
+                "the network has written into the state or a condition that it was given, though its first calls did "
+                "not, and they are spoilt: start again, it gets copies from here on, or take the operation in place "
+                "out of it (x.clamp_(), x += ..., inplace=True)"
+            )
+
+    def _compare(self, f: Tensor, given: Tensor) -> None:
+        """Raises `SolverError` if an answer is in the place of one of the last two, which somebody still holds."""
+        if getrefcount(self._before) == ALONE:
+            self._before = None
+        place = _place(f)
+        for old in (self._last, self._before):
+            if old is not None and place and place == _place(old) != given.data_ptr():
+                self.reuses, self._plain, self._last, self._before = True, False, None, None
+                raise SolverError(
+                    "the network has answered in the place of an earlier answer that is still needed, though its first "
+                    "answers had places of their own: start again, its answers are copied from here on, or let it "
+                    "answer a new tensor, f.clone()"
+                )
+        self._before = self._last
+
+    def _copy(self, f: Tensor) -> Tensor:
+        """A copy of an answer; the first ones tell whether the next need one."""
+        place = _place(f)
+        if self.reuses is None and place:
+            self.reuses = place in self._first or None
+            self._first[place] = f.untyped_storage()
+            if self.reuses is None and len(self._first) >= FIRST:
+                self.reuses = False
+            if self.reuses is not None:
+                self._first = {}
+                self._plain = self.writes is False and self.reuses is False
+        return f.clone()
+
+
+class _Slot:
+    """Tells what `getrefcount` says of an object that nothing but one slot holds."""
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = object()
+
+
+_SLOT = _Slot()
+ALONE = getrefcount(_SLOT.held)
+
+
+def _place(f: Tensor) -> int:
+    """The address of a tensor; 0 where there is none, as in a transform of torch.func."""
+    try:
+        return f.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def tensor_of(answer: Any, x: Tensor, who: str = "network") -> Tensor:
+    """The tensor in an answer: itself, the first of several, or the one called `sample`."""
+    if isinstance(answer, Tensor):
+        return answer
+    if isinstance(answer, tuple | list):
+        found = answer[0] if answer else None
+    elif isinstance(answer, Mapping):
+        found = answer.get("sample")
+    else:
+        found = getattr(answer, "sample", None)
+    if isinstance(found, Tensor):
+        return found
+    what, fix = type(answer).__name__, "alone, first in a tuple, or called sample"
+    if isinstance(answer, Mapping):
+        what += f" of {', '.join(map(repr, answer))}"
+    elif answer is None:
+        fix = "is a return missing?"
+    elif isinstance(answer, np.ndarray):
+        fix = "torch.as_tensor makes one"
+    raise TypeError(f"the {who} answered {what}, wanted a tensor of shape {tuple(x.shape)}: {fix}")
+
+
+def _versions(given: Tensor, cond: dict[str, Any]) -> int:
+    """A number that grows when one of these tensors is written to."""
+    return given._version + sum(v._version for v in cond.values() if isinstance(v, Tensor) and not v.is_inference())
