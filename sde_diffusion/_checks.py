@@ -279,7 +279,8 @@ def as_grid(times: object, t_min: float, t_max: float) -> list[float]:
         times = as_times(times, "the grid").detach().to("cpu", torch.float64).tolist()
     try:
         whole: list[Any] = list(times)  # type: ignore[call-overload]
-        half = [v for v in whole if isinstance(v, np.float16) or (isinstance(v, Tensor) and v.dtype in HALF)]
+        odd = [] if set(map(type, whole)) == {float} else whole  # a solve hands its own floats over again
+        half = [v for v in odd if isinstance(v, np.float16) or (isinstance(v, Tensor) and v.dtype in HALF)]
         grid = [float(value + 0.0) for value in whole]  # a string cannot be added to
     except (TypeError, ValueError):
         raise TypeError(f"a grid is a sequence of times in one dimension, got {type(times).__name__}") from None

@@ -99,18 +99,21 @@ class Evaluation:
         self.roots = ([model] if isinstance(model, nn.Module) else []) if is_compiling() else modules_behind(model)
         self.modules = [module for root in self.roots for module in root.modules()]
         self._training: list[nn.Module] = []
+        self._flags = True
+
+    def __enter__(self) -> None:
+        self._training = [module for module in self.modules if module.training]
+        if not self._training:
+            return
         # Where a mode is nothing but a flag, it is set as one: tens of microseconds a solve less.
         self._flags = not is_compiling() and all(
             type(m).train is nn.Module.train and type(m).eval is nn.Module.eval and "training" in m.__dict__
             for m in self.modules
         )
-
-    def __enter__(self) -> None:
-        self._training = [module for module in self.modules if module.training]
         if self._flags:
             for module in self._training:
                 module.__dict__["training"] = False
-        elif self._training:
+        else:
             for root in self.roots:
                 root.eval()
 

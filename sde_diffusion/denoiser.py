@@ -31,12 +31,15 @@ class Denoiser(nn.Module, ABC):
         shape: Event shape, without the batch; None if the model works on several.
         cost: Network passes per call (classifier-free guidance: 2).
         data_std: Standard deviation of the data, if known; where default grids and likelihoods put their resolution.
+        careful: Whether `predict` never writes into the state and always answers new tensors. One that does not say
+            so is called with copies until its habits are known.
     """
 
     sde: GaussianSDE
     shape: tuple[int, ...] | None = None
     cost: int = 1
     data_std: float = 1.0
+    careful: bool = False
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -106,6 +109,8 @@ class Network(Denoiser):
         >>> model = Network(unet, VESDE(), predict.score, clock=clocks.sigma)  # the same, VE
     """
 
+    careful = True  # by `Caller`
+
     def __init__(
         self,
         net: Callable[..., Any],
@@ -162,10 +167,11 @@ class Network(Denoiser):
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         _, told, factor, _ = plan
+        shape = x.shape
         if isinstance(told, Tensor):  # a copy, which the network may write to
-            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(len(x))
+            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(shape[0])
         else:
-            time = x.new_full((len(x),), told)
+            time = x.new_full((shape[0],), told)
         if self._integer:
             time = time.long()
         given = x if factor.__class__ is float and factor == 1.0 else _scaled(x, factor)
@@ -175,7 +181,7 @@ class Network(Denoiser):
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             f = self._after(error, x, given, time, cond)
-        if f.dtype != x.dtype or f.shape != x.shape:
+        if f.shape != shape or f.dtype != x.dtype:
             f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
@@ -270,6 +276,7 @@ class On(Denoiser):
         check_process(_gaussian(sde))
         self.inner, self.sde = inner, sde
         self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
+        self.careful = inner.careful
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde

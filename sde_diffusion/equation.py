@@ -20,7 +20,7 @@ from torch import Tensor
 from sde_diffusion._calls import Caller
 from sde_diffusion._checks import check_answer
 from sde_diffusion._linear import broken
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Prediction, held
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 
@@ -226,7 +226,7 @@ class GaussianReverseSDE(ReverseSDE):
     ) -> None:
         super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
-        self._looks_after_itself = isinstance(denoiser, Network)
+        self._careful = denoiser.careful
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
@@ -235,7 +235,7 @@ class GaussianReverseSDE(ReverseSDE):
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
         self.counter.n += self.denoiser.cost
-        if self._looks_after_itself:
+        if self._careful:
             return self.denoiser.predict(x, t, **self.cond)
         answer = self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
         return answer if type(answer) is Prediction and answer._c is not None else held(answer, x)
@@ -290,7 +290,9 @@ class GaussianReverseSDE(ReverseSDE):
         """The same equation in the state and time of another Gaussian SDE; evaluations count together."""
         view = self._views.get(sde)
         if view is None:
-            denoiser, tables = self.tables.views.setdefault(sde, (self.denoiser.on(sde), Tables()))
+            if sde not in self.tables.views:
+                self.tables.views[sde] = self.denoiser.on(sde), Tables()
+            denoiser, tables = self.tables.views[sde]
             view = self._views[sde] = GaussianReverseSDE(denoiser, self.cond, self.counter, tables)
         return view
 

@@ -132,7 +132,7 @@ def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
     """Tells which rows a solver has left on the way to time `s`, and what to do."""
     times = sorted(eq.stopped_at())
     where = f"t = {times[0]:g}" + (f" to {times[-1]:g}" if times[-1] > times[0] else "")
-    left = torch.zeros(0) if eq.stopped is None else eq.stopped
+    left = torch.zeros(0, device="cpu") if eq.stopped is None else eq.stopped
     warnings.warn(
         f"{len(times)} of {len(left)} rows did not arrive at t = {s:g}: {solver!r} used up its evaluations and left "
         f"{rows_in_words(left, eq.counter.first)} at {where}. The result holds their states of "

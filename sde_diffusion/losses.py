@@ -257,20 +257,20 @@ def name_of(thing: object) -> str:
 def _on_answer(weight: Weighting, at: Level, kind: Parametrisation | None) -> Scalar:
     r"""$w\,(\partial\,\mathrm{data}/\partial F)^2$; where alpha = 0 its limit, or `ValueError` where it has none."""
     w = _product(weight, at, kind)
-    zero = torch.as_tensor(at.alpha) == 0
+    zero: Tensor = at.alpha == 0
     if not bool(zero.any()):
         return w
-    limit = torch.as_tensor(_product(weight, _short_of_the_end(at), kind)).broadcast_to(zero.shape)
-    grows = zero & ~(limit.abs() < 1e30)
+    limit = as_float64(_product(weight, _short_of_the_end(at), kind)).broadcast_to(zero.shape)
+    grows = zero & ~(limit.abs() < 1e30).to(zero.device)
     if bool(grows.any()):
-        t = float(torch.as_tensor(at.t)[grows].flatten()[0])
+        t = float(at.t[grows].flatten()[0])
         what = "the data" if kind is None else f"the answer of {kind!r}"
         raise ValueError(
             f"the weight {name_of(weight)} on {what} grows without bound where alpha = 0 "
             f"(t = {t:g}): end at a smaller t (t_max= of the SDE, or times=), or take noise_weight, or "
             "predict.velocity, v, edm or data"
         )
-    return torch.where(zero, limit.to(zero.device, torch.as_tensor(w).dtype), w)
+    return torch.where(zero, limit.to(zero.device, at.alpha.dtype), w)
 
 
 def _product(weight: Weighting, at: Level, kind: Parametrisation | None) -> Scalar:
@@ -280,7 +280,7 @@ def _product(weight: Weighting, at: Level, kind: Parametrisation | None) -> Scal
 
 def _short_of_the_end(at: Level) -> Level:
     """The level, in float64, with an alpha of 1e-100 where it is 0: what is finite there is the limit."""
-    columns = [torch.as_tensor(c).to("cpu", torch.float64) for c in (at.t, at.alpha, at.sigma, at.dalpha, at.dsigma)]
+    columns = [c.to("cpu", torch.float64) for c in (at.t, at.alpha, at.sigma, at.dalpha, at.dsigma)]
     t, alpha, sigma, dalpha, dsigma = columns
     alpha = torch.where(alpha == 0, 1e-100, alpha)
     return Level(t, alpha, sigma, dalpha, dsigma, torch.log(alpha / sigma))

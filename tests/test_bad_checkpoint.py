@@ -252,7 +252,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         net = UNet(1, width=8, classes=3)
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
     else:
-        first = model(schedules.DiscreteVPSDE.linear(30), predict.noise, clocks.Index())
+        first = model(schedules.DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
     assert first.shape is not None
     save_checkpoint(tmp_path, first, mean=torch.zeros(first.shape[0]), extra={"a": 1})
     about = json.loads((tmp_path / "model.json").read_text())
@@ -293,7 +293,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         ({"shape": [10**6, 10**6]}, "has no sound entry 'shape'"),
         ({"shape": [1] * 65}, "has no sound entry 'shape'"),
         ({"clock": {"name": "Scaled", "fields": None}}, "names Scaled as its clock, which it is not"),
-        ({"clock": {"name": "Scaled", "fields": {"factor": "x"}}}, "model cannot be put together: "),
+        ({"clock": {"name": "Scaled", "fields": {"factor": "x"}}}, "Scaled cannot be built from {'factor': 'x'}"),
         ({"sde": {"name": "VPSDE", "fields": {"beta_max": 1e18}}}, "model cannot be put together: "),
     ],
 )

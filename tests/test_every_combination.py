@@ -121,7 +121,7 @@ SDES: st.SearchStrategy[GaussianSDE] = st.one_of(
     st.builds(FlowSDE, t_min=EARLY, t_max=st.sampled_from([1.0, 0.99, 0.7])),
     st.builds(AngleSDE, between(0.2, 3.0), t_min=between(1e-4, 1e-2), t_max=st.sampled_from([math.pi / 2, 1.5])),
     st.builds(Ornstein, between(1e-4, 1e-2), st.sampled_from([1.0, 4.0])),
-    st.sampled_from([10, 100, 1000]).map(DiscreteVPSDE.linear),
+    st.sampled_from([10, 100, 1000]).map(partial(DiscreteVPSDE.linear, scaled=False)),
     st.lists(between(1e-4, 0.3), min_size=2, max_size=40).map(DiscreteVPSDE),
 )
 

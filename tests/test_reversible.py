@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from test_conformance import mixture
 from test_order import gaussian
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, BrownianSDE, Network, SDESampler, SolverError, integrate, predict
+from sde_diffusion import VPSDE, BrownianSDE, Network, SDESampler, SolverError, grids, integrate, predict
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
@@ -155,7 +156,10 @@ def test_an_inverse_that_does_not_exist_is_reported_by_its_residual() -> None:
 
 def test_a_step_that_has_no_inverse_is_an_error() -> None:
     # Heun in the time of BrownianSDE: its first step of 20 goes from t = 1000 to t = 19.
-    s = sampler(BrownianSDE(), Reversible(Heun()))
+    sde = BrownianSDE()
+    model = mixture(sde, F64)
+    angle = partial(grids.angle, data_std=model.data_std)
+    s = SDESampler(sde, model, solver=Reversible(Heun()), steps=20, grid=angle, denoise=False)
     with pytest.raises(
         SolverError, match=r"the step of Heun\(\) from t = 1000 to t = 18.7\d* could not be inverted in 60 calls"
     ):
