@@ -108,8 +108,8 @@ def test_with_twenty_evaluations_every_solver_draws_the_spread_of_the_data_or_sa
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
 def test_with_any_budget_every_solver_draws_the_spread_of_the_data_or_says_that_it_cannot(solver: Solver) -> None:
-    for nfe in (20, 30, 40, 60, None) if solver.evaluations is not None else (None,):
-        hold(solver, 10_000 if not is_adaptive(solver) else 1000, nfe)
+    for nfe in (30, 40, 60, None) if solver.evaluations is not None else (None,):
+        hold(solver, 4000 if not is_adaptive(solver) else 1000, nfe)
 
 
 @pytest.mark.parametrize(
