@@ -18,7 +18,7 @@ from sde_diffusion._request import has_rows
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
-from sde_diffusion.predict import Prediction
+from sde_diffusion.predict import Prediction, held
 from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sde import GaussianSDE, Level
 
@@ -85,7 +85,7 @@ class Run:
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
         """What the model answers in evaluation mode."""
         with self._mode:
-            return self.model.predict(x, at, **cond)
+            return held(self.model.predict(x, at, **cond), x)
 
     def _stacked(self, n: int) -> dict[str, Any]:
         def several(value: Any) -> Any:

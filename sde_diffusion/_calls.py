@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from sys import getrefcount
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling as is_compiling
 
-from sde_diffusion._checks import SolverError
+from sde_diffusion._checks import SolverError, no_tensor
 
 FIRST = 4  # calls with copies: two to see one buffer again, three for two in turn, one for a graph recorded late
 
@@ -180,14 +179,7 @@ def tensor_of(answer: Any, x: Tensor, who: str = "network") -> Tensor:
         found = getattr(answer, "sample", None)
     if isinstance(found, Tensor):
         return found
-    what, fix = type(answer).__name__, "alone, first in a tuple, or called sample"
-    if isinstance(answer, Mapping):
-        what += f" of {', '.join(map(repr, answer))}"
-    elif answer is None:
-        fix = "is a return missing?"
-    elif isinstance(answer, np.ndarray):
-        fix = "torch.as_tensor makes one"
-    raise TypeError(f"the {who} answered {what}, wanted a tensor of shape {tuple(x.shape)}: {fix}")
+    raise no_tensor(answer, x, f"the {who}", ": alone, first in a tuple, or called sample")
 
 
 def _versions(given: Tensor, cond: dict[str, Any]) -> int:

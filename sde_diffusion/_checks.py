@@ -62,12 +62,7 @@ def check_answer(f: object, x: Tensor, who: str) -> Tensor:
         ValueError: Another shape.
     """
     if not isinstance(f, Tensor):
-        hint = ": if it answers more than that, wrap it, lambda x, t: net(x, t)[0] or net(x, t).sample"
-        if f is None:
-            hint = ": is a return missing?"
-        elif isinstance(f, np.ndarray):
-            hint = ": torch.as_tensor makes one"
-        raise TypeError(f"{who} answered {type(f).__name__}, wanted a tensor of shape {tuple(x.shape)}{hint}")
+        raise no_tensor(f, x, who)
     if f.shape != x.shape:
         hint = ""
         if f.ndim > 1 and x.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
@@ -78,6 +73,18 @@ def check_answer(f: object, x: Tensor, who: str) -> Tensor:
     if not f.is_floating_point():
         raise TypeError(f"{who} answered {f.dtype}, wanted real numbers in {x.dtype}, as the state is")
     return f.to(x.dtype)  # of a network in half precision, or a function in double
+
+
+def no_tensor(f: object, x: Tensor, who: str, hint: str = "") -> TypeError:
+    """What to say of an answer to the state `x` that holds no tensor."""
+    what = type(f).__name__
+    if isinstance(f, Mapping):
+        what += f" of {', '.join(map(repr, f))}"
+    elif f is None:
+        hint = ": is a return missing?"
+    elif isinstance(f, np.ndarray):
+        hint = ": torch.as_tensor makes one"
+    return TypeError(f"{who} answered {what}, wanted a tensor of shape {tuple(x.shape)}{hint}")
 
 
 OWN = ("self", "x", "at")  # arguments of every model

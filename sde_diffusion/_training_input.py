@@ -65,15 +65,15 @@ def _check_labels(model: Denoiser, labels: Tensor, n: int) -> None:
     if labels.shape != (n,):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({n},): one per row of data")
     config = getattr(model.net, "config", None) if isinstance(model, Network) else None
-    classes = config.get("classes") if isinstance(config, Mapping) else None
-    if not isinstance(classes, int):
+    if not isinstance(config, Mapping) or not isinstance(classes := config.get("classes"), int):
         return
     if not classes:
         raise ValueError(
             f"labels were given, but the net was built with classes=0: leave them out, or build it with "
             f"classes={int(labels.max()) + 1}"
         )
-    bad = ((labels < 0) | (labels > classes)).nonzero()
+    most = classes if config.get("label_drop", 1) else classes - 1  # the null label, where the net learns it
+    bad = ((labels < 0) | (labels > most)).nonzero()
     if len(bad):
         i = int(bad[0, 0])
         raise ValueError(

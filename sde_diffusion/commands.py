@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import clocks, predict, schedules
+from sde_diffusion import predict, schedules
 from sde_diffusion._checks import check_positive
 from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
@@ -217,7 +217,7 @@ def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
 
 
 def _model_for(net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]) -> Network:
-    return Network(net, SDES[sde_name](), KINDS[kind_name], clock=clocks.edm, shape=shape)
+    return Network(net, SDES[sde_name](), KINDS[kind_name], shape=shape)
 
 
 def sample_file(

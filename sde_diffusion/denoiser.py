@@ -169,7 +169,7 @@ class Network(Denoiser):
         _, told, factor, _ = plan
         shape = x.shape
         if isinstance(told, Tensor):  # a copy, which the network may write to
-            time = told.reshape(-1).to(x.device, x.dtype, copy=True).expand(shape[0])
+            time = told.reshape(-1).expand(shape[0]).to(x.device, x.dtype, copy=True)
         else:
             time = x.new_full((shape[0],), told)
         if self._integer:
@@ -180,7 +180,11 @@ class Network(Denoiser):
         except SolverError:
             raise
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            f = self._after(error, x, given, time, cond)
+            half = half_of(self)
+            if half == self._half:
+                raise explained(error, self, given, time, cond) from error
+            self._half = half  # found out when it fails, as a network may be converted at any time
+            return self._answer(x, plan, cond)  # all anew: it may have written into what it was handed
         if f.shape != shape or f.dtype != x.dtype:
             f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
@@ -195,17 +199,6 @@ class Network(Denoiser):
         if next(self.parameters()).dtype != self._half:  # converted since
             self._half = half_of(self)
         return self.net(given if self._half is None else given.to(self._half), time, **cond)
-
-    def _after(self, error: Exception, x: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> Tensor:
-        """The answer to the state in half precision, where that was the matter; else raises what was."""
-        half = half_of(self)
-        if half == self._half:
-            raise explained(error, self, given, time, cond) from error
-        self._half = half  # found out when it fails, as a network may be converted at any time
-        try:
-            return self._call(self.net if half is None else self._in_half, x, given, time, cond)
-        except (RuntimeError, TypeError, ValueError, IndexError) as again:
-            raise explained(again, self, given, time, cond) from again
 
     def _check_graph(self, f: Tensor, given: Tensor, time: Tensor, cond: dict[str, object]) -> None:
         """Raises `TypeError` if an answer without a graph does depend on the state."""

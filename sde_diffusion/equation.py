@@ -184,7 +184,7 @@ class ReverseSDE(ODE):
         r"""$\nabla\log p_t(x)$, shape `(B, *)`; one network evaluation."""
         self.counter.n += 1
         if isinstance(t.t, Tensor):
-            times = t.t.reshape(-1).to(x.device, x.dtype, copy=True).expand(x.shape[0])
+            times = t.t.reshape(-1).expand(x.shape[0]).to(x.device, x.dtype, copy=True)
         else:
             times = x.new_full((x.shape[0],), t.t)
         return check_answer(self.tables.call(self._score, x, x, times, self.cond), x, "the score")

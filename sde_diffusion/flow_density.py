@@ -34,7 +34,7 @@ from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
 from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Reversible, Solver, Torchdiffeq
-from sde_diffusion.solvers.base import describe
+from sde_diffusion.solvers.base import describe, is_adaptive
 
 SLACK = 1e-6
 FEW = 8
@@ -74,7 +74,7 @@ class Route:
     def grid(self, solver: Solver, steps: int) -> list[float]:
         """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
         low, high = self.ends
-        power = 1.0 if adapts(solver) else 1.5
+        power = 1.0 if is_adaptive(solver) else 1.5
         return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
 
     def place(self, t: float) -> str:
@@ -121,17 +121,12 @@ class Solved:
     truncation: Tensor
 
 
-def adapts(solver: Solver) -> bool:
-    """Whether a solver chooses its own steps."""
-    return isinstance(solver, Adaptive) or (isinstance(solver, Torchdiffeq) and solver.order == 0)
-
-
 def looser(solver: Solver, route: Route, grid: list[float]) -> tuple[Solver, list[float]]:
     """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`.
 
     Of a `Reversible` it is the solver inside, whose step up need not have an inverse.
     """
-    if isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver):
+    if isinstance(solver, Adaptive | Torchdiffeq) and is_adaptive(solver):
         tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
         return replace(cast("Any", solver), **tolerances), [grid[0], grid[-1]]
     inner = solver.inner if isinstance(solver, Reversible) else solver
@@ -250,6 +245,7 @@ def solve(
     """Integrates data to the prior, on a rising grid."""
     x = part.x
     ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
+    ode.counter.first = part.before
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
     method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
     with warnings.catch_warnings():
@@ -288,7 +284,7 @@ def solve_again(
         shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
     else:
         shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
-    known = isinstance(solver, Adaptive | Torchdiffeq) and adapts(solver)
+    known = isinstance(solver, Adaptive | Torchdiffeq) and is_adaptive(solver)
     floor = allowance(cast("Any", solver).rtol, part.x[0].numel()) if known else 0.0
     error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
     broken = ~rough.arrived & torch.isfinite(value.detach())
@@ -313,12 +309,12 @@ def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], sol
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
         place_of = f"first for row {i + before} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
-        if adapts(solver):
+        if is_adaptive(solver):
             why = f"the network answered NaN, inf or what no step is short enough for, {place_of}"
         else:
             why = f"the network answered NaN or inf, or the steps of {solver!r} are too long, {place_of}"
         why += ". Call it on such a state to see"
-    elif adapts(solver):
+    elif is_adaptive(solver):
         why = f"{solver!r} used up its evaluations before row {lost[0]} arrived. Raise max_nfe or the tolerances"
     else:
         why = f"the state of row {lost[0]} grew beyond all numbers in the steps of {solver!r}. Take more of them"

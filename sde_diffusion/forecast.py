@@ -119,7 +119,8 @@ def _enough(
     sde: GaussianSDE, solver: Solver, steps: int, data_std: float, lay_out: Callable[[int], list[float]]
 ) -> int | None:
     """A number of steps at which the solver fits: the smallest of a few doublings, if one does."""
+    more = [n for k in (2, 4, 8) if (n := k * steps) < LONGEST]  # of longer ones `_off` tells nothing
     try:
-        return next((n for k in (2, 4, 8) if _off(sde, solver, lay_out(n := k * steps), data_std) is None), None)
+        return next((n for n in more if _off(sde, solver, lay_out(n), data_std) is None), None)
     except ValueError:  # a chain has so many levels and no more
         return None

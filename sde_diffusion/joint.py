@@ -34,7 +34,7 @@ from sde_diffusion.flow_density import (
     solve_again,
     tell,
 )
-from sde_diffusion.likelihood import choose_trace
+from sde_diffusion.likelihood import choose_trace, ordinary
 from sde_diffusion.log_density import LogDensityODE, OwnTolerance
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.noise import NoiseSource
@@ -53,7 +53,7 @@ def draw_with_log_prob(
     grad: bool,
 ) -> tuple[Tensor, LogProb]:
     """`sampler.sample(return_log_prob=True)`, batch by batch; with a progress bar over `total` samples, if given."""
-    xs, found, before = [], [], 0
+    xs, found = [], []
     with tqdm(total=total, desc="sampling", disable=total is None) as bar:
         for part in batches:
             start = sampler.draw_prior(part.n, part.seed, noise) if part.start is None else part.start
@@ -61,11 +61,10 @@ def draw_with_log_prob(
             if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
                 seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
             x, log_p = sample_with_log_prob(
-                sampler, start, seeds, trace, part.cond, solver_error=solver_error, grad=grad, before=before
+                sampler, start, seeds, trace, part.cond, solver_error=solver_error, grad=grad, before=part.first
             )
             xs.append(x)
             found.append(log_p)
-            before += part.n
             bar.update(part.n)
     return torch.cat(xs), LogProb.join(found)
 
@@ -104,9 +103,9 @@ def sample_with_log_prob(
     inner = check_solver(sampler.solver, "sample(return_log_prob=True)")
     route, grid = _way(sampler)
     trace = choose_trace(trace, sampler.model, x_T)
-    probes = trace.probes(seeds, x_T[0].numel(), x_T)
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
-        x_T = x_T.clone() if x_T.is_inference() else x_T
+        x_T, cond = ordinary(x_T), {name: ordinary(value) for name, value in cond.items()}
+        probes = trace.probes(seeds, x_T[0].numel(), x_T)
         ode = LogDensityODE(route.equation(cond), x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
         ode.counter.first = before
         start = ode.start(x_T)

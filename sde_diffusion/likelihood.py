@@ -46,7 +46,6 @@ from sde_diffusion.flow_density import (
     LikelihoodWarning,
     Part,
     Route,
-    adapts,
     check_solver,
     gaussian_route,
     general_route,
@@ -58,6 +57,7 @@ from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import RK4, Angle, DormandPrince, Solver
+from sde_diffusion.solvers.base import is_adaptive
 
 __all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
 
@@ -134,14 +134,14 @@ def log_prob(
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     seeds = seed_list(seed, len(x0))
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
-        x, given = _ordinary(x0), {name: _ordinary(value) for name, value in given.items()}
+        x, given = ordinary(x0), {name: ordinary(value) for name, value in given.items()}
         route = _route(sampler, level, whole, data_std, correct)
         grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
         found: list[LogProb] = []
-        for i, part in enumerate(chunks(len(x), size, seeds, x, given)):
-            rows = x[i * size : i * size + part.n]
-            probes = trace.probes(seeds[i * size : i * size + part.n], x[0].numel(), rows)
-            batch = Part(rows, probes, part.cond, i * size)
+        for part in chunks(len(x), size, seeds, x, given):
+            own = slice(part.first, part.first + part.n)
+            probes = trace.probes(seeds[own], x[0].numel(), x[own])
+            batch = Part(x[own], probes, part.cond, part.first)
             found.append(_weigh(route, solver, grid, batch, trace, correct, solver_error, grad))
         return found[0] if len(found) == 1 else LogProb.join(found)
 
@@ -188,7 +188,7 @@ def choose_solver(
         data_std = solver.data_std
     inner = check_solver(solver, what)
     if steps is None:
-        steps = 1 if adapts(inner) else EVALUATIONS // (inner.evaluations or 4)
+        steps = 1 if is_adaptive(inner) else EVALUATIONS // (inner.evaluations or 4)
     return inner, check_step_count(steps), data_std
 
 
@@ -210,7 +210,7 @@ def told_an_index(model: object) -> bool:
     return isinstance(inner, Network) and isinstance(inner.clock, clocks.Index)
 
 
-def _ordinary(value: Any) -> Any:
+def ordinary(value: Any) -> Any:
     """A tensor that can be part of a graph: one made in inference mode is copied."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 

@@ -176,5 +176,5 @@ def check_numbers(solve: Sequence[Snapshot], x: Tensor, unseen: int = 0, first: 
     raise SolverError(
         f"non-finite state after step {then.index}{before} at t = {then.t:g}, {then.nfe} network evaluations, in "
         f"{rows_in_words(bad, first)}: either the network answered NaN or inf there (call it on such a state to see), "
-        "or the steps are too long (use more). To keep the other rows: nonfinite='keep'"
+        "or the steps are too long (use more). To keep the other rows of a sample: nonfinite='keep'"
     )

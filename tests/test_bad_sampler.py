@@ -232,11 +232,17 @@ def test_one_shared_stream_has_no_brownian_path():
 
 
 @pytest.mark.parametrize(
-    ("answer", "name"), [(None, "NoneType"), ((None, X), "tuple"), ((), "tuple")], ids=["None", "tuple", "empty"]
+    ("answer", "name", "fix"),
+    [
+        (None, "NoneType", "is a return missing?"),
+        ((None, X), "tuple", "alone, first in a tuple, or called sample"),
+        ((), "tuple", "alone, first in a tuple, or called sample"),
+    ],
+    ids=["None", "tuple", "empty"],
 )
-def test_a_network_that_answers_no_tensor_is_refused(answer, name):
+def test_a_network_that_answers_no_tensor_is_refused(answer, name, fix):
     model = Network(lambda x, t: answer, VP, shape=(2,))
-    text = f"the network answered {name}, wanted a tensor of shape (1, 2): "
+    text = f"the network answered {name}, wanted a tensor of shape (1, 2): {fix}"
     check(lambda: sampler(model=model).sample(1, seed=0), T, text)
 
 

@@ -63,6 +63,16 @@ class Answer(Denoiser):
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
 
 
+@pytest.mark.parametrize("form", ["data", "noise"])
+def test_an_answer_of_another_shape_is_refused_and_not_spread(form):
+    class Narrow(Answer):
+        def predict(self, x, at, **cond):
+            return Prediction(lambda: x[:, :1], lambda: x[:, :1])
+
+    with pytest.raises(ValueError, match=r"of a Prediction answered shape \(\d+, 1\) to a state of shape \(\d+, 2\)"):
+        continuous_elbo(Narrow(VPSDE(), 0.0), torch.zeros(3, 2), form=form)
+
+
 def z_scores(found, truth):
     return (found.total - truth) / found.standard_error
 

@@ -199,6 +199,13 @@ def test_steps_that_are_too_few_are_told_of_once_with_a_number_that_will_do() ->
         next(sampler.iterate(8, seed=0))
 
 
+def test_no_number_of_steps_is_recommended_that_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.forecast.LONGEST", 20)
+    sampler = SDESampler(BrownianSDE(), mixture(BrownianSDE()), solver=Heun(), nfe=20)  # 36 steps would do
+    with pytest.warns(SamplingWarning, match="take more steps, or another grid"):
+        sampler.sample(8, seed=0)
+
+
 def test_numbers_that_overflow_are_told_of_before_they_do() -> None:
     sde = EDMSDE()
     times = [80.0, 79.0, *(0.002 + 1e-6 * (300 - i) for i in range(300))]

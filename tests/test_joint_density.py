@@ -204,5 +204,20 @@ def test_a_row_that_fails_in_a_later_batch_is_named_by_its_own_number():
         WAVE.log_prob(POINTS[:5], batch_size=3, shift=shift[:5], solver_error=False)
 
 
+@pytest.mark.parametrize("trace", [None, Orthogonal(2)], ids=repr)
+def test_inference_mode_makes_no_difference(trace):
+    def both():
+        level = torch.linspace(0.5, 1, 4)
+        model = Network(lambda x, t, level: torch.tanh(x) * level[:, None], VPSDE(), predict.noise, shape=(2,))
+        x, found = SDESampler(VPSDE(), model, solver=RK4(), steps=8).sample(
+            4, seed=0, return_log_prob=True, trace=trace, level=level
+        )
+        return x, found.value, found.solver_error
+
+    wanted = both()
+    with torch.inference_mode():
+        assert all(map(torch.equal, both(), wanted))
+
+
 def test_a_batch_size_below_one_is_refused():
     check(lambda: WAVE.log_prob(POINTS, batch_size=0), ValueError, "batch_size must be at least 1, got 0")

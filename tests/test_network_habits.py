@@ -150,6 +150,12 @@ def test_the_state_and_the_conditions_of_a_direct_call_stay_as_they_are(make: Ca
             assert torch.equal(score, wanted.score(x, t, y=y))
 
 
+@pytest.mark.parametrize("t", [0.3, torch.tensor(0.3), torch.full((3,), 0.3)], ids=["float", "()", "(B,)"])
+def test_the_time_of_a_direct_call_may_be_written_to_in_whatever_form_it_came(t: float | Tensor) -> None:
+    found, wanted = (Network(net, VP, predict.noise, shape=(2,))(X_T, t).noise for net in (writing, clean))
+    assert torch.equal(found, wanted)
+
+
 def test_a_solve_in_inference_mode_is_the_same_for_every_network() -> None:
     for solver in (DPMSolver(3), DPMSolverPP(2), Heun()):
         wanted = drawn(clean, solver)

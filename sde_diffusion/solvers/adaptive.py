@@ -207,7 +207,7 @@ class Adaptive(Solver):
         raise SolverError(
             f"the step size went to zero at t = {where:g}, in {rows_in_words(stuck, eq.counter.first)}: either the "
             "network answered NaN or inf there, or it is too rough for rtol and atol, or alpha = 0 at the end and "
-            "its answer tells nothing of the data there. To keep the other rows: nonfinite='keep'"
+            "its answer tells nothing of the data there. To keep the other rows of a sample: nonfinite='keep'"
         )
 
     def settle(self, walk: Any, accepted: Tensor, x: Tensor) -> None:

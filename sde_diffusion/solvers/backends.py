@@ -134,8 +134,8 @@ class _Flow:
         if self.last is not None and bool((bad := broken(self.last[1]) | broken(self.last[2])).any()):
             return SolverError(
                 f"{place} evaluations: the network answered NaN or inf at t = {self.last[0]:g} in "
-                f"{rows_in_words(bad, self.eq.counter.first)}; call it on such a state to see. To keep the other rows: "
-                "nonfinite='keep'"
+                f"{rows_in_words(bad, self.eq.counter.first)}; call it on such a state to see. To keep the other rows "
+                "of a sample: nonfinite='keep'"
             )
         return SolverError(f"{place} evaluations ({error}): the flow is too rough for the tolerances there")
 
