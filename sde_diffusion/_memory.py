@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion._modules import Evaluation
+
 GUESS = 2**34
 """Bytes taken for the memory of a machine that does not tell."""
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -59,9 +61,8 @@ def check_batch(net: nn.Module, shape: tuple[int, ...], n: int, *, passes: float
         passes: How often what a pass keeps for its gradient is in memory.
         option: What the caller calls the size of a batch.
     """
-    training = net.training
-    size = (_kept(net.eval(), shape, 3) - _kept(net, shape, 1)) / 2
-    net.train(training)
+    with Evaluation(net):
+        size = (_kept(net, shape, 3) - _kept(net, shape, 1)) / 2
     check_memory(passes * n * size, f"{option} {n:,}", "take a smaller one")
 
 

@@ -51,6 +51,10 @@ def check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: 
         )
     if transform is None:
         check_finite(check_state(data, "data", shape=model.shape), "data")
+    elif not isinstance(data, Tensor):
+        raise TypeError(
+            f"data must be a torch.Tensor of N samples, got {type(data).__name__}: torch.as_tensor makes one"
+        )
     elif data.ndim == 0 or len(data) == 0:
         raise ValueError(f"data is empty: its shape is {tuple(data.shape)}, wanted at least one sample")
     if labels is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from sde_diffusion._checks import check_real
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
@@ -51,7 +52,7 @@ class Clip(Denoiser):
             raise TypeError(
                 f"Clip takes a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise)"
             )
-        if not -math.inf < low < high < math.inf:
+        if not -math.inf < check_real(low, "low") < check_real(high, "high") < math.inf:
             raise ValueError(f"low and high must be finite and in this order, got {low!r} and {high!r}")
         self.inner, self.low, self.high, self.keep_noise = model, low, high, keep_noise
         self.sde, self.shape, self.cost, self.data_std = model.sde, model.shape, model.cost, model.data_std

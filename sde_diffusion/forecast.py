@@ -91,7 +91,7 @@ def check_steps(
     )
 
 
-_misfit = lru_cache(256)(misfit)  # the same few configurations come again and again
+_misfit = lru_cache(32)(misfit)  # the same few configurations come again and again
 
 
 def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:

@@ -122,6 +122,7 @@ def test_clipping_saves_a_weak_noise_network() -> None:
 @refuses(
     (lambda: Clip(wrong(weak)), T, "Clip takes a Denoiser, got function: wrap it, Network(net, sde, predict.noise)"),
     (lambda: Clip(model(), 1.0, -1.0), V, "low and high must be finite and in this order, got 1.0 and -1.0"),
+    (lambda: Clip(model(), wrong("a")), T, "low must be a number, got 'a'"),
     (lambda: Clip(model(), -math.inf), V, "low and high must be finite and in this order, got -inf and 1.0"),
 )
 def test_what_cannot_be_clipped_is_refused(call, error, text):

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_calls": {"_checks"},
     "_modules": set(),
     "_quadrature": set(),
-    "_memory": set(),
+    "_memory": {"_modules"},
     "_streams": set(),
     "_arguments": set(),
     "_npy": {"_memory"},
@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clocks": {"_checks", "sde"},
     "predict": {"_checks", "_linear", "clocks", "sde"},
     "denoiser": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict"},
-    "clip": {"predict", "denoiser", "sde"},
+    "clip": {"_checks", "predict", "denoiser", "sde"},
     "guidance": MODEL,
     "analytic": MODEL,
     # what a solver sees, and solvers

@@ -598,6 +598,9 @@ def test_a_transform_is_held_to_the_same():
         train(small(), torch.arange(4), steps=1, transform=lambda v, g: torch.full((len(v), 2), math.nan))
     with pytest.raises(ValueError, match=r"data is empty: its shape is \(0,\)"):
         train(small(), torch.arange(0), steps=1, transform=lambda v, g: v)
+    rows: Any = [[1.0, 2.0]]
+    with pytest.raises(TypeError, match=r"data must be a torch.Tensor of N samples, got list: torch.as_tensor makes"):
+        train(small(), rows, steps=1, transform=lambda v, g: v)
 
 
 @pytest.mark.parametrize(
