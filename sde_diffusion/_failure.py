@@ -29,7 +29,8 @@ def explained(error: Exception, model: nn.Module, x: Tensor, time: Tensor, cond:
     if TABLE.search(text):
         return type(error)(
             f"the network looks something up in a table and cannot ({text}). It was handed times {_told(time)}{given}: "
-            "for a table of times, Network(..., clock=clocks.Index()); a table of classes takes integers of shape (B,)"
+            "for a table of times, Network(..., clock=clocks.Index()); a table of classes takes a tensor of integers, "
+            "(B,), torch.tensor([0, 1])"
         )
     if isinstance(error, TypeError) and CALL.search(text):
         return TypeError(

@@ -76,6 +76,11 @@ def _check_labels(model: Denoiser, labels: Tensor, n: int) -> None:
             f"labels were given, but the net was built with classes=0: leave them out, or build it with "
             f"classes={int(labels.max()) + 1}"
         )
+    if int(labels.max()) == classes and int(labels.min()) > 0:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {classes}, and {classes} is the null label of this net: number "
+            f"its classes 0..{classes - 1}"
+        )
     most = classes if config.get("label_drop", 1) else classes - 1  # the null label, where the net learns it
     bad = ((labels < 0) | (labels > most)).nonzero()
     if len(bad):

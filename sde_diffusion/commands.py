@@ -23,6 +23,7 @@ from sde_diffusion.limits import (
     PASSES,
     check_checkpoint,
     check_network,
+    check_passes,
     check_samples,
     check_seeds,
     classes_of,
@@ -158,6 +159,7 @@ def train_file(
     model = _model_for(net, sde, kind, tuple(x.shape[1:]))
     recipe = recipe_for(model)
     check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
+    check_passes(len(x), steps, batch_size)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {recipe!r}")
 

@@ -26,8 +26,10 @@ TRIALS = ((0.3, 1.0, 0.1), (0.95, 0.3, 0.4))
 deviation in units of the data's, and the relative error of the standard deviation from which it is told."""
 MEAN_OFF = 0.1
 """The error of the mean from which it is told, in standard deviations of the data."""
-LONGEST = 2000
-"""Steps from which a solve is not tried out: it would take long, and no solver known needs them."""
+MOST = 2000
+"""Evaluations from which a solve is not tried out: it would take as long as the solve itself, or longer."""
+ADVISED = 256
+"""Steps up to which it is tried how many would do."""
 
 
 class SamplingWarning(UserWarning):
@@ -84,8 +86,8 @@ def check_steps(
     enough = None if lay_out is None else _enough(sde, solver, steps, data_std, lay_out)
     advice.append(f"take {enough} steps" if enough else "take more steps, or another grid")
     warnings.warn(
-        f"{steps} steps of {solver!r} on this grid of {sde!r} are too few: {off}, and yours will fare alike. "
-        f"Best {', or '.join(advice)}",
+        f"{steps} steps of {solver!r} on this grid of {sde!r} are too few: {off}. Other data will be "
+        f"off too, by more or by less. Best {', or '.join(advice)}",
         SamplingWarning,
         stacklevel=4,
     )
@@ -96,7 +98,7 @@ _misfit = lru_cache(32)(misfit)  # the same few configurations come again and ag
 
 def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:
     """What is wrong with Gaussian data after a solve, in words; None if nothing is, or if it cannot be told."""
-    if is_adaptive(solver) or len(times) > LONGEST:
+    if is_adaptive(solver) or len(times) * (solver.evaluations or 1) > MOST:
         return None
     for mean, std, allowed in TRIALS:
         try:
@@ -119,7 +121,7 @@ def _enough(
     sde: GaussianSDE, solver: Solver, steps: int, data_std: float, lay_out: Callable[[int], list[float]]
 ) -> int | None:
     """A number of steps at which the solver fits: the smallest of a few doublings, if one does."""
-    more = [n for k in (2, 4, 8) if (n := k * steps) < LONGEST]  # of longer ones `_off` tells nothing
+    more = [n for k in (2, 4, 8) if (n := k * steps) <= ADVISED]
     try:
         return next((n for n in more if _off(sde, solver, lay_out(n), data_std) is None), None)
     except ValueError:  # a chain has so many levels and no more

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion._modules import Evaluation
-from sde_diffusion._request import Chunk
+from sde_diffusion._request import Chunk, default_grid
 from sde_diffusion.budget import LogProb
 from sde_diffusion.divergence import Trace
 from sde_diffusion.flow_density import (
@@ -138,7 +138,7 @@ def sample_with_log_prob(
 
 
 def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
-    """The route of the density, and the grid of the sampler in its coordinate."""
+    """The route of the density, and the grid of the sampler, or the default one of the angle, in its coordinate."""
     sde, solver = sampler.sde, sampler.solver
     if not isinstance(sde, GaussianSDE):
         if sampler.times[0] != sde.t_max:
@@ -150,5 +150,8 @@ def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
     route = gaussian_route(sampler, None, False, solver.data_std if isinstance(solver, Angle) else None)
     circle = AngleSDE(route.data_std or 1.0)
     low, high = route.ends
-    between = [circle.angle(at) for at in sde.levels(sampler.times[1:-1])]
+    times = sampler.times
+    if sampler.grid_is_default:  # of what the solver steps in, which is the angle here
+        times = default_grid(sde, sampler.model, Angle(solver))(sde, sampler.steps).tolist()
+    between = [circle.angle(at) for at in sde.levels(times[1:-1])]
     return route, [high, *between, low]

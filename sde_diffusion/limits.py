@@ -23,6 +23,8 @@ COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
 PASSES = 2
 """How often what a pass keeps for its gradient is in memory while that is found."""
+BY_HEART = 1000
+"""Passes over the samples from which a network may have learnt them by heart."""
 SAMPLE, SEED = 32, 64
 """Bytes of a number of a sample, in four copies of float64 at the end, and of the seed and label of a sample."""
 
@@ -43,10 +45,7 @@ def classes_of(labels: Tensor | None) -> int:
     """The number of classes that labels make, one more than the largest; 0 without labels.
 
     Raises:
-        ValueError: More classes than there are labels.
-
-    Warns:
-        UserWarning: Classes without a sample.
+        ValueError: More classes than there are labels, or a class without a sample.
     """
     if labels is None:
         return 0
@@ -57,10 +56,22 @@ def classes_of(labels: Tensor | None) -> int:
             "them from: number the classes 0, 1, ..., numpy.unique(label, return_inverse=True)[1]"
         )
     if missing := classes - len(labels.unique()):
-        warnings.warn(
-            f"{missing} of {classes} classes have no sample: what is drawn of them will mean nothing", stacklevel=3
+        raise ValueError(
+            f"labels from {int(labels.min())} to {classes - 1} leave {missing} of {classes} classes without a sample: "
+            "number the classes 0, 1, ... without a gap, numpy.unique(label, return_inverse=True)[1]"
         )
     return classes
+
+
+def check_passes(samples: int, steps: int, batch_size: int) -> None:
+    """Warns where every sample will be seen so often that a network may learn the samples by heart."""
+    passes = steps * batch_size / samples
+    if passes > BY_HEART:
+        warnings.warn(
+            f"each of {samples:,} samples will be seen {passes:,.0f} times, and may be learnt by heart: keep some out, "
+            "compare their `likelihood` with that of the others, and take fewer --steps where it is lower",
+            stacklevel=3,
+        )
 
 
 def check_network(make: Callable[[int], nn.Module], width: int, out: Path) -> None:

@@ -24,6 +24,9 @@ from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 from sde_diffusion.solvers.base import Solver
 
+MOST_DRAWS = 10_000
+"""Draws up to which a response is looked for, with a row of the state for each."""
+
 
 class Impulses(NoiseSource):
     """Row `k + 3` gets a unit of noise at draw `k` and none elsewhere; the first three rows, of states 0, 1, 2, none.
@@ -80,10 +83,12 @@ def response(run: Callable[[Tensor, NoiseSource], Tensor], draws: int) -> Respon
         draws: How often it draws noise, as a guess: another number costs a second run.
 
     Raises:
-        NotAffineError: It is not affine, as an adaptive solver is not.
+        NotAffineError: It is not affine, as an adaptive solver is not, or draws more than 10,000 times.
     """
     impulses = Impulses(draws)
     out = run(impulses.prior(), impulses).flatten()
+    if impulses.drawn > MOST_DRAWS:
+        raise NotAffineError(f"draws {impulses.drawn} times: too often for a row each")
     if impulses.drawn != draws:  # so many it is
         impulses = Impulses(impulses.drawn)
         out = run(impulses.prior(), impulses).flatten()

@@ -20,7 +20,7 @@ from sde_diffusion.sde import GaussianSDE
 
 LARGEST_STATE = 3.0
 """Size of a state, in standard deviations, up to which a network of order one learns from it as it is."""
-LARGEST_GAIN = 200.0
+LARGEST_GAIN = 400.0
 """Error of the data per relative error of the answer at `t_max` up to which noise and score can be learnt."""
 
 
@@ -91,5 +91,6 @@ def _check_pair(kind: Parametrisation, sde: GaussianSDE) -> None:
     if gain > LARGEST_GAIN:
         raise ValueError(
             f"a network that answers {name} hardly tells of the data at t_max = {sde.t_max:g} of {sde!r}: an error "
-            f"there counts {gain:.3g} times. Take a smaller t_max, or predict.edm, velocity, v or data{advice}"
+            f"there counts {gain:.3g} times. Take a smaller t_max (of a chain, leave out its last betas), or "
+            f"predict.edm, velocity, v or data{advice}"
         )

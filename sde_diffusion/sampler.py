@@ -101,6 +101,7 @@ class SDESampler:
             raise ValueError(f"shape={self.shape}, but the model works on {known}")
         self._tables, self._forecast_done = Tables(), set[str]()
         check_capable(self.equation(), self.solver)
+        self.grid_is_default = grid is None
         self.grid: Grid | Sequence[float] | Tensor = (
             grid if grid is not None else default_grid(sde, self.model, self.solver)
         )

@@ -214,6 +214,17 @@ def test_numbers_that_overflow_are_told_of_before_they_do() -> None:
         next(sampler.iterate(2, seed=0))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_solve_that_would_take_long_to_try_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(*_: object) -> None:
+        raise AssertionError("tried")
+
+    monkeypatch.setattr("sde_diffusion.forecast._misfit", tried)
+    sde, many = VESDE(0.01, 20.0), PredictorCorrector(Hold(), Langevin(100, 0.1))
+    next(SDESampler(sde, mixture(sde), solver=many, steps=50).iterate(2, seed=0))
+    next(SDESampler(sde, mixture(sde), solver=Heun(), steps=1200).iterate(2, seed=0))
+
+
 class Picky(Solver):
     """Wants more than one number for a state."""
 

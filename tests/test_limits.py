@@ -12,7 +12,7 @@ import torch
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, commands, likelihood_command, predict
 from sde_diffusion._memory import check_batch, parameters_at
 from sde_diffusion.checkpoint import save_checkpoint
-from sde_diffusion.limits import classes_of
+from sde_diffusion.limits import check_passes, classes_of
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
 from sde_diffusion.solvers import Heun
@@ -155,7 +155,8 @@ def test_memory_that_runs_out_all_the_same_is_one_line(error, place, capsys, mon
     monkeypatch.setattr(commands, "train", fails)
     monkeypatch.chdir(place)
     assert cli.main(list(TRAIN)) == 2
-    assert capsys.readouterr().err.startswith("sde-diffusion: error: out of memory: take a smaller --batch-size")
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("sde-diffusion: error: out of memory: take a smaller --batch-size")
     monkeypatch.setattr(commands, "train", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):  # a fault of ours is not hidden
         cli.main(list(TRAIN))
@@ -231,9 +232,18 @@ def test_the_memory_of_the_machine_is_what_linux_says_of_it(monkeypatch):
     assert 0 < _memory.memory() <= 1024 * int(lines["MemTotal"].split()[0])
 
 
-def test_classes_without_a_sample_are_told_of():
-    with pytest.warns(UserWarning, match="2 of 5 classes have no sample: what is drawn of them will mean nothing"):
-        assert classes_of(torch.tensor([0, 2, 4, 4, 2])) == 5
+def test_samples_that_will_be_seen_a_thousand_times_are_told_of():
+    with pytest.warns(UserWarning, match="each of 140 samples will be seen 2,743 times, and may be learnt by heart"):
+        check_passes(140, 3000, 128)
+    check_passes(1437, 3000, 128)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"), [([0, 2, 4, 4, 2], "from 0 to 4 leave 2 of 5"), ([1, 2, 3, 1], "from 1 to 3 leave 1 of 4")]
+)
+def test_classes_without_a_sample_are_refused(labels, text):
+    with pytest.raises(ValueError, match=f"labels {text} classes without a sample: number the classes 0, 1, "):
+        classes_of(torch.tensor(labels))
     assert classes_of(torch.tensor([1, 0])) == 2
     assert classes_of(None) == 0
 

@@ -593,6 +593,12 @@ def test_unfit_data_are_refused_at_the_door(data, error, message):
         train(small(), data, steps=1)
 
 
+def test_labels_that_count_from_one_are_not_taken_for_the_null_label():
+    model = Network(MLP(2, hidden=8, classes=3), VPSDE(), shape=(2,))
+    with pytest.raises(ValueError, match=r"labels run from 1 to 3, and 3 is the null label of this net: number its"):
+        train(model, torch.randn(6, 2), torch.tensor([1, 2, 3, 1, 2, 3]), steps=1)
+
+
 def test_a_transform_is_held_to_the_same():
     with pytest.raises(ValueError, match="data holds 8 non-finite values of 8"):
         train(small(), torch.arange(4), steps=1, transform=lambda v, g: torch.full((len(v), 2), math.nan))
