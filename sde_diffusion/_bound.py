@@ -52,7 +52,6 @@ class Run:
 
     def slices(self, n: int) -> Tensor:
         """One uniform draw in each of `n` slices of `[0, 1)`, for each sample, shape `(n, B)`."""
-        check_count(n, "levels")
         u = [torch.rand(n, generator=g, dtype=torch.float64, device="cpu") for g in self.streams.generators]
         return (torch.arange(n, dtype=torch.float64, device="cpu")[:, None] + torch.stack(u, 1)) / n
 

@@ -8,7 +8,7 @@ them. If so, copies are made for good, and else two looks at a counter and one a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from sys import getrefcount
 from typing import Any, TypeVar
 
@@ -93,16 +93,16 @@ class Caller:
         if is_compiling():  # in a graph a copy is free
             return function(given.clone() if given is x else given, at, **cond)
         unseen = given.is_inference()
-        copies = unseen or self.writes is not False
+        copies, own = unseen or self.writes is not False, given is x
         if copies:
-            given = given.clone() if given is x else given
-            cond = {k: v.clone() if isinstance(v, Tensor) else v for k, v in cond.items()}
+            given = given.clone() if own else given
+            cond = _copied(cond)
         before = 0 if unseen else _versions(given, cond)
         out = function(given, at, **cond)
         if unseen:
             return out
         self._calls += 1
-        if before != _versions(given, cond):
+        if before != _versions(given, cond) or (copies and own and self.writes is None and not _same(given, x)):
             self._written(not copies)
         elif self.writes is None and self._calls >= FIRST:
             self.writes = False
@@ -184,4 +184,33 @@ def tensor_of(answer: Any, x: Tensor, who: str = "network") -> Tensor:
 
 def _versions(given: Tensor, cond: dict[str, Any]) -> int:
     """A number that grows when one of these tensors is written to."""
-    return given._version + sum(v._version for v in cond.values() if isinstance(v, Tensor) and not v.is_inference())
+    return given._version + (sum(v._version for v in _tensors(cond) if not v.is_inference()) if cond else 0)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in a condition, which may be a mapping or a sequence of others."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _copied(value: Any) -> Any:
+    """A condition with every tensor in it copied."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is dict:
+        return {name: _copied(part) for name, part in value.items()}
+    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN among them: a write through `x.data` or NumPy moves no counter."""
+    try:
+        return bool(((a == b) | (b != b)).all())
+    except RuntimeError:  # in a transform of torch.func
+        return True

@@ -14,6 +14,10 @@ from torch import Tensor
 
 MOST_STEPS = 10**6
 """Of one solve; laying them out takes a minute, and at this many float32 rounds every step away."""
+MOST_SAMPLES = 10**8
+"""Of one call, as on the command line: each has a seed of its own."""
+MOST_VALUES = 2**31
+"""Of one sample: 8 GiB in float32."""
 WIDE = frozenset((torch.float64, torch.float32))
 HALF = frozenset((torch.float16, torch.bfloat16))
 
@@ -316,12 +320,19 @@ def check_count(n: object, name: str) -> int:
     return n
 
 
-def check_step_count(steps: object) -> int:
-    """Returns `steps` if it is a positive integer, of at most `MOST_STEPS`."""
-    if (n := check_count(steps, "steps")) > MOST_STEPS:
+def check_samples(n: object) -> int:
+    """Returns `n` if it is a positive integer, of at most `MOST_SAMPLES`."""
+    if (found := check_count(n, "n")) > MOST_SAMPLES:
+        raise ValueError(f"n must be at most {MOST_SAMPLES:,} samples in one call, got {found:,}: draw them in parts")
+    return found
+
+
+def check_step_count(steps: object, name: str = "steps") -> int:
+    """Returns a number of steps if it is a positive integer, of at most `MOST_STEPS`."""
+    if (n := check_count(steps, name)) > MOST_STEPS:
         raise ValueError(
-            f"steps must be at most {MOST_STEPS:,}, got {n:,}: the times of all steps are laid out before the first, "
-            "and no solver gains anything from so many"
+            f"{name} must be at most {MOST_STEPS:,}, got {n:,}: the times of all are laid out before the first, and "
+            "nothing is gained from so many"
         )
     return n
 
@@ -364,11 +375,14 @@ def check_positive(value: object, name: str) -> float:
 def check_shape(shape: object) -> tuple[int, ...]:
     """Returns an event shape as a tuple of positive integers."""
     try:
-        return tuple(check_count(n, "a length of the shape") for n in shape)  # type: ignore[attr-defined]
+        found = tuple(check_count(n, "a length of the shape") for n in shape)  # type: ignore[attr-defined]
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"shape is that of one sample, a tuple of positive integers such as (3, 32, 32) or (2,), got {shape!r}"
         ) from None
+    if math.prod(found) > MOST_VALUES:
+        raise ValueError(f"shape={found} is of {math.prod(found):,} numbers a sample, wanted {MOST_VALUES:,} at most")
+    return found
 
 
 def check_order(low_name: str, low: float, high_name: str, high: float) -> None:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -48,6 +48,13 @@ def check_file(path: Path, option: str, *, size: int = 0) -> None:
             raise ValueError(f"{option}: there is no folder {path.parent}")
         _check_kind(path, option, stat.S_ISREG, "file")
         _try(path.absolute().parent, size)
+
+
+def check_apart(out: Path, option: str, read: Iterable[Path]) -> None:
+    """Raises `ValueError` if a result would replace one of the files that it is made from."""
+    for path in read:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"{option} {out} is a file that is read here, and would be replaced: give another")
 
 
 def check_folder(path: Path, option: str, *, size: int = 0) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
+from threading import Lock
 from types import CellType, FunctionType, MethodType, TracebackType
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import nn
 from torch.compiler import is_dynamo_compiling as is_compiling
 
 DEPTH = 4  # functions that call functions
+_HELD: dict[int, int] = {}  # modules in training mode that are held in evaluation mode, and by how many solves
+_LOCK = Lock()
 
 
 def modules_behind(thing: object) -> list[nn.Module]:
@@ -102,34 +106,45 @@ class Evaluation:
         self._flags = True
 
     def __enter__(self) -> None:
-        self._training = [module for module in self.modules if module.training]
-        if not self._training:
+        if not (_HELD or any(module.training for module in self.modules)):
+            self._training = []
             return
-        # Where a mode is nothing but a flag, it is set as one: tens of microseconds a solve less.
-        self._flags = not is_compiling() and all(
-            type(m).train is nn.Module.train and type(m).eval is nn.Module.eval and "training" in m.__dict__
-            for m in self.modules
-        )
-        if self._flags:
+        with nullcontext() if is_compiling() else _LOCK:
+            self._training = [module for module in self.modules if module.training or id(module) in _HELD]
+            # Where a mode is nothing but a flag, it is set as one: tens of microseconds a solve less.
+            self._flags = not is_compiling() and all(
+                type(m).train is nn.Module.train and type(m).eval is nn.Module.eval and "training" in m.__dict__
+                for m in self.modules
+            )
             for module in self._training:
-                module.__dict__["training"] = False
-        else:
-            for root in self.roots:
-                root.eval()
+                _HELD[id(module)] = _HELD.get(id(module), 0) + 1
+            if self._flags:
+                for module in self._training:
+                    module.__dict__["training"] = False
+            else:
+                for root in self.roots:
+                    root.eval()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._training:
             return
-        if self._flags:
+        with nullcontext() if is_compiling() else _LOCK:
+            free = set()  # those that no other thread holds in evaluation mode
             for module in self._training:
-                module.__dict__["training"] = True
-            return
-        training = {id(module) for module in self._training}
-        for module in self.modules:  # a parent before its children, whose own mode comes last
-            if module.training != (id(module) in training):
-                module.train(id(module) in training)
+                _HELD[id(module)] -= 1
+                if not _HELD[id(module)]:
+                    del _HELD[id(module)]
+                    free.add(id(module))
+            if self._flags:
+                for module in self._training:
+                    if id(module) in free:
+                        module.__dict__["training"] = True
+                return
+            for module in self.modules:  # a parent before its children, whose own mode comes last
+                if module.training != (id(module) in free):
+                    module.train(id(module) in free)
 
 
 def home(model: Any) -> tuple[torch.dtype, torch.device]:

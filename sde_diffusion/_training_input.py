@@ -59,7 +59,8 @@ def check_data(model: Denoiser, data: Tensor, labels: Tensor | None, transform: 
         raise ValueError(f"data is empty: its shape is {tuple(data.shape)}, wanted at least one sample")
     if labels is not None:
         _check_labels(model, labels, len(data))
-    seen = data if transform is None else transform(data[:4096], torch.Generator().manual_seed(seed))
+    # A copy: a transform may work in place, and these rows come again.
+    seen = data if transform is None else transform(data[:4096].clone(), torch.Generator("cpu").manual_seed(seed))
     check_finite(check_state(seen, "data", shape=model.shape), "data")
     _check_scale(model, seen)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _warn
         args = _parser().parse_args(argv)
         torch.set_num_threads(args.threads)
+        with suppress(ValueError):  # in another thread than the main one, where no signal comes
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is told to end saves what it has
         try:
             status: int | None = args.run(args)
         except (ValueError, TypeError, ImportError, OSError, SolverError) as error:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
-from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals
+from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals, check_step_count
 from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
@@ -180,7 +180,7 @@ def elbo(
     def transitions() -> tuple[Tensor, Tensor]:
         if levels is None:
             return weight[:, None] * run.errors(above[every]), every
-        i = torch.searchsorted(p.cumsum(0), run.slices(levels)).clamp_max(n - 1)
+        i = torch.searchsorted(p.cumsum(0), run.slices(check_step_count(levels, "levels"))).clamp_max(n - 1)
         return (weight / p)[i] * run.errors(above[i]) / levels, i
 
     std = decoder_std_of(chain[0], chain[1], variance) if decoder_std is None else decoder_std
@@ -242,7 +242,7 @@ def continuous_elbo(
     sde, model = _process(model, sde)
     last, first = sde.levels(_span(sde, lam))
     run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
-    width = (first.lam - last.lam) / check_count(levels, "levels")
+    width = (first.lam - last.lam) / check_step_count(levels, "levels")
     every = torch.arange(levels, device="cpu")[:, None].expand(levels, len(x0))
 
     def transitions() -> tuple[Tensor, Tensor]:

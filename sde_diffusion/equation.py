@@ -59,13 +59,13 @@ class Counter:
 class Tables:
     """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views.
 
-    And `call`, which knows the habits of the model.
+    And `call` and `drift`, which know the habits of the model and of a process of the user's own.
     """
 
-    __slots__ = ("by_lam", "by_time", "call", "rows", "views")
+    __slots__ = ("by_lam", "by_time", "call", "drift", "rows", "views")
 
     def __init__(self) -> None:
-        self.call = Caller("score")
+        self.call, self.drift = Caller("score"), Caller("drift")
         self.by_time: dict[float, Level] = {}
         self.by_lam: dict[float, Level] = {}
         self.rows: dict[Hashable, Any] = {}
@@ -197,7 +197,7 @@ class ReverseSDE(ODE):
         r"""$f - \tfrac{1 + \eta^2}{2} g^2\nabla\log p_t$, shape `(B, *)`; one network evaluation."""
         time = _as_tensor(t.t)
         g = _as_tensor(self.sde.diffusion(time))
-        f = check_answer(self.sde.drift(x, time), x, "the drift")
+        f = check_answer(self.tables.drift.apart(self.sde.drift, x, x, time, {}), x, "the drift")
         return f - (0.5 * (1 + eta * eta)) * (g * g).to(x) * self.score(x, t)
 
     def velocity(self, x: Tensor, t: Level) -> Tensor:

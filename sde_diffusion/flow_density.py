@@ -157,7 +157,18 @@ def check_solver(solver: Solver, what: str) -> Solver:
 def general_route(sampler: SDESampler) -> Route:
     """The route of a general SDE, in `t`."""
     sde: SDE = sampler.sde
-    return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, sde.prior_log_prob)
+
+    def prior(x: Tensor) -> Tensor:
+        value: object = sde.prior_log_prob(x)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"prior_log_prob of {type(sde).__name__} answered {what} to {len(x)} states, wanted shape ({len(x)},): "
+                "one number per state, the sum over its coordinates alone, .flatten(1).sum(1)"
+            )
+        return value
+
+    return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, prior)
 
 
 def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None) -> Route:

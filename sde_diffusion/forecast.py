@@ -1,9 +1,10 @@
 r"""What can be told of a solve before it is made: whether its start and its steps fit the process.
 
-Two faults make every sample wrong, whatever the network, and neither shows in a finite, plausible number:
+Three faults make every sample wrong, whatever the network, and none shows in a finite, plausible number:
 
 * a prior without the data that are left at the first time. It has mean 0 and standard deviation $\sigma$, where the
   state has $\alpha\mu$ and $\sqrt{\alpha^2c^2 + \sigma^2}$;
+* a grid that ends in noise of the size of the data, from which the final jump goes to their mean;
 * steps that are too long for the solver, which shows on Gaussian data already, whose answer is known.
 """
 
@@ -21,6 +22,8 @@ from sde_diffusion.solvers.base import Solver, is_adaptive, steps_in_time
 
 SIGNAL_LEFT = 0.05
 """Share of data in the state at the first time, $\\alpha c/\\sigma$, from which a prior without them is told of."""
+NOISE_LEFT = 0.5
+"""Noise at the last time, $\\sigma/(\\alpha c)$, from which a final jump is told of."""
 TRIALS = ((0.3, 1.0, 0.1), (0.95, 0.3, 0.4))
 """Gaussian data that steps are tried on, as wide as the data and as narrow as one of several modes: mean and standard
 deviation in units of the data's, and the relative error of the standard deviation from which it is told."""
@@ -63,6 +66,29 @@ def check_start(sde: GaussianSDE, time: float, data_std: float) -> None:
         SamplingWarning,
         stacklevel=4,
     )
+
+
+def check_end(sde: GaussianSDE, time: float, data_std: float) -> None:
+    r"""Warns where the noise left at the last time is of the size of the data: $\sigma > \alpha c/2$.
+
+    The final jump goes to the mean of the data that may be behind a state, which is narrower than they are: of Gaussian
+    data by $1/\sqrt{1 + \sigma^2/(\alpha c)^2}$, a tenth where this warns.
+
+    Args:
+        sde: The process.
+        time: Last time of the grid.
+        data_std: $c$.
+    """
+    (at,) = sde.levels([time])
+    left = at.sigma / (at.alpha * data_std) if at.alpha * data_std > 0 else math.inf
+    if left > NOISE_LEFT:
+        warnings.warn(
+            f"the grid ends at t = {time:g} of {sde!r}, where the noise is {left:.2g} of the data's standard deviation "
+            f"{data_std:g}: the final jump takes the mean of what may be behind it, so that samples are too narrow. "
+            "End in less noise (t_min or sigma_min of the process, or the grid), or keep the noise, denoise=False",
+            SamplingWarning,
+            stacklevel=4,
+        )
 
 
 def check_steps(

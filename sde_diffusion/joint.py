@@ -120,6 +120,8 @@ def sample_with_log_prob(
         arrived = arrivals(ode, now.finished, value)
         tell(ode, arrived, route.place, inner, before)
         x = (state / route.into).to(x_T.dtype)
+        if not bool(arrived.all()):  # a row that stands where it started, or on the way, is no sample
+            x = torch.where(arrived.reshape(-1, *([1] * (x.ndim - 1))), x, torch.full_like(x, math.nan))
         found = LogProb(
             value=torch.where(arrived, value, torch.full_like(value, math.nan)),
             standard_error=trace.standard_error(integrals.detach(), ode.d),

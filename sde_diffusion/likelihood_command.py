@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion._checks import check_state
-from sde_diffusion._files import check_file, keep, write_files
+from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.budget import LogProb
-from sde_diffusion.checkpoint import Checkpoint, load_checkpoint
+from sde_diffusion.checkpoint import DESCRIPTION, TENSORS, Checkpoint, load_checkpoint
 from sde_diffusion.divergence import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.likelihood import bits_per_dim, log_prob
 from sde_diffusion.limits import check_seeds
@@ -66,6 +66,7 @@ def likelihood_file(
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
     check_file(out, "--out")
+    check_apart(out, "--out", (checkpoint / DESCRIPTION, checkpoint / TENSORS))
     if bin_width is not None and not 0 < bin_width < math.inf:
         raise ValueError(f"--bin-width must be positive and finite, got {bin_width:g}")
     loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)

@@ -16,6 +16,8 @@ from sde_diffusion._checks import (
     check_count,
     check_finite,
     check_flag,
+    check_like,
+    check_samples,
     check_shape,
     check_state,
     check_step_count,
@@ -34,7 +36,7 @@ from sde_diffusion._request import (
 )
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
-from sde_diffusion.forecast import check_start, check_steps
+from sde_diffusion.forecast import check_end, check_start, check_steps
 from sde_diffusion.grids import Grid
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
 from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
@@ -244,7 +246,7 @@ class SDESampler:
             )
         keep, given = self._asked(nonfinite, cond, conditions)
         self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
-        n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
+        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
         batches = chunks(n, size, seed, x_T, given)
         if return_log_prob:
@@ -282,7 +284,7 @@ class SDESampler:
         check_flag(grad, "grad")
         keep, given = self._asked(nonfinite, cond, conditions)
         self._forecast(from_prior=x_T is None)
-        n = check_count(n, "n") if x_T is None else len(self._check_x_T(x_T, n))
+        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
         solve = self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep)
         return _guarded(solve, grad, Evaluation(self.model))
 
@@ -354,6 +356,9 @@ class SDESampler:
         if from_prior and "start" not in self._forecast_done:
             check_start(self.sde, self.times[0], data_std)
             self._forecast_done.add("start")
+        if steps and self.denoise and "end" not in self._forecast_done:
+            check_end(self.sde, self.times[-1], data_std)
+            self._forecast_done.add("end")
         if steps and "steps" not in self._forecast_done:
             check_steps(self.sde, self.solver, self.times, data_std, self._grid_of if callable(self.grid) else None)
             self._forecast_done.add("steps")
@@ -415,7 +420,7 @@ class SDESampler:
                 f"the grid starts at t = {self.times[0]:g}, but the prior of {type(self.sde).__name__} is known at "
                 f"t_max = {self.sde.t_max:g} alone: start there, or give x_T="
             )
-        return self.sde.prior(z)
+        return check_like(self.sde.prior(z), "the prior's answer", z, "the draws")
 
     def equation(self, cond: dict[str, Any] | None = None) -> ReverseSDE:
         """A fresh equation of the model: what a solver, or `integrate`, works on."""
@@ -441,4 +446,10 @@ def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterato
             now = next(solve, None)
         if now is None:
             return
+        before = 0 if now.x.is_inference() else now.x._version
         yield now
+        if not now.x.is_inference() and now.x._version != before:
+            raise ValueError(
+                f"the state of snapshot {now.index} was written to between two steps, and the solve goes on from it: "
+                "work on a copy, now.x.clone()"
+            )

@@ -27,6 +27,7 @@ from sde_diffusion._training_input import Transform, check_data, check_horizon, 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.ema import EMA, Decay, PowerDecay
 from sde_diffusion.losses import TimeSampler, Weighting, denoising_score_matching
+from sde_diffusion.noise import seed_list
 from sde_diffusion.recipes import Recipe
 from sde_diffusion.recipes import recipe as recipe_for
 
@@ -150,12 +151,19 @@ def train(
     check_positive(lr, "lr")
     decay = decay or PowerDecay()
     labels = None if labels is None else check_labels(labels, "labels")
+    (seed,) = seed_list(seed, 1)
     check_data(model, data, labels, transform, seed)
     check_horizon(decay, steps)
     recipe = recipe_for(model, times=times, weight=weight)
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
-    with _training(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    grad = torch.enable_grad()  # whatever the caller's mode is
+    with (
+        torch.inference_mode(False),
+        grad,
+        _training(model),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         run = _Run(model, lr, steps, EMA(model, decay), recipe)
         with run.kept(), tqdm(total=steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:

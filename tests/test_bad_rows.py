@@ -229,3 +229,13 @@ def test_an_equation_of_ones_own_may_ask_for_the_rows():
     assert eq.counter.lost.nonzero()[:, 0].tolist() == BAD
     assert now.x.isnan().all(1).nonzero()[:, 0].tolist() == BAD
     assert describe(ReverseSDE)
+
+
+def test_an_adaptive_method_of_torchdiffeq_whose_time_becomes_nan_names_the_row():
+    def broken(x, t):
+        return torch.where(x[:, :1] > 1.2, math.nan, 0.1 * x)
+
+    model = Network(broken, VPSDE(), predict.edm, shape=(2,))
+    for solver in (Torchdiffeq(), Torchdiffeq("bosh3"), Angle(Torchdiffeq())):
+        with pytest.raises(SolverError, match=r"network answered NaN or inf at t = .* in row"):
+            SDESampler(VPSDE(), model, solver=solver, steps=6).sample(8, seed=0)

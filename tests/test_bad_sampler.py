@@ -19,6 +19,7 @@ from sde_diffusion import (
     integrate,
     predict,
 )
+from sde_diffusion.elbo import continuous_elbo
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import BrownianPath, SharedStream
 from sde_diffusion.sde import Level
@@ -319,3 +320,35 @@ def test_a_general_sde_starts_where_its_prior_is_known():
 )
 def test_what_cannot_be_drawn_encoded_or_weighed_is_refused(call, error, text):
     check(call, error, text)
+
+
+class Careless(DoubleWell):
+    """A general SDE with a prior that forgets the batch."""
+
+    def prior(self, z):
+        return z[:1]
+
+    def prior_log_prob(self, x):
+        return -x.square().sum()
+
+
+def test_a_prior_of_another_shape_is_refused():
+    run = SDESampler(Careless(), lambda x, t: -x, shape=(2,), steps=3)
+    check(lambda: run.sample(3, seed=0), V, "the prior's answer has shape (1, 2), wanted that of the draws, (3, 2)")
+    text = "prior_log_prob of Careless answered shape () to 3 states, wanted shape (3,): one number per state"
+    check(lambda: run.log_prob(torch.zeros(3, 2), solver=RK4(), steps=2), V, text)
+
+
+def test_a_snapshot_that_was_written_to_stops_the_solve():
+    solve = sampler().iterate(2, seed=0)
+    next(solve).x.mul_(2.0)
+    check(lambda: next(solve), V, "the state of snapshot 0 was written to between two steps, and the solve goes on")
+
+
+def test_more_than_a_machine_can_hold_is_refused_at_the_door():
+    check(lambda: sampler().sample(10**9), V, "n must be at most 100,000,000 samples in one call, got 1,000,000,000")
+    check(lambda: sampler().iterate(10**12), V, "n must be at most 100,000,000 samples")
+    text = "shape=(1000000000000,) is of 1,000,000,000,000 numbers a sample, wanted 2,147,483,648 at most"
+    check(lambda: SDESampler(VP, lambda x, t: -x, shape=(10**12,)), V, text)
+    model = Network(lambda x, t: x, VP, predict.edm)
+    check(lambda: continuous_elbo(model, X, levels=10**9), V, "levels must be at most 1,000,000")

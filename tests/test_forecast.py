@@ -200,7 +200,7 @@ def test_steps_that_are_too_few_are_told_of_once_with_a_number_that_will_do() ->
 
 
 def test_no_number_of_steps_is_recommended_that_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.forecast.LONGEST", 20)
+    monkeypatch.setattr("sde_diffusion.forecast.ADVISED", 20)
     sampler = SDESampler(BrownianSDE(), mixture(BrownianSDE()), solver=Heun(), nfe=20)  # 36 steps would do
     with pytest.warns(SamplingWarning, match="take more steps, or another grid"):
         sampler.sample(8, seed=0)
@@ -220,7 +220,7 @@ def test_a_solve_that_would_take_long_to_try_is_not_tried(monkeypatch: pytest.Mo
         raise AssertionError("tried")
 
     monkeypatch.setattr("sde_diffusion.forecast._misfit", tried)
-    sde, many = VESDE(0.01, 20.0), PredictorCorrector(Hold(), Langevin(100, 0.1))
+    sde, many = VESDE(), PredictorCorrector(Hold(), Langevin(100, 0.1))
     next(SDESampler(sde, mixture(sde), solver=many, steps=50).iterate(2, seed=0))
     next(SDESampler(sde, mixture(sde), solver=Heun(), steps=1200).iterate(2, seed=0))
 
@@ -306,3 +306,16 @@ def test_a_grid_that_starts_late_is_told_of_unless_the_state_there_is_given() ->
         warnings.simplefilter("error")
         fresh = SDESampler(sde, mixture(sde), grid=[0.05, 0.04, 0.02, 0.01, 0.001])
         fresh.sample(x_T=torch.zeros(4, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("sde", "std"), [(VPSDE(), 1e-3), (EDMSDE(), 1e-4), (VESDE(), 3e-3)], ids=repr)
+def test_a_grid_that_ends_in_noise_as_wide_as_the_data_is_told_of(sde: GaussianSDE, std: float) -> None:
+    model = Gaussian(sde, torch.zeros(1, dtype=torch.float64), std**2)
+    with pytest.warns(SamplingWarning, match="of the data's standard deviation .* samples are too narrow"):
+        x = SDESampler(sde, model, solver=Angle(RK4(), std), steps=100).sample(2000, seed=0)
+    (last,) = sde.levels([sde.t_min])
+    right = 1 / math.sqrt(1 + (last.sigma / (last.alpha * std)) ** 2)  # of the posterior means
+    assert float(x.std()) / std == pytest.approx(right, rel=0.05 + 4 / math.sqrt(4000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SDESampler(sde, model, solver=Angle(RK4(), std), steps=100, denoise=False).sample(2, seed=0)

@@ -221,3 +221,21 @@ def test_inference_mode_makes_no_difference(trace):
 
 def test_a_batch_size_below_one_is_refused():
     check(lambda: WAVE.log_prob(POINTS, batch_size=0), ValueError, "batch_size must be at least 1, got 0")
+
+
+class Broken(torch.nn.Module):
+    """Answers NaN where the first coordinate is large."""
+
+    def forward(self, x, t):
+        return torch.where(x[:, :1] > 1.2, math.nan, 0.1 * x)
+
+
+@pytest.mark.parametrize("solver", [Heun(), RK4(), AdamsMoulton()], ids=repr)
+def test_a_row_without_a_density_is_no_sample(solver):
+    sampler = SDESampler(VPSDE(), Network(Broken(), VPSDE(), predict.edm, shape=(2,)), solver=solver, steps=6)
+    with pytest.warns(LikelihoodWarning, match="log-likelihoods are NaN"):
+        x, found = sampler.sample(2, seed=0, return_log_prob=True)  # row 0 starts at 1.54
+    assert not bool(found.converged[0])
+    assert bool(x[0].isnan().all())
+    assert bool(x[1].isfinite().all())
+    assert bool(found.converged[1])

@@ -147,6 +147,7 @@ def test_a_label_of_another_class_is_refused_before_the_first_batch(place, capsy
     assert "--label must be 0..2, all or none" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:each of 20 samples")
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_memory_that_runs_out_all_the_same_is_one_line(error, place, capsys, monkeypatch):
     def fails(*_, **__):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -348,3 +349,26 @@ def test_the_score_of_a_denoiser_is_taken_for_the_denoiser():
         assert s.model is model
         assert s.shape == (2,)
     check(lambda: SDESampler(VESDE(), model.score), ValueError, "the denoiser was made for VPSDE")
+
+
+def test_threads_that_share_a_model_in_training_mode_all_run_it_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    model = Network(lambda x, t: net(x), VPSDE(), predict.edm, shape=(2,)).train()
+    net.train()
+    sampler = SDESampler(VPSDE(), model, steps=8)
+    right = sampler.sample(16, seed=0)
+    found: list[Tensor] = []
+
+    def work() -> None:
+        found.extend(sampler.sample(16, seed=0) for _ in range(8))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 32
+    assert all(torch.equal(x, right) for x in found)
+    assert net.training
+    assert net[1].training

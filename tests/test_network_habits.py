@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sde_diffusion import EDMSDE, VPSDE, Denoiser, Network, Prediction, SDESampler, SolverError, losses, predict
 from sde_diffusion.likelihood import log_prob
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers import RK4, Angle, DPMSolver, DPMSolverPP, Euler, Heun, Solver, UniPC
+from sde_diffusion.solvers import DDIM, RK4, Angle, DPMSolver, DPMSolverPP, Euler, EulerMaruyama, Heun, Solver, UniPC
 
 VP = VPSDE()
 X_T = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -251,3 +251,48 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         out: Tensor = self.layer(x)
         return out
+
+
+class Nested(nn.Module):
+    def forward(self, x: Tensor, t: Tensor, ctx: dict[str, list[Tensor]]) -> Tensor:
+        out = 0.3 * x + ctx["a"][0]
+        ctx["a"][0].mul_(2.0)
+        return out
+
+
+def test_a_condition_inside_another_stays_as_it_is() -> None:
+    a = torch.ones(3, 2)
+    SDESampler(VP, Network(Nested(), VP, predict.edm, shape=(2,)), steps=6).sample(3, seed=0, ctx={"a": [a]})
+    assert torch.equal(a, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun(), DPMSolverPP(3)], ids=zoo.name)
+def test_a_write_that_moves_no_counter_is_seen_too(solver: Solver) -> None:
+    def hidden(x: Tensor, t: Tensor) -> Tensor:
+        out = torch.tanh(x)
+        x.data.clamp_(-0.1, 0.1)
+        return out
+
+    def sampled(net: Net) -> Tensor:
+        return SDESampler(VP, Network(net, VP, predict.noise, shape=(2,)), solver=solver, steps=9).sample(4, seed=0)
+
+    assert torch.equal(sampled(hidden), sampled(lambda x, t: torch.tanh(x)))
+
+
+class Relaxing(zoo.DoubleWell):
+    """A general SDE whose drift works in place."""
+
+    def __init__(self, writes: bool) -> None:
+        self.writes = writes
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return x.tanh_() if self.writes else x.tanh()
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun()], ids=zoo.name)
+def test_a_drift_may_write_into_its_state(solver: Solver) -> None:
+    right, found = (
+        SDESampler(Relaxing(writes), lambda x, t: -x, shape=(2,), solver=solver, steps=12).sample(4, seed=0)
+        for writes in (False, True)
+    )
+    assert torch.equal(right, found)

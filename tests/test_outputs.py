@@ -395,3 +395,25 @@ def test_a_socket_in_place_of_a_file_is_refused(place, tmp_path, capsys, monkeyp
         server.bind("x.npy")
         words = ("sample", "--checkpoint", place / "model", "--out", "x.npy")
         assert "is a device, pipe or socket" in line_of(capsys, *words)
+
+
+def test_a_likelihood_does_not_replace_the_checkpoint_that_it_reads(place, capsys):
+    before = (place / "model" / "model.json").read_bytes()
+    words = ("likelihood", "--checkpoint", place / "model", "--data", place / "x.npy")
+    line = line_of(capsys, *words, "--out", place / "model" / "model.json")
+    assert "is a file that is read here, and would be replaced: give another" in line
+    assert (place / "model" / "model.json").read_bytes() == before
+
+
+def test_a_run_that_is_told_to_end_saves_what_it_has(place, tmp_path):
+    words = [sys.executable, "-m", "sde_diffusion.cli", "train", "--data", str(place / "x.npy"), "--width", "8"]
+    out = tmp_path / "ended"
+    run = subprocess.Popen([*words, "--steps", "1000000", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    seen = ""
+    while "loss" not in seen:  # it is under way
+        seen += run.stderr.read(1)
+    run.terminate()
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert load_checkpoint(tmp_path / "ended-interrupted").model.shape == (2,)

@@ -660,3 +660,29 @@ def test_unfit_arguments_are_refused():
         train(MLP(2), standard(8, 2), steps=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the model has no parameters to train: wrap your network"):
         train(Gaussian(EDMSDE(), torch.zeros(2), 1.0), standard(8, 2), steps=1)
+
+
+def test_a_transform_in_place_leaves_the_data_and_works_once_on_each_batch():
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) + 4
+    before, seen = x.clone(), []
+
+    def centre(batch, generator):
+        seen.append(float(batch.mean()))
+        return batch.sub_(4.0)
+
+    train(small(), x, steps=20, batch_size=64, transform=centre)
+    assert torch.equal(x, before)
+    assert min(seen) > 3.5
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_has_its_gradients_whatever_the_mode_of_the_caller(mode):
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    expected, model = train(small(), x, steps=3, batch_size=16).losses, small()
+    with mode():
+        assert train(model, x, steps=3, batch_size=16).losses == expected
+
+
+def test_a_seed_that_torch_does_not_take_is_refused():
+    with pytest.raises(ValueError, match=r"seeds must be >= 0 and below 2\*\*32"):
+        train(small(), torch.randn(8, 2), steps=1, seed=2**70)

@@ -112,6 +112,8 @@ class _Flow:
         return torch.where(per_row(self.eq.idle, y), 0.0, y) if self.eq.idle is not None else y
 
     def __call__(self, time: Tensor, y: Tensor) -> Tensor:
+        if math.isnan(float(time)):  # its step follows from an error that was not a number
+            raise self.gave_up(AssertionError("its step size is no number"))
         # torchdiffeq hands the time over in the dtype of the state: the ends must not be missed by its rounding.
         eq, at = self.eq, min(max(float(time), min(self.ends)), max(self.ends))
         if self.max_nfe is not None and eq.nfe - self.before >= self.max_nfe:
