@@ -37,7 +37,7 @@ class Snapshot(NamedTuple):
     Attributes:
         index: Steps taken; 0 is the initial state.
         t: Time of the state.
-        x: The state, shape `(B, *)`.
+        x: The state, shape `(B, *)`: the solver's own, which goes on from it, so work on a copy.
         nfe: Network evaluations so far, per sample.
         finished: Mask `(B,)` of the rows that stand at `t`, None if all do: an adaptive solver leaves a row where it is
             when the evaluations that it was given are used up.

@@ -280,6 +280,9 @@ class SDESampler:
         The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time. A
         state that is not finite may be handed out, and is reported within four steps; with `nonfinite="keep"` its rows
         are NaN from there on.
+
+        Raises:
+            ValueError: As `sample`; and a snapshot's state that was written to, from which the solve would go on.
         """
         check_flag(grad, "grad")
         keep, given = self._asked(nonfinite, cond, conditions)

@@ -193,7 +193,11 @@ def test_d4_no_grid_repeats_a_level_at_any_number_of_steps(sde: GaussianSDE) -> 
             assert (times[0], times[-1]) == (sde.t_max, sde.t_min)
 
 
-@pytest.mark.parametrize("solver", MULTISTEP, ids=zoo.name)
+@pytest.mark.parametrize(
+    "solver",
+    [s if "time" not in repr(s) or s.memory == 3 else pytest.param(s, marks=pytest.mark.slow) for s in MULTISTEP],
+    ids=zoo.name,
+)
 def test_d4_multistep_solvers_are_finite_on_the_karras_levels_at_every_number_of_steps(solver: Solver) -> None:
     sde = DiscreteVPSDE.linear(1000)
     model = Network(lambda x, t: torch.tanh(x), sde, shape=(2,))

@@ -87,7 +87,7 @@ def test_far_from_the_origin_a_flow_without_slope_is_no_failure(dtype):
     assert not report.warnings
 
 
-@pytest.mark.parametrize("std", [0.03, 0.1])
+@pytest.mark.parametrize("std", [pytest.param(0.03, marks=pytest.mark.slow), 0.1])
 def test_the_grid_is_refined_until_narrow_components_are_resolved(std):
     report = check_likelihood(SDESampler(VP, isotropic_mixture(VP, [[1, 0], [-1, 0.5], [0, -1]], std)), n=16)
     print(report)
@@ -95,6 +95,7 @@ def test_the_grid_is_refined_until_narrow_components_are_resolved(std):
     assert not report.warnings
 
 
+@pytest.mark.slow
 def test_what_the_grid_cannot_resolve_is_advice_and_no_failure(monkeypatch):
     monkeypatch.setitem(_quadrature.BUDGET, 2, 3000)
     report = check_likelihood(SDESampler(VP, isotropic_mixture(VP, [[1, 0], [-1, 0.5]], 0.03)), n=8)
