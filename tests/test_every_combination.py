@@ -87,15 +87,6 @@ from sde_diffusion.solvers import (
 )
 from sde_diffusion.solvers.adams import QUANTITIES
 
-
-@pytest.fixture(autouse=True, scope="module")
-def untried() -> Iterator[None]:
-    """Steps are not tried on Gaussian data first: whether they are enough is not asked here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sde_diffusion.sampler.check_steps", lambda *_: None)
-        yield
-
-
 Result = TypeVar("Result")
 
 # ------------------------------------------------------------------------------------------------------------ processes

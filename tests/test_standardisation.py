@@ -233,6 +233,7 @@ def test_a_trained_table_keeps_the_scale_and_the_density_of_every_column(tmp_pat
     assert found == pytest.approx(log_density(np.load(tmp_path / "test.npy"), mean, std).mean(), abs=0.3)
 
 
+@pytest.mark.filterwarnings("ignore:each of 178 samples")
 @pytest.mark.slow
 def test_the_hue_of_wine_keeps_its_spread(tmp_path):
     sklearn = pytest.importorskip("sklearn.datasets")
