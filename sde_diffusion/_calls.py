@@ -121,16 +121,22 @@ class Caller:
         """Raises `SolverError` if an answer is in the place of one of the last two, which somebody still holds."""
         if getrefcount(self._before) == ALONE:
             self._before = None
-        place = _place(f)
-        for old in (self._last, self._before):
-            if old is not None and place and place == _place(old) != given.data_ptr():
-                self.reuses, self._plain, self._last, self._before = True, False, None, None
-                raise SolverError(
-                    "the network has answered in the place of an earlier answer that is still needed, though its first "
-                    "answers had places of their own: start again, its answers are copied from here on, or let it "
-                    "answer a new tensor, f.clone()"
-                )
-        self._before = self._last
+        last, before = self._last, self._before
+        try:
+            place = f.data_ptr()
+            taken = (last is not None and place == last.data_ptr()) or (
+                before is not None and place == before.data_ptr()
+            )
+        except RuntimeError:  # in a transform of torch.func there are no places
+            place, taken = 0, False
+        if taken and place and place != given.data_ptr():
+            self.reuses, self._plain, self._last, self._before = True, False, None, None
+            raise SolverError(
+                "the network has answered in the place of an earlier answer that is still needed, though its first "
+                "answers had places of their own: start again, its answers are copied from here on, or let it "
+                "answer a new tensor, f.clone()"
+            )
+        self._before = last
 
     def _copy(self, f: Tensor) -> Tensor:
         """A copy of an answer; the first ones tell whether the next need one."""
