@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = _warn
         args = _parser().parse_args(argv)
         torch.set_num_threads(args.threads)
-        with suppress(ValueError):  # in another thread than the main one, where no signal comes
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is told to end saves what it has
         try:
-            status: int | None = args.run(args)
+            with _ending_as_interrupted():
+                status: int | None = args.run(args)
         except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
             _complain("error: " + " ".join(str(error).split()))
             return 2
@@ -57,6 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain("interrupted")
             return 130
     return status or 0
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """A run that is told to end is interrupted, and saves what it has; the process's own answer comes back after it."""
+    before = None
+    with suppress(ValueError):  # in another thread than the main one, where no signal comes
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -403,6 +404,12 @@ def test_a_likelihood_does_not_replace_the_checkpoint_that_it_reads(place, capsy
     line = line_of(capsys, *words, "--out", place / "model" / "model.json")
     assert "is a file that is read here, and would be replaced: give another" in line
     assert (place / "model" / "model.json").read_bytes() == before
+
+
+def test_a_command_leaves_the_signals_of_its_caller_as_they_were(place, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert call(*commands_to(place, tmp_path / "x")["sample"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_is_told_to_end_saves_what_it_has(place, tmp_path):
