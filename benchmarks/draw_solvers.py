@@ -42,7 +42,7 @@ def trajectories(solver: Solver, steps: int) -> tuple[Tensor, Tensor, int]:
 
 def density(width: int = 400, height: int = 300) -> Tensor:
     """The exact density `(height, width)`, noise on the left, each column relative to its maximum."""
-    ends = SDE.half_log_snr(torch.tensor([SDE.t_max, SDE.t_min], dtype=torch.float64))
+    ends = torch.tensor(SDE.ends(), dtype=torch.float64)
     top, bottom = torch.atan(torch.exp(-ends)).tolist()
     times = SDE.time_of(-torch.log(torch.tan(torch.linspace(top, bottom, width, dtype=torch.float64))))
     x = torch.linspace(-REACH, REACH, height, dtype=torch.float64)[:, None]

@@ -84,7 +84,7 @@ STOCHASTIC: list[tuple[str, Solver, str]] = [
 def problem(process: str = "VPSDE") -> tuple[GaussianSDE, GaussianMixture]:
     """Eight Gaussians of standard deviation 0.1 on a circle, the whole of unit variance per coordinate."""
     vp = VPSDE()
-    low, high = torch.exp(-vp.half_log_snr(torch.tensor([vp.t_min, vp.t_max], dtype=torch.float64))).tolist()
+    low, high = (at.ratio for at in vp.levels([vp.t_min, vp.t_max]))
     sde = EDMSDE(low, high) if process == "EDMSDE" else vp
     radius = math.sqrt(2 * (1 - STD**2))
     means = [[radius * math.cos(math.pi * k / 4), radius * math.sin(math.pi * k / 4)] for k in range(8)]

@@ -112,7 +112,7 @@ class Decoder:
         noise = run.streams(0.0, 0.0)
         x = at.alpha * run.x0 + at.sigma * noise
         if self.kind == "categorical" and self.bins is not None and run.v is not None:
-            return -rows(categorical_log_prob(_wide(x) / at.alpha, at.sigma / at.alpha, run.v, self.bins)).sum(1)
+            return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, run.v, self.bins)).sum(1)
         mean = _wide(run.predict(x, at, **run.cond).data)
         run.nfe += run.model.cost
         if self.bins is not None and run.v is not None:
@@ -134,7 +134,7 @@ def weights(chain: Sequence[Level], variance: str, form: str) -> tuple[Tensor, T
                 raise ValueError(
                     f"at t = {t.t:g} no signal is left, and the noise says nothing of the data: form='data'"
                 )
-            weight *= (t.sigma / t.alpha) ** 2
+            weight *= t.ratio**2
         out.append((weight, 0.5 * (ratio - 1 - math.log(ratio))))
     return tuple(torch.tensor(out, dtype=torch.float64, device="cpu").T)
 

@@ -273,17 +273,17 @@ class On(Denoiser):
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde
-        ends = base.half_log_snr(torch.tensor([base.t_max, base.t_min], dtype=torch.float64, device=lam.device))
+        low, high = base.ends()
         slack = 1e-6
-        outside = ~((lam >= ends[0] - slack) & (lam <= ends[1] + slack))
+        outside = ~((lam >= low - slack) & (lam <= high + slack))
         if bool(outside.any()):
             i = float(lam[outside].flatten()[0])
-            low, high = math.exp(-float(ends[1])), math.exp(-float(ends[0]))
             raise ValueError(
                 f"asked at noise level sigma/alpha = {math.exp(-i):.6g}, but the model was made for {base!r}, "
-                f"which spans {low:.6g} to {high:.6g}: choose the range of {self.sde!r} or of the grid inside it"
+                f"which spans {math.exp(-high):.6g} to {math.exp(-low):.6g}: "
+                f"choose the range of {self.sde!r} or of the grid inside it"
             )
-        return base.time_of(lam.clamp(ends[0], ends[1])).clamp(base.t_min, base.t_max)
+        return base.time_of(lam.clamp(low, high)).clamp(base.t_min, base.t_max)
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         own = self.sde.levels(times)

@@ -250,7 +250,7 @@ def continuous_elbo(
         weight = width * (torch.exp(2 * at) if form == "data" else torch.ones_like(at))
         return weight * run.errors(sde.time_of(at).clamp(first.t, last.t)), every
 
-    std = first.sigma / first.alpha if decoder_std is None else decoder_std
+    std = first.ratio if decoder_std is None else decoder_std
     found = _collect(run, transitions, levels, Decoder(decoder, std, bins, first.t), draws)
     return replace(found, prior=prior_kl(sde, x0, last))
 
@@ -298,8 +298,7 @@ def _process(model: Denoiser, sde: GaussianSDE | None) -> tuple[GaussianSDE, Den
 
 def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:
     """The last and the first time of a range of half log-SNR, by default that of the SDE."""
-    ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
-    low, high = ends.tolist()
+    low, high = sde.ends()
     if lam is not None:
         if len(check_reals(lam, "lam")) != 2:
             raise ValueError(f"lam must be the pair (smallest, largest) of half log-SNRs, got {lam!r}")

@@ -247,9 +247,7 @@ class GaussianReverseSDE(ReverseSDE):
         return self.sde.half_log_snr(t)
 
     def _time(self, place: Tensor) -> Tensor:
-        ends = torch.tensor([self.sde.t_max, self.sde.t_min], dtype=place.dtype, device=place.device)
-        low, high = self.sde.half_log_snr(ends)
-        return self.sde.time_of(place.clamp(low, high))
+        return self.sde.time_of(place.clamp(*self.sde.ends()))
 
     def prefill_lam(self, lams: Iterable[float]) -> list[Level]:
         """Tabulates the levels at given half log-SNRs in one evaluation and returns them."""

@@ -178,7 +178,7 @@ def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None,
         raise TypeError(f"{type(sde).__name__} is a general SDE: it is integrated in t, from t_min to t_max")
     circle = AngleSDE(model.data_std if data_std is None else data_std)
     first, last = sde.levels([sampler.times[-1], sampler.times[0]])
-    start, top = float(first.sigma / first.alpha), math.inf if last.alpha == 0 else float(last.sigma / last.alpha)
+    start, top = float(first.ratio), float(last.ratio)
     view = model.on(circle)
     low, high = _made_for(view)
     level = start if level is None else _check_level(level, top)
@@ -219,7 +219,7 @@ def _made_for(view: Denoiser) -> tuple[float, float]:
         return 0.0, math.inf
     sde = innermost(view).sde
     first, last = sde.levels([sde.t_min, sde.t_max])
-    return float(first.sigma / first.alpha), math.inf if last.alpha == 0 else float(last.sigma / last.alpha)
+    return float(first.ratio), float(last.ratio)
 
 
 def _beyond(view: On, level: float, low: float, top: float, high: float, whole: bool, circle: AngleSDE) -> Denoiser:

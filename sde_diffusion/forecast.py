@@ -80,7 +80,7 @@ def check_end(sde: GaussianSDE, time: float, data_std: float) -> None:
         data_std: $c$.
     """
     (at,) = sde.levels([time])
-    left = at.sigma / (at.alpha * data_std) if at.alpha * data_std > 0 else math.inf
+    left = at.ratio / data_std
     if left > NOISE_LEFT:
         warnings.warn(
             f"the grid ends at t = {time:g} of {sde!r}, where the noise is {left:.2g} of the data's standard deviation "

@@ -86,7 +86,7 @@ def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Te
     """
     check_positive(power, "power")
     check_positive(data_std, "data_std")
-    ends = _gaussian(sde, "angle").half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64, device="cpu"))
+    ends = torch.tensor(_gaussian(sde, "angle").ends(), dtype=torch.float64, device="cpu")
     top, bottom = torch.atan(torch.exp(-ends) / data_std).tolist()
     u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
     return _at(sde, -torch.log(data_std * torch.tan(bottom + (top - bottom) * u**power)))
@@ -175,8 +175,7 @@ def _gaussian(sde: SDE, name: str) -> GaussianSDE:
 
 def _ends(sde: SDE, name: str) -> tuple[float, float]:
     """Half log-SNR at `t_min` and at `t_max`, both finite."""
-    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")
-    high, low = _gaussian(sde, name).half_log_snr(ends).tolist()
+    low, high = _gaussian(sde, name).ends()
     if not (math.isfinite(high) and math.isfinite(low)):
         raise ValueError(
             f"grids.{name} needs a finite log-SNR at both ends; {sde!r} spans {low:g} to {high:g}: "

@@ -206,8 +206,7 @@ class Beyond(On):
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde
-        ends = base.half_log_snr(torch.tensor([base.t_max], dtype=torch.float64, device=lam.device))
-        return base.time_of(lam.clamp_min(ends[0]))
+        return base.time_of(lam.clamp_min(base.ends()[0]))
 
 
 def innermost(model: Denoiser) -> Denoiser:

@@ -133,20 +133,14 @@ def uniform_log_snr(sde: GaussianSDE, u: Tensor) -> Tensor:
     Raises:
         ValueError: The range is infinite.
     """
-    high, low = _range(sde)
+    low, high = sde.ends()
     if low == -float("inf"):
         raise ValueError(f"log-SNR is infinite at t_max of {sde!r}: choose t_max a little smaller")
     return _at_lam(sde, high + (low - high) * u)
 
 
-def _range(sde: GaussianSDE) -> tuple[float, float]:
-    high, low = sde.half_log_snr(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device="cpu")).tolist()
-    return high, low
-
-
 def _at_lam(sde: GaussianSDE, lam: Tensor) -> Tensor:
-    high, low = _range(sde)
-    return sde.time_of(lam.clamp(low, high)).clamp(sde.t_min, sde.t_max)
+    return sde.time_of(lam.clamp(*sde.ends())).clamp(sde.t_min, sde.t_max)
 
 
 def stratified(n: int, generator: torch.Generator | None = None) -> Tensor:

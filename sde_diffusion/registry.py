@@ -8,7 +8,6 @@ shapes of the tensors that are to fill it.
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -101,7 +100,7 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
         ends = model.levels([sde.t_min, sde.t_max])
         for at in ends:
             torch.full((1,), float(at.plan[1]), dtype=torch.float32)  # what the network is told there
-        low, high = (float(at.sigma / at.alpha) if at.alpha > 0 else math.inf for at in ends)
+        low, high = (float(at.ratio) for at in ends)
         if not 0 < low < high:
             raise ValueError(f"its noise levels go from {low:g} to {high:g}")
     except Exception as error:

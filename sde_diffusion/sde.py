@@ -59,6 +59,13 @@ class Level:
     plan: Any = None
 
     @property
+    def ratio(self) -> Any:
+        r"""$\sigma/\alpha$, the noise in units of the data; `inf` where `alpha` is 0."""
+        if isinstance(self.alpha, float) and self.alpha == 0.0:
+            return math.inf
+        return self.sigma / self.alpha
+
+    @property
     def g2(self) -> Any:
         r"""$g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)$, the squared diffusion; `inf` where `alpha` is 0."""
         if isinstance(self.alpha, float) and self.alpha == 0.0:
@@ -161,6 +168,12 @@ class GaussianSDE(SDE):
         r"""$\lambda(t) = \log(\alpha / \sigma)$, elementwise; falls with `t`."""
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
+    def ends(self) -> tuple[float, float]:
+        r"""The range of $\lambda$: its values at `t_max`, the least (`-inf` where alpha is 0), and at `t_min`."""
+        times = torch.tensor([self.t_max, self.t_min], dtype=torch.float64, device="cpu")
+        low, high = self.half_log_snr(times).tolist()
+        return low, high
+
     @elementwise
     def time_of(self, lam: Any) -> Tensor:
         r"""The time at which $\lambda(t)$ is `lam`, elementwise; by bisection unless a subclass knows better.
@@ -170,21 +183,20 @@ class GaussianSDE(SDE):
         Raises:
             ValueError: `lam` is not reached.
         """
-        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64, device=lam.device)
-        high, low = self.half_log_snr(ends).tolist()
-        while bool((lam < low).any()) and float(ends[1]) < 16 * self.t_max:
-            further = ends[1] + 0.5 * (self.t_max - self.t_min)
+        (low, high), last = self.ends(), self.t_max
+        while bool((lam < low).any()) and last < 16 * self.t_max:
+            further = last + 0.5 * (self.t_max - self.t_min)
             beyond = float(self.half_log_snr(further))
             if not beyond < low:
                 break
-            ends[1], low = further, beyond
+            last, low = further, beyond
         slack = 1e-9 * max([1.0, *(abs(end) for end in (high, low) if math.isfinite(end))])
         if bool(((lam > high + slack) | (lam < low - slack)).any()):
             raise ValueError(
                 f"half log-SNR {float(lam.min()):.6g} to {float(lam.max()):.6g} is not reached by {self!r}, "
                 f"which spans {low:.6g} to {high:.6g}"
             )
-        a, b = torch.full_like(lam, self.t_min), torch.full_like(lam, float(ends[1]))
+        a, b = torch.full_like(lam, self.t_min), torch.full_like(lam, last)
         for _ in range(100):
             mid = (a + b) / 2
             above = self.half_log_snr(mid) > lam

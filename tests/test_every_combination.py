@@ -238,7 +238,7 @@ def random_times(sde: SDE, gaps: list[float]) -> Tensor:
     u = torch.tensor([0.0, *gaps], dtype=torch.float64).cumsum(0)
     u = 1 - u / u[-1]
     if isinstance(sde, GaussianSDE) and len(gaps) % 2:
-        ends = sde.half_log_snr(torch.tensor([sde.t_max, sde.t_min], dtype=torch.float64))
+        ends = torch.tensor(sde.ends(), dtype=torch.float64)
         top, bottom = torch.atan(torch.exp(-ends)).tolist()
         times = sde.time_of(-torch.log(torch.tan(bottom + (top - bottom) * u)))
     else:
@@ -344,7 +344,7 @@ def part_refusals(sde: GaussianSDE, part: Solver) -> Iterator[str]:
         if isinstance(part, Adams) and part.quantity in ("noise", "rho", "time"):
             yield f"Adams(quantity={part.quantity!r}) cannot step where alpha = 0 ({where})"
     if isinstance(part, Restart):
-        if part.s_max > float(torch.exp(-sde.half_log_snr(torch.tensor(sde.t_max, dtype=torch.float64)))):
+        if part.s_max > math.exp(-sde.ends()[0]):
             yield f"s_max = {part.s_max:g} lies above the noise of t_max"
         yield f"{part!r} restarts where the grid passes sigma/alpha = {part.s_min:g}, and this one goes from"
 

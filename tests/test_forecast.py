@@ -151,7 +151,7 @@ def test_the_default_grid_goes_by_what_the_solver_steps_in() -> None:
 @pytest.mark.parametrize("solver", [DPMSolver12(), DPMSolver23()], ids=repr)
 def test_an_adaptive_solver_in_log_snr_takes_the_same_steps_on_every_process(solver: Solver) -> None:
     vp = VPSDE()
-    low, high = (math.exp(-v) for v in vp.half_log_snr(torch.tensor([vp.t_min, vp.t_max], dtype=torch.float64)))
+    low, high = (at.ratio for at in vp.levels([vp.t_min, vp.t_max]))
     z, found = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), []
     for sde in (vp, EDMSDE(low, high), VESDE(low, high), BrownianSDE(high**2, t_min=low**2)):
         sampler = SDESampler(sde, mixture(sde, 4), solver=solver)

@@ -124,6 +124,10 @@ def test_time_of_inverts_the_half_log_snr(sde):
 def test_time_of_reaches_both_ends(sde):
     ends = f64(sde.t_min, sde.t_max)
     torch.testing.assert_close(sde.time_of(sde.half_log_snr(ends)), ends, rtol=1e-10, atol=1e-12)
+    first, last = sde.levels([sde.t_min, sde.t_max])
+    assert sde.ends() == (last.lam, first.lam)
+    for at in (first, last):
+        assert at.ratio == pytest.approx(math.exp(-at.lam), rel=1e-12)
 
 
 @pytest.mark.parametrize("sde", [CosineSDE(t_max=1.0), FlowSDE()], ids=repr)

@@ -117,7 +117,7 @@ class Adams(Multistep):
             b = lagrange_integrals(tuple(at.lam for at in past), t.lam, s.lam, -1.0)
             return Row(s.alpha / t.alpha, noise=tuple(-s.sigma * v for v in b))
         if self.quantity == "rho":
-            b = lagrange_integrals(tuple(at.sigma / at.alpha for at in past), t.sigma / t.alpha, s.sigma / s.alpha)
+            b = lagrange_integrals(tuple(at.ratio for at in past), t.ratio, s.ratio)
         else:
             # Over lam: the density in t is singular where a schedule starts as the root of t, and where alpha vanishes.
             lams = quadrature_times(t.lam, s.lam)
@@ -179,5 +179,5 @@ class IPNDM(Multistep):
             raise ValueError(
                 f"IPNDM cannot step where alpha = 0 (t = {max(t.t, s.t):g}): choose t_max a little smaller"
             )
-        step = s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha)
+        step = s.alpha * (s.ratio - t.ratio)
         return Row(s.alpha / t.alpha, noise=tuple(step * a for a in _IPNDM[min(len(past), self.order) - 1]))

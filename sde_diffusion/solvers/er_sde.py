@@ -76,13 +76,13 @@ class ERSDE(Multistep):
         fall = 0.0  # log of (phi_s / S_s) / (phi_t / S_t)
         if self.stochastic:
             check_falling(s.t - t.t)
-            fall = _excess(_ratio(s), self.power, self.offset) - _excess(_ratio(t), self.power, self.offset)
+            fall = _excess(s.ratio, self.power, self.offset) - _excess(t.ratio, self.power, self.offset)
         state = s.sigma / t.sigma * math.exp(fall)
         gain = -s.alpha * math.expm1(t.lam - s.lam + fall) if s.alpha > 0 else data_gain(t, s)
         weights = [gain, 0.0, 0.0]
-        nodes = [at.sigma / at.alpha for at in past[: self.order] if at.alpha > 0]
+        nodes = [at.ratio for at in past[: self.order] if at.alpha > 0]
         if len(nodes) > 1 and s.alpha > 0:
-            first, second = _moments(nodes[0], s.sigma / s.alpha, self.power, self.offset)
+            first, second = _moments(nodes[0], s.ratio, self.power, self.offset)
             slopes = [1 / (nodes[0] - nodes[1]), 0.0]
             weights[0] += s.alpha * first * slopes[0]
             weights[1] -= s.alpha * first * slopes[0]
@@ -94,10 +94,6 @@ class ERSDE(Multistep):
                 weights[2] += k * slopes[1]
         std = s.sigma * math.sqrt(-math.expm1(2 * fall)) if fall else 0.0
         return Row(state, weights[: len(past)], std=std)
-
-
-def _ratio(at: Level) -> float:
-    return at.sigma / at.alpha if at.alpha > 0 else math.inf
 
 
 def _excess(ratio: float, power: float, offset: float) -> float:

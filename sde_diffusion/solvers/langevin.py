@@ -118,8 +118,7 @@ class Langevin(Solver):
     def count(self, at: Level) -> int:
         """How many steps it takes at a level."""
         if isinstance(self.n, Mapping):
-            ratio = at.sigma / at.alpha if at.alpha > 0 else math.inf
-            return self.n[max(keys)] if (keys := [key for key in self.n if key <= ratio]) else 0
+            return self.n[max(keys)] if (keys := [key for key in self.n if key <= at.ratio]) else 0
         return _checked(self.n(at)) if callable(self.n) else self.n
 
     def step(

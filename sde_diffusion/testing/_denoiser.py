@@ -309,8 +309,7 @@ def _draw_levels(sheet: Checklist, errors: dict[float, tuple[float, float]], spr
 def _span(model: Denoiser) -> tuple[float, float]:
     """The least and greatest `sigma / alpha` of the SDE."""
     sde = model.sde
-    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
-    low, high = (sde.sigma(ends) / sde.alpha(ends)).tolist()
+    low, high = (float(at.ratio) for at in sde.levels([sde.t_min, sde.t_max]))
     return low, high
 
 
