@@ -3,6 +3,7 @@
 from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.clip import Clip
+from sde_diffusion.conditions import PerSample, Shared
 from sde_diffusion.denoiser import Denoiser, FromScore, Network
 from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
@@ -38,9 +39,11 @@ __all__ = [
     "Level",
     "Network",
     "NonFiniteWarning",
+    "PerSample",
     "Prediction",
     "SDESampler",
     "SamplingWarning",
+    "Shared",
     "Snapshot",
     "SolverError",
     "SubVPSDE",

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_positive, check_real, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._modules import Evaluation
-from sde_diffusion._request import has_rows
 from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
 from sde_diffusion.predict import Prediction, held
@@ -44,11 +43,14 @@ class Run:
             raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
         self.v = None if bins is None else bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
-        self.model, self.x0, self.form, self.cond, self.nfe = model, x0, form, cond, 0
+        self.model, self.x0, self.form, self.nfe = model, x0, form, 0
+        self.cond = Conditions.of(model, cond, len(x0))
         self._mode = Evaluation(model)
         self.control = model.data_std / 4 if control is None else control
         self.streams = Streams(seed_list(seed, len(x0)), x0.shape[1:], x0.dtype, x0.device)
         self.stack = max(1, check_count(chunk, "chunk") // len(x0))
+        if self.stack > 1:
+            self.cond.check_apart(f"at {self.stack} levels in one call")
 
     def slices(self, n: int) -> Tensor:
         """One uniform draw in each of `n` slices of `[0, 1)`, for each sample, shape `(n, B)`."""
@@ -72,7 +74,7 @@ class Run:
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
-            answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self._stacked(len(t)))
+            answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self.cond.stacked(len(t)))
             miss = answer.data - x0 if self.form == "data" else answer.noise - z
             extra = self.expected(z, at)
             if self.form == "noise":
@@ -85,16 +87,6 @@ class Run:
         """What the model answers in evaluation mode."""
         with self._mode:
             return held(self.model.predict(x, at, **cond), x)
-
-    def _stacked(self, n: int) -> dict[str, Any]:
-        def several(value: Any) -> Any:
-            if not has_rows(value, len(self.x0)):
-                return value
-            if isinstance(value, Tensor):
-                return value.repeat(n, *[1] * (value.ndim - 1))
-            return np.concatenate([value] * n) if isinstance(value, np.ndarray) else list(value) * n
-
-        return {k: several(v) for k, v in self.cond.items()}
 
 
 class Decoder:
@@ -113,7 +105,7 @@ class Decoder:
         x = at.alpha * run.x0 + at.sigma * noise
         if self.kind == "categorical" and self.bins is not None and run.v is not None:
             return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, run.v, self.bins)).sum(1)
-        mean = _wide(run.predict(x, at, **run.cond).data)
+        mean = _wide(run.predict(x, at, **run.cond.whole).data)
         run.nfe += run.model.cost
         if self.bins is not None and run.v is not None:
             return -rows(discretised_gaussian_log_prob(mean, self.std, run.v, self.bins)).sum(1)

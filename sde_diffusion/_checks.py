@@ -91,33 +91,6 @@ def no_tensor(f: object, x: Tensor, who: str, hint: str = "") -> TypeError:
     return TypeError(f"{who} answered {what}, wanted a tensor of shape {tuple(x.shape)}{hint}")
 
 
-OWN = ("self", "x", "at")  # arguments of every model
-
-
-def conditions(cond: Mapping[str, object] | None, named: dict[str, Any]) -> dict[str, Any]:
-    """What a model is told: conditions given by name, and those of `cond`, which may be called as an argument is.
-
-    Raises:
-        TypeError: `cond` is no mapping by name.
-        ValueError: A condition given twice, or called as an argument of the model itself.
-    """
-    given: Any = {} if cond is None else cond
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise TypeError(
-            "cond is a mapping of conditions by name, such as cond={'level': level}, got "
-            f"{type(given).__name__}: a condition that is itself called cond goes in as cond={{'cond': ...}}"
-        )
-    if twice := sorted(named.keys() & given.keys()):
-        raise ValueError(f"condition {twice[0]!r} is given twice, by name and in cond=: give it once")
-    found = {**named, **given}
-    if own := [name for name in OWN if name in found]:
-        raise ValueError(
-            f"a condition cannot be called {own[0]!r}, which is an argument of every model: wrap the network, "
-            f"lambda x, t, other: net(x, t, {own[0]}=other)"
-        )
-    return found
-
-
 def check_like(value: object, name: str, like: Tensor, like_name: str) -> Tensor:
     """Returns `value` if it is a tensor of the shape of another."""
     if not isinstance(value, Tensor):

@@ -9,12 +9,12 @@ from numbers import Integral
 from types import MethodType
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import grids
 from sde_diffusion._modules import unbound
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
@@ -121,7 +121,7 @@ class Chunk(NamedTuple):
     first: int = 0
 
 
-def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: dict[str, Any]) -> Iterator[Chunk]:
+def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) -> Iterator[Chunk]:
     """The batches of at most `size` in which `n` samples are drawn."""
     seeds = as_seeds(seed, n)
     for i in range(0, n, size):
@@ -130,7 +130,7 @@ def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: dict[str, An
             part.stop - i,
             seeds[part] if isinstance(seeds, list) else seeds,
             None if x_T is None else x_T[part],
-            {name: split(value, part, n) for name, value in cond.items()},
+            cond.part(part),
             i,
         )
 
@@ -140,15 +140,3 @@ def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     if seed is None or isinstance(seed, (Integral, list, tuple, range)):
         return seed_list(seed, n)
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
-
-
-def split(value: Any, chunk: slice, n: int) -> Any:
-    """The part of a condition that belongs to a chunk of samples: of one with a row per sample, its rows."""
-    return value[chunk] if has_rows(value, n) else value
-
-
-def has_rows(value: Any, n: int) -> bool:
-    """Whether a condition, a tensor, an array or a list, has one row for each of `n` samples."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim > 0 and len(value) == n
-    return isinstance(value, (list, tuple, range)) and len(value) == n

@@ -56,7 +56,7 @@ class Clip(Denoiser):
             raise ValueError(f"low and high must be finite and in this order, got {low!r} and {high!r}")
         self.inner, self.low, self.high, self.keep_noise = model, low, high, keep_noise
         self.sde, self.shape, self.cost, self.data_std = model.sde, model.shape, model.cost, model.data_std
-        self.careful = model.careful
+        self.careful, self.per_sample = model.careful, model.per_sample
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         return self.inner.levels(times)

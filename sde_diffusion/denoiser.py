@@ -17,6 +17,7 @@ from sde_diffusion._checks import SolverError, check_answer, check_callable, che
 from sde_diffusion._failure import explained, half_of
 from sde_diffusion._linear import as_float64, scale
 from sde_diffusion._modules import owned, unbound
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
@@ -33,6 +34,8 @@ class Denoiser(nn.Module, ABC):
         data_std: Standard deviation of the data, if known; where default grids and likelihoods put their resolution.
         careful: Whether `predict` never writes into the state and always answers new tensors. One that does not say
             so is called with copies until its habits are known.
+        per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
+            does not say, see `conditions`.
     """
 
     sde: GaussianSDE
@@ -40,6 +43,7 @@ class Denoiser(nn.Module, ABC):
     cost: int = 1
     data_std: float = 1.0
     careful: bool = False
+    per_sample: tuple[str, ...] | None = None
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -57,12 +61,12 @@ class Denoiser(nn.Module, ABC):
             ValueError: Shapes that do not fit, or `t` outside `[t_min, t_max]`.
         """
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return held(self.predict(x, at, **cond), x)
+        return held(self.predict(x, at, **Conditions.of(self, cond, len(x)).whole), x)
 
     def score(self, x: Tensor, t: float | Tensor, **cond: object) -> Tensor:
         r"""$\nabla\log p_t(x) = -\varepsilon/\sigma$, shape `(B, *)`."""
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        return held(self.predict(x, at, **cond), x).combine(0.0, -1 / at.sigma)
+        return held(self.predict(x, at, **Conditions.of(self, cond, len(x)).whole), x).combine(0.0, -1 / at.sigma)
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
@@ -143,6 +147,7 @@ class Network(Denoiser):
                 clocks.check_order_one(self.clock, self.sde.levels([sde.t_min, sde.t_max]), type(net).__name__)
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
+        self.per_sample = _names(self.net, self.module)
         self._call = Caller()
 
     def tell(self, clock: Clock) -> None:
@@ -231,6 +236,14 @@ class FromScore(Network):
         super().__init__(score, sde, predict.score, shape=shape)
 
 
+def _names(*nets: object) -> tuple[str, ...] | None:
+    """The conditions that a network declares as per sample, in an attribute `per_sample`."""
+    found = next((names for net in nets if (names := getattr(net, "per_sample", None)) is not None), None)
+    if found is not None and not (isinstance(found, tuple | list) and all(isinstance(name, str) for name in found)):
+        raise TypeError(f"per_sample names the conditions of a network that have rows, ('label',), got {found!r}")
+    return None if found is None else tuple(found)
+
+
 def _said(thing: object) -> str:
     """What came, in an error: of a network its class alone."""
     return type(thing).__name__ if isinstance(thing, nn.Module) else repr(thing)
@@ -269,7 +282,7 @@ class On(Denoiser):
         check_process(_gaussian(sde))
         self.inner, self.sde = inner, sde
         self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
-        self.careful = inner.careful
+        self.careful, self.per_sample = inner.careful, inner.per_sample
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde

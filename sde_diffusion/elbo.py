@@ -36,7 +36,6 @@ from torch import Tensor
 
 from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals, check_step_count
-from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.schedules import DiscreteVPSDE
@@ -155,7 +154,8 @@ def elbo(
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence.
         chunk: States in one network call; levels are stacked up to that number.
         cond: Conditions by name, for those that are called as an argument here is: `cond={"levels": levels}`.
-        **conditions: Handed to the model, as `cond` is; one with a row per sample goes along with the samples.
+        **conditions: Handed to the model, as `cond` is; what is per sample is stacked with the samples, see
+            `conditions`.
 
     Raises:
         TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
@@ -171,7 +171,7 @@ def elbo(
         )
     grid = sorted(as_grid(range(int(sde.t_max) + 1) if times is None else times, sde.t_min, sde.t_max))
     chain = sde.levels(grid)
-    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
+    run = Run(model, x0, bins, form, control, seed, chunk, {"cond": cond, **conditions})
     weight, constant = weights(chain, variance, form)
     above, n = torch.tensor(grid[1:], dtype=torch.float64, device="cpu"), len(weight)
     every = torch.arange(n, device="cpu")[:, None].expand(n, len(x0))
@@ -241,7 +241,7 @@ def continuous_elbo(
     """
     sde, model = _process(model, sde)
     last, first = sde.levels(_span(sde, lam))
-    run = Run(model, x0, bins, form, control, seed, chunk, as_conditions(cond, conditions))
+    run = Run(model, x0, bins, form, control, seed, chunk, {"cond": cond, **conditions})
     width = (first.lam - last.lam) / check_step_count(levels, "levels")
     every = torch.arange(levels, device="cpu")[:, None].expand(levels, len(x0))
 

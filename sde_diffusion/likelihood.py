@@ -36,10 +36,10 @@ from sde_diffusion._checks import (
     check_state,
     check_step_count,
 )
-from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Network
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
@@ -106,8 +106,8 @@ def log_prob(
         batch_size: Rows in one solve, all by default; changes memory, and nothing else but for
             `Torchdiffeq` with an adaptive method, whose steps suit the batch.
         cond: Conditions by name, for those that are called as an argument here is: `cond={"level": level}`.
-        **conditions: Handed to the model, as those of `cond` are; one with a row per sample is split along
-            with the data.
+        **conditions: Handed to the model, as those of `cond` are; in batches, what is per sample goes along with the
+            data, see `conditions`.
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
@@ -127,14 +127,16 @@ def log_prob(
         check_flag(whole, "whole")
     for name, flag in (("correct", correct), ("solver_error", solver_error), ("grad", grad)):
         check_flag(flag, name)
-    given = as_conditions(cond, conditions)
+    given = Conditions.of(sampler.model, {"cond": cond, **conditions}, len(x0))
     size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
+    if size < len(x0):
+        given.check_apart(f"in batches of {size}")
     if solver is None and steps is None and told_an_index(sampler.model):
         steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
     solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     seeds = seed_list(seed, len(x0))
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
-        x, given = ordinary(x0), {name: ordinary(value) for name, value in given.items()}
+        x, given = ordinary(x0), given.each(ordinary)
         route = _route(sampler, level, whole, data_std, correct)
         grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
         found: list[LogProb] = []

@@ -20,6 +20,7 @@ from sde_diffusion._memory import check_batch
 from sde_diffusion.arrays import load_array
 from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import DESCRIPTION, TENSORS, Checkpoint, load_checkpoint
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.divergence import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.likelihood import bits_per_dim, log_prob
 from sde_diffusion.limits import check_seeds
@@ -76,14 +77,14 @@ def likelihood_file(
     sampler = SDESampler(loaded.model.sde, loaded.model)
     check_state(x, "--data", shape=loaded.model.shape)
     z = loaded.scaling.apply(x, _dtype(loaded))
+    cond = Conditions.of(loaded.model, {} if labels is None else {"label": labels}, len(x))
     parts: list[LogProb] = []
     with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
-            cond: dict[str, Any] = {} if labels is None else {"label": labels[part]}
             seeds = range(seed + i, seed + i + len(z[part]))
             trace = None if probes is None else Orthogonal(probes)
-            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=correct, **cond))
+            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=correct, **cond.part(part)))
             bar.update(len(z[part]))
     dim = x[0].numel()
     found = LogProb.join(parts)

@@ -30,8 +30,8 @@ from sde_diffusion._checks import (
     check_real,
     check_state,
 )
-from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._linear import as_float64, rows
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.predict import Parametrisation, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
@@ -224,7 +224,8 @@ def denoising_score_matching(
     check_like(eps, "eps", x0, "x0")
     at = model.sde.level(t, x0)
     x = at.alpha * x0 + at.sigma * eps
-    error = _error(model, x, x0, eps, at, weight, as_conditions(cond, conditions))
+    given = Conditions.of(model, {"cond": cond, **conditions}, len(x0)).whole
+    error = _error(model, x, x0, eps, at, weight, given)
     return error.mean() if reduction == "mean" else error
 
 

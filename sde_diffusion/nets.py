@@ -61,6 +61,7 @@ class MLP(nn.Module):
     """
 
     clock: ClassVar[str] = "edm"
+    per_sample: ClassVar[tuple[str, ...]] = ("label",)
     waves: Tensor
 
     def __init__(
@@ -137,6 +138,7 @@ class UNet(nn.Module):
     """
 
     clock: ClassVar[str] = "edm"
+    per_sample: ClassVar[tuple[str, ...]] = ("label",)
 
     def __init__(
         self, channels: int, *, width: int = 32, classes: int = 0, label_drop: float = 0.1, dropout: float = 0.1

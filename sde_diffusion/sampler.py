@@ -22,7 +22,6 @@ from sde_diffusion._checks import (
     check_state,
     check_step_count,
 )
-from sde_diffusion._checks import conditions as as_conditions
 from sde_diffusion._modules import Evaluation, home
 from sde_diffusion._request import (
     Chunk,
@@ -34,6 +33,7 @@ from sde_diffusion._request import (
     default_grid,
     grid_name,
 )
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
 from sde_diffusion.forecast import check_end, check_start, check_steps
@@ -223,8 +223,8 @@ class SDESampler:
             nonfinite: What to do with a sample whose state becomes NaN or inf: `"raise"`, or `"keep"` the others, which
                 are bit for bit what they are alone, with NaN in its place. With `return_log_prob` they are always kept.
             cond: Conditions by name, for those that are called as an argument here is: `cond={"noise": level}`.
-            **conditions: Handed to the model, as those of `cond` are; a tensor, an array or a list of `n` rows is split
-                along with the samples.
+            **conditions: Handed to the model, as those of `cond` are; in batches, what is per sample goes along with
+                the samples, see `conditions`.
 
         Raises:
             TypeError: `return_log_prob` with a solver that cannot integrate a bare ODE.
@@ -244,10 +244,13 @@ class SDESampler:
                 "trace= says how return_log_prob=True finds a divergence: leave it out. A condition of the model that "
                 "is called so goes in as cond={'trace': ...}"
             )
-        keep, given = self._asked(nonfinite, cond, conditions)
-        self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
+        keep = _kept(nonfinite)
         n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
         size = n if batch_size is None else check_count(batch_size, "batch_size")
+        given = Conditions.of(self.model, {"cond": cond, **conditions}, n)
+        if size < n:
+            given.check_apart(f"in batches of {size}")
+        self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
         batches = chunks(n, size, seed, x_T, given)
         if return_log_prob:
             from sde_diffusion.joint import draw_with_log_prob
@@ -285,19 +288,12 @@ class SDESampler:
             ValueError: As `sample`; and a snapshot's state that was written to, from which the solve would go on.
         """
         check_flag(grad, "grad")
-        keep, given = self._asked(nonfinite, cond, conditions)
-        self._forecast(from_prior=x_T is None)
+        keep = _kept(nonfinite)
         n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
+        given = Conditions.of(self.model, {"cond": cond, **conditions}, n).whole
+        self._forecast(from_prior=x_T is None)
         solve = self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep)
         return _guarded(solve, grad, Evaluation(self.model))
-
-    def _asked(
-        self, nonfinite: str, cond: Mapping[str, Any] | None, named: dict[str, Any]
-    ) -> tuple[bool, dict[str, Any]]:
-        """Whether rows that are not finite are kept apart, and the conditions."""
-        if str(nonfinite) not in ("raise", "keep"):
-            raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
-        return nonfinite == "keep", as_conditions(cond, named)
 
     def encode(
         self,
@@ -333,7 +329,7 @@ class SDESampler:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        eq = self.equation(as_conditions(cond, conditions))
+        eq = self.equation(Conditions.of(self.model, {"cond": cond, **conditions}, len(x0)).whole)
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
         with (
@@ -437,6 +433,13 @@ class SDESampler:
         if n not in (1, len(x_T)):
             raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
         return check_finite(x_T, "x_T")
+
+
+def _kept(nonfinite: str) -> bool:
+    """Whether rows that are not finite are kept apart."""
+    if str(nonfinite) not in ("raise", "keep"):
+        raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
+    return nonfinite == "keep"
 
 
 def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterator[Snapshot]:

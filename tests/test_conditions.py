@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as whatever
+from hypothesis import settings
+from hypothesis import strategies as st
 from refusals import DoubleWell, T, V, check, wrong
 from torch import nn
 
-from sde_diffusion import EDMSDE, VPSDE, Denoiser, DiscreteVPSDE, Network, Prediction, SDESampler, clocks, predict
+from sde_diffusion import (
+    EDMSDE,
+    VPSDE,
+    Clip,
+    Denoiser,
+    DiscreteVPSDE,
+    Network,
+    PerSample,
+    Prediction,
+    SDESampler,
+    Shared,
+    clocks,
+    predict,
+)
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.elbo import continuous_elbo, elbo
 from sde_diffusion.losses import denoising_score_matching
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama
+from sde_diffusion.testing import check_denoiser
 
 VP = VPSDE()
 X = torch.linspace(-1, 1, 10).reshape(5, 2)
@@ -139,7 +159,7 @@ def test_a_label_that_is_none_is_refused_and_a_continuous_one_is_sent_elsewhere(
             sample(5, label=floats)
         assert ".long()" not in str(caught.value)
     check(lambda: sample(5, label=torch.ones(5)), T, text + "torch.float32. Use label.long().")
-    check(lambda: sample(5, label=[0, 1]), V, "label must have shape (5,), one per row of x, got (2,)")
+    check(lambda: sample(5, label=[0, 1]), V, "condition 'label' has one row per sample, and 2 rows came for 5")
     check(lambda: sample(5, label=7), V, "label must lie in 0..4")
 
 
@@ -155,6 +175,197 @@ def test_a_condition_with_one_row_per_sample_is_split_whatever_holds_it(make):
     c = make([0.1, 0.2, 0.3, 0.4, 0.5])
     assert torch.equal(sampler.sample(5, seed=0, c=c), sampler.sample(5, seed=0, batch_size=2, c=c))
     assert set(seen) == {5, 2, 1}
+
+
+# ------------------------------------------------------------------------------------------------------ rows and tables
+
+
+class Hears(nn.Module):
+    """Notes what it is told, and how large a batch with it; may declare what has rows."""
+
+    def __init__(self, per_sample=None):
+        super().__init__()
+        self.heard = []
+        if per_sample is not None:
+            self.per_sample = per_sample
+
+    def forward(self, x, t, **cond):
+        self.heard.append((len(x), cond))
+        return 0.1 * x
+
+
+def splits(sampler, x, **cond):
+    """Every door that takes the samples apart or puts them on top of each other."""
+    model = sampler.model
+    return {
+        "sample": lambda: sampler.sample(10, seed=0, batch_size=5, **cond),
+        "likelihood": lambda: sampler.log_prob(x, steps=2, batch_size=5, solver_error=False, **cond),
+        "joint": lambda: SDESampler(sampler.sde, model, solver=RK4(), steps=2).sample(
+            10, seed=0, batch_size=5, return_log_prob=True, solver_error=False, **cond
+        ),
+        "bound": lambda: elbo(model, x, times=[0.1, 0.5, 0.9], chunk=20, **cond),
+        "continuous bound": lambda: continuous_elbo(model, x, levels=2, chunk=20, **cond),
+        "conformance": lambda: check_denoiser(model, x.repeat(2, 1), **cond),
+    }
+
+
+TEN = torch.linspace(-1, 1, 20).reshape(10, 2)
+ROWS, TABLE = torch.arange(10.0), torch.arange(40.0).reshape(10, 4)
+DOORS = ["sample", "likelihood", "joint", "bound", "continuous bound"]
+
+
+def heard(door, net, **cond):
+    """What a network is told behind a door, of ten samples: each batch's size, and its conditions."""
+    splits(SDESampler(VP, Network(net, VP, predict.data, shape=(2,)), solver=DDIM(), steps=3), TEN, **cond)[door]()
+    return net.heard
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_table_reaches_the_network_whole_where_it_is_shared_or_the_network_declares_others(door):
+    for net, table in ((Hears(), Shared(TABLE)), (Hears(("label",)), TABLE), (Hears(("label",)), Shared(TABLE))):
+        assert all(torch.equal(cond["table"], TABLE) for _, cond in heard(door, net, table=table))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_rows_go_along_with_their_samples_where_they_are_marked_declared_or_flat(door):
+    for net, rows in (
+        (Hears(), PerSample(TABLE)),
+        (Hears(("c",)), TABLE),
+        (Hears(("c",)), PerSample(TABLE)),
+        (Hears(("other",)), PerSample(TABLE)),
+        (Hears(), ROWS),
+        (Hears(), ROWS.tolist()),
+        (Hears(), ROWS.numpy()),
+        (Hears(("c",)), TABLE.numpy()),
+        (Hears(("c",)), TABLE.tolist()),
+    ):
+        value = torch.as_tensor(rows.value if isinstance(rows, PerSample) else rows)
+        known = [value[:5], value[5:]] if door in DOORS[:3] else [value, value.repeat(2, *[1] * (value.ndim - 1))]
+        told = [(n, torch.as_tensor(cond["c"])) for n, cond in heard(door, net, c=rows)]
+        assert all(len(c) == n and any(torch.equal(c, k) for k in known) for n, c in told)
+        assert len({int(c.flatten()[-1]) for _, c in told}) == (2 if door in DOORS[:3] else 1)
+
+
+@pytest.mark.parametrize("door", [*DOORS, "conformance"])
+def test_what_may_be_rows_or_a_table_is_refused_before_the_network_is_asked(door):
+    for table in (TABLE, TABLE.numpy(), {"deep": [1], "text": TABLE}):
+        net = Hears()
+        given: Any = table
+        if door == "conformance":  # of twenty data
+            given = table.repeat(2, 1) if isinstance(table, torch.Tensor) else PerSample(torch.zeros(7, 4))
+        with pytest.raises(ValueError, match="condition 'table") as caught:
+            heard(door, net, table=given)
+        told = str(caught.value)
+        assert not net.heard
+        if not isinstance(given, PerSample):
+            assert "one row for each, or one table for all?" in told
+            assert "PerSample(" in told
+            assert "Shared(" in told
+            assert "per_sample = ('label',)" in told
+
+
+def test_what_may_be_rows_or_a_table_is_handed_on_where_nothing_is_split():
+    net = Hears()
+    model = Network(net, VP, predict.data, shape=(2,))
+    sampler = SDESampler(VP, model, solver=DDIM(), steps=2)
+    sampler.sample(10, seed=0, table=TABLE)
+    list(sampler.iterate(10, seed=0, table=TABLE))
+    sampler.encode(TEN, table=TABLE)
+    sampler.sample(10, seed=0, batch_size=10, table=TABLE)
+    sampler.log_prob(TEN, steps=2, solver_error=False, table=TABLE)
+    elbo(model, TEN, times=[0.1, 0.5, 0.9], chunk=10, table=TABLE)
+    denoising_score_matching(model, TEN, table=TABLE)
+    model(TEN, 0.5, table=TABLE)
+    model.score(TEN, 0.5, table=TABLE)
+    assert all(n == 10 and torch.equal(cond["table"], TABLE) for n, cond in net.heard)
+
+
+def test_marks_are_taken_off_and_one_row_is_spread_at_every_door():
+    net = Hears()
+    model = Network(net, VP, predict.data, shape=(2,))
+    sampler = SDESampler(VP, model, solver=DDIM(), steps=2)
+    marked: dict[str, Any] = dict(c=PerSample(torch.ones(1, 4)), cond={"deep": {"s": Shared("text"), "t": None}})
+    for door in splits(sampler, TEN, **marked).values():
+        door()
+    list(sampler.iterate(10, seed=0, **marked))
+    sampler.encode(TEN, **marked)
+    denoising_score_matching(model, TEN, **marked)
+    model(TEN, 0.5, **marked)
+    model.score(TEN, 0.5, **marked)
+    assert all(cond["deep"] == {"s": "text", "t": None} for _, cond in net.heard)
+    assert all(cond["c"].shape == (n, 4) for n, cond in net.heard)
+    with torch.no_grad():
+        assert Conditions(marked, 10).whole["c"].stride() == (0, 1)  # a view, no copies
+
+
+def test_rows_that_cannot_be_meant_are_refused_before_the_network_is_asked():
+    net = Hears(("label",))
+    sampler = SDESampler(VP, Network(net, VP, predict.data, shape=(2,)), steps=2)
+    seven = torch.zeros(7, 3)
+    text = "condition {} has one row per sample, and 7 rows came for 10 samples: give 10, or one for all. What the "
+    check(lambda: sampler.sample(10, c=PerSample(seven)), V, text.format("'c'"))
+    check(lambda: sampler.sample(10, label=seven), V, text.format("'label'") + "network takes whole goes in as label=")
+    check(lambda: sampler.encode(TEN, label={"a": [1] * 7}), V, text.format("'label.a'"))
+    for value, told in ((3, "got a int"), ("text", "got a str"), (torch.tensor(1.0), "got a tensor of shape ()")):
+        check(lambda value=value: sampler.sample(10, c=PerSample(value)), T, told)
+    assert not net.heard
+    text = "per_sample names the conditions of a network that have rows, ('label',), got 'label'"
+    check(lambda: Network(Hears("label"), VP, shape=(2,)), T, text)
+
+
+def test_what_is_declared_stays_declared_in_whatever_holds_the_network():
+    net = Hears(("label",))
+    model = Network(net, VP, shape=(2,))
+    for other in (model, Clip(model), model.on(EDMSDE()), Network(partial(net), VP), Network(net.forward, VP)):
+        assert other.per_sample == ("label",)
+    assert Network(lambda x, t: x, VP).per_sample is None
+
+
+def leaves(n):
+    """Strategies of conditions that `n` samples may have, and whether each has rows."""
+    row = st.integers(0, 3).map(lambda d: torch.arange(n * max(d, 1)).reshape(n, *[max(d, 1)] * (d > 0)))
+    per = st.one_of(row, row.map(lambda x: x.numpy()), st.just(list(range(n))), st.just(tuple("ab" * n)[:n]))
+    other = st.one_of(st.none(), st.text(max_size=3), st.integers(), st.just(torch.ones(3, 2)), st.just(torch.ones(())))
+    return st.one_of(per.map(PerSample), per.map(Shared), other.map(Shared), other.filter(lambda v: not rows(v, n)))
+
+
+def rows(value, n):
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == n
+
+
+def joined(parts, like):
+    """Conditions of several batches as one, by what was marked."""
+    if isinstance(like, dict):
+        return {k: joined([p[k] for p in parts], v) for k, v in like.items()}
+    if not isinstance(like, PerSample):
+        assert all(p is parts[0] for p in parts)
+        return parts[0]
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else type(like.value)(v for p in parts for v in p)
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return type(a) is type(b) and a.shape == b.shape and np.array_equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+@settings(deadline=None)
+@whatever(data=st.data(), n=st.integers(2, 7), size=st.integers(1, 8))
+def test_the_parts_of_any_tree_of_conditions_make_the_whole(data, n, size):
+    tree = data.draw(
+        st.dictionaries(st.sampled_from("abc"), st.recursive(leaves(n), lambda s: st.dictionaries(st.text("kl"), s)))
+    )
+    given = Conditions(tree, n)
+    parts = [given.part(slice(i, min(i + size, n))) for i in range(0, n, size)]
+    whole = given.whole
+    assert same(joined(parts, tree), whole)
+    assert same(joined([whole] * size, tree), given.stacked(size))
+    assert same(given.each(lambda value: value).whole, whole)
+    assert same(given.part(slice(None)), whole)
 
 
 # --------------------------------------------------------------------------------------------------- networks that fail

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_finite, check_state
 from sde_diffusion._linear import rows
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Prediction
 from sde_diffusion.testing.report import Checklist, Curve, Report
@@ -52,7 +53,7 @@ def check_denoiser(
             its own mode, with its buffers as they were.
         x0: Data that it was trained on, or like them, shape `(B, *)`.
         shape: Event shape, where neither the model nor the data tell.
-        **cond: Handed to the model; a tensor whose first dimension is that of `x0` is split along.
+        **cond: Handed to the model; what is per sample goes along with `x0`, see `conditions`.
 
     Raises:
         TypeError: Not a `Denoiser`, or data that are not floating.
@@ -104,17 +105,19 @@ class _Probe:
     """A model, states to ask it at, and the times between the ends of its range."""
 
     def __init__(self, model: Denoiser, shape: tuple[int, ...], cond: dict[str, Any], n: int) -> None:
-        self.model, self.cond, self.n = model, cond, n
+        self.model = model
         first = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), torch.zeros(()))
         dtype = torch.float32 if first.dtype in (torch.float16, torch.bfloat16) else first.dtype
         self.source = torch.Generator().manual_seed(0)
         self.rows = ROWS if not n or n >= ROWS else n
+        self.cond = Conditions.of(model, cond, n or self.rows)
+        if n > self.rows:
+            self.cond.check_apart(f"of which it is asked about {self.rows} at a time")
         self.z = torch.randn(self.rows, *shape, generator=self.source, dtype=dtype).to(first.device)
 
     def given(self, n: int) -> dict[str, Any]:
         """The conditions of the first `n` rows."""
-        split = {k for k, v in self.cond.items() if isinstance(v, Tensor) and v.ndim and len(v) == self.n}
-        return {k: v[:n] if k in split else v for k, v in self.cond.items()}
+        return self.cond.part(slice(0, n))
 
     def at(self, t: float, x: Tensor | None = None) -> tuple[Tensor, Prediction]:
         """A state of the size of level `t`, and the prediction there, by the way of a sampler."""

@@ -36,6 +36,7 @@ class Counted(Denoiser):
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
         self.inner, self.sde, self.shape, self.data_std = inner, inner.sde, inner.shape, inner.data_std
+        self.per_sample = inner.per_sample
         self.calls = 0
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
