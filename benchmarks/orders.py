@@ -74,8 +74,8 @@ SINGLE = {"Torchsde()": Torchsde(n=1), "Torchsde('euler')": Torchsde("euler", n=
 
 def candidates() -> list[Solver]:
     """Solvers that claim an order: one of each class as in README.md, the variants after the first of their class."""
-    shown = [s for s in examples() if s.claim or any(type(v) is type(s) and v.claim for v in VARIANTS)]
-    return [s for first in shown for s in (first, *(v for v in VARIANTS if type(v) is type(first))) if s.claim]
+    shown = [s for s in examples() if s.facts.order or any(type(v) is type(s) and v.facts.order for v in VARIANTS)]
+    return [s for first in shown for s in (first, *(v for v in VARIANTS if type(v) is type(first))) if s.facts.order]
 
 
 def measure(solver: Solver, names: list[str]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def measure(solver: Solver, names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         sde = orders.SDES[name]
-        if solver.stochastic:
+        if solver.facts.stochastic:
             pair = {
                 "strong": orders.strong(single, sde, orders.STRONG_STEPS),
                 "weak": orders.weak(single, sde, orders.WEAK_STEPS),
@@ -94,9 +94,9 @@ def measure(solver: Solver, names: list[str]) -> dict[str, Any]:
         found[name] = {kind: round(value.order, 2) for kind, value in pair.items()}
     return {
         "solver": spelling(solver),
-        "claim": solver.claim,
-        "stochastic": solver.stochastic,
-        "evaluations": solver.evaluations,
+        "claim": solver.facts.order,
+        "stochastic": solver.facts.stochastic,
+        "evaluations": solver.facts.evaluations,
         "orders": found,
     }
 

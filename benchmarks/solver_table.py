@@ -1,7 +1,7 @@
 """The table of solvers in README.md, made from the solvers themselves: `python benchmarks/solver_table.py [--write]`.
 
-Each public solver of `sde_diffusion.solvers` is one row: what it claims (`needs`, `claim`, `evaluations`,
-`stochastic`), the range of its orders as `benchmarks/orders.py` has measured them, and the sources its docstring names.
+Each public solver of `sde_diffusion.solvers` is one row: what its `facts` claim, the range of its orders as
+`benchmarks/orders.py` has measured them, and the sources its docstring names.
 `--write` puts the table between the two marks in README.md; a test holds it there.
 """
 
@@ -36,8 +36,14 @@ def examples() -> list[Solver]:
 
 
 def _place(s: Solver) -> tuple[bool, bool, bool, str, int]:
-    cls = type(s)
-    return s.evaluations is None, bool(_parts(cls)), not s.order, cls.__module__, inspect.getsourcelines(cls)[1]
+    cls, facts = type(s), s.facts
+    return (
+        facts.evaluations is None,
+        bool(_parts(cls)),
+        not facts.order,
+        cls.__module__,
+        inspect.getsourcelines(cls)[1],
+    )
 
 
 def _parts(cls: type[Solver]) -> list[str]:
@@ -61,9 +67,9 @@ def spelling(solver: Solver) -> str:
 def randomness(solver: Solver) -> str:
     """`yes`, `no`, or the condition on `eta`."""
     if not any(f.name == "eta" for f in dataclasses.fields(solver)):  # type: ignore[arg-type]
-        return "yes" if solver.stochastic else "no"
+        return "yes" if solver.facts.stochastic else "no"
     try:
-        off, on = (dataclasses.replace(solver, eta=eta).stochastic for eta in (0.0, 1.0))  # type: ignore[type-var]
+        off, on = (dataclasses.replace(solver, eta=eta).facts.stochastic for eta in (0.0, 1.0))  # type: ignore[type-var]
     except ValueError:
         return "yes"
     return "yes" if off else "if eta > 0" if on else "no"
@@ -102,10 +108,10 @@ def table() -> str:
     heads = ["solver", "for", "order", "measured", "evaluations per step", "random", "source"]
     rows, found = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], measured()
     for s in examples():
-        order = f"{s.claim:g}" if s.claim else "–"
-        cost = "its own choice" if s.evaluations is None else str(s.evaluations)
+        order = f"{s.facts.order:g}" if s.facts.order else "–"
+        cost = "its own choice" if s.facts.evaluations is None else str(s.facts.evaluations)
         rows.append(
-            f"| `{spelling(s)}` | {NEEDS[s.needs.__name__]} | {order} | {found.get(spelling(s), '–')} | {cost} "
+            f"| `{spelling(s)}` | {NEEDS[s.facts.needs.__name__]} | {order} | {found.get(spelling(s), '–')} | {cost} "
             f"| {randomness(s)} | {sources(s)} |"
         )
     return "\n".join(rows)

@@ -19,7 +19,7 @@ from sde_diffusion.denoiser import Denoiser, FromScore
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
-from sde_diffusion.solvers.base import Solver, steps_in_time
+from sde_diffusion.solvers.base import Solver
 
 Seed = int | Sequence[int] | torch.Generator | None
 
@@ -66,7 +66,7 @@ def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:
     """
     if not isinstance(sde, GaussianSDE):
         return grids.uniform
-    if steps_in_time(solver) and _long_steps_hurt(sde, solver, model.data_std):
+    if solver.facts.in_time and _long_steps_hurt(sde, solver, model.data_std):
         return grids.karras
     return grids.angle if model.data_std == 1.0 else partial(grids.angle, data_std=model.data_std)
 
@@ -75,7 +75,7 @@ def _long_steps_hurt(sde: GaussianSDE, solver: Solver, data_std: float) -> bool:
     """Whether noise is added, or the state at `t_max` several times as large as the data; and data are left there."""
     low, high = sde.levels([sde.t_min, sde.t_max])
     small, large = (math.hypot(at.alpha * data_std, at.sigma) for at in (low, high))
-    return high.alpha > 0 and (solver.stochastic or large > 3 * small)
+    return high.alpha > 0 and (solver.facts.stochastic or large > 3 * small)
 
 
 def grid_name(grid: Any) -> str:

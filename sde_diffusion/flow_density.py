@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
-from sde_diffusion.solvers import Adaptive, Angle, AngleSDE, Reversible, Solver, Torchdiffeq
-from sde_diffusion.solvers.base import describe, is_adaptive
+from sde_diffusion.solvers import Adaptive, AngleSDE, Solver
+from sde_diffusion.solvers.base import describe
 
 SLACK = 1e-6
 FEW = 8
@@ -74,7 +74,7 @@ class Route:
     def grid(self, solver: Solver, steps: int) -> list[float]:
         """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
         low, high = self.ends
-        power = 1.0 if is_adaptive(solver) else 1.5
+        power = 1.0 if solver.facts.adaptive else 1.5
         return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
 
     def place(self, t: float) -> str:
@@ -122,36 +122,33 @@ class Solved:
 
 
 def looser(solver: Solver, route: Route, grid: list[float]) -> tuple[Solver, list[float]]:
-    """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`.
-
-    Of a `Reversible` it is the solver inside, whose step up need not have an inverse.
-    """
-    if isinstance(solver, Adaptive | Torchdiffeq) and is_adaptive(solver):
-        tolerances: Any = {"rtol": 10 * solver.rtol, "atol": 10 * solver.atol}
-        return replace(cast("Any", solver), **tolerances), [grid[0], grid[-1]]
-    inner = solver.inner if isinstance(solver, Reversible) else solver
-    return inner, [*grid[:-1:2], grid[-1]] if len(grid) > FEW else route.grid(inner, 2 * FEW)
+    """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`."""
+    cruder = solver.looser()
+    if solver.facts.rtol is not None:
+        return cruder, [grid[0], grid[-1]]
+    return cruder, [*grid[:-1:2], grid[-1]] if len(grid) > FEW else route.grid(cruder, 2 * FEW)
 
 
-def check_solver(solver: Solver, what: str) -> Solver:
-    """Returns the solver inside `Angle`, or the solver; raises `TypeError` unless it integrates any ODE."""
-    inner = solver.inner if isinstance(solver, Angle) else solver
-    if not isinstance(inner, Solver):
+def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
+    """`solver.bare`: what steps in the angle, and its scale if one is given; `TypeError` unless that takes any ODE."""
+    if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as DormandPrince(), got {solver!r}")
-    if inner.stochastic:
+    inner, data_std = solver.bare
+    facts = inner.facts
+    if facts.stochastic:
         raise TypeError(
             f"{what} follows an ODE, but {solver!r} is stochastic: use DormandPrince(), RK4() or Torchdiffeq()"
         )
-    if inner.evaluations == 0:
+    if facts.evaluations == 0:
         raise TypeError(
             f"{what} follows an ODE, but {solver!r} never asks for its velocity: use DormandPrince() or RK4()"
         )
-    if inner.needs is not ODE:
+    if facts.needs is not ODE:
         raise TypeError(
-            f"{what} integrates a bare ODE, but {solver!r} needs {describe(inner.needs)}: "
+            f"{what} integrates a bare ODE, but {solver!r} needs {describe(facts.needs)}: "
             "use DormandPrince(), RK4(), Heun() or Torchdiffeq()"
         )
-    return inner
+    return inner, data_std
 
 
 def general_route(sampler: SDESampler) -> Route:
@@ -295,8 +292,8 @@ def solve_again(
         shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
     else:
         shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
-    known = isinstance(solver, Adaptive | Torchdiffeq) and is_adaptive(solver)
-    floor = allowance(cast("Any", solver).rtol, part.x[0].numel()) if known else 0.0
+    rtol = solver.facts.rtol
+    floor = 0.0 if rtol is None else allowance(rtol, part.x[0].numel())
     error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
     broken = ~rough.arrived & torch.isfinite(value.detach())
     return torch.where(broken, nothing, error), rough.truncation, rough.nfe
@@ -320,12 +317,12 @@ def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], sol
     if broken and ode.where is not None and ode.when is not None:
         i = broken[0]
         place_of = f"first for row {i + before} at {place(float(ode.where[i]))} after {int(ode.when[i])} evaluations"
-        if is_adaptive(solver):
+        if solver.facts.adaptive:
             why = f"the network answered NaN, inf or what no step is short enough for, {place_of}"
         else:
             why = f"the network answered NaN or inf, or the steps of {solver!r} are too long, {place_of}"
         why += ". Call it on such a state to see"
-    elif is_adaptive(solver):
+    elif solver.facts.adaptive:
         why = f"{solver!r} used up its evaluations before row {lost[0]} arrived. Raise max_nfe or the tolerances"
     else:
         why = f"the state of row {lost[0]} grew beyond all numbers in the steps of {solver!r}. Take more of them"

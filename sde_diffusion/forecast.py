@@ -18,7 +18,7 @@ from functools import lru_cache
 from sde_diffusion.moments import misfit
 from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers.base import Solver, is_adaptive, steps_in_time
+from sde_diffusion.solvers.base import Solver
 
 SIGNAL_LEFT = 0.05
 """Share of data in the state at the first time, $\\alpha c/\\sigma$, from which a prior without them is told of."""
@@ -107,7 +107,8 @@ def check_steps(
     if off is None:
         return
     steps, advice = len(times) - 1, []
-    if steps_in_time(solver) and not solver.stochastic:
+    facts = solver.facts
+    if facts.in_time and not facts.stochastic:
         advice.append("step in the angle at the same cost, Angle(solver)")
     enough = None if lay_out is None else _enough(sde, solver, steps, data_std, lay_out)
     advice.append(f"take {enough} steps" if enough else "take more steps, or another grid")
@@ -124,7 +125,8 @@ _misfit = lru_cache(32)(misfit)  # the same few configurations come again and ag
 
 def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:
     """What is wrong with Gaussian data after a solve, in words; None if nothing is, or if it cannot be told."""
-    if is_adaptive(solver) or len(times) * (solver.evaluations or 1) > MOST:
+    facts = solver.facts
+    if facts.adaptive or len(times) * (facts.evaluations or 1) > MOST:
         return None
     for mean, std, allowed in TRIALS:
         try:

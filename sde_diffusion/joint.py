@@ -100,7 +100,7 @@ def sample_with_log_prob(
         TypeError: A solver that cannot integrate a bare ODE.
         ValueError: A general SDE whose grid starts elsewhere than its prior.
     """
-    inner = check_solver(sampler.solver, "sample(return_log_prob=True)")
+    inner, _ = check_solver(sampler.solver, "sample(return_log_prob=True)")
     route, grid = _way(sampler)
     trace = choose_trace(trace, sampler.model, x_T)
     with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
@@ -149,7 +149,7 @@ def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
                 f"t_max = {sde.t_max:g} alone, by its prior: start there"
             )
         return general_route(sampler), sampler.times
-    route = gaussian_route(sampler, None, False, solver.data_std if isinstance(solver, Angle) else None)
+    route = gaussian_route(sampler, None, False, solver.bare[1])
     circle = AngleSDE(route.data_std or 1.0)
     low, high = route.ends
     times = sampler.times

@@ -56,8 +56,7 @@ from sde_diffusion.log_density import core
 from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import RK4, Angle, DormandPrince, Solver
-from sde_diffusion.solvers.base import is_adaptive
+from sde_diffusion.solvers import RK4, DormandPrince, Solver
 
 __all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
 
@@ -186,12 +185,10 @@ def choose_solver(
     if solver is None:
         tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
         solver = DormandPrince(tolerance, tolerance) if steps is None else RK4()
-    if isinstance(solver, Angle) and data_std is None:
-        data_std = solver.data_std
-    inner = check_solver(solver, what)
+    inner, c = check_solver(solver, what)
     if steps is None:
-        steps = 1 if is_adaptive(inner) else EVALUATIONS // (inner.evaluations or 4)
-    return inner, check_step_count(steps), data_std
+        steps = 1 if inner.facts.adaptive else EVALUATIONS // (inner.facts.evaluations or 4)
+    return inner, check_step_count(steps), c if data_std is None else data_std
 
 
 def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:

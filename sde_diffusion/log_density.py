@@ -165,7 +165,7 @@ class OwnTolerance(Adaptive):
         return self.inner.max_nfe
 
     @property
-    def exponents(self) -> tuple[float, float]:  # type: ignore[override]
+    def exponents(self) -> tuple[float, float]:
         return self.inner.exponents
 
     @property
@@ -173,7 +173,7 @@ class OwnTolerance(Adaptive):
         return self.inner.limits
 
     @property
-    def stages(self) -> int:  # type: ignore[override]
+    def stages(self) -> int:
         return self.inner.stages
 
     @property

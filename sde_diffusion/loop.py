@@ -56,13 +56,14 @@ def check_capable(eq: ODE, solver: Solver) -> None:
         raise TypeError(f"integrate works on an equation, such as SDESampler(sde, model).equation(), got {eq!r}")
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
-    if isinstance(eq, solver.needs):
+    needs = solver.facts.needs
+    if isinstance(eq, needs):
         return
     what = (
         f"{type(eq.sde).__name__} is a general SDE" if isinstance(eq, ReverseSDE) else "this equation is an ODE alone"
     )
     use = "EulerMaruyama, Heun or RK4" if isinstance(eq, ReverseSDE) else "Euler, Heun, RK4 or Torchdiffeq"
-    raise TypeError(f"{type(solver).__name__} needs {describe(solver.needs)}; {what}. Use {use}")
+    raise TypeError(f"{type(solver).__name__} needs {describe(needs)}; {what}. Use {use}")
 
 
 def integrate(

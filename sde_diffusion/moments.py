@@ -134,7 +134,7 @@ def misfit(sde: GaussianSDE, solver: Solver, times: Sequence[float], mean: float
         return now.x
 
     try:
-        found = response(run, len(times) - 1 if solver.stochastic else 0)
+        found = response(run, len(times) - 1 if solver.facts.stochastic else 0)
     except NotAffineError:
         return None
     except SolverError:

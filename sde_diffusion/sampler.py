@@ -56,7 +56,7 @@ class SDESampler:
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
             in evaluation mode in every solve, and in their own again after it.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
-        steps: Solver steps, at most 10^6; by default the `default_steps` of the solver: 30 for most, 1000 for
+        steps: Solver steps, at most 10^6; by default the `facts.default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
         nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
         grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
@@ -125,18 +125,18 @@ class SDESampler:
             if nfe is not None:
                 steps = self._steps_for(nfe)
             elif steps is None:
-                steps = int(high) if self.grid is grids.integers else self.solver.default_steps
+                steps = int(high) if self.grid is grids.integers else self.solver.facts.default_steps
             times = self._grid_of(check_step_count(steps))
         if times[0] < times[-1]:
             raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
         return len(times) - 1, times
 
     def _steps_for(self, nfe: int) -> int:
-        jump, per_step = (self._cost if self.denoise else 0), self.solver.evaluations
+        jump, per_step = (self._cost if self.denoise else 0), self.solver.facts.evaluations
         if per_step is None:
             raise ValueError(
                 f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
-                f"({self.solver.default_steps} by default)"
+                f"({self.solver.facts.default_steps} by default)"
             )
         steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * self._cost)
         if steps < 1:
@@ -325,7 +325,7 @@ class SDESampler:
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
         check_flag(progress, "progress")
         check_flag(grad, "grad")
-        if self.solver.stochastic:
+        if self.solver.facts.stochastic:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
@@ -370,7 +370,7 @@ class SDESampler:
         eq, x_T = self.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
-        if x_T is None or self.solver.stochastic:
+        if x_T is None or self.solver.facts.stochastic:
             source = self._source(part.n, part.seed, x_T, noise)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self._start(z) if x_T is None else x_T

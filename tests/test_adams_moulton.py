@@ -120,7 +120,7 @@ def test_it_reaches_its_order_on_any_ode_and_on_an_irregular_grid(order: int) ->
         times = 3 * (u := torch.linspace(0, 1, n + 1, dtype=torch.float64)) + 0.1 * torch.sin(6 * math.pi * u)
         *_, last = integrate(Pendulum(), AdamsMoulton(order), swings(), times)
         errors.append(float((last.x - exact.x).norm(dim=1).mean()))
-    assert AdamsMoulton(order).claim - 0.15 <= zoo.slope(steps, errors) <= order + 1.6, errors
+    assert AdamsMoulton(order).facts.order - 0.15 <= zoo.slope(steps, errors) <= order + 1.6, errors
 
 
 def test_the_velocity_is_asked_once_per_step_at_the_times_of_the_grid() -> None:

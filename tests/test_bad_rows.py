@@ -58,7 +58,7 @@ GAUSSIAN = [s for s in SOLVERS if "Torch" not in repr(s)]
 
 @pytest.mark.parametrize("solver", GAUSSIAN, ids=repr)
 def test_every_solver_keeps_the_other_rows_bit_for_bit(solver):
-    s = sampler(solver, steps=4 if solver.default_steps > 1 else None)
+    s = sampler(solver, steps=4 if solver.facts.default_steps > 1 else None)
     with pytest.warns(
         NonFiniteWarning, match=r"^rows 1, 4 \(2 of 6\) did not stay finite and hold NaN; the others are"
     ):
@@ -80,7 +80,7 @@ def test_torchdiffeq_keeps_the_others_within_its_tolerance():
 @pytest.mark.parametrize("solver", [EulerMaruyama(), RK4(), DormandPrince(), StochasticHeunEuler()], ids=repr)
 def test_a_general_sde_keeps_them_too(solver):
     score = lambda x, t, bad: net(x, t, bad) + 2 * (x - x**3)  # noqa: E731
-    s = SDESampler(DoubleWell(), score, shape=(2,), solver=solver, steps=8 if solver.default_steps > 1 else None)
+    s = SDESampler(DoubleWell(), score, shape=(2,), solver=solver, steps=8 if solver.facts.default_steps > 1 else None)
     with pytest.warns(NonFiniteWarning, match="rows 1, 4"):
         x = s.sample(6, seed=0, bad=marks(), nonfinite="keep")
     for i in (0, 2, 3, 5):
@@ -129,7 +129,7 @@ def test_rows_are_named_by_their_number_in_the_whole_result():
     ids=repr,
 )
 def test_every_error_of_a_state_that_is_not_finite_names_its_rows(solver):
-    s = sampler(solver, steps=8 if solver.default_steps > 1 else None)
+    s = sampler(solver, steps=8 if solver.facts.default_steps > 1 else None)
     with pytest.raises(SolverError, match=r"in rows? (1|4|1, 4) \([12] of 6\): either the") as caught:
         s.sample(6, seed=0, bad=marks())
     assert str(caught.value).endswith("nonfinite='keep'")
@@ -165,7 +165,7 @@ def test_what_to_do_with_bad_rows_is_one_of_two_words():
 
 def test_no_row_lost_is_no_warning_and_the_same_samples():
     for solver in (DDIM(), DormandPrince(), StochasticHeunEuler(), Torchdiffeq()):
-        s = sampler(solver, steps=5 if solver.default_steps > 1 else None)
+        s = sampler(solver, steps=5 if solver.facts.default_steps > 1 else None)
         kept = s.sample(6, seed=0, bad=torch.zeros(6), nonfinite="keep")
         assert torch.equal(kept, s.sample(6, seed=0, bad=torch.zeros(6)))
 

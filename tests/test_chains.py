@@ -245,7 +245,7 @@ def test_every_solver_starts_where_no_signal_is_left_or_says_why_not(grid):
     sde = DiscreteVPSDE(BETAS)
     model = isotropic_mixture(sde, MEANS, std=0.3)
     for solver in zoo.SOLVERS:
-        steps = 1 if solver.evaluations is None and grid is grids.angle else 6
+        steps = 1 if solver.facts.evaluations is None and grid is grids.angle else 6
         sampler = SDESampler(sde, model, solver=solver, grid=grid, steps=steps)
         try:
             assert bool(torch.isfinite(sampler.sample(2, seed=0)).all()), solver

@@ -19,7 +19,7 @@ import torch
 
 from beside import SLOW
 from sde_diffusion import EDMSDE, Network, VPSDE
-from sde_diffusion.solvers import RungeKutta, Solver
+from sde_diffusion.solvers import Facts, RungeKutta, Solver
 
 
 class Doubled(VPSDE):
@@ -32,8 +32,7 @@ class Ralston(RungeKutta):
     nodes: ClassVar = (0.0, 2 / 3)
     matrix: ClassVar = ((2 / 3,),)
     weights: ClassVar = (1 / 4, 3 / 4)
-    order = 2
-    evaluations = 2
+    facts = Facts(order=2, evaluations=2, in_time=True)
 
 
 class Needing(VPSDE):

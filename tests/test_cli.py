@@ -139,7 +139,7 @@ def test_a_picture_is_drawn_of_points_and_of_images(which, request, tmp_path):
 
 @pytest.mark.parametrize("solver", commands.SOLVERS)
 def test_every_solver_can_be_named(solver, vectors, tmp_path):
-    budget = () if commands.SOLVERS[solver].evaluations is None else ("--nfe", 9)
+    budget = () if commands.SOLVERS[solver].facts.evaluations is None else ("--nfe", 9)
     words = ("sample", "--checkpoint", vectors / "model", "--n", 2, "--solver", solver, "--out", tmp_path / "x.npy")
     assert call(*words, *budget) == 0
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()

@@ -81,7 +81,7 @@ def test_every_solver_works_with_it_and_bounds_that_nothing_reaches_change_nothi
         for m in (exact, Clip(exact, -1e3, 1e3), Clip(exact, -0.3, 0.3))
     ]
     torch.testing.assert_close(made[1], made[0], rtol=1e-6, atol=1e-6)
-    assert solver.evaluations == 0 or made[2].abs().max() <= 0.3 + 1e-12
+    assert solver.facts.evaluations == 0 or made[2].abs().max() <= 0.3 + 1e-12
 
 
 def test_it_keeps_shape_cost_scale_levels_and_the_default_grid_of_the_model() -> None:

@@ -87,17 +87,18 @@ def test_the_counted_evaluations_are_the_calls_of_the_network(solver: Solver) ->
     s = SDESampler(VPSDE(), Network(net, VPSDE(), shape=(3,)), solver=solver, steps=5)
     *_, last = s.iterate(2, seed=0)
     assert last.nfe == net.calls
-    if solver.evaluations is not None:
-        assert net.calls == 5 * solver.evaluations + 1
+    if (each := solver.facts.evaluations) is not None:
+        assert net.calls == 5 * each + 1
 
 
 @pytest.mark.parametrize("nfe", [9, 24, 61])
-@pytest.mark.parametrize("solver", [s for s in zoo.SOLVERS if s.evaluations], ids=zoo.name)
+@pytest.mark.parametrize("solver", [s for s in zoo.SOLVERS if s.facts.evaluations], ids=zoo.name)
 def test_a_budget_of_evaluations_is_kept(solver: Solver, nfe: int) -> None:
     net = Counting()
     SDESampler(VPSDE(), Network(net, VPSDE(), shape=(3,)), solver=solver, nfe=nfe).sample(1, seed=0)
-    assert solver.evaluations is not None
-    assert nfe - solver.evaluations < net.calls <= nfe
+    each = solver.facts.evaluations
+    assert each is not None
+    assert nfe - each < net.calls <= nfe
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -125,7 +126,7 @@ def test_every_solver_samples_a_gaussian(solver: Solver) -> None:
     # 0.25 sqrt(2 / 4000) = 0.0056; the bound is four of them and, for the bias of the coarser methods, 0.02.
     sde = VPSDE()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)
-    grid = zoo.grid(sde, solver, 4 if solver.evaluations is None else 150)
+    grid = zoo.grid(sde, solver, 4 if solver.facts.evaluations is None else 150)
     x = SDESampler(sde.matched_to(0.5, 0.25), model, solver=solver, grid=grid).sample(4000, seed=_shared())
     assert abs(float(x.mean()) - 0.5) < 4 * 0.008 + 0.02
     assert abs(float(x.var()) - 0.25) < 4 * 0.0056 + 0.02
@@ -135,7 +136,7 @@ def _shared() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("solver", [s for s in zoo.SOLVERS if not s.stochastic], ids=zoo.name)
+@pytest.mark.parametrize("solver", [s for s in zoo.SOLVERS if not s.facts.stochastic], ids=zoo.name)
 def test_encoding_and_decoding_returns_the_data(solver: Solver) -> None:
     sde = EDMSDE(0.02, 10.0)
     model = mixture(sde, torch.float64)
@@ -143,7 +144,7 @@ def test_encoding_and_decoding_returns_the_data(solver: Solver) -> None:
     x0 = model.sample(5, seed=1)
     back = s.sample(x_T=s.encode(x0))
     # The final jump takes data at noise 0.02 back to within a thousandth; the rest is the error of 200 steps.
-    assert float((back - x0).abs().max()) < {1: 0.15, 2: 0.01}.get(int(solver.order), 2e-3)
+    assert float((back - x0).abs().max()) < {1: 0.15, 2: 0.01}.get(int(zoo.named_order(solver)), 2e-3)
 
 
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)

@@ -102,7 +102,7 @@ def test_renoise_repeats_itself_and_counts_its_evaluations() -> None:
     before = eq.nfe
     thrice, _ = Renoise(Heun(), 0.3, 3).step(eq, x, at, at, None, Streams(range(3), (2,), F64, "cpu"))
     assert torch.equal(thrice, once)
-    assert eq.nfe - before == 6 == Renoise(Heun(), 0.3, 3).evaluations
+    assert eq.nfe - before == 6 == Renoise(Heun(), 0.3, 3).facts.evaluations
 
 
 def test_a_coarse_predictor_is_corrected_by_renoise() -> None:
@@ -150,7 +150,7 @@ def test_langevin_takes_as_many_steps_as_its_level_says(n) -> None:
     *_, last = integrate(GaussianReverseSDE(model), solver, torch.zeros(2, 2, dtype=F64), times, noise)
     assert noise.times == [2.0] * 3 + [0.5] * 3 + [0.4] + [0.02]
     assert last.nfe == 8
-    assert solver.evaluations is None
+    assert solver.facts.evaluations is None
 
 
 def test_a_level_below_all_keys_is_left_alone() -> None:
@@ -183,7 +183,7 @@ def test_ncsn_v2_is_the_algorithm_of_the_paper() -> None:
     model = isotropic_mixture(sde, [[-1.0, 0.3], [1.0, 0.0]], 0.4)
     ratio, epsilon = 50 ** (1 / 7), 6.2e-4
     corrector = Langevin(3, math.sqrt(epsilon / 2) / 0.1)
-    assert PredictorCorrector(Hold(), corrector).evaluations == 3
+    assert PredictorCorrector(Hold(), corrector).facts.evaluations == 3
     sigmas = [5.0 / ratio**i for i in range(8)]
     times = sde.time_of(torch.tensor([-math.log(v) for v in sigmas], dtype=F64)).tolist()
     x = y = 5 * torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=F64)

@@ -334,7 +334,7 @@ def part_refusals(sde: GaussianSDE, part: Solver) -> Iterator[str]:
     """Why a solver cannot start where no data are left, or rise to where the process does not go."""
     name, where = type(part).__name__, f"t = {sde.t_max:g}"
     if no_data_left(sde):
-        if part.needs is ReverseSDE and part.stochastic:
+        if part.facts.needs is ReverseSDE and part.facts.stochastic:
             yield f"g is infinite at {where} of {sde!r}, where alpha = 0"
             yield f"g is infinite at t = {math.pi / 2:g} of AngleSDE("  # within `Angle`, whose time is the angle
         if name.startswith("DPMSolver"):
@@ -398,7 +398,7 @@ def check(case: Case) -> str:
         assert raised_here(error), f"from outside: {error!r}"
         assert any(re.search(text, str(error)) for text in OPTIONS), f"unforeseen: {error!r}"
         return "no such solver"
-    if solver.evaluations is None:  # makes its own steps: a few intervals are enough
+    if solver.facts.evaluations is None:  # makes its own steps: a few intervals are enough
         case = replace(case, steps=min(case.steps, 3), grid=case.grid[:3] if case.grid_name in OWN else case.grid)
     net, made = Bounded(), solver
     found, error = attempt(lambda: solve(case, made, net))
@@ -416,8 +416,8 @@ def check(case: Case) -> str:
     assert last.x.dtype == case.dtype
     assert bool(torch.isfinite(last.x).all())
     assert last.nfe == net.calls
-    if solver.evaluations is not None:
-        assert net.calls == steps * solver.evaluations + case.denoise
+    if (each := solver.facts.evaluations) is not None:
+        assert net.calls == steps * each + case.denoise
     return "finite"
 
 

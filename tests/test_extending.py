@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion import Denoiser, GaussianSDE, Level, Network, Prediction, SDESampler, losses, predict
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Heun, RungeKutta, Solver
+from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
 
 
 class Ornstein(GaussianSDE):
@@ -54,16 +54,14 @@ class Ralston(RungeKutta):
     nodes = (0.0, 2 / 3)
     matrix = ((2 / 3,),)
     weights = (0.25, 0.75)
-    order = 2
-    evaluations = 2
+    facts = Facts(order=2, evaluations=2, in_time=True)
 
 
 @dataclass(frozen=True)
 class ExponentialEuler(Solver):
     """A solver on the denoiser, from the base class."""
 
-    needs = GaussianReverseSDE
-    order = 1
+    facts = Facts(needs=GaussianReverseSDE, order=1)
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Any) -> tuple[Tensor, Any]:
         prediction = eq.denoise(x, t)
@@ -87,7 +85,7 @@ def test_a_gaussian_sde_of_ten_lines_samples_with_every_solver() -> None:
     sde = Ornstein()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)
     for solver in zoo.SOLVERS:
-        steps = 4 if solver.evaluations is None else 60
+        steps = 4 if solver.facts.evaluations is None else 60
         x = SDESampler(sde, model, solver=solver, grid=zoo.grid(sde, solver, steps)).sample(2, seed=0)
         assert bool(torch.isfinite(x).all())
     x = SDESampler(sde, model).sample(2000, seed=0)
@@ -194,7 +192,7 @@ def test_a_solver_of_ones_own_converges_and_encodes(solver: Solver) -> None:
     for n in steps:
         sampler = SDESampler(sde, model, solver=solver, grid=zoo.between(sde, 1.25, 0.15, n), denoise=False)
         errors.append(float((sampler.sample(x_T=x) - exact).abs().max()))
-    assert solver.order - 0.15 < zoo.slope(steps, errors) < solver.order + 0.5
+    assert solver.facts.order - 0.15 < zoo.slope(steps, errors) < solver.facts.order + 0.5
     sampler = SDESampler(sde, model, solver=solver, steps=200)
     x0 = model.sample(3, seed=1)
     torch.testing.assert_close(sampler.sample(x_T=sampler.encode(x0)), x0, rtol=0, atol=0.05)

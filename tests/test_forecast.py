@@ -46,6 +46,7 @@ from sde_diffusion.solvers import (
     DPMSolverPP,
     Euler,
     EulerMaruyama,
+    Facts,
     Heun,
     Hold,
     Langevin,
@@ -55,7 +56,6 @@ from sde_diffusion.solvers import (
     Solver,
     Torchdiffeq,
 )
-from sde_diffusion.solvers.base import is_adaptive, steps_in_time
 
 pytestmark = pytest.mark.filterwarnings("error::sde_diffusion.SamplingWarning")
 MU = 0.2
@@ -72,7 +72,7 @@ def mixture(sde: GaussianSDE, d: int = 1) -> GaussianMixture:
 
 def drawn(sde: GaussianSDE, solver: Solver, n: int, nfe: int | None) -> Tensor | str:
     """Samples, or the text of a refusal or a warning."""
-    budget = nfe if solver.evaluations is not None else None
+    budget = nfe if solver.facts.evaluations is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("error", SamplingWarning)
         try:
@@ -102,14 +102,14 @@ def hold(solver: Solver, n: int, nfe: int | None) -> None:
 def test_with_twenty_evaluations_every_solver_draws_the_spread_of_the_data_or_says_that_it_cannot(
     solver: Solver,
 ) -> None:
-    hold(solver, 1000 if not is_adaptive(solver) or not solver.stochastic else 100, 20)
+    hold(solver, 1000 if not solver.facts.adaptive or not solver.facts.stochastic else 100, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
 def test_with_any_budget_every_solver_draws_the_spread_of_the_data_or_says_that_it_cannot(solver: Solver) -> None:
-    for nfe in (30, 40, 60, None) if solver.evaluations is not None else (None,):
-        hold(solver, 4000 if not is_adaptive(solver) else 1000, nfe)
+    for nfe in (30, 40, 60, None) if solver.facts.evaluations is not None else (None,):
+        hold(solver, 4000 if not solver.facts.adaptive else 1000, nfe)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_the_default_grid_goes_by_what_the_solver_steps_in() -> None:
     assert default_grid(VPSDE(), Gaussian(VPSDE(), torch.zeros(1), 1.0), Heun()) is grids.angle
     assert default_grid(VPSDE(), Gaussian(VPSDE(), torch.zeros(1), 1.0), EulerMaruyama()) is grids.karras
     assert default_grid(FlowSDE(), Gaussian(FlowSDE(), torch.zeros(1), 1.0), EulerMaruyama()) is grids.angle
-    assert steps_in_time(PredictorCorrector(EulerMaruyama(), Langevin(1, 0.1)))
-    assert not steps_in_time(PredictorCorrector(Hold(), Langevin(1, 0.1)))
+    assert PredictorCorrector(EulerMaruyama(), Langevin(1, 0.1)).facts.in_time
+    assert not PredictorCorrector(Hold(), Langevin(1, 0.1)).facts.in_time
 
 
 @pytest.mark.parametrize("solver", [DPMSolver12(), DPMSolver23()], ids=repr)
@@ -228,12 +228,16 @@ def test_a_solve_that_would_take_long_to_try_is_not_tried(monkeypatch: pytest.Mo
 class Picky(Solver):
     """Wants more than one number for a state."""
 
+    facts = Facts()
+
     def step(self, eq: object, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x.reshape(len(x), 3), None
 
 
 class Clipping(Solver):
     """Not affine in its state."""
+
+    facts = Facts()
 
     def step(self, eq: object, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x.clamp(-1, 1), None

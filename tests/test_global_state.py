@@ -115,7 +115,7 @@ def test_so_does_every_process_on_its_default_grid(sde: GaussianSDE, dtype: torc
 
 
 @pytest.mark.parametrize(
-    "solver", zoo.quick([s for s in zoo.SOLVERS if s.needs.__name__ == "ReverseSDE"]), ids=zoo.name
+    "solver", zoo.quick([s for s in zoo.SOLVERS if s.facts.needs.__name__ == "ReverseSDE"]), ids=zoo.name
 )
 def test_so_does_a_general_sde(solver: Solver) -> None:
     def work() -> Tensor:

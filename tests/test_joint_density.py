@@ -73,8 +73,10 @@ def test_a_density_is_within_the_error_stated_at_defaults_and_in_six_steps(i, so
     sde = GROWING[i % 3]
     model = MODEL.on(sde)
     error = within(SDESampler(sde, model, solver=solver))
-    assert error < (0.1 if solver.order == 1 else 0.05) or solver == Torchdiffeq("rk4")  # whose default is one step
-    if solver.evaluations is not None:
+    assert error < (0.1 if solver.facts.order == 1 else 0.05) or solver == Torchdiffeq(
+        "rk4"
+    )  # whose default is one step
+    if solver.facts.evaluations is not None:
         within(SDESampler(sde, model, solver=solver, steps=6))
 
 
@@ -83,7 +85,7 @@ def test_a_density_is_within_the_error_stated_at_defaults_and_in_six_steps(i, so
 @pytest.mark.parametrize("solver", ODE_SOLVERS, ids=repr)
 def test_it_is_so_on_every_process_in_any_number_of_steps(sde, solver):
     model = MODEL.on(sde)
-    for steps in (None, 2, 4, 8, 16, 30) if solver.evaluations is not None else (None,):
+    for steps in (None, 2, 4, 8, 16, 30) if solver.facts.evaluations is not None else (None,):
         within(SDESampler(sde, model, solver=solver, steps=steps), 48)
 
 

@@ -44,6 +44,7 @@ from sde_diffusion.solvers import (
     Churn,
     DPMSolverPP,
     EulerMaruyama,
+    Facts,
     Heun,
     Hold,
     Langevin,
@@ -106,7 +107,7 @@ def test_d2_no_solver_claims_an_order_that_its_first_steps_take_away() -> None:
     for solver in zoo.ODE_SOLVERS:
         if isinstance(solver, Multistep):
             corrected = isinstance(solver, UniPC) or (isinstance(solver, SASolver) and solver.corrector > 0)
-            assert solver.claim <= (3 if corrected else 2), solver
+            assert solver.facts.order <= (3 if corrected else 2), solver
 
 
 def test_d2_a_start_of_order_one_does_hold_a_third_order_method_to_two() -> None:
@@ -119,7 +120,7 @@ def test_d2_a_start_of_order_one_does_hold_a_third_order_method_to_two() -> None
         *_, last = integrate(GaussianReverseSDE(model), Adams(4), x, zoo.between(sde, 1.2, 0.2, n))
         errors.append(float((last.x - model.flow(x, t, s)).abs().max()))
     assert zoo.slope(steps, errors) == pytest.approx(2.0, abs=0.3)
-    assert Adams(4).claim == 2
+    assert Adams(4).facts.order == 2
 
 
 # ------------------------------------------------------------------------------------- D3: a derivative that is not one
@@ -195,7 +196,7 @@ def test_d4_no_grid_repeats_a_level_at_any_number_of_steps(sde: GaussianSDE) -> 
 
 @pytest.mark.parametrize(
     "solver",
-    [s if "time" not in repr(s) or s.memory == 3 else pytest.param(s, marks=pytest.mark.slow) for s in MULTISTEP],
+    [s if "time" not in repr(s) or s.facts.memory == 3 else pytest.param(s, marks=pytest.mark.slow) for s in MULTISTEP],
     ids=zoo.name,
 )
 def test_d4_multistep_solvers_are_finite_on_the_karras_levels_at_every_number_of_steps(solver: Solver) -> None:
@@ -212,6 +213,8 @@ def test_d4_multistep_solvers_are_finite_on_the_karras_levels_at_every_number_of
 
 class Spy(Solver):
     """Records the levels that it is given."""
+
+    facts = Facts()
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float]] = []
@@ -348,7 +351,7 @@ def test_d9_what_is_counted_are_the_calls_of_the_network(solver: Solver, each: i
     sampler = SDESampler(sde, Network(asked, sde, shape=(2,)), solver=solver, steps=10, denoise=False)
     *_, last = sampler.iterate(1, seed=0)
     assert last.nfe == len(asked.times) == 10 * each
-    assert solver.evaluations == each
+    assert solver.facts.evaluations == each
 
 
 # ------------------------------------------------------------------------------ D13, D14: samples that feel each other
@@ -363,7 +366,7 @@ def batch(i: int) -> tuple[SDESampler, Tensor]:
     """A sampler of an exact mixture in float64, and 64 of its samples."""
     sde, solver = VPSDE(), ALONE[i]
     sampler = SDESampler(
-        sde, mixture(sde), solver=solver, grid=zoo.grid(sde, solver, 1 if solver.evaluations is None else 6)
+        sde, mixture(sde), solver=solver, grid=zoo.grid(sde, solver, 1 if solver.facts.evaluations is None else 6)
     )
     return sampler, sampler.sample(64, seed=0)
 

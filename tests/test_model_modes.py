@@ -97,7 +97,7 @@ def test_every_solver_asks_a_model_in_evaluation_mode(solver):
 
     model = Network(Net(), VP, predict.noise, shape=(2,)).train()
     SDESampler(VP, model, solver=solver, grid=zoo.grid(VP, solver, 4)).sample(x_T=X, seed=0)
-    assert seen or solver.evaluations == 0
+    assert seen or solver.facts.evaluations == 0
     assert not any(seen)
     assert all(modes(model))
 

@@ -61,7 +61,7 @@ def drawn(net: Net, solver: Solver, sde: object = VP) -> Tensor:
     return sampler(net, solver, sde).sample(x_T=0.5 * X_T, seed=0)
 
 
-GENERAL = [s for s in zoo.SOLVERS if s.needs.__name__ in ("ODE", "ReverseSDE") and not isinstance(s, Angle)]
+GENERAL = [s for s in zoo.SOLVERS if s.facts.needs.__name__ in ("ODE", "ReverseSDE") and not isinstance(s, Angle)]
 NETS: dict[str, Callable[[], Net]] = {
     "writes into its input": lambda: writing,
     "answers in one buffer": lambda: Buffered(1),
@@ -72,7 +72,7 @@ NETS: dict[str, Callable[[], Net]] = {
 
 
 def repeats(solver: Solver) -> int:
-    return 1 if solver.evaluations is None else 2  # an adaptive one learns all there is in its many calls
+    return 1 if solver.facts.evaluations is None else 2  # an adaptive one learns all there is in its many calls
 
 
 @pytest.mark.parametrize("solver", zoo.quick(zoo.SOLVERS), ids=zoo.name)
@@ -214,7 +214,7 @@ class Tidy(Own):
         return super().predict(x.clone(), at)
 
 
-@pytest.mark.parametrize("solver", zoo.quick([s for s in zoo.SOLVERS if not s.stochastic]), ids=zoo.name)
+@pytest.mark.parametrize("solver", zoo.quick([s for s in zoo.SOLVERS if not s.facts.stochastic]), ids=zoo.name)
 def test_a_denoiser_of_ones_own_may_write_into_its_state(solver: Solver) -> None:
     made = [SDESampler(VP, m, solver=solver, grid=zoo.grid(VP, solver, 6)) for m in (Tidy(), Own())]
     wanted, found = (s.sample(x_T=2 * X_T, seed=0) for s in made)

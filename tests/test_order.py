@@ -47,7 +47,7 @@ STEPS = {1: [32, 64, 128, 256], 2: [16, 32, 64, 128], 3: [64, 128, 256], 4: [16,
 
 def best(solver: Solver) -> float:
     """The most a method can show: its order and one for a corrector, or for the midpoint rule on linear problems."""
-    return max(solver.order + 1, solver.claim) + 0.6
+    return max(zoo.named_order(solver) + 1, solver.facts.order) + 0.6
 
 
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
@@ -55,10 +55,10 @@ def best(solver: Solver) -> float:
 def test_every_ode_solver_reaches_its_order_on_every_sde(solver: Solver, sde: GaussianSDE) -> None:
     model = gaussian(sde)
     x, t, s = states(model)
-    steps = STEPS[round(solver.claim)]
+    steps = STEPS[round(solver.facts.order)]
     errors = [float((solve(model, solver, x, n) - model.flow(x, t, s)).square().mean().sqrt()) for n in steps]
     assert min(errors) > 1e-13, "the error has reached rounding: the slope would say nothing"
-    assert solver.claim - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
+    assert solver.facts.order - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
 
 
 @cache
@@ -73,9 +73,9 @@ def mixture_problem() -> tuple[Denoiser, Tensor, Tensor]:
 def test_every_ode_solver_reaches_its_order_on_a_mixture(solver: Solver) -> None:
     # Median over samples: one that changes its mode between two grids would rule a mean.
     model, x, exact = mixture_problem()
-    steps = STEPS[round(solver.claim)]
+    steps = STEPS[round(solver.facts.order)]
     errors = [float((solve(model, solver, x, n) - exact).norm(dim=1).median()) for n in steps]
-    assert solver.claim - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
+    assert solver.facts.order - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
 
 
 STRONG_SDES = [VPSDE(), SubVPSDE(), VESDE(), BrownianSDE(), CosineSDE(), EDMSDE(), FlowSDE()]
@@ -131,7 +131,7 @@ def test_torchsde_methods_have_their_strong_order_on_one_brownian_path(method: s
     steps = [8, 16, 32, 64]
     errors = [float((solutions[n] - solutions[512]).square().mean().sqrt()) for n in steps]
     # The drift part of SRA1 is of order 2, and rules where the noise part is small.
-    order = Torchsde(method).order
+    order = Torchsde(method).facts.order
     assert order - 0.15 <= zoo.slope(steps, errors) <= order + 0.7, errors
 
 

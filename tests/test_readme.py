@@ -57,7 +57,7 @@ def test_every_claimed_order_is_measured_and_holds(monkeypatch):
     script("solver_table", monkeypatch)
     made = script("orders", monkeypatch)
     rows = {row["solver"]: row for row in json.loads(made.RESULTS.read_text(encoding="utf-8"))["rows"]}
-    claims = {made.spelling(s): s.claim for s in made.candidates()}
+    claims = {made.spelling(s): s.facts.order for s in made.candidates()}
     assert {name: row["claim"] for name, row in rows.items()} == claims, "run: python benchmarks/orders.py"
     assert all(set(row["orders"]) == set(made.orders.SDES) for row in rows.values())
     below = {name: found for name, row in rows.items() if (found := made.missed(row))}

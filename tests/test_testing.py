@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -44,6 +44,7 @@ from sde_diffusion.solvers import (
     DormandPrince,
     DPMSolverPP,
     EulerMaruyama,
+    Facts,
     Heun,
     HeunEuler,
     Hold,
@@ -419,9 +420,7 @@ def test_the_form_of_a_general_process_is_checked() -> None:
 class SoldAsSecond(Multistep):
     """PEERS D1: an exponential Adams-Bashforth method whose correction carries a wrong coefficient."""
 
-    order = 2
-    evaluations = 1
-    memory = 2
+    facts = Facts(needs=GaussianReverseSDE, order=2, memory=2)
     factor: float = 0.8
 
     def row(self, past: Any, s: Level, level: Any) -> Row:
@@ -437,8 +436,7 @@ class SoldAsSecond(Multistep):
 class Wrapped(Solver):
     """DDIM with one mistake."""
 
-    needs = GaussianReverseSDE
-    order = 1
+    facts = Facts(needs=GaussianReverseSDE, order=1)
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Any) -> tuple[Tensor, Any]:
         return eq.denoise(x, t).combine(s.alpha, s.sigma), None
@@ -451,7 +449,7 @@ class Coupled(Wrapped):
 
 
 class GlobalNoise(Wrapped):
-    stochastic = True
+    facts = replace(Wrapped.facts, stochastic=True)
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Any) -> tuple[Tensor, Any]:
         return super().step(eq, x, t, s, state, noise)[0] + 0.01 * torch.randn_like(x), None
@@ -484,7 +482,7 @@ class Flattening(Wrapped):
 
 
 class Pretending(Wrapped):
-    stochastic = True
+    facts = replace(Wrapped.facts, stochastic=True)
 
 
 class Nan(Wrapped):
@@ -502,8 +500,7 @@ class Grumpy(Wrapped):
 class Remembering(Solver):
     """A multistep method that keeps its history on itself."""
 
-    needs = GaussianReverseSDE
-    order = 1
+    facts = Facts(needs=GaussianReverseSDE, order=1)
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
@@ -514,12 +511,11 @@ class Remembering(Solver):
 
 
 class Needy(Wrapped):
-    needs = Tensor  # type: ignore[assignment]
+    facts = Facts(needs=cast("Any", Tensor), order=1)
 
 
 class Claiming(Wrapped):
-    stochastic = True
-    order = 1
+    facts = replace(Wrapped.facts, stochastic=True)
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Any) -> tuple[Tensor, Any]:
         # too much noise by a third
@@ -545,7 +541,7 @@ class Claiming(Wrapped):
         (Grumpy(), "1 to 5 steps on every grid", "ValueError that names no cause: no"),
         (Remembering(), "no state is kept on the solver", "its attributes change in a solve"),
         (Remembering(), "repr is valid Python", "make the class a frozen dataclass"),
-        (Needy(), "needs, order, claim and evaluations make sense", "needs must be ODE"),
+        (Needy(), "needs, order and evaluations make sense", "needs must be ODE"),
         (Claiming(), "weak order of mean and variance", "claims order 1"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Solver) else value[:12],
@@ -589,8 +585,7 @@ class Tableau(RungeKutta):
     nodes = (0.0, 0.5, 1.0)
     matrix = ((0.5,), (-1.0, 2.0))
     weights = (0.0, 1.0, 0.0)
-    order = 3
-    evaluations = 3
+    facts = Facts(order=3, evaluations=3, in_time=True)
 
 
 def test_a_tableau_below_its_order_fails_on_the_mixture() -> None:
@@ -639,8 +634,7 @@ class Growing(Restart):
 class HalfNoise(Wrapped):
     """An ancestral step with half of its noise, without a claim."""
 
-    order = 0
-    stochastic = True
+    facts = replace(Wrapped.facts, order=0, stochastic=True)
 
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: Any) -> tuple[Tensor, Any]:
         half: Any = lambda t, s: 0.5 * noise(t, s)  # noqa: E731
@@ -1082,5 +1076,5 @@ def test_a_solver_defined_in_a_function_has_a_valid_repr() -> None:
 
 
 def test_a_solver_that_needs_only_a_velocity_is_checked() -> None:
-    assert Heun().needs is ODE
+    assert Heun().facts.needs is ODE
     check_solver(Angle(Heun(), 0.7), FlowSDE()).raise_for_failures()

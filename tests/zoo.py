@@ -150,10 +150,19 @@ SOLVERS: list[Solver] = [
 ]
 
 # An adaptive method of torchdiffeq controls one error norm over the batch, as its documentation here says.
-COUPLED: list[Solver] = [s for s in SOLVERS if isinstance(s, Torchdiffeq) and s.order == 0]
+COUPLED: list[Solver] = [s for s in SOLVERS if isinstance(s, Torchdiffeq) and s.facts.adaptive]
+
+
+def named_order(solver: Any) -> float:
+    """The order in the name of a solver, or of the one that it wraps: its first steps may hold it to less or more."""
+    own = getattr(solver, "order", getattr(solver, "predictor", None))
+    if isinstance(own, int):
+        return own
+    return named_order(solver.inner) if hasattr(solver, "inner") else float(solver.facts.order)
+
 
 # Deterministic solvers with a claimed order.
-ODE_SOLVERS = [s for s in SOLVERS if s.order and not s.stochastic]
+ODE_SOLVERS = [s for s in SOLVERS if s.facts.order and not s.facts.stochastic]
 
 # Solvers whose step on Gaussian data is linear in the state and the noise: their moments follow without sampling.
 WEAK_ORDER_1: list[Solver] = [

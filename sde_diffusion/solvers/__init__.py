@@ -6,7 +6,7 @@ from sde_diffusion.solvers.adaptive import Adaptive
 from sde_diffusion.solvers.adaptive_diffusion import DPMSolver12, DPMSolver23, StochasticHeunEuler
 from sde_diffusion.solvers.angle import Angle, AngleSDE
 from sde_diffusion.solvers.backends import Torchdiffeq, Torchsde
-from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.base import Facts, Solver
 from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverPP, DPMSolverPP2S, SDEDPMSolverPP
 from sde_diffusion.solvers.embedded import BogackiShampine, DormandPrince, EmbeddedRungeKutta, HeunEuler
 from sde_diffusion.solvers.er_sde import ERSDE
@@ -43,6 +43,7 @@ __all__ = [
     "EmbeddedRungeKutta",
     "Euler",
     "EulerMaruyama",
+    "Facts",
     "Heun",
     "HeunEuler",
     "Hold",

@@ -24,7 +24,7 @@ import numpy as np
 from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval
+from sde_diffusion.solvers.base import Facts, Interval
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import (
     LevelAt,
@@ -45,8 +45,8 @@ class Adams(Multistep):
 
     $$ x_s = r\,x_t + c\sum_{j<q} Q_{i-j}\int K(w)\,\ell_j(w)\,dw $$
 
-    One evaluation per step. The first steps use the history there is: started by Euler, an order above 2 is held to 2
-    by its start, and is claimed at that. Any Gaussian SDE; `"noise"`, `"rho"` and `"time"` need data left at both ends.
+    One evaluation per step. The first steps use the history there is: started by Euler, an order $q$ above 2 is held to
+    2 by its start, and claims that. Any Gaussian SDE; `"noise"`, `"rho"` and `"time"` need data left at both ends.
 
     Args:
         order: $q$, the number of predictions interpolated.
@@ -64,7 +64,6 @@ class Adams(Multistep):
     order: int = 3
     quantity: str = "data"
     data_std: float = 1.0
-    evaluations = 1
 
     def __post_init__(self) -> None:
         check_count(self.order, "order")
@@ -73,15 +72,11 @@ class Adams(Multistep):
         check_positive(self.data_std, "data_std")
 
     @property
-    def claim(self) -> float:
-        return min(self.order, 2)
+    def facts(self) -> Facts:
+        return Facts(needs=GaussianReverseSDE, order=min(self.order, 2), memory=self.order)
 
     @property
-    def memory(self) -> int:
-        return self.order
-
-    @property
-    def half(self) -> Literal["data", "noise"] | None:  # type: ignore[override]
+    def half(self) -> Literal["data", "noise"] | None:
         if self.quantity == "data":
             return "data"
         return None if self.quantity in ("velocity", "angle") else "noise"
@@ -159,19 +154,14 @@ class IPNDM(Multistep):
     """
 
     order: int = 4
-    evaluations = 1
     half = "noise"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3, 4), "IPNDM")
 
     @property
-    def claim(self) -> float:
-        return min(self.order, 2)
-
-    @property
-    def memory(self) -> int:
-        return self.order
+    def facts(self) -> Facts:
+        return Facts(needs=GaussianReverseSDE, order=min(self.order, 2), memory=self.order)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         t = past[0]

@@ -24,7 +24,7 @@ from torch import Tensor
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.dpm_solver import check_order
 from sde_diffusion.solvers.multistep import chain, lagrange_integrals
 from sde_diffusion.solvers.unipc import corrected
@@ -45,8 +45,8 @@ class AdamsMoulton(Solver):
     does best. A decaying mode $v = \mu x$ is stable for $-h\mu$ up to 0.50, 0.29 and 0.16 in order 2, 3 and 4
     (`Heun()`: 2): the higher the order, the more steps or the smoother a velocity it wants.
 
-    Order $p$ in its interior, claimed at $p - 1$: the start holds 4 to 3, and so little is left of the leading error of
-    2 and 3 that their order shows at fine steps alone.
+    Order $p$ in its interior, of which it claims $p - 1$: the start holds 4 to 3, and so little is left of the leading
+    error of 2 and 3 that their order shows at fine steps alone.
 
     Args:
         order: $p$, 2 to 4.
@@ -57,15 +57,13 @@ class AdamsMoulton(Solver):
     """
 
     order: int = 4
-    evaluations = 1
-    in_time = True
 
     def __post_init__(self) -> None:
         check_order(self.order, (2, 3, 4), "AdamsMoulton")
 
     @property
-    def claim(self) -> float:
-        return self.order - 1
+    def facts(self) -> Facts:
+        return Facts(order=self.order - 1, memory=self.order + 1, in_time=True)
 
     def row(self, past: Sequence[float], s: float) -> tuple[float, ...]:
         """The weights of one step on the velocities at the times `past`, newest first."""

@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from sde_diffusion._checks import SolverError, check_count, check_positive, rows
 from sde_diffusion._linear import rows
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.base import Facts, Solver
 
 Clock = Callable[[Tensor], Tensor]
 TINY = 1e-13  # a step of this fraction of the interval cannot be told from rounding
@@ -118,20 +119,27 @@ class Adaptive(Solver):
         rtol: Error allowed per step, relative to the state.
         atol: Error allowed per step, in units of the state.
         max_nfe: Evaluations allowed per row and interval.
-        exponents: $a$ and $b$ of the step control.
         limits: Smallest and largest factor between two steps.
-        stages: Evaluations per attempt.
     """
 
     rtol: float
     atol: float
     max_nfe: int
-    exponents: ClassVar[tuple[float, float]]
     limits: ClassVar[tuple[float, float]] = (0.2, 10.0)
-    stages: ClassVar[int]
-    evaluations = None
-    adaptive = True
-    default_steps = 1
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(evaluations=None, adaptive=True, rtol=self.rtol, default_steps=1)
+
+    @property
+    @abstractmethod
+    def exponents(self) -> tuple[float, float]:
+        """$a$ and $b$ of the step control."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> int:
+        """Evaluations per attempt."""
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
@@ -141,6 +149,9 @@ class Adaptive(Solver):
                 f"max_nfe = {self.max_nfe} is too small for one step of {type(self).__name__}, "
                 f"which takes {self.stages + 2} evaluations"
             )
+
+    def looser(self) -> Solver:
+        return cast("Solver", replace(cast("Any", self), rtol=10 * self.rtol, atol=10 * self.atol))
 
     @abstractmethod
     def first(self, eq: Any, x: Tensor, at: Level) -> Tensor:

@@ -14,7 +14,7 @@ and kept while it lies ahead. After a refusal, the shorter step reads the path t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 from zlib import crc32
 
@@ -26,13 +26,16 @@ from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, Streams
 from sde_diffusion.sde import Level, Scalar
 from sde_diffusion.solvers.adaptive import Adaptive, Walk, per_row
+from sde_diffusion.solvers.base import Facts
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 
 class _AdaptiveDPMSolver(Adaptive):
     """Steps in the half log-SNR, on the noise prediction."""
 
-    needs = GaussianReverseSDE
+    @property
+    def facts(self) -> Facts:
+        return replace(super().facts, needs=GaussianReverseSDE)
 
     def first(self, eq: GaussianReverseSDE, x: Tensor, at: Level) -> Tensor:
         return eq.denoise(x, at).noise
@@ -260,8 +263,6 @@ class StochasticHeunEuler(Adaptive):
     atol: float = 0.0078
     eta: float = 1.0
     max_nfe: int = 10_000
-    needs = ReverseSDE
-    stochastic = True
     exponents: ClassVar = (0.5, 0.2)
     limits: ClassVar = (0.2, 2.0)
     stages: ClassVar = 2
@@ -271,6 +272,10 @@ class StochasticHeunEuler(Adaptive):
         check_eta(self.eta)
         if self.eta == 0:
             raise ValueError("StochasticHeunEuler needs eta > 0: for the probability-flow ODE use HeunEuler")
+
+    @property
+    def facts(self) -> Facts:
+        return replace(super().facts, needs=ReverseSDE, stochastic=True)
 
     def walk(self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> _Path:
         check_falling(s.t - t.t)

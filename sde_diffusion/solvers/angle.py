@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_positive
 from sde_diffusion._linear import scale
-from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE, Level
-from sde_diffusion.solvers.base import Interval, Solver, check_inner
+from sde_diffusion.solvers.base import Facts, Interval, Solver, check_inner
 
 
 @dataclass(frozen=True)
@@ -81,35 +81,18 @@ class Angle(Solver):
 
     inner: Solver
     data_std: float = 1.0
-    in_time = False
 
     def __post_init__(self) -> None:
         check_inner(self.inner, "Angle")
         check_positive(self.data_std, "data_std")
 
     @property
-    def needs(self) -> type[ODE]:  # type: ignore[override]
-        return GaussianReverseSDE
+    def facts(self) -> Facts:
+        return replace(self.inner.facts, needs=GaussianReverseSDE, in_time=False)
 
     @property
-    def order(self) -> float:  # type: ignore[override]
-        return self.inner.order
-
-    @property
-    def claim(self) -> float:
-        return self.inner.claim
-
-    @property
-    def evaluations(self) -> int | None:  # type: ignore[override]
-        return self.inner.evaluations
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.inner.stochastic
-
-    @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return self.inner.default_steps
+    def bare(self) -> tuple[Solver, float | None]:
+        return self.inner, self.data_std
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         circle = AngleSDE(self.data_std)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.adaptive import per_row
-from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.base import Facts, Solver
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+"""Their orders."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,22 @@ class Torchdiffeq(Solver):
     rtol: float = 1e-5
     atol: float = 1e-5
     max_nfe: int = 10_000
-    evaluations = None
-    in_time = True
 
     def __post_init__(self) -> None:
-        if self.method not in ADAPTIVE + FIXED:
-            raise ValueError(f"method must be one of {', '.join(ADAPTIVE + FIXED)}, got {self.method!r}")
+        if self.method not in (*ADAPTIVE, *FIXED):
+            raise ValueError(f"method must be one of {', '.join((*ADAPTIVE, *FIXED))}, got {self.method!r}")
         check_positive(self.rtol, "rtol")
         check_positive(self.atol, "atol")
         check_count(self.max_nfe, "max_nfe")
 
     @property
-    def adaptive(self) -> bool:  # type: ignore[override]
-        return self.method in ADAPTIVE
+    def facts(self) -> Facts:
+        if self.method in ADAPTIVE:
+            return Facts(evaluations=None, adaptive=True, rtol=self.rtol, in_time=True, default_steps=1)
+        return Facts(order=FIXED[self.method], evaluations=None, in_time=True)
 
-    @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return 1 if self.adaptive else 30
-
-    @property
-    def order(self) -> float:  # type: ignore[override]
-        orders = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-        return orders.get(self.method, 0)
+    def looser(self) -> Solver:
+        return replace(self, rtol=10 * self.rtol, atol=10 * self.atol) if self.method in ADAPTIVE else self
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         odeint = _import("torchdiffeq", "ode").odeint
@@ -171,10 +166,6 @@ class Torchsde(Solver):
     method: str = "srk"
     n: int = 100
     eta: float = 1.0
-    needs = ReverseSDE
-    evaluations = None
-    stochastic = True
-    default_steps = 1
 
     def __post_init__(self) -> None:
         if self.method not in ("euler", "milstein", "srk"):
@@ -185,8 +176,9 @@ class Torchsde(Solver):
             raise ValueError("Torchsde needs eta > 0: for the probability-flow ODE use an ODE solver")
 
     @property
-    def order(self) -> float:  # type: ignore[override]
-        return 1.5 if self.method == "srk" else 1
+    def facts(self) -> Facts:
+        order = 1.5 if self.method == "srk" else 1
+        return Facts(needs=ReverseSDE, order=order, evaluations=None, stochastic=True, default_steps=1)
 
     def step(
         self, eq: ReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource

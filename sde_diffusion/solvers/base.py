@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -20,18 +21,23 @@ from sde_diffusion.sde import Level
 Interval = tuple[float, float]
 
 
-class Solver(ABC):
-    """Carries a state from one level to another. Subclasses are frozen dataclasses whose `repr` is valid Python.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a solver says of itself, which is all that a caller knows of it: nobody asks for its class.
+
+    A wrapper answers with the facts of what it wraps and changes what it changes: `replace(self.inner.facts, order=0)`.
 
     Attributes:
         needs: The weakest equation it can work on; checked before any network call.
-        order: Order of the method, by its name; 0 where the notion does not apply.
-        claim: Order of convergence it is held to by the tests: `order`, or less where the start of a method lowers it.
+        order: Order of convergence that the tests hold it to; 0 where it claims none. A method whose first steps are of
+            lower order may have a higher one in its name.
         evaluations: Network calls per step; None where the solver chooses (adaptive and outside backends).
         stochastic: Whether it draws noise.
+        memory: Evaluations that a step combines at most, those of earlier steps included: 1 if it remembers nothing.
         adaptive: Whether it chooses its own steps, by a tolerance.
-        in_time: Whether its steps are taken in `t`, so that their size in `t` matters, or in the noise level; None for
-            a solver that leaves the step to those it wraps.
+        rtol: That tolerance, relative to the state; None where there is none.
+        in_time: Whether its steps are taken in the time `t` of the process, so that their size in `t` matters, rather
+            than in the noise level.
         default_steps: How many steps a sampler takes unless told.
     """
 
@@ -39,14 +45,41 @@ class Solver(ABC):
     order: float = 0
     evaluations: int | None = 1
     stochastic: bool = False
+    memory: int = 1
     adaptive: bool = False
-    in_time: bool | None = None
+    rtol: float | None = None
+    in_time: bool = False
     default_steps: int = 30
 
+
+class Solver(ABC):
+    """Carries a state from one level to another. Subclasses are frozen dataclasses whose `repr` is valid Python.
+
+    A subclass states its `facts`, as a class attribute `facts = Facts(...)`, or as a property where they depend on its
+    arguments, and writes `step`.
+    """
+
     @property
-    def claim(self) -> float:
-        """Order of convergence that the tests hold the solver to."""
-        return self.order
+    @abstractmethod
+    def facts(self) -> Facts:
+        """What the solver needs, claims and costs. Made anew where it is a property: not to be asked in each step."""
+
+    @property
+    def bare(self) -> tuple[Solver, float | None]:
+        r"""The solver for an equation that stands in the angle already, and the $c$ of the angle that this one takes.
+
+        The solver itself and None, but for `Angle`.
+        """
+        return self, None
+
+    def looser(self) -> Solver:
+        """A cruder solver of its kind, whose result differs from that of this one by more than the error of this one.
+
+        At ten times the tolerance where there is one, in the solvers that it wraps too; else the solver itself, to be
+        given fewer steps.
+        """
+        cruder = {name: part.looser() for name, part in vars(self).items() if isinstance(part, Solver)}
+        return replace(cast("Any", self), **cruder) if cruder else self  # a frozen dataclass, as every solver
 
     @abstractmethod
     def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
@@ -58,7 +91,7 @@ class Solver(ABC):
             t: Level of the state.
             s: Level to reach.
             state: What the previous step returned; None on the first.
-            noise: Source of randomness; a solver that draws from it says so by `stochastic`.
+            noise: Source of randomness; a solver that draws from it says so by `facts.stochastic`.
 
         Returns:
             The state at `s` and what to remember.
@@ -78,16 +111,6 @@ def check_inner(solver: object, who: str) -> None:
 def parts(solver: Solver) -> list[Solver]:
     """The solvers that a solver wraps."""
     return [part for part in vars(solver).values() if isinstance(part, Solver)]
-
-
-def steps_in_time(solver: Solver) -> bool:
-    """Whether the step itself, of this solver or of one that it wraps, is taken in the time `t` of the process."""
-    return solver.in_time if solver.in_time is not None else any(map(steps_in_time, parts(solver)))
-
-
-def is_adaptive(solver: Solver) -> bool:
-    """Whether a solver, or one that it wraps, chooses its own steps."""
-    return solver.adaptive or any(map(is_adaptive, parts(solver)))
 
 
 def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:

@@ -14,6 +14,7 @@ DPM-Solver expands $\varepsilon$ under the integral, DPM-Solver++ expands $D$, w
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -24,7 +25,7 @@ from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
@@ -50,8 +51,8 @@ class DPMSolverPP(Multistep):
        D^* = D_t + \tfrac{h}{2h_-}\,(D_t - D_{t_-}), \quad h = \lambda_s - \lambda_t $$
 
     with $h_-$ the previous step in $\lambda$, for order 2. One evaluation per step. The first step is of order 1, as
-    is one from a level with no data left. That keeps order 2 over a solve, and holds order 3 to 2, which it is
-    claimed at: its authors' code, followed here, moreover gives the second difference half its Taylor weight.
+    is one from a level with no data left. That keeps order 2 over a solve, and holds order 3 to 2, which is what
+    it claims: its authors' code, followed here, moreover gives the second difference half its Taylor weight.
 
     Args:
         order: 1 (the same as `DDIM()`), 2 ("2M") or 3 ("3M").
@@ -61,19 +62,14 @@ class DPMSolverPP(Multistep):
     """
 
     order: int = 2
-    evaluations = 1
     half = "data"
 
     def __post_init__(self) -> None:
         check_order(self.order, (1, 2, 3), "DPMSolverPP")
 
     @property
-    def claim(self) -> float:
-        return min(self.order, 2)
-
-    @property
-    def memory(self) -> int:
-        return self.order
+    def facts(self) -> Facts:
+        return Facts(needs=GaussianReverseSDE, order=min(self.order, 2), memory=self.order)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         t = past[0]
@@ -110,7 +106,7 @@ class SDEDPMSolverPP(Multistep):
        + \sigma_s\sqrt{1 - e^{-2\eta^2h}}\;z $$
 
     with $D^*$ as in `DPMSolverPP`. At order 1 and $\eta = 1$ this is DDPM's ancestral step. One evaluation per step;
-    weak order 1, strong order 1.
+    weak order 1, strong order 1, whatever the order in $D^*$; without noise the order of `DPMSolverPP`.
 
     Args:
         order: 1, 2 ("2M SDE") or 3 ("3M SDE").
@@ -122,7 +118,6 @@ class SDEDPMSolverPP(Multistep):
 
     order: int = 2
     eta: float = 1.0
-    evaluations = 1
     half = "data"
 
     def __post_init__(self) -> None:
@@ -130,16 +125,9 @@ class SDEDPMSolverPP(Multistep):
         check_eta(self.eta)
 
     @property
-    def claim(self) -> float:
-        return 1 if self.stochastic else min(self.order, 2)
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.eta > 0
-
-    @property
-    def memory(self) -> int:
-        return self.order
+    def facts(self) -> Facts:
+        order = 1 if self.eta else min(self.order, 2)
+        return Facts(needs=GaussianReverseSDE, order=order, stochastic=self.eta > 0, memory=self.order)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         t, tau2 = past[0], self.eta**2
@@ -156,8 +144,10 @@ class SDEDPMSolverPP(Multistep):
 class _SingleStep(Solver):
     """Stages inside a step, at fixed fractions of it in half log-SNR."""
 
-    needs = GaussianReverseSDE
-    fractions: tuple[float, ...]
+    @property
+    @abstractmethod
+    def fractions(self) -> tuple[float, ...]:
+        """Where the stages stand in the step."""
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         ends = [(eq.level(t), eq.level(s)) for t, s in intervals]
@@ -197,11 +187,11 @@ class DPMSolver(_SingleStep):
         check_order(self.order, (1, 2, 3), "DPMSolver")
 
     @property
-    def evaluations(self) -> int:  # type: ignore[override]
-        return self.order
+    def facts(self) -> Facts:
+        return Facts(needs=GaussianReverseSDE, order=self.order, evaluations=self.order)
 
     @property
-    def fractions(self) -> tuple[float, ...]:  # type: ignore[override]
+    def fractions(self) -> tuple[float, ...]:
         return ((), (0.5,), (1 / 3, 2 / 3))[self.order - 1]
 
     def step(
@@ -265,8 +255,7 @@ class DPMSolverPP2S(_SingleStep):
     """
 
     stiff: bool = False
-    order = 2
-    evaluations = 2
+    facts = Facts(needs=GaussianReverseSDE, order=2, evaluations=2)
     fractions = (0.5,)
 
     def step(

@@ -42,11 +42,11 @@ class EmbeddedRungeKutta(Adaptive):
     accuracy: ClassVar[int]
 
     @property
-    def exponents(self) -> tuple[float, float]:  # type: ignore[override]
+    def exponents(self) -> tuple[float, float]:
         return 0.85 / self.accuracy, 0.2 / self.accuracy
 
     @property
-    def stages(self) -> int:  # type: ignore[override]
+    def stages(self) -> int:
         return len(self.nodes) - self._reuses
 
     @property

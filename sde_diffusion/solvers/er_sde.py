@@ -10,7 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 from sde_diffusion._checks import check_real
+from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
+from sde_diffusion.solvers.base import Facts
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, quadrature_mass, quadrature_times
 from sde_diffusion.solvers.stochastic import check_falling
@@ -30,7 +32,7 @@ class ERSDE(Multistep):
     with $D'$ and $D''$ the paper's differences of the data predictions in $S$, as many as `order` allows and the
     history holds. $\phi = S$ is the probability flow, which the method tends to as $c$ grows, and $\phi = S^2$ the
     reverse SDE. Strong and weak order 1, weak order 2 on Gaussian data above `order` 1. The part without noise has
-    order `order` up to 2, and is claimed at that: the start holds order 3 to 2, and so does the paper's $D'$, which
+    order `order` up to 2, and claims that: the start holds order 3 to 2, and so does the paper's $D'$, which
     stays where it is while $D''$ is added. The integrals are by Gauss-Legendre quadrature; the sums of 100 terms in
     the original are off by a hundredth of the correction, which holds it to order 1 (measured from 500 steps up).
     Without data left at the start the first step draws $x_s$ afresh around the data. One evaluation per step.
@@ -51,7 +53,6 @@ class ERSDE(Multistep):
     order: int = 3
     power: float = 0.3
     offset: float = 10.0
-    evaluations = 1
     half = "data"
 
     def __post_init__(self) -> None:
@@ -60,21 +61,15 @@ class ERSDE(Multistep):
             raise ValueError(f"wanted power > 0 and offset > 0, got power={self.power!r} and offset={self.offset!r}")
 
     @property
-    def claim(self) -> float:
-        return 1 if self.stochastic else min(self.order, 2)
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.offset < math.inf
-
-    @property
-    def memory(self) -> int:
-        return self.order
+    def facts(self) -> Facts:
+        noisy = self.offset < math.inf
+        order = 1 if noisy else min(self.order, 2)
+        return Facts(needs=GaussianReverseSDE, order=order, stochastic=noisy, memory=self.order)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         t = past[0]
         fall = 0.0  # log of (phi_s / S_s) / (phi_t / S_t)
-        if self.stochastic:
+        if self.offset < math.inf:
             check_falling(s.t - t.t)
             fall = _excess(s.ratio, self.power, self.offset) - _excess(t.ratio, self.power, self.offset)
         state = s.sigma / t.sigma * math.exp(fall)

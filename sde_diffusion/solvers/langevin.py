@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver, check_inner, stronger
+from sde_diffusion.solvers.base import Facts, Interval, Solver, check_inner, stronger
 from sde_diffusion.solvers.stochastic import nesting
 
 
@@ -32,7 +32,7 @@ class Langevin(Solver):
     Args:
         n: Steps; or a mapping from $\sigma/\alpha$ to steps, of which a level takes the entry at the greatest key not
             above its own (none if there is no such key): `{0.0: 1, 0.5: 4}` takes 4 steps from 0.5 up and 1 below; or a
-            function of the level. `evaluations` is then None.
+            function of the level. Then `facts.evaluations` is None.
         snr: $r$, the signal-to-noise ratio of a step. 0.16 in the paper's CIFAR-10 settings.
 
     Raises:
@@ -45,8 +45,6 @@ class Langevin(Solver):
 
     n: int | Mapping[float, int] | Callable[[Level], int] = 1
     snr: float = 0.16
-    needs = GaussianReverseSDE
-    stochastic = True
 
     def __post_init__(self) -> None:
         if isinstance(self.n, Mapping):
@@ -112,8 +110,9 @@ class Langevin(Solver):
         return cls(n, snr=math.sqrt(low / 2))
 
     @property
-    def evaluations(self) -> int | None:  # type: ignore[override]
-        return self.n if isinstance(self.n, int) else None
+    def facts(self) -> Facts:
+        evaluations = self.n if isinstance(self.n, int) else None
+        return Facts(needs=GaussianReverseSDE, evaluations=evaluations, stochastic=True)
 
     def count(self, at: Level) -> int:
         """How many steps it takes at a level."""
@@ -145,13 +144,12 @@ def _checked(count: object) -> int:
 
 @dataclass(frozen=True)
 class Hold(Solver):
-    """Leaves the state as it is: the predictor of annealed Langevin dynamics. No evaluation.
+    """Leaves the state as it is: the predictor of annealed Langevin dynamics. No evaluation; 1000 steps by default.
 
     Meant for a VE process, where the state at two levels differs by noise alone.
     """
 
-    evaluations = 0
-    default_steps = 1000
+    facts = Facts(evaluations=0, default_steps=1000)
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x, None
@@ -161,8 +159,8 @@ class Hold(Solver):
 class PredictorCorrector(Solver):
     """One step of a predictor from `t` to `s`, then a corrector at `s`.
 
-    Evaluations of both. The order of convergence is not claimed: the corrector aims at the distribution, not at the
-    path.
+    Evaluations of both, and by default the steps of the predictor: 1000 of `Hold` and `EulerMaruyama`. No order of
+    convergence is claimed: the corrector aims at the distribution, not at the path.
 
     Args:
         predictor: Any solver.
@@ -178,28 +176,24 @@ class PredictorCorrector(Solver):
     def __post_init__(self) -> None:
         check_inner(self.predictor, "PredictorCorrector")
         check_inner(self.corrector, "PredictorCorrector")
-        if self.corrector.order:
+        if self.corrector.facts.order:
             raise ValueError(
                 f"{self.corrector!r} moves in time and leaves a state at one level as it is: as a corrector take "
                 "Langevin() or Renoise()"
             )
 
     @property
-    def needs(self) -> type[ODE]:  # type: ignore[override]
-        return stronger(self.predictor.needs, self.corrector.needs)
-
-    @property
-    def evaluations(self) -> int | None:  # type: ignore[override]
-        a, b = self.predictor.evaluations, self.corrector.evaluations
-        return None if a is None or b is None else a + b
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.predictor.stochastic or self.corrector.stochastic
-
-    @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return self.predictor.default_steps
+    def facts(self) -> Facts:
+        a, b = self.predictor.facts, self.corrector.facts
+        return replace(
+            a,
+            needs=stronger(a.needs, b.needs),
+            order=0,
+            evaluations=None if a.evaluations is None or b.evaluations is None else a.evaluations + b.evaluations,
+            stochastic=a.stochastic or b.stochastic,
+            adaptive=a.adaptive or b.adaptive,
+            in_time=a.in_time or b.in_time,
+        )
 
     def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:
         self.predictor.prepare(eq, intervals)

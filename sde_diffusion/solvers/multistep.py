@@ -34,7 +34,8 @@ LevelAt = Callable[[float], Level]
 # sampler by the times that determine them: that of the level to reach, then those of the predictions, newest first.
 Weights = tuple[float, float, tuple[tuple[float, float], ...], float]
 Table = dict[tuple[float, ...], Weights]
-State = tuple[Table, tuple[float, ...], tuple[Prediction | Half, ...]]  # and times and predictions, newest first
+# The table, how many predictions to keep, their times and they themselves, newest first.
+State = tuple[Table, int, tuple[float, ...], tuple[Prediction | Half, ...]]
 
 # 24 nodes integrate a polynomial of degree 47 exactly, and these integrands, smooth over a step, to rounding.
 _NODES, _WEIGHTS = (0.5 * (v + shift) for v, shift in zip(np.polynomial.legendre.leggauss(24), (1.0, 0.0), strict=True))
@@ -57,20 +58,18 @@ class Row(NamedTuple):
 
 
 class Multistep(Solver):
-    """A multistep method. A subclass writes `memory` and `row`. One evaluation per step.
+    """A multistep method on a `GaussianReverseSDE`, one evaluation per step. A subclass writes `row`.
 
-    Attributes:
-        half: `"data"` or `"noise"` for a method whose rows weigh that half alone: then a prediction is remembered as
-            one tensor, and not as two. None by default.
+    `facts.memory` is how many predictions a row weighs at most, the new one included.
     """
 
-    needs = GaussianReverseSDE
-    half: Literal["data", "noise"] | None = None
-
     @property
-    @abstractmethod
-    def memory(self) -> int:
-        """How many predictions a step uses at most, the new one included."""
+    def half(self) -> Literal["data", "noise"] | None:
+        """`"data"` or `"noise"` for a method whose rows weigh that half alone; None where they weigh both.
+
+        Of such a method a prediction is remembered as one tensor, and not as two.
+        """
+        return None
 
     @abstractmethod
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
@@ -85,7 +84,7 @@ class Multistep(Solver):
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         """Computes the weights of a chain of steps: what a method cannot do is refused here, before any evaluation."""
         table: Table = eq.tables.rows.setdefault(self, {})
-        for times in chain(intervals, self.memory):
+        for times in chain(intervals, self.facts.memory):
             if times not in table:
                 to, *past = (eq.level(time) for time in times)
                 table[times] = self._weights_of(past, to, eq.level_at_lam)
@@ -104,7 +103,7 @@ class Multistep(Solver):
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: State | None, noise: NoiseSource
     ) -> tuple[Tensor, State]:
-        table, known, past = state or (eq.tables.rows.setdefault(self, {}), (), ())
+        table, keep, known, past = state or (eq.tables.rows.setdefault(self, {}), self.facts.memory - 1, (), ())
         times = (s.t, t.t, *known)
         weights = table.get(times)
         if weights is None:
@@ -116,11 +115,10 @@ class Multistep(Solver):
             before.add_to(x, p, q)
         if std:
             x.add_(noise(t.t, s.t), alpha=std)
-        keep = self.memory - 1
         if not keep:
-            return x, (table, (), ())
+            return x, (table, 0, (), ())
         newest = now.only(self.half) if self.half else now
-        return x, (table, times[1 : keep + 1], (newest, *past[: keep - 1]))
+        return x, (table, keep, times[1 : keep + 1], (newest, *past[: keep - 1]))
 
 
 def chain(intervals: Sequence[Interval], memory: int) -> Iterator[tuple[float, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver, check_inner
+from sde_diffusion.solvers.base import Facts, Interval, Solver, check_inner
 from sde_diffusion.solvers.stochastic import DDIM, nesting, renoised
 
 
@@ -47,9 +47,6 @@ class Renoise(Solver):
     inner: Solver = field(default_factory=lambda: DDIM(1.0))
     gamma: float = 0.2
     n: int = 1
-    needs = GaussianReverseSDE
-    in_time = False
-    stochastic = True
 
     def __post_init__(self) -> None:
         check_inner(self.inner, "Renoise")
@@ -57,8 +54,18 @@ class Renoise(Solver):
         check_count(self.n, "n")
 
     @property
-    def evaluations(self) -> int | None:  # type: ignore[override]
-        return None if self.inner.evaluations is None else self.n * self.inner.evaluations
+    def facts(self) -> Facts:
+        inner = self.inner.facts
+        return replace(
+            inner,
+            needs=GaussianReverseSDE,
+            order=0,
+            evaluations=None if inner.evaluations is None else self.n * inner.evaluations,
+            stochastic=True,
+            memory=1,
+            in_time=False,
+            default_steps=30,
+        )
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         here = [at for at in eq.prefill(t for t, _ in intervals) if at.lam > -math.inf]

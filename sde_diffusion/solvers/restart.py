@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from sde_diffusion._checks import check_count, check_order, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver, check_inner
+from sde_diffusion.solvers.base import Facts, Interval, Solver, check_inner
 from sde_diffusion.solvers.stochastic import check_falling, nesting, renoised
 
 RHO = 7.0  # of the grid of Karras et al. (2022), on which the paper lays out its restarts
@@ -34,8 +34,8 @@ class Restart(Solver):
     window does more. For several windows wrap a `Restart`.
 
     Evaluations over a solve: `repeats * steps` steps of the inner solver on top of those of the grid, and one more if
-    the foot lies between two times of the grid. So `evaluations` is None, and a sampler is given `steps=` rather than
-    `nfe=`. No order is claimed: the noise added does not get less with the steps of the grid, and what the passes
+    the foot lies between two times of the grid. So `facts.evaluations` is None, and a sampler is given `steps=` rather
+    than `nfe=`. No order is claimed: the noise added does not get less with the steps of the grid, and what the passes
     leave over is the error of the inner solver on its `steps` steps. Any Gaussian SDE.
 
     Args:
@@ -59,9 +59,6 @@ class Restart(Solver):
     repeats: int = 2
     steps: int = 4
     s_noise: float = 1.0
-    needs = GaussianReverseSDE
-    evaluations = None
-    stochastic = True
 
     def __post_init__(self) -> None:
         check_inner(self.inner, "Restart")
@@ -71,8 +68,8 @@ class Restart(Solver):
         check_positive(self.s_noise, "s_noise")
 
     @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return self.inner.default_steps
+    def facts(self) -> Facts:
+        return replace(self.inner.facts, needs=GaussianReverseSDE, order=0, evaluations=None, stochastic=True)
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         (top,) = eq.prefill([eq.sde.t_max])

@@ -28,10 +28,8 @@ from sde_diffusion._linear import rows
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.adams_moulton import AdamsMoulton
 from sde_diffusion.solvers.angle import Angle
-from sde_diffusion.solvers.base import Interval, Solver, check_inner
-from sde_diffusion.solvers.multistep import Multistep
+from sde_diffusion.solvers.base import Facts, Interval, Solver, check_inner
 from sde_diffusion.solvers.runge_kutta import RK4
 
 PATIENCE = 6  # evaluations without a smaller residual after which a row has reached the rounding of the network
@@ -70,39 +68,24 @@ class Reversible(Solver):
     def __post_init__(self) -> None:
         check_inner(self.inner, "Reversible")
         check_count(self.max_calls, "max_calls")
-        remembers = isinstance(self.inner, Multistep | AdamsMoulton)
-        if self.inner.stochastic or self.inner.evaluations is None or remembers:
+        inner = self.inner.facts
+        if inner.stochastic or inner.evaluations is None or inner.memory > 1:
             raise ValueError(
                 f"Reversible inverts the step of a deterministic one-step solver, such as Heun(), got {self.inner!r}"
             )
 
     @property
-    def needs(self) -> type[ODE]:  # type: ignore[override]
-        return self.inner.needs
+    def facts(self) -> Facts:
+        return self.inner.facts
 
-    @property
-    def order(self) -> float:  # type: ignore[override]
-        return self.inner.order
-
-    @property
-    def claim(self) -> float:
-        return self.inner.claim
-
-    @property
-    def evaluations(self) -> int | None:  # type: ignore[override]
-        return self.inner.evaluations
-
-    @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return self.inner.default_steps
+    def looser(self) -> Solver:
+        return self.inner.looser()  # whose step up is no inverse: there may be none of a longer step
 
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         self.inner.prepare(eq, [*intervals, *((s, t) for t, s in intervals if s > t)])
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, None]:
-        guess, memory = self.inner.step(eq, x, t, s, None, noise)
-        if memory is not None:
-            raise ValueError(f"{self.inner!r} remembers its last steps: a single step of it has no inverse")
+        guess, _ = self.inner.step(eq, x, t, s, None, noise)
         if s.t < t.t:
             return guess, None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Facts, Interval, Solver
 
 
 class RungeKutta(Solver):
@@ -36,7 +36,6 @@ class RungeKutta(Solver):
     nodes: ClassVar[tuple[float, ...]]
     matrix: ClassVar[tuple[tuple[float, ...], ...]]
     weights: ClassVar[tuple[float, ...]]
-    in_time = True
 
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         eq.prefill(t + c * (s - t) for t, s in intervals for c in self.nodes if 0 < c < 1)
@@ -69,8 +68,7 @@ class Euler(RungeKutta):
     nodes: ClassVar = (0.0,)
     matrix: ClassVar = ()
     weights: ClassVar = (1.0,)
-    order = 1
-    evaluations = 1
+    facts = Facts(order=1, evaluations=1, in_time=True)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ class Midpoint(RungeKutta):
     nodes: ClassVar = (0.0, 0.5)
     matrix: ClassVar = ((0.5,),)
     weights: ClassVar = (0.0, 1.0)
-    order = 2
-    evaluations = 2
+    facts = Facts(order=2, evaluations=2, in_time=True)
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,7 @@ class Heun(RungeKutta):
     nodes: ClassVar = (0.0, 1.0)
     matrix: ClassVar = ((1.0,),)
     weights: ClassVar = (0.5, 0.5)
-    order = 2
-    evaluations = 2
+    facts = Facts(order=2, evaluations=2, in_time=True)
 
 
 @dataclass(frozen=True)
@@ -117,5 +113,4 @@ class RK4(RungeKutta):
     nodes: ClassVar = (0.0, 0.5, 0.5, 1.0)
     matrix: ClassVar = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
     weights: ClassVar = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-    order = 4
-    evaluations = 4
+    facts = Facts(order=4, evaluations=4, in_time=True)

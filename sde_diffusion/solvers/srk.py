@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_diffusion.equation import ReverseSDE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level, Scalar
-from sde_diffusion.solvers.base import Interval, Solver
+from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 
@@ -27,8 +27,8 @@ class SRA1(Solver):
        k_2 = F\big(x_t + \tfrac34 h\,k_1 + \tfrac32\,\eta\,g(s)\,M,\ t + \tfrac34 h\big), \quad h = s - t, $$
     $$ x_s = x_t + \tfrac h3\,(k_1 + 2 k_2) + \eta\,g(t)\,M + \eta\,g(s)\,(W - M) $$
 
-    Strong order 1.5, weak order 2; two evaluations and two draws per step. Any SDE with its score. For additive noise
-    the method of Milstein is `EulerMaruyama`.
+    Strong order 1.5, weak order 2; two evaluations and two draws per step, and 500 steps by default (30 where
+    $\eta = 0$). Any SDE with its score. For additive noise the method of Milstein is `EulerMaruyama`.
 
     Args:
         eta: Stochasticity, `>= 0`: 1 is the reverse SDE, 0 a Runge-Kutta method of order 2 on the probability-flow ODE.
@@ -43,24 +43,20 @@ class SRA1(Solver):
     """
 
     eta: float = 1.0
-    needs = ReverseSDE
-    evaluations = 2
-    in_time = True
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
     @property
-    def order(self) -> float:  # type: ignore[override]
-        return 1.5 if self.eta else 2
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.eta > 0
-
-    @property
-    def default_steps(self) -> int:  # type: ignore[override]
-        return 500 if self.eta else 30
+    def facts(self) -> Facts:
+        return Facts(
+            needs=ReverseSDE,
+            order=1.5 if self.eta else 2,
+            evaluations=2,
+            stochastic=self.eta > 0,
+            in_time=True,
+            default_steps=500 if self.eta else 30,
+        )
 
     def prepare(self, eq: ReverseSDE, intervals: Sequence[Interval]) -> None:
         eq.prefill(t + 0.75 * (s - t) for t, s in intervals)
@@ -71,7 +67,7 @@ class SRA1(Solver):
         h, between = s.t - t.t, eq.level(t.t + 0.75 * (s.t - t.t))
         k1 = eq.reverse_drift(x, t, self.eta)
         y = torch.add(x, k1, alpha=0.75 * h)
-        if not self.stochastic:
+        if not self.eta:
             k2 = eq.reverse_drift(y, between, self.eta)
             return torch.add(torch.add(x, k1, alpha=h / 3), k2, alpha=2 * h / 3), None
         check_falling(h)

@@ -16,7 +16,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
+from sde_diffusion.solvers.base import Facts
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, lagrange_integrals
 from sde_diffusion.solvers.stochastic import check_band, check_eta, check_falling
@@ -43,7 +45,7 @@ class UniPC(Multistep):
 
     Both are exact integrals of the interpolated data prediction, but for the predictor of order 2 and the corrector
     of the first step, whose single coefficient is $\tfrac12$ with a weight $B(h)$. One evaluation per step. Order $p
-    + 1$ in its interior; the start holds it to what is claimed.
+    + 1$ in its interior; the start holds it to 3 at most, which is what it claims above $p = 2$.
 
     Args:
         order: $p$, 1 to 4.
@@ -55,7 +57,6 @@ class UniPC(Multistep):
 
     order: int = 3
     variant: str = "bh2"
-    evaluations = 1
     half = "data"
 
     def __post_init__(self) -> None:
@@ -64,12 +65,8 @@ class UniPC(Multistep):
             raise ValueError(f"variant must be 'bh1' or 'bh2', got {self.variant!r}")
 
     @property
-    def claim(self) -> float:
-        return min(self.order + 1, 3)
-
-    @property
-    def memory(self) -> int:
-        return self.order + 1
+    def facts(self) -> Facts:
+        return Facts(needs=GaussianReverseSDE, order=min(self.order + 1, 3), memory=self.order + 1)
 
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         t = past[0]
@@ -135,7 +132,6 @@ class SASolver(Multistep):
     eta: float = 1.0
     s_min: float = 0.0
     s_max: float = math.inf
-    evaluations = 1
     half = "data"
 
     def __post_init__(self) -> None:
@@ -145,23 +141,15 @@ class SASolver(Multistep):
         check_band(self.s_min, self.s_max)
 
     @property
-    def order(self) -> int:  # type: ignore[override]
-        return self.predictor
+    def facts(self) -> Facts:
+        memory = max(self.predictor, self.corrector) + 1
+        return Facts(needs=GaussianReverseSDE, order=self._order(), stochastic=self.eta > 0, memory=memory)
 
-    @property
-    def claim(self) -> float:
-        if self.stochastic:
+    def _order(self) -> float:
+        if self.eta:
             # Where the noise is switched on and off lies between grid times: by half a step, and that is the error.
             return 1 if self.s_min == 0 and self.s_max == math.inf else 0.5
         return min(self.predictor + 1, self.corrector + 1, 3) if self.corrector else min(self.predictor, 2)
-
-    @property
-    def stochastic(self) -> bool:  # type: ignore[override]
-        return self.eta > 0
-
-    @property
-    def memory(self) -> int:
-        return max(self.predictor, self.corrector) + 1
 
     def _tau2(self, t: Level) -> float:
         ratio = math.exp(-t.lam) if t.lam > -math.inf else math.inf

@@ -21,7 +21,7 @@ from sde_diffusion.equation import ODE
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, Level
-from sde_diffusion.solvers import Solver
+from sde_diffusion.solvers import Facts, Solver
 from sde_diffusion.testing.orders import times
 
 STEPS = 6
@@ -53,7 +53,7 @@ def model_of(sde: GaussianSDE, dtype: torch.dtype = torch.float64) -> GaussianMi
 
 def steps_of(solver: Solver) -> int:
     """How many steps to try a solver on: fewer where it makes many of its own."""
-    return STEPS if solver.evaluations is not None else 2
+    return STEPS if solver.facts.evaluations is not None else 2
 
 
 def sampler_of(
@@ -66,12 +66,15 @@ def sampler_of(
 
 def attributes(solver: Solver) -> str:
     """Complaint about what a solver says of itself."""
-    needs: Any = solver.needs
+    facts: Any = solver.facts
+    if not isinstance(facts, Facts):
+        return f"facts must be a Facts(...), got {facts!r}"
+    needs: Any = facts.needs
     if not (isinstance(needs, type) and issubclass(needs, ODE)):
         return f"needs must be ODE, ReverseSDE or GaussianReverseSDE, got {needs!r}"
-    if not (solver.order >= 0 and solver.claim >= 0):
-        return f"order and claim must be >= 0, got {solver.order!r} and {solver.claim!r}"
-    n: Any = solver.evaluations
+    if not facts.order >= 0:
+        return f"order must be >= 0, got {facts.order!r}"
+    n: Any = facts.evaluations
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
         return f"evaluations must be a number of calls per step, or None, got {n!r}"
     return ""
@@ -155,8 +158,9 @@ def evaluations(solver: Solver, sde: GaussianSDE) -> str:
     if last.nfe != model.calls:
         return f"{model.calls} calls of the model, {last.nfe} counted: call it by eq.velocity, eq.score or eq.denoise"
     n = steps_of(solver)
-    if solver.evaluations is not None and model.calls != n * solver.evaluations:
-        return f"evaluations = {solver.evaluations}, but {n} steps make {model.calls} calls of the model"
+    each = solver.facts.evaluations
+    if each is not None and model.calls != n * each:
+        return f"evaluations = {each}, but {n} steps make {model.calls} calls of the model"
     return ""
 
 
@@ -177,7 +181,8 @@ def randomness(solver: Solver, sde: GaussianSDE) -> str:
     """Complaint about `stochastic`, from two seeds at one start."""
     sampler, x = sampler_of(solver, model_of(sde)), _draws(sde, 3)
     differ = not torch.equal(sampler.sample(x_T=x, seed=1), sampler.sample(x_T=x, seed=2))
-    return "" if differ == solver.stochastic else f"stochastic = {solver.stochastic}, but the seed is of no consequence"
+    told = solver.facts.stochastic
+    return "" if differ == told else f"stochastic = {told}, but the seed is {'of no ' if told else 'of '}consequence"
 
 
 def dtypes(solver: Solver, sde: GaussianSDE) -> str:
@@ -199,7 +204,7 @@ def coarseness(solver: Solver, sde: GaussianSDE) -> float:
     z = torch.randn(16, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = sde.prior(z, times(sde, 1, NEAR).tolist()[0])
     here = sampler.sample(x_T=x, seed=0)
-    if solver.stochastic and tolerances(solver):
+    if solver.facts.stochastic and tolerances(solver):
         return float((here.float().double() == here).double().mean())
     once, twice = (sampler.sample(x_T=x + k * 1e-8 * x.abs().mean(), seed=0) - here for k in (1, 2))
     return float((twice - 2 * once).square().mean().sqrt() / once.square().mean().sqrt())
@@ -220,7 +225,7 @@ def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
     bad, n = [], 0
     for sde in sdes:
         for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine):
-            for steps in range(1, 6 if solver.evaluations is not None else 3):
+            for steps in range(1, 6 if solver.facts.evaluations is not None else 3):
                 n += 1
                 told = _solve_or_told(solver, sde, grid, steps)
                 if told.startswith("!"):

@@ -56,12 +56,12 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedWarning)
         warnings.simplefilter("ignore", SamplingWarning)  # some claims are about one step alone
-        sheet.holds("needs, order, claim and evaluations make sense", partial(habits.attributes, solver))
+        sheet.holds("needs, order and evaluations make sense", partial(habits.attributes, solver))
         sheet.holds("repr is valid Python", partial(habits.representation, solver))
         if sheet.entries[0].passed:
             moving = _in_motion(solver, next(iter(sdes.values())))
-            if moving.evaluations is None and sde is None:  # it makes many steps of its own
-                sdes = {name: sdes[name] for name in (["VP"] if moving.stochastic else ["VP", "EDM"])}
+            if moving.facts.evaluations is None and sde is None:  # it makes many steps of its own
+                sdes = {name: sdes[name] for name in (["VP"] if moving.facts.stochastic else ["VP", "EDM"])}
             if moving is solver:
                 _check_orders(sheet, solver, sdes)
             else:
@@ -92,9 +92,9 @@ def _few(sdes: dict[str, GaussianSDE]) -> dict[str, GaussianSDE]:
 
 
 def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
-    claim, allowed = float(solver.claim), habits.tolerances(solver)
+    claim, allowed = float(solver.facts.order), habits.tolerances(solver)
     for name, sde in sdes.items():
-        if not solver.stochastic and claim:
+        if not solver.facts.stochastic and claim:
             for data in ("gaussian", "mixture"):
                 _order_row(sheet, solver, sde, f"order on a {data}, {name}", claim, data)
         elif claim:
@@ -103,22 +103,22 @@ def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
             if claim > 1:
                 better = partial(_best, [e.measured for e in sheet.entries[-2:]])
                 sheet.at_least(f"the better of the two, {name}", claim - orders.TOLERANCE, better, note=_note(claim))
-        elif allowed and not solver.stochastic:
+        elif allowed and not solver.facts.stochastic:
             sheet.at_most(
                 f"error on a gaussian, in tolerances, {name}",
                 10.0,
                 partial(orders.error_in_tolerances, solver, sde, *allowed),
                 note="the error estimate does not see the error: wrong weights of the embedded method?",
             )
-    if not solver.stochastic and (claim or allowed):
+    if not solver.facts.stochastic and (claim or allowed):
         _check_upward(sheet, solver, _few(sdes))
-    if not claim and (solver.stochastic or not allowed):
+    if not claim and (solver.facts.stochastic or not allowed):
         _check_law(sheet, solver, sdes, corrector=False)
 
 
 def _check_upward(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
     """The rows of a solver that goes up in time; none of one that refuses to, with a cause."""
-    claim, allowed = float(solver.claim), habits.tolerances(solver)
+    claim, allowed = float(solver.facts.order), habits.tolerances(solver)
     note = "the step from less noise to more: encode and likelihoods take it"
     for name, sde in sdes.items():
         if claim:
@@ -197,7 +197,9 @@ def _best(measured: list[Measured]) -> float:
 
 
 def _note(order: float) -> str:
-    return f"claims order {order:g}: a wrong coefficient, or a start of lower order; else lower `claim`"
+    return (
+        f"claims order {order:g}: a wrong coefficient, or a start of lower order; else lower the `order` of its facts"
+    )
 
 
 _MEASURES: dict[str, Callable[[Solver, GaussianSDE], orders.Convergence]] = {

@@ -122,7 +122,7 @@ def deterministic(solver: Solver, sde: GaussianSDE, data: str = "gaussian") -> C
         data: `gaussian` (root mean square error, closed form) or `mixture` (median error over samples, against RK4 in
             1000 steps).
     """
-    steps = STEPS.get(max(1, round(solver.claim)), HIGH_ORDER_STEPS)
+    steps = STEPS.get(max(1, round(solver.facts.order)), HIGH_ORDER_STEPS)
     if data == "gaussian":
         model, (x, t, s) = gaussian(sde), _states(sde, 16)
         exact = model.flow(x, t, s)
@@ -147,7 +147,7 @@ def error_in_tolerances(solver: Solver, sde: GaussianSDE, rtol: float, atol: flo
 
 def upward(solver: Solver, sde: GaussianSDE) -> Convergence:
     """Distance to the exact probability flow of Gaussian data, up in time, as `encode` goes."""
-    steps = STEPS.get(max(1, round(solver.claim)), HIGH_ORDER_STEPS)
+    steps = STEPS.get(max(1, round(solver.facts.order)), HIGH_ORDER_STEPS)
     model, (x, t, s) = gaussian(sde), _states(sde, 16)
     low = model.flow(x, t, s)
     errors = [along(model, solver, low, times(sde, n).flip(0)) - x for n in steps]
@@ -188,7 +188,7 @@ def strong(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = Non
         sde: Any Gaussian SDE.
         steps: Numbers of steps, each twice the one before; by default 8 to 64, fewer for a solver that makes its own.
     """
-    steps = steps or (STRONG_STEPS if solver.evaluations is not None else FEW)
+    steps = steps or (STRONG_STEPS if solver.facts.evaluations is not None else FEW)
     x, t, s = _states(sde, 64)
     path = BrownianPath(range(64), (3,), torch.float64, "cpu", (t, s), depth=20)
     found = [solve(gaussian(sde), solver, x, n, path) for n in (*steps, 2 * steps[-1])]
@@ -232,7 +232,7 @@ def weak(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = None)
         sde: Any Gaussian SDE.
         steps: Numbers of steps, each twice the one before; by default 64 to 512, fewer for a solver that makes its own.
     """
-    steps = steps or (WEAK_STEPS if solver.evaluations is not None else FEW)
+    steps = steps or (WEAK_STEPS if solver.facts.evaluations is not None else FEW)
     (b,) = sde.levels(times(sde, 1)[1:])
     errors, draws = [], None
     for n in steps:
