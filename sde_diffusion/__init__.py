@@ -4,7 +4,7 @@ from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.clip import Clip
 from sde_diffusion.conditions import PerSample, Shared
-from sde_diffusion.denoiser import Denoiser, FromScore, Network
+from sde_diffusion.denoiser import Denoiser, Network, Wrapper
 from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
@@ -34,7 +34,6 @@ __all__ = [
     "Denoiser",
     "DiscreteVPSDE",
     "FlowSDE",
-    "FromScore",
     "GaussianSDE",
     "Level",
     "Network",
@@ -48,6 +47,7 @@ __all__ = [
     "SolverError",
     "SubVPSDE",
     "UnfinishedWarning",
+    "Wrapper",
     "clocks",
     "grids",
     "integrate",

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import grids
+from sde_diffusion import grids, predict
 from sde_diffusion._modules import unbound
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Denoiser, FromScore
+from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE
@@ -48,7 +48,7 @@ def as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Ca
             "Network(net, sde, predict.noise), with predict.data, velocity, v, edm or, if it is the score indeed, "
             "predict.score"
         )
-    return FromScore(_callable(score), sde)
+    return Network(_callable(score), sde, predict.score)
 
 
 def _callable(score: Any) -> Callable[..., Tensor]:

@@ -41,6 +41,8 @@ class GaussianMixture(Denoiser):
             positive semi-definite.
     """
 
+    noise_range = 0.0, math.inf  # exact at every level, and so seen through any process
+
     def __init__(self, sde: GaussianSDE, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
         super().__init__()
         check_finite(check_state(means, "means"), "means")

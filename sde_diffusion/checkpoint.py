@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_finite
 from sde_diffusion._files import write_files
-from sde_diffusion.denoiser import Denoiser, FromScore, Network
+from sde_diffusion.denoiser import Denoiser, Network
 from sde_diffusion.registry import build, describe, own_classes
 from sde_diffusion.standardisation import Standardisation
 
@@ -104,9 +104,8 @@ def save_checkpoint(
             description that is too long to be read again.
         ImportError: safetensors is not installed.
     """
-    if type(model) not in (Network, FromScore):
+    if type(model) is not Network:
         raise TypeError(f"a checkpoint holds a Network; this is a {type(model).__name__}: save the network inside it")
-    model = cast("Network", model)
     scaling = Standardisation(cast("Tensor", mean), cast("Tensor", std))
     if model.shape is not None:
         scaling = scaling.fitting(model.shape)

@@ -3,17 +3,16 @@ r"""Clipping: a denoiser whose data stay where data can be."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from torch import Tensor
 
 from sde_diffusion._checks import check_real
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, Wrapper
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import Level
 
 
-class Clip(Denoiser):
+class Clip(Wrapper):
     r"""A denoiser whose data prediction is clamped to `[low, high]`, for any solver.
 
     $$ \mathrm{data}' = \min(\max(\mathrm{data}, low), high), \quad
@@ -46,20 +45,14 @@ class Clip(Denoiser):
         Ho et al., Denoising Diffusion Probabilistic Models, 2020 (their code clips so).
     """
 
+    careful = True
+    regular = False  # data outside of the range are never denoised to themselves, and the rest is divided by sigma
+
     def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0, *, keep_noise: bool = False) -> None:
-        super().__init__()
-        if not isinstance(model, Denoiser):
-            raise TypeError(
-                f"Clip takes a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise)"
-            )
+        super().__init__(model)
         if not -math.inf < check_real(low, "low") < check_real(high, "high") < math.inf:
             raise ValueError(f"low and high must be finite and in this order, got {low!r} and {high!r}")
-        self.inner, self.low, self.high, self.keep_noise = model, low, high, keep_noise
-        self.sde, self.shape, self.cost, self.data_std = model.sde, model.shape, model.cost, model.data_std
-        self.careful, self.per_sample = model.careful, model.per_sample
-
-    def levels(self, times: Iterable[float]) -> list[Level]:
-        return self.inner.levels(times)
+        self.low, self.high, self.keep_noise = low, high, keep_noise
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         raw = self.inner.predict(x, at, **cond)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from sde_diffusion.predict import Coefficients, Parametrisation, Prediction, hel
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 
 Clock = clocks.Clock
+KEPT = ("shape", "cost", "data_std", "clock", "regular", "per_sample")
+"""What a `Wrapper` keeps of the model inside, besides its process and its levels."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -34,6 +37,9 @@ class Denoiser(nn.Module, ABC):
         data_std: Standard deviation of the data, if known; where default grids and likelihoods put their resolution.
         careful: Whether `predict` never writes into the state and always answers new tensors. One that does not say
             so is called with copies until its habits are known.
+        clock: What the network is told of the time; None for a model that is no network.
+        regular: Whether both halves of the prediction stay finite as the noise goes to zero, so that the model may be
+            asked below its `noise_range`.
         per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
             does not say, see `conditions`.
     """
@@ -43,7 +49,15 @@ class Denoiser(nn.Module, ABC):
     cost: int = 1
     data_std: float = 1.0
     careful: bool = False
+    clock: Clock | None = None
+    regular: bool = True
     per_sample: tuple[str, ...] | None = None
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        r"""Smallest and largest noise level $\sigma/\alpha$ that the model was made for; `(0, inf)` if it knows all."""
+        first, last = self.sde.levels([self.sde.t_min, self.sde.t_max])
+        return float(first.ratio), float(last.ratio)
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
@@ -71,6 +85,78 @@ class Denoiser(nn.Module, ABC):
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
         return self if _gaussian(sde).process == self.sde.process else On(self, sde)
+
+    def beyond(self) -> Denoiser:
+        """The same model, which may be asked at noise levels below those it was made for, where it extrapolates."""
+        return self
+
+    def check_pure_noise(self) -> None:
+        """Raises `ValueError` if the model tells nothing of the data where alpha = 0, at the end of its range."""
+
+
+class Wrapper(Denoiser):
+    r"""A denoiser made of another, whose facts it keeps: a subclass writes `predict`, and asks `self.inner` there.
+
+    Kept are the process, shape, cost, scale of the data, noise range and clock of the model inside, and its tabulated
+    levels. So grids, solvers and likelihoods that go by these are the same for the wrapper and for the model. What
+    differs, a subclass says in its class, `data_std = 0.5`, or after `super().__init__(inner)`: `self.cost *= 2`.
+
+    A `predict` of a subclass may work in place on its state: copies are then made where they are needed. A class that
+    never does says `careful = True`, which saves looking.
+
+    Args:
+        inner: The model that is wrapped.
+
+    Raises:
+        TypeError: `inner` is no `Denoiser`.
+
+    Example:
+        >>> class Shifted(Wrapper):
+        ...     def predict(self, x, at, **cond):
+        ...         p = self.inner.predict(x - at.alpha, at, **cond)
+        ...         return Prediction(lambda: p.data + 1, lambda: p.noise)
+    """
+
+    careful = True  # as long as it hands on
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "predict" in vars(cls) and "careful" not in vars(cls):
+            cls.careful = False
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        if not isinstance(inner, Denoiser):
+            raise TypeError(
+                f"{type(self).__name__} takes a Denoiser, got {type(inner).__name__}: wrap it, "
+                "Network(net, sde, predict.noise)"
+            )
+        self.inner, self.sde, self.training = inner, inner.sde, inner.training
+        self.careful = type(self).careful and inner.careful
+        for fact in KEPT:
+            if getattr(type(self), fact) == getattr(Denoiser, fact):  # else the subclass says so itself
+                setattr(self, fact, getattr(inner, fact))
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        return self.inner.noise_range
+
+    def levels(self, times: Iterable[float]) -> list[Level]:
+        return self.inner.levels(times)
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        return self.inner.predict(x, at, **cond)
+
+    def beyond(self) -> Denoiser:
+        inner = self.inner.beyond()
+        if inner is self.inner:
+            return self
+        new = copy(self)
+        new._modules = {**self._modules, "inner": inner}  # of its own: a copy of a module shares the table
+        return new
+
+    def check_pure_noise(self) -> None:
+        self.inner.check_pure_noise()
 
 
 class _Plan(NamedTuple):
@@ -148,12 +234,16 @@ class Network(Denoiser):
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = getattr(kind, "data_std", 1.0)
         self.per_sample = _names(self.net, self.module)
+        self.regular = kind.regular
         self._call = Caller()
 
     def tell(self, clock: Clock) -> None:
         """Sets what the network is told of the time, unchecked: for one that was trained so, however unwise it was."""
-        self.clock = clock
+        self.clock: Clock = clock
         self._integer = isinstance(clock, clocks.Index)
+
+    def check_pure_noise(self) -> None:
+        self.kind.coefficients(self.sde.levels([self.sde.t_max])[0])
 
     def levels(self, times: Iterable[float]) -> list[Level]:
         return [replace(at, plan=self._plan(at)) for at in self.sde.levels(times)]
@@ -223,19 +313,6 @@ class Network(Denoiser):
         return Prediction.of_output(x, self._answer(x, plan, cond), plan[3] or self.kind.coefficients(at))
 
 
-class FromScore(Network):
-    """A bare function `score(x, t)`, with `x` of shape `(B, *)` and `t` of shape `(B,)`, as a denoiser.
-
-    Args:
-        score: The score function, in the state and the time of `sde`.
-        sde: The process.
-        shape: Event shape, without the batch.
-    """
-
-    def __init__(self, score: Callable[..., Tensor], sde: GaussianSDE, *, shape: Iterable[int] | None = None) -> None:
-        super().__init__(score, sde, predict.score, shape=shape)
-
-
 def _names(*nets: object) -> tuple[str, ...] | None:
     """The conditions that a network declares as per sample, in an attribute `per_sample`."""
     found = next((names for net in nets if (names := getattr(net, "per_sample", None)) is not None), None)
@@ -263,7 +340,7 @@ class _Mapped(NamedTuple):
     factor: Scalar
 
 
-class On(Denoiser):
+class On(Wrapper):
     r"""A denoiser seen through another Gaussian SDE: the state is rescaled and the time matched by log-SNR.
 
     Data and noise are the same quantities under every Gaussian SDE: $x/\alpha$ has the law of $x_0 +
@@ -277,16 +354,34 @@ class On(Denoiser):
         ValueError: When asked at a noise level outside the range of `inner.sde`.
     """
 
+    careful = True
+
     def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
-        super().__init__()
+        super().__init__(inner)
         check_process(_gaussian(sde))
-        self.inner, self.sde = inner, sde
-        self.shape, self.cost, self.data_std = inner.shape, inner.cost, inner.data_std
-        self.careful, self.per_sample = inner.careful, inner.per_sample
+        self.sde = sde
+        self._bounded = True
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """That of the model, as far as its own process reaches: it is asked at times of that one."""
+        least, most = super().noise_range
+        first, last = self.inner.sde.levels([self.inner.sde.t_min, self.inner.sde.t_max])
+        return max(least, float(first.ratio)), min(most, float(last.ratio))
+
+    def beyond(self) -> On:
+        inner = self.inner
+        while isinstance(inner, On):  # a view of a view is one of the model, whose process alone has to go on
+            inner = inner.inner
+        new = On(inner.beyond(), self.sde)
+        new._bounded = False
+        return new
 
     def _base_times(self, lam: Tensor) -> Tensor:
         base = self.inner.sde
         low, high = base.ends()
+        if not self._bounded:
+            return base.time_of(lam.clamp_min(low))
         slack = 1e-6
         outside = ~((lam >= low - slack) & (lam <= high + slack))
         if bool(outside.any()):

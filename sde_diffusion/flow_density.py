@@ -24,13 +24,11 @@ from torch import Tensor
 
 from sde_diffusion._checks import SolverError, check_real
 from sde_diffusion._linear import rows
-from sde_diffusion.clip import Clip
-from sde_diffusion.denoiser import Denoiser, Network, On
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.log_density import Beyond, LogDensityODE, OwnTolerance, allowance, core, innermost, wide
+from sde_diffusion.log_density import LogDensityODE, OwnTolerance, allowance, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
-from sde_diffusion.predict import Data
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
 from sde_diffusion.solvers import Adaptive, AngleSDE, Solver
@@ -177,17 +175,24 @@ def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None,
     first, last = sde.levels([sampler.times[-1], sampler.times[0]])
     start, top = float(first.ratio), float(last.ratio)
     view = model.on(circle)
-    low, high = _made_for(view)
+    low, high = view.noise_range
     level = start if level is None else _check_level(level, top)
     if whole is None:
         whole = high == math.inf
     if whole and high < math.inf:
         raise ValueError(
-            f"whole=True integrates to alpha = 0, but the model was made for {innermost(model).sde!r}, whose largest "
-            f"noise level is {high:.6g}: leave whole out, and the integration ends at the prior of the sampler"
+            f"whole=True integrates to alpha = 0, but the model was made for noise levels up to {high:.6g}: "
+            f"leave whole out, and the integration ends at the prior of the sampler"
         )
-    if isinstance(view, On):
-        view = _beyond(view, level, low, top, high, whole, circle)
+    if top > high * (1 + SLACK) and not whole:
+        raise ValueError(
+            f"the sampler starts at noise level {top:.6g}, but the model was made for levels up to {high:.6g}: choose "
+            "t_max of the sampler inside"
+        )
+    if whole:
+        view.check_pure_noise()
+    if level < low * (1 - SLACK):
+        view = _beyond(view, level, low)
     u = max(math.atan2(level, circle.data_std), circle.t_min)
     ends = (u, math.pi / 2 if whole else circle.angle(last))
     radius = 1.0 if whole else circle.radius(last)
@@ -210,41 +215,20 @@ def _check_level(level: float, top: float) -> float:
     return float(level)
 
 
-def _made_for(view: Denoiser) -> tuple[float, float]:
-    """Smallest and largest noise level that a model was made for; 0 and inf for one that knows all."""
-    if not isinstance(view, On):
-        return 0.0, math.inf
-    sde = innermost(view).sde
-    first, last = sde.levels([sde.t_min, sde.t_max])
-    return float(first.ratio), float(last.ratio)
-
-
-def _beyond(view: On, level: float, low: float, top: float, high: float, whole: bool, circle: AngleSDE) -> Denoiser:
-    """The view to integrate through: below what the model was made for only where it is regular, and with a warning."""
-    inner = innermost(view)
-    if top > high * (1 + SLACK) and not whole:
+def _beyond(view: Denoiser, level: float, low: float) -> Denoiser:
+    """The view to integrate through from below what the model was made for, with a warning, if it is regular there."""
+    if not view.regular:
         raise ValueError(
-            f"the sampler starts at noise level {top:.6g}, but the model was made for {inner.sde!r}, whose largest is "
-            f"{high:.6g}: choose t_max of the sampler inside"
-        )
-    net = core(inner)
-    if isinstance(net, Network) and whole:
-        net.kind.coefficients(inner.sde.levels([inner.sde.t_max])[0])  # some tell nothing of the data there
-    if level >= low * (1 - SLACK):
-        return view
-    if isinstance(inner, Clip) or (isinstance(net, Network) and isinstance(net.kind, Data)):
-        fix = "without Clip" if isinstance(inner, Clip) else "or train predict.velocity, predict.v or predict.edm"
-        raise ValueError(
-            f"level={level:g} lies below {low:.6g}, the smallest that the network was trained on, and a data "
-            f"prediction is divided by it: start at the smallest, {fix}"
+            f"level={level:g} lies below {low:.6g}, the smallest that the model was made for, and a data prediction "
+            "is divided by it: start at the smallest, without Clip, or train predict.velocity, predict.v or predict.edm"
         )
     warnings.warn(
-        f"the integration starts at noise level {level:.6g}, but the model was made for {inner.sde!r}, whose smallest "
-        f"is {low:.6g}: below it the network extrapolates",
+        f"the integration starts at noise level {level:.6g}, but the smallest that the model was made for is "
+        f"{low:.6g}: below it the network extrapolates",
         LikelihoodWarning,
         stacklevel=6,
     )
-    return Beyond(inner, circle)
+    return view.beyond()
 
 
 def solve(

@@ -40,7 +40,6 @@ from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import chunks
 from sde_diffusion.budget import LogProb
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Network
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
     LikelihoodWarning,
@@ -52,7 +51,6 @@ from sde_diffusion.flow_density import (
     solve,
     solve_again,
 )
-from sde_diffusion.log_density import core
 from sde_diffusion.noise import seed_list
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
@@ -205,8 +203,7 @@ def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
 
 def told_an_index(model: object) -> bool:
     """Whether a model is a network that is told the index of a noise level."""
-    inner = core(model)
-    return isinstance(inner, Network) and isinstance(inner.clock, clocks.Index)
+    return isinstance(getattr(model, "clock", None), clocks.Index)
 
 
 def ordinary(value: Any) -> Any:

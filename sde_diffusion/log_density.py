@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._linear import rows
-from sde_diffusion.clip import Clip
-from sde_diffusion.denoiser import Denoiser, On
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE
 from sde_diffusion.sde import Level
@@ -199,25 +197,3 @@ class OwnTolerance(Adaptive):
         d = self.d
         state = self.inner.norm(error[:, :d], x[:, :d], new[:, :d])
         return torch.maximum(state, self.trace.estimate(error[:, d:]).abs() / self.nats)
-
-
-class Beyond(On):
-    """A network asked at noise levels below those it was made for: `On` without its bounds."""
-
-    def _base_times(self, lam: Tensor) -> Tensor:
-        base = self.inner.sde
-        return base.time_of(lam.clamp_min(base.ends()[0]))
-
-
-def innermost(model: Denoiser) -> Denoiser:
-    """The model behind all views of it."""
-    while isinstance(model, On):
-        model = model.inner
-    return model
-
-
-def core(model: object) -> object:
-    """What is asked in the end, behind all views and clips."""
-    while isinstance(model, On | Clip):
-        model = model.inner
-    return model

@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -167,7 +167,14 @@ class Half:
 
 
 class Parametrisation(ABC):
-    """What a network answers: six are shipped, and one more is a subclass with these methods."""
+    """What a network answers: six are shipped, and one more is a subclass with these methods.
+
+    Attributes:
+        regular: Whether an answer with an error of order one gives a noise with one, as sigma goes to zero. Otherwise
+            the model is not to be asked below the levels it was trained on.
+    """
+
+    regular: ClassVar[bool] = True
 
     @abstractmethod
     def coefficients(self, at: Level) -> Coefficients:
@@ -209,6 +216,8 @@ class Noise(Parametrisation):
 @dataclass(frozen=True)
 class Data(Parametrisation):
     r"""The network answers $x_0$."""
+
+    regular = False  # the noise is (x - alpha x0) / sigma
 
     def coefficients(self, at: Level) -> Coefficients:
         return Coefficients(0.0, 1.0, 1 / at.sigma, -at.alpha / at.sigma)

@@ -10,7 +10,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from sde_diffusion import Denoiser, GaussianSDE, Level, Network, Prediction, SDESampler, losses, predict
+from sde_diffusion import Denoiser, GaussianSDE, Level, Network, Prediction, SDESampler, Wrapper, losses, predict
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
@@ -68,12 +68,12 @@ class ExponentialEuler(Solver):
         return s.alpha * prediction.data + s.sigma * prediction.noise, None
 
 
-class Shifted(Denoiser):
+class Shifted(Wrapper):
     """A wrapper of a model: the data moved by a constant."""
 
     def __init__(self, inner: Denoiser, by: float) -> None:
-        super().__init__()
-        self.inner, self.by, self.sde, self.shape = inner, by, inner.sde, inner.shape
+        super().__init__(inner)
+        self.by = by
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         inner = self.inner.predict(x - at.alpha * self.by, at, **cond)

@@ -22,7 +22,6 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
-    FromScore,
     Network,
     Prediction,
     SDESampler,
@@ -474,7 +473,7 @@ def test_views_of_views_and_of_the_own_sde():
 
 def test_a_bare_score_is_a_denoiser():
     sde = VPSDE()
-    model = FromScore(lambda x, t: mixture(sde).score(x, t), sde)
+    model = Network(lambda x, t: mixture(sde).score(x, t), sde, predict.score)
     x = f64(0.4, -0.9)[None]
     exact = mixture(sde)(x, 0.4)
     torch.testing.assert_close(model(x, 0.4).data, exact.data, rtol=1e-12, atol=0)

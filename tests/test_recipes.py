@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 
 from sde_diffusion import (
     EDMSDE,
@@ -15,13 +14,12 @@ from sde_diffusion import (
     VPSDE,
     BrownianSDE,
     CosineSDE,
-    Denoiser,
     DiscreteVPSDE,
     FlowSDE,
     Network,
-    Prediction,
     SDESampler,
     SubVPSDE,
+    Wrapper,
     clocks,
     commands,
     predict,
@@ -31,7 +29,6 @@ from sde_diffusion.losses import EDMWeight, LogNormalSigma, data_weight, noise_w
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.nets import MLP
 from sde_diffusion.recipes import Recipe, recipe
-from sde_diffusion.sde import Level
 from sde_diffusion.training import train
 
 SMALL = [VPSDE(), SubVPSDE(), CosineSDE(), DiscreteVPSDE.linear()]  # states of order one, some data left at the end
@@ -131,19 +128,8 @@ def test_the_rule_follows_the_scale_of_the_data():
     assert recipe(other) == Recipe(found, EDMWeight(0.5))
 
 
-class Wrapped(Denoiser):
-    """A denoiser of which nothing but its data prediction is known."""
-
-    def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner, self.sde, self.shape = inner, inner.sde, inner.shape
-
-    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        return self.inner.predict(x, at, **cond)
-
-
 def test_a_denoiser_that_is_no_network_learns_by_the_error_of_its_data():
-    model = Wrapped(network(VPSDE(), predict.edm))
+    model = Wrapper(network(VPSDE(), predict.edm))
     done = train(model, (REAL - MEAN) / STD, steps=150, batch_size=256)
     x = SDESampler(VPSDE(), done.model, shape=(2,)).sample(2000, seed=0)
     assert sliced_wasserstein(x, HELD_OUT) < 0.3

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import sde_diffusion
-from sde_diffusion import VPSDE, FromScore, Network, SDESampler, clocks, integrate, metrics, noise, predict, solvers
+from sde_diffusion import VPSDE, Network, SDESampler, clocks, integrate, metrics, noise, predict, solvers
 from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.elbo import continuous_elbo, elbo
 from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay
@@ -91,7 +91,7 @@ DOORS = {
     "network: shape": lambda v: Network(MODEL.net, VP, shape=v)(X, 0.5),
     "network: answer": lambda v: Network(lambda x, t: v, VP)(X, 0.5),
     "network: scaled": lambda v: Network(MODEL.net, VP, clock=clocks.Scaled(v))(X, 0.5),
-    "score: function": lambda v: FromScore(v, VP)(X, 0.5),
+    "score: function": lambda v: Network(v, VP, predict.score)(X, 0.5),
     "model: x": lambda v: MODEL(v, 0.5),
     "model: t": lambda v: MODEL(X, v),
     "model: on": MODEL.on,

@@ -16,7 +16,7 @@ from torch import Tensor
 from sde_diffusion import grids, predict, solvers
 from sde_diffusion._checks import SolverError
 from sde_diffusion.analytic import GaussianMixture
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Denoiser, Network, Wrapper
 from sde_diffusion.equation import ODE
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
@@ -30,13 +30,11 @@ NEAR = (0.6, 0.05)  # short enough not to forget where it started, low enough fo
 ADVICE = 20  # a message this short names no cause
 
 
-class Counted(Denoiser):
+class Counted(Wrapper):
     """A denoiser that counts its calls, whoever makes them."""
 
     def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner, self.sde, self.shape, self.data_std = inner, inner.sde, inner.shape, inner.data_std
-        self.per_sample = inner.per_sample
+        super().__init__(inner)
         self.calls = 0
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
