@@ -2,9 +2,10 @@
 
 from sde_diffusion import clocks, grids, noise, predict, solvers
 from sde_diffusion._checks import SolverError
+from sde_diffusion._network import Network
 from sde_diffusion.clip import Clip
 from sde_diffusion.conditions import PerSample, Shared
-from sde_diffusion.denoiser import Denoiser, Network, Wrapper
+from sde_diffusion.denoiser import Denoiser, Wrapper
 from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction

@@ -33,6 +33,13 @@ def scale(x: Tensor, a: float) -> Tensor:
     return torch.add(_ZERO, x, alpha=a)
 
 
+def scaled(x: Tensor, a: float | Tensor) -> Tensor:
+    """`a x`, for a float or a tensor that broadcasts; `x` itself for 1."""
+    if isinstance(a, Tensor):
+        return x * a
+    return x if a == 1.0 else scale(x, a)
+
+
 def linear(x: Tensor, a: float | Tensor, y: Tensor, b: float | Tensor) -> Tensor:
     """`a x + b y`, for floats or tensors that broadcast."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):

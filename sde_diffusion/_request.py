@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sde_diffusion import grids, predict
 from sde_diffusion._modules import unbound
+from sde_diffusion._network import Network
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Grid
 from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
 from sde_diffusion.sde import SDE, GaussianSDE

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sde_diffusion import predict
 from sde_diffusion._checks import check_finite, check_state
 from sde_diffusion._modules import modules_behind
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion._network import Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.ema import Decay, horizon
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]

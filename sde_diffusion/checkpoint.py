@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_finite
 from sde_diffusion._files import write_files
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion._network import Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.registry import build, describe, own_classes
 from sde_diffusion.standardisation import Standardisation
 

@@ -16,9 +16,9 @@ from sde_diffusion import predict, schedules
 from sde_diffusion._checks import check_positive
 from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
+from sde_diffusion._network import Network
 from sde_diffusion.arrays import load_array
 from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sde_diffusion.denoiser import Network
 from sde_diffusion.limits import (
     PASSES,
     check_checkpoint,

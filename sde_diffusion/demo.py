@@ -22,8 +22,9 @@ from torch import Tensor
 import sde_diffusion
 from sde_diffusion import grids, plots, predict
 from sde_diffusion._files import check_folder, keep, write_files
+from sde_diffusion._network import Network
 from sde_diffusion.checkpoint import save_checkpoint
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.losses import LogNormalSigma
 from sde_diffusion.nets import UNet
 from sde_diffusion.sampler import SDESampler

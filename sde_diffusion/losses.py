@@ -31,8 +31,9 @@ from sde_diffusion._checks import (
     check_state,
 )
 from sde_diffusion._linear import as_float64, rows
+from sde_diffusion._network import Network
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Parametrisation, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion import predict
 from sde_diffusion._checks import SolverError
-from sde_diffusion.denoiser import Network
+from sde_diffusion._network import Network
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.loop import integrate
 from sde_diffusion.noise import NoiseSource

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sde_diffusion.denoiser import Denoiser, Network
+from sde_diffusion._network import Network
+from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.losses import (
     EDMWeight,
     LogNormalSigma,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sde_diffusion import clocks, nets, predict, schedules
-from sde_diffusion.denoiser import Network
+from sde_diffusion._network import Network
 from sde_diffusion.predict import Parametrisation
 from sde_diffusion.sde import GaussianSDE
 

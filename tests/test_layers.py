@@ -19,7 +19,20 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
 LEAVES = {"_checks", "_linear", "_brownian", "_modules", "noise", "grids"}
-MODEL = {"_checks", "_failure", "_linear", "_calls", "_process", "clocks", "sde", "predict", "denoiser", "clip"}
+MODEL = {
+    "_checks",
+    "_failure",
+    "_linear",
+    "_calls",
+    "_process",
+    "clocks",
+    "sde",
+    "predict",
+    "denoiser",
+    "_network",
+    "clip",
+    "conditions",
+}
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
@@ -28,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_calls": {"_checks"},
     "_modules": set(),
     "_quadrature": set(),
+    "conditions": set(),
     "_memory": {"_modules"},
     "_streams": set(),
     "_arguments": set(),
@@ -50,7 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # models of the score
     "clocks": {"_checks", "sde"},
     "predict": {"_checks", "_linear", "clocks", "sde"},
-    "denoiser": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict"},
+    "denoiser": {"_checks", "_linear", "clocks", "conditions", "sde", "predict"},
+    "_network": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict", "denoiser"},
     "clip": {"_checks", "predict", "denoiser", "sde"},
     "guidance": MODEL,
     "analytic": MODEL,
@@ -66,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "forecast": MODEL | {"solvers.base", "prior", "moments"},
     "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast"},
     "divergence": {"_checks", "_linear", "noise"},
-    "log_density": {"_linear", "sde", "denoiser", "clip", "equation", "divergence", "solvers.*"},
+    "log_density": {"_linear", "sde", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
     "budget": set(),
     "likelihood": LEAVES

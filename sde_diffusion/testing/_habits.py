@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sde_diffusion import grids, predict, solvers
 from sde_diffusion._checks import SolverError
+from sde_diffusion._network import Network
 from sde_diffusion.analytic import GaussianMixture
-from sde_diffusion.denoiser import Denoiser, Network, Wrapper
+from sde_diffusion.denoiser import Denoiser, Wrapper
 from sde_diffusion.equation import ODE
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sampler import SDESampler
