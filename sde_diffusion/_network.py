@@ -6,7 +6,7 @@ first calls, by `_calls.Caller`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,8 +21,11 @@ from sde_diffusion._linear import scaled
 from sde_diffusion._modules import owned, unbound
 from sde_diffusion.clocks import Clock
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.matching import DenoisingScoreMatching, check_pair
 from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
+from sde_diffusion.times import TimeSampler
+from sde_diffusion.weights import Weighting
 
 
 class _Plan(NamedTuple):
@@ -65,6 +68,7 @@ class Network(Denoiser):
         >>> model = Network(unet, VESDE(), predict.score, clock=clocks.sigma)  # the same, VE
     """
 
+    kind: Parametrisation
     careful = True  # by `Caller`
 
     def __init__(
@@ -98,7 +102,7 @@ class Network(Denoiser):
             if wanted is clocks.edm:
                 clocks.check_order_one(self.clock, self.sde.levels([sde.t_min, sde.t_max]), type(net).__name__)
         self.shape = None if shape is None else check_shape(shape)
-        self.data_std = getattr(kind, "data_std", 1.0)
+        self.data_std = kind.data_std
         self.per_sample = _names(self.net, self.module)
         self.regular = kind.regular
         self._call = Caller()
@@ -177,6 +181,22 @@ class Network(Denoiser):
         if plan is None or plan[0] is not self:
             plan = self._plan(at)
         return Prediction.of_output(x, self._answer(x, plan, cond), plan[3] or self.kind.coefficients(at))
+
+    def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
+        on_x0, on_eps = self.kind.target(at)
+        return self.output(x, at, **cond) - (on_x0 * x0 + on_eps * eps)
+
+    def gain(self, at: Level) -> Scalar:
+        return self.kind.coefficients(at).data_f
+
+    def objective(self, *, times: TimeSampler | None = None, weight: Weighting | None = None) -> DenoisingScoreMatching:
+        if times is None:
+            check_pair(self.kind, self.sde)
+        return DenoisingScoreMatching(times or self.kind.times(), weight or self.kind.weight())
+
+    def built_with(self) -> Mapping[str, object]:
+        config = getattr(self.net, "config", None)
+        return config if isinstance(config, Mapping) else {}
 
 
 def _names(*nets: object) -> tuple[str, ...] | None:

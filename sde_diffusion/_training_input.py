@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import predict
 from sde_diffusion._checks import check_finite, check_state
 from sde_diffusion._modules import modules_behind
-from sde_diffusion._network import Network
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.ema import Decay, horizon
 
@@ -70,8 +68,8 @@ def _check_labels(model: Denoiser, labels: Tensor, n: int) -> None:
     """One integer per row, and of the classes the net says it was built with, in its `config`."""
     if labels.shape != (n,):
         raise ValueError(f"labels have shape {tuple(labels.shape)}, wanted ({n},): one per row of data")
-    config = getattr(model.net, "config", None) if isinstance(model, Network) else None
-    if not isinstance(config, Mapping) or not isinstance(classes := config.get("classes"), int):
+    config = model.built_with()
+    if not isinstance(classes := config.get("classes"), int):
         return
     if not classes:
         raise ValueError(
@@ -122,12 +120,29 @@ def _check_scale(model: Denoiser, data: Tensor) -> None:
             f"{c:g}: standardise it, {scale}(x {sign} {abs(means[i]):.4g}) / {stds[i] or 1:.4g}"
         )
         typical = sorted(stds)[len(stds) // 2]
-        if isinstance(getattr(model, "kind", None), predict.EDM) and all(
+        alike = typical > 0 and all(
             typical / SPREAD <= s <= SPREAD * typical and abs(m) <= SHIFT * typical
             for m, s in zip(means, stds, strict=True)
-        ):
-            text += f", or give predict.EDM({typical:.3g})"
+        )
+        if alike and model.kind is not None and (fitting := model.kind.at_scale(float(f"{typical:.3g}"))):
+            text += f", or give predict.{fitting!r}"
     warn(text, 4)
+
+
+def check_loss(loss: object) -> Tensor:
+    """What an objective answered, if it is a scalar that can be minimised."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the loss answered {type(loss).__name__}, wanted a tensor with one number: is a return missing?"
+        )
+    if loss.ndim != 0:
+        raise ValueError(f"the loss answered shape {tuple(loss.shape)}, wanted one number, of shape (): .mean() it")
+    if not loss.requires_grad:
+        raise TypeError(
+            "the loss has no graph back to the model: it runs under torch.no_grad, detaches, or leaves torch; or it "
+            "asks another model than the one it is called with"
+        )
+    return loss
 
 
 def check_horizon(decay: Decay, steps: int) -> None:

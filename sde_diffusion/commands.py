@@ -32,7 +32,6 @@ from sde_diffusion.limits import (
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
 from sde_diffusion.predict import Parametrisation
-from sde_diffusion.recipes import recipe as recipe_for
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
@@ -59,7 +58,7 @@ from sde_diffusion.solvers import (
     UniPC,
 )
 from sde_diffusion.standardisation import Standardisation
-from sde_diffusion.training import Training, train
+from sde_diffusion.training import Recipe, Training, train
 
 SDES: dict[str, Callable[[], GaussianSDE]] = {
     "edm": partial(schedules.EDMSDE, 0.005, 80.0),
@@ -157,11 +156,11 @@ def train_file(
         net = _net_for(x, classes, width)
     scaling = Standardisation.of(x, "--data")
     model = _model_for(net, sde, kind, tuple(x.shape[1:]))
-    recipe = recipe_for(model)
+    loss = model.objective()
     check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
     check_passes(len(x), steps, batch_size)
     say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
-    say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {recipe!r}")
+    say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {loss!r}")
 
     def save(done: Training, place: Path) -> None:
         extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}
@@ -173,8 +172,8 @@ def train_file(
             scaling.apply(x),
             labels,
             steps=steps,
-            batch_size=batch_size,
-            lr=lr,
+            loss=loss,
+            recipe=Recipe(batch_size, lr),
             seed=seed,
             progress=True,
         )

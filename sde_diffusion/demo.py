@@ -25,10 +25,10 @@ from sde_diffusion._files import check_folder, keep, write_files
 from sde_diffusion._network import Network
 from sde_diffusion.checkpoint import save_checkpoint
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.losses import LogNormalSigma
+from sde_diffusion.losses import DenoisingScoreMatching, LogNormalSigma
 from sde_diffusion.nets import UNet
 from sde_diffusion.sampler import SDESampler
-from sde_diffusion.training import train
+from sde_diffusion.training import Recipe, train
 from sde_diffusion.trials import HEADER, HEADLINE, LEGEND, SDE, Bench, Likelihood, Row, Trial, trials
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -166,8 +166,8 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
         bench.levels,
         bench.labels,
         steps=settings.steps,
-        transform=bench.fresh,
-        times=LogNormalSigma(mean=-0.65, std=1.4),
+        loss=DenoisingScoreMatching(LogNormalSigma(mean=-0.65, std=1.4)),
+        recipe=Recipe(transform=bench.fresh),
         seed=settings.seed,
         progress=True,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,10 +16,13 @@ from sde_diffusion._checks import check_state
 from sde_diffusion._linear import as_float64, scaled
 from sde_diffusion.clocks import Clock
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.predict import Prediction, held
+from sde_diffusion.matching import DenoisingScoreMatching
+from sde_diffusion.predict import Parametrisation, Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
+from sde_diffusion.times import LogNormalSigma, TimeSampler
+from sde_diffusion.weights import EDMWeight, Weighting
 
-KEPT = ("shape", "cost", "data_std", "clock", "regular", "per_sample")
+KEPT = ("shape", "cost", "data_std", "kind", "clock", "regular", "per_sample")
 """What a `Wrapper` keeps of the model inside, besides its process and its levels."""
 
 
@@ -38,6 +41,7 @@ class Denoiser(nn.Module, ABC):
             asked below its `noise_range`.
         per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
             does not say, see `conditions`.
+        kind: What its network answers; None of a model that is no network.
     """
 
     sde: GaussianSDE
@@ -48,6 +52,8 @@ class Denoiser(nn.Module, ABC):
     clock: Clock | None = None
     regular: bool = True
     per_sample: tuple[str, ...] | None = None
+    kind: Parametrisation | None = None
+    _suited: DenoisingScoreMatching | None = None
 
     @property
     def noise_range(self) -> tuple[float, float]:
@@ -78,6 +84,65 @@ class Denoiser(nn.Module, ABC):
         at = self.sde.level(t, check_state(x, "x", shape=self.shape))
         return held(self.predict(x, at, **Conditions.of(self, cond, len(x)).whole), x).combine(0.0, -1 / at.sigma)
 
+    def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
+        r"""How far its answer at $x = \alpha x_0 + \sigma\varepsilon$ is from what it should be, shape `(B, *)`.
+
+        The answer is the data prediction here, and what the network answers in a `Network`.
+        """
+        return held(self.predict(x, at, **cond), x).data - x0
+
+    def gain(self, at: Level) -> Scalar:
+        r"""$\partial\,\mathrm{data}/\partial F$ at one level, where $F$ is the answer that `residual` is about."""
+        return 1.0
+
+    def objective(self, *, times: TimeSampler | None = None, weight: Weighting | None = None) -> DenoisingScoreMatching:
+        r"""The objective that suits what the model answers, and its process.
+
+        | answers | times | weight |
+        |---|---|---|
+        | `edm`, `EDM(c)`, `v` | $\sigma/\alpha$ log-normal, of median $e^{-1.2}\,c$ | plain |
+        | `noise`, `velocity`, and kinds of one's own | $t$ uniform | plain |
+        | `score` | $t$ uniform | `noise_weight`: the plain error of the noise |
+        | `data`, and denoisers that are no `Network` | as `edm` | `EDMWeight(c)` |
+
+        Args:
+            times: Taken instead of the rule; it also lifts the refusals below.
+            weight: Taken instead of the rule.
+
+        Raises:
+            ValueError: A pair that does not train well as it is: the network would see states larger than 3, as on
+                `EDMSDE`, `VESDE` and `BrownianSDE` with all but `edm`; or it answers noise or a score where next to
+                nothing of the data is left.
+        """
+        c = self.data_std
+        return DenoisingScoreMatching(times or LogNormalSigma().scaled(c), weight or EDMWeight(c))
+
+    def loss(self, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any) -> Tensor:
+        """The loss on one batch, by the `objective` that suits the model: a scalar, one network evaluation.
+
+        Args:
+            x0: Data, shape `(B, *)`.
+            generator: The source of the times and the noise, on the CPU; None for torch's global random state.
+            **cond: Conditions, handed to the model by name.
+
+        Raises:
+            TypeError: Integer or half-precision data.
+            ValueError: Empty or non-finite data, or a wrong shape; a pair that `objective` refuses.
+
+        Example:
+            >>> for x0 in loader:
+            ...     model.loss(x0).backward()
+            ...     optimiser.step()
+            ...     optimiser.zero_grad()
+        """
+        if self._suited is None:  # found once: it looks at the process
+            self._suited = self.objective()
+        return self._suited(self, x0, generator=generator, **cond)
+
+    def built_with(self) -> Mapping[str, object]:
+        """The arguments its network was built with, where that says so by an attribute `config`; else none."""
+        return {}
+
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
         return self if _gaussian(sde).process == self.sde.process else On(self, sde)
@@ -96,6 +161,8 @@ class Wrapper(Denoiser):
     Kept are the process, shape, cost, scale of the data, noise range and clock of the model inside, and its tabulated
     levels. So grids, solvers and likelihoods that go by these are the same for the wrapper and for the model. What
     differs, a subclass says in its class, `data_std = 0.5`, or after `super().__init__(inner)`: `self.cost *= 2`.
+
+    It is trained as the model inside: its loss is that of the model, whatever the wrapper makes of the answer.
 
     A `predict` of a subclass may work in place on its state: copies are then made where they are needed. A class that
     never does says `careful = True`, which saves looking.
@@ -143,6 +210,18 @@ class Wrapper(Denoiser):
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         return self.inner.predict(x, at, **cond)
 
+    def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
+        return self.inner.residual(x, at, x0, eps, **cond)
+
+    def gain(self, at: Level) -> Scalar:
+        return self.inner.gain(at)
+
+    def objective(self, *, times: TimeSampler | None = None, weight: Weighting | None = None) -> DenoisingScoreMatching:
+        return self.inner.objective(times=times, weight=weight)
+
+    def built_with(self) -> Mapping[str, object]:
+        return self.inner.built_with()
+
     def beyond(self) -> Denoiser:
         inner = self.inner.beyond()
         if inner is self.inner:
@@ -178,11 +257,12 @@ class On(Wrapper):
     """
 
     careful = True
+    residual, gain, objective = Denoiser.residual, Denoiser.gain, Denoiser.objective  # of the data, under `sde`
 
     def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
         super().__init__(inner)
         check_process(_gaussian(sde))
-        self.sde = sde
+        self.sde, self.kind = sde, None
         self._bounded = True
 
     @property

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -29,6 +29,8 @@ from sde_diffusion import clocks
 from sde_diffusion._checks import check_answer, check_positive
 from sde_diffusion._linear import linear
 from sde_diffusion.sde import Level, Scalar
+from sde_diffusion.times import LogNormalSigma, TimeSampler, uniform_time
+from sde_diffusion.weights import EDMWeight, Weighting, noise_weight
 
 
 class Coefficients(NamedTuple):
@@ -167,13 +169,15 @@ class Half:
 
 
 class Parametrisation(ABC):
-    """What a network answers: six are shipped, and one more is a subclass with these methods.
+    """What a network answers: six are shipped, and one more is a subclass with two methods, or more of these.
 
     Attributes:
+        data_std: Standard deviation of the data that it scales for.
         regular: Whether an answer with an error of order one gives a noise with one, as sigma goes to zero. Otherwise
             the model is not to be asked below the levels it was trained on.
     """
 
+    data_std: float = 1.0
     regular: ClassVar[bool] = True
 
     @abstractmethod
@@ -191,6 +195,18 @@ class Parametrisation(ABC):
     def clock(self, at: Level) -> Scalar:
         """What the network is told of the time, unless the `Network` is given another clock."""
         return clocks.time(at)
+
+    def times(self) -> TimeSampler:
+        """The draw of noise levels that suits a network of this kind."""
+        return uniform_time
+
+    def weight(self) -> Weighting | None:
+        """The weight on the data loss that suits it; None for the plain square error of the answer."""
+        return None
+
+    def at_scale(self, data_std: float) -> Parametrisation | None:
+        """The same for data of another standard deviation; None where it scales nothing."""
+        return None
 
 
 def _needs_data(at: Level, name: str) -> None:
@@ -225,6 +241,12 @@ class Data(Parametrisation):
     def target(self, at: Level) -> tuple[Scalar, Scalar]:
         return 1.0, 0.0
 
+    def times(self) -> TimeSampler:
+        return LogNormalSigma()
+
+    def weight(self) -> Weighting:
+        return EDMWeight()
+
 
 @dataclass(frozen=True)
 class Score(Parametrisation):
@@ -236,6 +258,9 @@ class Score(Parametrisation):
 
     def target(self, at: Level) -> tuple[Scalar, Scalar]:
         return 0.0, -1 / at.sigma
+
+    def weight(self) -> Weighting:
+        return noise_weight
 
 
 @dataclass(frozen=True)
@@ -260,6 +285,9 @@ class V(Parametrisation):
 
     def target(self, at: Level) -> tuple[Scalar, Scalar]:
         return -at.sigma, at.alpha
+
+    def times(self) -> TimeSampler:
+        return LogNormalSigma()
 
 
 @dataclass(frozen=True)
@@ -294,6 +322,12 @@ class EDM(Parametrisation):
 
     def clock(self, at: Level) -> Scalar:
         return clocks.edm(at)
+
+    def times(self) -> TimeSampler:
+        return LogNormalSigma().scaled(self.data_std)
+
+    def at_scale(self, data_std: float) -> EDM:
+        return replace(self, data_std=data_std)
 
 
 noise = Noise()

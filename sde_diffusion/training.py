@@ -1,10 +1,9 @@
-r"""Training, minimal but right: one loop over `losses.denoising_score_matching`.
+"""Training, minimal but right: one loop over an objective.
 
-`train` is the recipe that the demonstrations use, in one call. A loop of your own needs nothing from here:
+`train` is the recipe that the demonstrations use, in one call. A loop of one's own needs nothing from here:
 
-    recipe = recipes.recipe(model)
     for x0 in loader:
-        losses.denoising_score_matching(model, x0, times=recipe.times, weight=recipe.weight).backward()
+        model.loss(x0).backward()
         optimiser.step(); optimiser.zero_grad(); ema.update(model)
 """
 
@@ -15,21 +14,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sde_diffusion._checks import SolverError, check_count, check_labels, check_positive
-from sde_diffusion._training_input import Transform, check_data, check_horizon, device_of, warn
+from sde_diffusion._checks import SolverError, check_callable, check_count, check_labels, check_positive
+from sde_diffusion._training_input import Transform, check_data, check_horizon, check_loss, device_of, warn
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.ema import EMA, Decay, PowerDecay
-from sde_diffusion.losses import TimeSampler, Weighting, denoising_score_matching
+from sde_diffusion.losses import Objective
 from sde_diffusion.noise import seed_list
-from sde_diffusion.recipes import Recipe
-from sde_diffusion.recipes import recipe as recipe_for
+from sde_diffusion.weights import name_of
 
 WARM_UP = 100
 """Steps over which the learning rate rises, or a tenth of the run if that is less."""
@@ -46,34 +44,66 @@ def learning_rate(i: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (i + 1) / rise) * math.cos(0.5 * math.pi * i / steps) ** 2
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What belongs to a run of `train`, whatever the model and the objective.
+
+    Args:
+        batch_size: Samples per step; it may exceed the number of samples.
+        lr: The highest learning rate.
+        decay: The decay of the weight average: `PowerDecay()`, `ConstantDecay()`.
+        transform: Called as `transform(batch, generator)` on every batch: fresh dequantisation, augmentation. With it,
+            the data may hold anything, integers for instance, so long as its results are as asked of the data.
+
+    Raises:
+        TypeError: A `batch_size` that is no integer, an `lr` that is no number, a `decay` or `transform` that is no
+            function.
+        ValueError: A `batch_size` below 1, or an `lr` that is not positive and finite.
+    """
+
+    batch_size: int = 128
+    lr: float = 2e-3
+    decay: Decay = field(default_factory=PowerDecay)
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.batch_size, "batch_size")
+        check_positive(self.lr, "lr")
+        check_callable(self.decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
+        if self.transform is not None:
+            check_callable(self.transform, "transform", "a function (batch, generator) -> batch")
+
+
 @dataclass(frozen=True, repr=False)
 class Training:
     """What `train` returns, or hands over with the exception that ended it.
 
     Attributes:
         model: The averaged model, in evaluation mode.
-        losses: The loss of every step; NaN where the batch was not finite. It does not go to zero, but to the variance
-            of the target given the state.
+        losses: The loss of every step; NaN where the batch was not finite. Denoising score matching does not go to
+            zero, but to the variance of the target given the state.
         skipped: Steps left out because their batch or their gradient was not finite.
         seconds: Wall time.
-        recipe: How noise levels were drawn and weighed.
+        objective: What was minimised.
+        recipe: How it was minimised.
     """
 
     model: Denoiser
     losses: list[float]
     skipped: int
     seconds: float
+    objective: Objective
     recipe: Recipe
 
     @property
     def loss(self) -> float:
-        """Mean of the last hundred losses, of those that are finite; NaN if there is none."""
+        """The mean of the last hundred losses, of those that are finite; NaN if there is none."""
         return _mean(self.losses)
 
     def __repr__(self) -> str:
         return (
-            f"Training(recipe={self.recipe!r}, steps={len(self.losses)}, skipped={self.skipped}, "
-            f"seconds={self.seconds:.1f}, loss={self.loss:.4g})"
+            f"Training(objective={name_of(self.objective)}, recipe={self.recipe!r}, steps={len(self.losses)}, "
+            f"skipped={self.skipped}, seconds={self.seconds:.1f}, loss={self.loss:.4g})"
         )
 
 
@@ -98,19 +128,15 @@ def train(
     labels: Tensor | None = None,
     *,
     steps: int,
-    batch_size: int = 128,
-    lr: float = 2e-3,
-    times: TimeSampler | None = None,
-    weight: Weighting | None = None,
-    transform: Transform | None = None,
-    decay: Decay | None = None,
-    seed: int = 0,
+    loss: Objective | None = None,
+    recipe: Recipe | None = None,
+    seed: int | None = None,
     progress: bool = False,
 ) -> Training:
-    r"""Trains a model by denoising score matching, and returns its weight average.
+    r"""Trains a model, by denoising score matching or another objective, and returns its weight average.
 
-    AdamW with betas (0.9, 0.99), gradients clipped at norm 1, the rate of `learning_rate`, low-discrepancy times.
-    Shuffled without replacement; every batch is full. The same arguments give the same weights, bit for bit, on one
+    AdamW with betas (0.9, 0.99), gradients clipped at norm 1, the rate of `learning_rate`. Shuffled without
+    replacement; every batch is full. The same arguments with the same seed give the same weights, bit for bit, on one
     machine and thread count; torch's global random state and the mode of the model are left as they were.
 
     Whatever ends the run early, Ctrl-C (`TrainingInterrupted`), an error of the network or of the transform, carries
@@ -120,25 +146,25 @@ def train(
         model: A `Network`, or another `Denoiser` with parameters; it is trained in place, the average is a copy.
         data: Data, shape `(N, *)`, each column of vectors and each channel of images of mean about 0 and about the
             standard deviation the model expects (that of `EDM`; 1 otherwise).
-        labels: Class labels, shape `(N,)`, handed to the network as `label=`.
+        labels: Class labels, shape `(N,)`, handed to the objective, and by it to the network, as `label=`.
         steps: Gradient steps.
-        batch_size: Samples per step; may exceed N.
-        lr: Highest learning rate.
-        times: How noise levels are drawn; by default, as `weight`, by the rule of `recipes.recipe`.
-        weight: Weight on the loss on $x_0$.
-        transform: Called as `transform(batch, generator)` on every batch: fresh dequantisation, augmentation. With it,
-            `data` may hold anything, integers for instance, so long as its results are as asked of `data`.
-        decay: Of the weight average; `PowerDecay()` by default.
-        seed: Of the batches, the times, the noise, the dropout and the transform; not of the initial weights.
+        loss: The objective, called as `loss(model, x0, generator=generator)`, with `label=` where there are labels; it
+            answers a scalar. By default `model.objective()`, denoising score matching as it suits the model.
+        recipe: The batch size, the learning rate, the average and the transform: `Recipe()` by default.
+        seed: The seed of the batches, the times, the noise, the dropout and the transform, which all draw from one
+            stream; not of the initial weights. None draws fresh entropy.
         progress: Shows a progress bar with the loss.
 
     Returns:
-        The averaged model in evaluation mode, and a record. About three network evaluations per sample and step.
+        The averaged model in evaluation mode, and a record. By default about three network evaluations per sample and
+        step, two of them in the backward pass.
 
     Raises:
-        TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`.
+        TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`, a
+            loss that is no function, or answers no tensor or one without a graph.
         ValueError: Empty or non-finite data, another event shape, labels that do not fit; a process and a
-            parametrisation that do not train well, where no `times` are given (see `recipes.recipe`).
+            parametrisation that do not train well, where no `loss` is given (see `Denoiser.objective`); a loss that
+            answers no scalar.
         SolverError: No finite batch or gradient for 50 steps in a row.
         TrainingInterrupted: Ctrl-C.
 
@@ -147,34 +173,19 @@ def train(
             an average longer than a fifth of the run; steps that were skipped.
     """
     check_count(steps, "steps")
-    check_count(batch_size, "batch_size")
-    check_positive(lr, "lr")
-    decay = decay or PowerDecay()
+    recipe = recipe or Recipe()
     labels = None if labels is None else check_labels(labels, "labels")
     (seed,) = seed_list(seed, 1)
-    check_data(model, data, labels, transform, seed)
-    check_horizon(decay, steps)
-    recipe = recipe_for(model, times=times, weight=weight)
-    device = device_of(model)
-    generator = torch.Generator().manual_seed(seed)
-    grad = torch.enable_grad()  # whatever the caller's mode is
-    with (
-        torch.inference_mode(False),
-        grad,
-        _training(model),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
-        run = _Run(model, lr, steps, EMA(model, decay), recipe)
+    check_data(model, data, labels, recipe.transform, seed)
+    check_horizon(recipe.decay, steps)
+    if loss is None:
+        loss = model.objective()
+    check_callable(loss, "loss", "a function (model, x0, generator=...) -> scalar, such as model.objective()")
+    with _ready(model, seed):
+        generator, run = torch.Generator().manual_seed(seed), _Run(model, loss, recipe, steps)
         with run.kept(), tqdm(total=steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:
-            for rows in _batches(len(data), batch_size, steps, generator):
-                batch = data[rows] if transform is None else transform(data[rows], generator)
-                cond: dict[str, Any] = {} if labels is None else {"label": labels[rows].to(device)}
-                if transform is not None and _broken(batch):
-                    run.skip()
-                else:
-                    cond |= {"times": recipe.times, "weight": recipe.weight, "generator": generator}
-                    run.step(denoising_score_matching(model, batch.to(device), **cond))
+            for rows in _batches(len(data), recipe.batch_size, steps, generator):
+                run.step(data[rows], None if labels is None else labels[rows], generator)
                 bar.update()
                 bar.set_postfix_str(f"loss {_mean(run.losses):.4f}", refresh=False)
             if run.skipped:
@@ -193,15 +204,19 @@ def _broken(batch: object) -> bool:
 
 
 @contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode, and on leaving every module's own mode again."""
+def _ready(model: nn.Module, seed: int) -> Iterator[None]:
+    """Gradients, whatever the caller's mode is, training mode and seeded random state; on leaving, all as it was."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    device = device_of(model)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=cuda):
+        model.train()
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 class _Stderr:
@@ -222,10 +237,11 @@ class _Stderr:
 class _Run:
     """The optimiser, the average and the record of one run."""
 
-    def __init__(self, model: Denoiser, lr: float, steps: int, ema: EMA[Denoiser], recipe: Recipe) -> None:
-        self.model, self.lr, self.steps, self.ema, self.recipe = model, lr, steps, ema, recipe
+    def __init__(self, model: Denoiser, objective: Objective, recipe: Recipe, steps: int) -> None:
+        self.model, self.objective, self.recipe, self.steps = model, objective, recipe, steps
+        self.ema, self.device = EMA(model, recipe.decay), device_of(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=recipe.lr, betas=(0.9, 0.99))
         self.losses: list[float] = []
         self.skipped = self.failing = self.batches = 0
         self.start = time.perf_counter()
@@ -239,7 +255,7 @@ class _Run:
 
     def record(self) -> Training:
         seconds = time.perf_counter() - self.start
-        return Training(self.ema.model, self.losses, self.skipped, seconds, self.recipe)
+        return Training(self.ema.model, self.losses, self.skipped, seconds, self.objective, self.recipe)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -258,25 +274,29 @@ class _Run:
                 )
             raise
 
-    def skip(self) -> None:
-        """Counts a step whose batch was not finite."""
-        self.losses.append(math.nan)
-        self.batches += 1
-        self._fail("batch", "look for NaN in what the transform returns")
-
-    def step(self, loss: Tensor) -> None:
-        i = len(self.losses)
+    def step(self, batch: Tensor, labels: Tensor | None, generator: torch.Generator) -> None:
+        """One step on a batch, or none, counted, where the batch or its gradient is not finite."""
+        if self.recipe.transform is not None:
+            batch = self.recipe.transform(batch, generator)
+            if _broken(batch):
+                self.losses.append(math.nan)
+                self.batches += 1
+                self._fail("batch", "look for NaN in what the transform returns")
+                return
+        cond: dict[str, Any] = {} if labels is None else {"label": labels.to(self.device)}
+        loss = check_loss(self.objective(self.model, batch.to(self.device), generator=generator, **cond))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        i, finite = len(self.losses), bool(torch.isfinite(norm))
         self.losses.append(float(loss.detach()))
-        if bool(torch.isfinite(norm)):
+        if finite:
             for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(i, self.steps, self.lr)
+                group["lr"] = learning_rate(i, self.steps, self.recipe.lr)
             self.optimiser.step()
             self.ema.update(self.model)
             self.failing = 0
         self.optimiser.zero_grad()
-        if not bool(torch.isfinite(norm)):
+        if not finite:
             self._fail("gradient", "lower lr, or look for NaN in the network's answer")
 
     def _fail(self, what: str, advice: str) -> None:

@@ -234,13 +234,11 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
 
 def test_ctrl_c_saves_what_was_learnt_and_stops_with_130(vectors, tmp_path, capsys, monkeypatch):
     step = training._Run.step
-    losses: list[float] = []
 
-    def interrupted(self, loss):
-        if len(losses) == 4:
+    def interrupted(self, *batch):
+        if len(self.losses) == 4:
             raise KeyboardInterrupt
-        losses.append(float(loss.detach()))
-        step(self, loss)
+        step(self, *batch)
 
     monkeypatch.setattr(training._Run, "step", interrupted)
     words = ("train", "--data", vectors / "x.npy", "--out", tmp_path / "model", "--steps", 50, "--width", 8)
@@ -254,10 +252,10 @@ def test_ctrl_c_saves_what_was_learnt_and_stops_with_130(vectors, tmp_path, caps
     assert float(leave.leave.weight.detach().abs().max()) > 0  # which is 0 in a fresh net
 
 
-def test_the_report_of_a_training_tells_its_recipe(vectors, tmp_path, capsys):
+def test_the_report_of_a_training_tells_its_objective(vectors, tmp_path, capsys):
     words = ("train", "--data", vectors / "x.npy", "--out", tmp_path / "model", "--steps", 2, "--width", 8)
     assert call(*words, "--sde", "vp", "--kind", "score") == 0
-    assert "Recipe(times=uniform_time, weight=noise_weight)" in capsys.readouterr().out
+    assert "DenoisingScoreMatching(times=uniform_time, weight=noise_weight)" in capsys.readouterr().out
 
 
 def test_a_file_in_place_of_the_folder_is_refused(vectors, tmp_path, capsys):

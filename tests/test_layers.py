@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
 LEAVES = {"_checks", "_linear", "_brownian", "_modules", "noise", "grids"}
+LEARNING = {"times", "weights", "matching"}
 MODEL = {
     "_checks",
     "_failure",
@@ -63,9 +64,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prior": {"_checks", "_linear", "sde"},
     # models of the score
     "clocks": {"_checks", "sde"},
-    "predict": {"_checks", "_linear", "clocks", "sde"},
-    "denoiser": {"_checks", "_linear", "clocks", "conditions", "sde", "predict"},
-    "_network": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict", "denoiser"},
+    "times": {"_checks", "sde"},
+    "weights": {"_checks", "_linear", "sde"},
+    "predict": {"_checks", "_linear", "clocks", "sde", "times", "weights"},
+    "matching": {"_checks", "_linear", "conditions", "sde", "predict", "times", "weights"},
+    "denoiser": {"_checks", "_linear", "clocks", "conditions", "sde", "predict"} | LEARNING,
+    "_network": {"_checks", "_failure", "_linear", "_calls", "_modules", "clocks", "sde", "predict", "denoiser"}
+    | LEARNING,
     "clip": {"_checks", "predict", "denoiser", "sde"},
     "guidance": MODEL,
     "analytic": MODEL,
@@ -100,11 +105,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_bound": LEAVES | MODEL | {"_request", "bins", "prior"},
     "elbo": LEAVES | MODEL | {"schedules", "bins", "_bound"},
     # training never sees a solver
-    "losses": LEAVES | MODEL,
+    "losses": LEAVES | MODEL | LEARNING,
     "ema": {"_checks"},
-    "recipes": LEAVES | MODEL | {"losses"},
     "_training_input": LEAVES | MODEL | {"ema"},
-    "training": LEAVES | MODEL | {"losses", "recipes", "ema", "_training_input"},
+    "training": LEAVES | MODEL | LEARNING | {"losses", "ema", "_training_input"},
     "_files": set(),
     "standardisation": set(),
     "registry": LEAVES | MODEL | {"schedules", "nets"},

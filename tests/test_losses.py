@@ -24,6 +24,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.losses import (
+    DenoisingScoreMatching,
     EDMWeight,
     LogNormalSigma,
     MinSNR,
@@ -94,9 +95,8 @@ def test_over_uniform_times_the_loss_averages_the_floor(low_discrepancy):
         return floor(math.exp(-b / 2), math.sqrt(1 - math.exp(-b)))
 
     truth = quad(at, 1e-3, 1.0)[0] / (1 - 1e-3)
-    loss = denoising_score_matching(
-        model, model.sample(n, seed=1), generator=seeded(2), reduction="none", low_discrepancy=low_discrepancy
-    )
+    objective = DenoisingScoreMatching(low_discrepancy=low_discrepancy)
+    loss = objective(model, model.sample(n, seed=1), generator=seeded(2), reduction="none")
     assert_mean(loss, truth)  # stratified times only make the true error smaller than this standard error
 
 
@@ -116,7 +116,7 @@ def test_stratified_times_take_the_variance_of_the_floor_out_of_the_loss():
         generator, means = seeded(4), []
         for _ in range(batches):
             x0 = model.sample(n, seed=generator)
-            means.append(denoising_score_matching(model, x0, generator=generator, low_discrepancy=low))
+            means.append(DenoisingScoreMatching(low_discrepancy=low)(model, x0, generator=generator))
         variances.append(torch.stack(means).var().item())
     se = 2 / math.sqrt(batches)  # relative, of a ratio of two variances: each has sqrt(2 / batches)
     off = math.log(variances[0] / variances[1] * (within + between) / within) / se

@@ -19,15 +19,27 @@ from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, SolverError, predi
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.data import dequantise
 from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay, horizon
-from sde_diffusion.losses import LogNormalSigma, denoising_score_matching, noise_weight, uniform_time
+from sde_diffusion.losses import (
+    DenoisingScoreMatching,
+    LogNormalSigma,
+    denoising_score_matching,
+    noise_weight,
+    uniform_time,
+)
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.predict import Parametrisation
-from sde_diffusion.training import Training, TrainingInterrupted, learning_rate, train
+from sde_diffusion.training import Recipe, Training, TrainingInterrupted, learning_rate
+from sde_diffusion.training import train as train_with
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:
     torch.manual_seed(0)
     return Network(MLP(2, hidden=32, layers=2, features=0, **options), sde or EDMSDE(0.01, 20.0), kind, shape=(2,))
+
+
+def train(*args: Any, **options: Any) -> Training:
+    """With one seed, unless another is given."""
+    return train_with(*args, **{"seed": 0, **options})
 
 
 def gaussian(n: int = 4000) -> torch.Tensor:
@@ -210,7 +222,8 @@ class Perfect(Network):
 @pytest.mark.slow
 def test_training_reaches_the_loss_floor_of_the_exact_denoiser(sde, kind, times, weight):
     x = gaussian(20_000)
-    done = train(small(sde, kind), x, steps=1000, batch_size=256, times=times, weight=weight, lr=3e-3)
+    objective = DenoisingScoreMatching(times, weight)
+    done = train(small(sde, kind), x, steps=1000, loss=objective, recipe=Recipe(256, 3e-3))
     exact = Gaussian(sde, x.mean(0), torch.cov(x.T, correction=0))
 
     def loss(model, seed):
@@ -229,7 +242,7 @@ def test_training_reaches_the_loss_floor_of_the_exact_denoiser(sde, kind, times,
 
 
 def test_a_short_training_learns_the_covariance_of_a_gaussian():
-    done = train(small(), gaussian(), steps=400, lr=5e-3)
+    done = train(small(), gaussian(), steps=400, recipe=Recipe(lr=5e-3))
     x = SDESampler(done.model.sde, done.model, steps=15).sample(2000, seed=0)
     found = torch.cov(x.T)
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.8], [0.8, 1.0]]), atol=0.12, rtol=0)
@@ -241,7 +254,7 @@ def test_a_short_training_learns_the_covariance_of_a_gaussian():
 def test_a_class_conditional_model_learns_where_its_classes_lie():
     labels = torch.arange(600) % 2
     x = 0.1 * gaussian(600) + (2.0 * labels[:, None] - 1)
-    done = train(small(classes=2), x, labels, steps=300, lr=5e-3)
+    done = train(small(classes=2), x, labels, steps=300, recipe=Recipe(lr=5e-3))
     drawn = SDESampler(done.model.sde, done.model, steps=10).sample(100, seed=0, label=torch.arange(100) % 2)
     side = drawn.mean(1).sign()
     assert (side == 2.0 * (torch.arange(100) % 2) - 1).float().mean() > 0.95
@@ -257,8 +270,8 @@ def test_two_runs_with_one_seed_agree_bit_for_bit_dropout_and_transform_included
         net = Network(UNet(1, width=8, classes=10, dropout=0.3), EDMSDE(0.01, 20.0), predict.edm, shape=(1, 4, 4))
         levels = torch.arange(40 * 16).reshape(40, 1, 4, 4) % 17
         return train(
-            net, levels, torch.arange(40) % 10, steps=5, batch_size=16, seed=seed,
-            transform=lambda v, g: 2 * dequantise(v, generator=g),
+            net, levels, torch.arange(40) % 10, steps=5, seed=seed,
+            recipe=Recipe(16, transform=lambda v, g: 2 * dequantise(v, generator=g)),
         )  # fmt: skip
 
     a = once(0)
@@ -294,7 +307,7 @@ def test_batches_are_full_and_use_every_row_before_one_returns():
         seen.append(rows.flatten())
         return torch.randn(len(rows), 2, generator=generator)
 
-    train(small(), torch.arange(10), steps=5, batch_size=4, transform=spy)
+    train(small(), torch.arange(10), steps=5, recipe=Recipe(4, transform=spy))
     drawn = torch.cat(seen[1:])  # the first call is the check at the door
     assert [len(rows) for rows in seen[1:]] == [4] * 5
     assert sorted(drawn[:10].tolist()) == list(range(10))
@@ -302,7 +315,7 @@ def test_batches_are_full_and_use_every_row_before_one_returns():
 
 
 def test_a_batch_may_be_larger_than_the_data():
-    assert len(train(small(), gaussian(5), steps=2, batch_size=13).losses) == 2
+    assert len(train(small(), gaussian(5), steps=2, recipe=Recipe(13)).losses) == 2
 
 
 def test_the_progress_bar_is_shown_only_when_asked_for(capsys):
@@ -349,7 +362,7 @@ def sometimes_nan(bad):
 
 def test_a_batch_that_is_not_finite_is_skipped_counted_and_told():
     with pytest.warns(UserWarning, match=r"2 of 10 steps were skipped: batch not finite"):
-        done = train(small(), gaussian(64), steps=10, transform=sometimes_nan(lambda i: i in (3, 9)))
+        done = train(small(), gaussian(64), steps=10, recipe=Recipe(transform=sometimes_nan(lambda i: i in (3, 9))))
     assert done.skipped == 2
     assert len(done.losses) == 10
     assert [i for i, loss in enumerate(done.losses, 1) if math.isnan(loss)] == [3, 9]
@@ -359,14 +372,14 @@ def test_a_batch_that_is_not_finite_is_skipped_counted_and_told():
     with pytest.warns(
         UserWarning, match=r"2 of 10 steps were skipped: gradient, or in 1 of them the batch, not finite"
     ):
-        train(model, gaussian(64), steps=10, transform=sometimes_nan(lambda i: i == 5))
+        train(model, gaussian(64), steps=10, recipe=Recipe(transform=sometimes_nan(lambda i: i == 5)))
 
 
 def test_training_stops_when_no_batch_is_finite():
     with pytest.raises(
         SolverError, match=r"no finite batch in steps 4 to 53, .* look for NaN in what the transform"
     ) as e:
-        train(small(), gaussian(64), steps=100, transform=sometimes_nan(lambda i: i > 3))
+        train(small(), gaussian(64), steps=100, recipe=Recipe(transform=sometimes_nan(lambda i: i > 3)))
     assert len(record(e.value).losses) == 53
 
 
@@ -405,9 +418,9 @@ def test_what_a_run_has_done_goes_with_what_ends_it(error, training):
 
     stopped, state = model(8), torch.get_rng_state()
     with pytest.raises(type(error)) as caught:
-        train(stopped, gaussian(64), steps=100, lr=1e-2)
+        train(stopped, gaussian(64), steps=100, recipe=Recipe(lr=1e-2))
     done = record(caught.value)
-    whole: list[float] = train(model(), gaussian(64), steps=100, lr=1e-2).losses
+    whole: list[float] = train(model(), gaussian(64), steps=100, recipe=Recipe(lr=1e-2)).losses
     assert done.losses == whole[:7]
     assert stopped.training == training
     assert not next(m for m in stopped.modules() if isinstance(m, nn.Linear)).training
@@ -425,7 +438,7 @@ def test_what_a_run_has_done_goes_with_what_ends_it(error, training):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sde_diffusion.training.EMA", Spy)
         with pytest.raises(type(error)):
-            train(replay, gaussian(64), steps=100, lr=1e-2)
+            train(replay, gaussian(64), steps=100, recipe=Recipe(lr=1e-2))
     assert torch.equal(weights(done.model), losses[-1])
     assert not torch.equal(weights(done.model), weights(average.model))
 
@@ -446,7 +459,7 @@ def test_an_error_of_the_transform_keeps_its_type_and_says_where_the_work_is():
         return rows
 
     with pytest.raises(OSError, match="the disk went away") as caught:
-        train(small(), gaussian(64), steps=9, transform=transform)
+        train(small(), gaussian(64), steps=9, recipe=Recipe(transform=transform))
     assert len(record(caught.value).losses) == 3
     if sys.version_info >= (3, 11):
         (note,) = caught.value.__notes__
@@ -479,11 +492,12 @@ def test_a_stderr_that_is_gone_does_not_end_a_run(stderr, monkeypatch):
     assert len(done.losses) == 3
 
 
-def test_a_record_shows_the_recipe_and_the_loss_and_not_the_network():
+def test_a_record_shows_the_objective_the_recipe_and_the_loss_and_not_the_network():
     done = train(small(VPSDE(), predict.noise), gaussian(64), steps=2)
     assert re.fullmatch(
-        r"Training\(recipe=Recipe\(times=uniform_time, weight=None\), steps=2, skipped=0, "
-        r"seconds=\d+\.\d, loss=\d\.\d+\)",
+        r"Training\(objective=DenoisingScoreMatching\(times=uniform_time, weight=None\), "
+        r"recipe=Recipe\(batch_size=128, lr=0.002, decay=PowerDecay\(sigma_rel=0.1\), transform=None\), "
+        r"steps=2, skipped=0, seconds=\d+\.\d, loss=\d\.\d+\)",
         repr(done),
     )
     assert done.loss == pytest.approx(sum(done.losses) / 2)
@@ -500,7 +514,9 @@ def test_data_of_another_scale_than_the_model_expects_are_told():
         UserWarning, match=r"column 0 \(and 1 more\) .* deviation 126.*expects about 0 and 1: standardise it, \(x \+ 22"
     ):
         train(small(), 127.5 * gaussian(64), steps=1)
-    with pytest.warns(UserWarning, match=r"about 0 and 0.1: standardise it, 0.1 \* \(x .*, or give predict.EDM\(0.9"):
+    with pytest.warns(
+        UserWarning, match=r"about 0 and 0.1: standardise it, 0.1 \* \(x .*, or give predict.EDM\(data_std=0.9"
+    ):
         train(small(kind=predict.EDM(0.1)), gaussian(64), steps=1)
 
 
@@ -560,7 +576,7 @@ def test_one_sample_alone_is_constant_and_no_cause_to_warn():
 
 def test_the_scale_is_asked_of_what_the_transform_returns():
     x = 10 + standard(256, 2)
-    done = train(small(), x, steps=1, transform=lambda v, g: v - 10)
+    done = train(small(), x, steps=1, recipe=Recipe(transform=lambda v, g: v - 10))
     assert len(done.losses) == 1
 
 
@@ -568,7 +584,7 @@ def test_an_average_longer_than_a_fifth_of_the_run_is_told():
     with pytest.warns(
         UserWarning, match=r"ConstantDecay\(decay=0.9999, warm_up=False\) averages over about the last 10000 of 5"
     ):
-        train(small(), gaussian(64), steps=5, decay=ConstantDecay(0.9999, warm_up=False))
+        train(small(), gaussian(64), steps=5, recipe=Recipe(decay=ConstantDecay(0.9999, warm_up=False)))
     assert horizon(PowerDecay(0.1), 10_000) < 2000
     assert horizon(ConstantDecay(0.999), 1000) < 200
 
@@ -601,12 +617,14 @@ def test_labels_that_count_from_one_are_not_taken_for_the_null_label():
 
 def test_a_transform_is_held_to_the_same():
     with pytest.raises(ValueError, match="data holds 8 non-finite values of 8"):
-        train(small(), torch.arange(4), steps=1, transform=lambda v, g: torch.full((len(v), 2), math.nan))
+        train(
+            small(), torch.arange(4), steps=1, recipe=Recipe(transform=lambda v, g: torch.full((len(v), 2), math.nan))
+        )
     with pytest.raises(ValueError, match=r"data is empty: its shape is \(0,\)"):
-        train(small(), torch.arange(0), steps=1, transform=lambda v, g: v)
+        train(small(), torch.arange(0), steps=1, recipe=Recipe(transform=lambda v, g: v))
     rows: Any = [[1.0, 2.0]]
     with pytest.raises(TypeError, match=r"data must be a torch.Tensor of N samples, got list: torch.as_tensor makes"):
-        train(small(), rows, steps=1, transform=lambda v, g: v)
+        train(small(), rows, steps=1, recipe=Recipe(transform=lambda v, g: v))
 
 
 @pytest.mark.parametrize(
@@ -653,13 +671,56 @@ def test_unfit_arguments_are_refused():
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         train(small(), standard(8, 2), steps=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        train(small(), standard(8, 2), steps=1, batch_size=0)
+        train(small(), standard(8, 2), steps=1, recipe=Recipe(0))
     with pytest.raises(ValueError, match="lr must be positive and finite, got -1"):
-        train(small(), standard(8, 2), steps=1, lr=-1)
+        train(small(), standard(8, 2), steps=1, recipe=Recipe(lr=-1))
     with pytest.raises(TypeError, match=r"train needs a Denoiser: wrap the network, .* got MLP"):
-        train(MLP(2), standard(8, 2), steps=1)  # type: ignore[arg-type]
+        train(MLP(2), standard(8, 2), steps=1)
     with pytest.raises(ValueError, match="the model has no parameters to train: wrap your network"):
         train(Gaussian(EDMSDE(), torch.zeros(2), 1.0), standard(8, 2), steps=1)
+
+
+# --- an objective of one's own
+
+
+def test_an_objective_of_ones_own_is_what_is_minimised():
+    """The weights that a given matrix A asks for: |A - F(1)|^2 has its minimum there, whatever the data are."""
+    torch.manual_seed(0)
+    model = Network(Flaky(lambda call: False), VPSDE(), shape=(2,))
+    wanted, told = torch.tensor([[0.3, -0.7]]), []
+
+    def loss(model, x0, *, generator, label):
+        told.append((len(x0), len(label), torch.rand(1, generator=generator).item()))
+        return (model.net(torch.ones(1, 2), None) - wanted).square().mean()
+
+    recipe = Recipe(16, 0.05)
+    done = train(model, gaussian(64), torch.arange(64) % 2, steps=200, loss=loss, recipe=recipe)
+    assert (done.objective, done.recipe) == (loss, recipe)
+    assert "objective=loss, recipe=Recipe(batch_size=16, lr=0.05" in repr(done)
+    assert [n for n, _, _ in told] == [n for _, n, _ in told] == [16] * 200
+    assert len({u for _, _, u in told}) == 200
+    inner: Any = done.model.net
+    torch.testing.assert_close(inner(torch.ones(1, 2), None), wanted, atol=0.01, rtol=0)
+
+
+def test_an_objective_that_gives_nothing_to_minimise_is_refused():
+    def error(loss, kind, text):
+        with pytest.raises(kind, match=text):
+            train(small(), gaussian(64), steps=1, loss=loss)
+
+    error("mse", TypeError, r"loss must be a function \(model, x0, generator=...\) -> scalar, .* got 'mse'")
+    error(lambda model, x0, generator: None, TypeError, "the loss answered NoneType, .*: is a return missing")
+    error(lambda model, x0, generator: (x0**2).mean(1), ValueError, r"answered shape \(128,\), .* of shape \(\): .mean")
+    error(lambda model, x0, generator: (x0**2).mean(), TypeError, "the loss has no graph back to the model: it runs")
+
+
+def test_a_seed_of_none_draws_anew():
+    def runs(seed):
+        return [train(small(), gaussian(64), steps=2, seed=seed).losses for _ in range(2)]
+
+    same, fresh = runs(5), runs(None)
+    assert same[0] == same[1]
+    assert fresh[0] != fresh[1]
 
 
 def test_a_transform_in_place_leaves_the_data_and_works_once_on_each_batch():
@@ -670,7 +731,7 @@ def test_a_transform_in_place_leaves_the_data_and_works_once_on_each_batch():
         seen.append(float(batch.mean()))
         return batch.sub_(4.0)
 
-    train(small(), x, steps=20, batch_size=64, transform=centre)
+    train(small(), x, steps=20, recipe=Recipe(64, transform=centre))
     assert torch.equal(x, before)
     assert min(seen) > 3.5
 
@@ -678,9 +739,9 @@ def test_a_transform_in_place_leaves_the_data_and_works_once_on_each_batch():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_training_has_its_gradients_whatever_the_mode_of_the_caller(mode):
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-    expected, model = train(small(), x, steps=3, batch_size=16).losses, small()
+    expected, model = train(small(), x, steps=3, recipe=Recipe(16)).losses, small()
     with mode():
-        assert train(model, x, steps=3, batch_size=16).losses == expected
+        assert train(model, x, steps=3, recipe=Recipe(16)).losses == expected
 
 
 def test_a_seed_that_torch_does_not_take_is_refused():

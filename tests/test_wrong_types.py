@@ -21,7 +21,14 @@ from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.elbo import continuous_elbo, elbo
 from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.likelihood import bits_per_dim, log_prob
-from sde_diffusion.losses import EDMWeight, LogNormalSigma, MinSNR, denoising_score_matching, stratified
+from sde_diffusion.losses import (
+    DenoisingScoreMatching,
+    EDMWeight,
+    LogNormalSigma,
+    MinSNR,
+    denoising_score_matching,
+    stratified,
+)
 from sde_diffusion.solvers import RK4, DormandPrince, DPMSolverPP, EulerMaruyama, Heun, Langevin, Torchdiffeq, UniPC
 
 ROOT = str(Path(sde_diffusion.__file__).parent)
@@ -103,7 +110,7 @@ DOORS = {
     "loss: times": lambda v: denoising_score_matching(MODEL, X, times=v),
     "loss: generator": lambda v: denoising_score_matching(MODEL, X, generator=v),
     "loss: reduction": lambda v: denoising_score_matching(MODEL, X, reduction=v),
-    "loss: low_discrepancy": lambda v: denoising_score_matching(MODEL, X, low_discrepancy=v),
+    "loss: low_discrepancy": lambda v: DenoisingScoreMatching(low_discrepancy=v),
     "stratified": stratified,
     "log-normal: mean": lambda v: denoising_score_matching(MODEL, X, times=LogNormalSigma(v)),
     "log-normal: std": lambda v: denoising_score_matching(MODEL, X, times=LogNormalSigma(-1.2, v)),

@@ -7,16 +7,20 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from sde_diffusion import (
     EDMSDE,
     VESDE,
     VPSDE,
     BrownianSDE,
+    Clip,
     CosineSDE,
+    Denoiser,
     DiscreteVPSDE,
     FlowSDE,
     Network,
+    Prediction,
     SDESampler,
     SubVPSDE,
     Wrapper,
@@ -25,11 +29,20 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.data import moons
-from sde_diffusion.losses import EDMWeight, LogNormalSigma, data_weight, noise_weight, uniform_log_snr, uniform_time
+from sde_diffusion.losses import (
+    DenoisingScoreMatching,
+    EDMWeight,
+    LogNormalSigma,
+    data_weight,
+    denoising_score_matching,
+    noise_weight,
+    uniform_log_snr,
+    uniform_time,
+)
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.nets import MLP
-from sde_diffusion.recipes import Recipe, recipe
-from sde_diffusion.training import train
+from sde_diffusion.sde import Level
+from sde_diffusion.training import Recipe, train
 
 SMALL = [VPSDE(), SubVPSDE(), CosineSDE(), DiscreteVPSDE.linear()]  # states of order one, some data left at the end
 LARGE = [EDMSDE(), EDMSDE(0.005, 80.0), VESDE(), BrownianSDE()]
@@ -55,7 +68,7 @@ def network(sde, kind, clock=None, hidden=64) -> Network:
 
 def distance(model: Network, steps: int, scale: float = 1.0) -> float:
     """Sliced Wasserstein distance of its samples to held-out data of standard deviation one; of a fresh net: 1."""
-    done = train(model, scale * (REAL - MEAN) / STD, steps=steps, batch_size=256)
+    done = train(model, scale * (REAL - MEAN) / STD, steps=steps, recipe=Recipe(256), seed=0)
     x = SDESampler(model.sde, done.model).sample(4000, seed=0) / scale
     found, floor = sliced_wasserstein(x, HELD_OUT), sliced_wasserstein((REAL[:4000] - MEAN) / STD, HELD_OUT)
     print(f"{done!r}: sliced Wasserstein {found:.3f}, floor {floor:.3f}, std {x.std(0).tolist()}")
@@ -110,66 +123,108 @@ def test_a_model_told_the_scale_of_its_data_learns_them_as_those_of_scale_one(c)
 @pytest.mark.parametrize(("sde", "kind"), ALLOWED, ids=repr)
 def test_the_rule(sde, kind):
     expected = {
-        predict.edm: Recipe(LogNormalSigma()),
-        predict.v: Recipe(LogNormalSigma()),
-        predict.velocity: Recipe(uniform_time),
-        predict.data: Recipe(LogNormalSigma(), EDMWeight(1.0)),
-        predict.noise: Recipe(uniform_time),
-        predict.score: Recipe(uniform_time, noise_weight),
+        predict.edm: DenoisingScoreMatching(LogNormalSigma()),
+        predict.v: DenoisingScoreMatching(LogNormalSigma()),
+        predict.velocity: DenoisingScoreMatching(uniform_time),
+        predict.data: DenoisingScoreMatching(LogNormalSigma(), EDMWeight(1.0)),
+        predict.noise: DenoisingScoreMatching(uniform_time),
+        predict.score: DenoisingScoreMatching(uniform_time, noise_weight),
     }
-    assert recipe(network(sde, kind)) == expected[kind]
+    assert network(sde, kind).objective() == expected[kind]
 
 
 def test_the_rule_follows_the_scale_of_the_data():
-    found = recipe(network(EDMSDE(), predict.EDM(0.5))).times
+    found = network(EDMSDE(), predict.EDM(0.5)).objective().times
     assert isinstance(found, LogNormalSigma)
     assert found.mean == pytest.approx(-1.2 + math.log(0.5))
     other = network(EDMSDE(), predict.EDM(0.5)).on(VPSDE())
-    assert recipe(other) == Recipe(found, EDMWeight(0.5))
+    assert other.objective() == DenoisingScoreMatching(found, EDMWeight(0.5))
+
+
+class Bare(Denoiser):
+    """A denoiser of which nothing but its predictions is known."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.sde, self.shape = inner, inner.sde, inner.shape
+
+    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
+        return self.inner.predict(x, at, **cond)
 
 
 def test_a_denoiser_that_is_no_network_learns_by_the_error_of_its_data():
-    model = Wrapper(network(VPSDE(), predict.edm))
-    done = train(model, (REAL - MEAN) / STD, steps=150, batch_size=256)
+    model = Bare(network(VPSDE(), predict.edm))
+    done = train(model, (REAL - MEAN) / STD, steps=150, recipe=Recipe(256), seed=0)
     x = SDESampler(VPSDE(), done.model, shape=(2,)).sample(2000, seed=0)
     assert sliced_wasserstein(x, HELD_OUT) < 0.3
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_wrapper_is_trained_as_the_model_inside(kind):
+    model = network(VPSDE(), kind)
+    wrapped = Wrapper(Clip(model, -0.1, 0.1))
+    assert wrapped.objective() == model.objective()
+    first, second = (m.loss(REAL[:64], generator=torch.Generator().manual_seed(3)) for m in (model, wrapped))
+    assert first == second
 
 
 @pytest.mark.parametrize(("sde", "kind"), REFUSED, ids=repr)
 def test_a_pair_that_does_not_train_well_is_refused_and_trains_with_times_of_ones_own(sde, kind):
     model = network(sde, kind, hidden=8)
-    with pytest.raises(ValueError, match=r"predict\.(edm|velocity).*, or give times= if you know better$"):
+    with pytest.raises(
+        ValueError, match=r"predict\.(edm|velocity).*, losses\.DenoisingScoreMatching\(times\), if you know better$"
+    ):
         train(model, HELD_OUT, steps=1)
-    done = train(model, HELD_OUT, steps=1, times=LogNormalSigma(-1.0, 0.5))
-    assert done.recipe.times == LogNormalSigma(-1.0, 0.5)
+    own = DenoisingScoreMatching(LogNormalSigma(-1.0, 0.5))
+    assert train(model, HELD_OUT, steps=1, loss=own).objective is own
 
 
 def test_the_refusals_say_why():
     with pytest.raises(
         ValueError, match=r"answers noise would see states of size 50 as they are, on VESDE\(.*VPSDE\(\)"
     ):
-        recipe(network(VESDE(), predict.noise))
+        network(VESDE(), predict.noise).objective()
     with pytest.raises(
         ValueError, match=r"answers score hardly tells of the data at t_max = 0.999 .* counts 999 times. Ta"
     ):
-        recipe(network(FlowSDE(t_max=0.999), predict.score))
+        network(FlowSDE(t_max=0.999), predict.score).objective()
     with pytest.raises(
         ValueError, match=r"a noise prediction tells nothing of the data where alpha = 0 \(t = 1\): start"
     ):
-        recipe(network(FlowSDE(), predict.noise))
+        network(FlowSDE(), predict.noise).objective()
 
 
 def test_a_narrow_process_of_any_family_is_allowed():
     for sde in (EDMSDE(0.01, 2.0), VESDE(0.01, 2.0), BrownianSDE(4.0)):
-        assert recipe(network(sde, predict.noise)).times is uniform_time
+        assert network(sde, predict.noise).objective().times is uniform_time
 
 
 def test_what_is_given_is_kept():
     model = network(VPSDE(), predict.score)
-    assert recipe(model, times=uniform_log_snr) == Recipe(uniform_log_snr, noise_weight)
-    assert recipe(model, weight=data_weight) == Recipe(uniform_time, data_weight)
-    done = train(model, HELD_OUT, steps=1, times=uniform_log_snr, weight=data_weight)
-    assert done.recipe == Recipe(uniform_log_snr, data_weight)
+    assert model.objective(times=uniform_log_snr) == DenoisingScoreMatching(uniform_log_snr, noise_weight)
+    assert model.objective(weight=data_weight) == DenoisingScoreMatching(uniform_time, data_weight)
+    assert network(VESDE(), predict.noise).objective(times=uniform_log_snr).times is uniform_log_snr  # not refused
+
+
+@pytest.mark.parametrize("sde_kind", [(VPSDE(), predict.score), (EDMSDE(), predict.edm), (VPSDE(), predict.data)])
+def test_the_loss_of_a_model_is_denoising_score_matching_as_it_suits_it(sde_kind):
+    model = network(*sde_kind)
+    how, x0 = model.objective(), REAL[:64]
+    draws = [torch.Generator().manual_seed(3) for _ in range(2)]
+    expected = denoising_score_matching(model, x0, times=how.times, weight=how.weight, generator=draws[0])
+    assert model.loss(x0, generator=draws[1]) == expected
+
+
+def test_a_loop_of_ones_own_over_the_loss_of_the_model_learns_the_moons():
+    model, generator = network(VPSDE(), predict.edm), torch.Generator().manual_seed(0)
+    x0, opt = (REAL - MEAN) / STD, torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(200):
+        rows = torch.randint(len(x0), (256,), generator=generator)
+        model.loss(x0[rows], generator=generator).backward()
+        opt.step()
+        opt.zero_grad()
+    x = SDESampler(VPSDE(), model).sample(2000, seed=0)
+    assert sliced_wasserstein(x, HELD_OUT) < 0.3
 
 
 @pytest.mark.parametrize("kind", commands.KINDS)
@@ -179,8 +234,9 @@ def test_the_command_line_makes_models_that_are_told_the_log_noise_level_and_has
     assert (model.sde, model.kind, model.clock) == (commands.SDES[sde](), commands.KINDS[kind], clocks.edm)
 
 
-def test_a_recipe_shows_names():
-    assert repr(Recipe(uniform_time)) == "Recipe(times=uniform_time, weight=None)"
-    assert repr(Recipe(LogNormalSigma(), EDMWeight())) == (
-        "Recipe(times=LogNormalSigma(mean=-1.2, std=1.2), weight=EDMWeight(data_std=1.0))"
+def test_an_objective_shows_names():
+    assert repr(DenoisingScoreMatching()) == "DenoisingScoreMatching(times=uniform_time, weight=None)"
+    assert repr(DenoisingScoreMatching(LogNormalSigma(), EDMWeight(), low_discrepancy=False)) == (
+        "DenoisingScoreMatching(times=LogNormalSigma(mean=-1.2, std=1.2), weight=EDMWeight(data_std=1.0), "
+        "low_discrepancy=False)"
     )
