@@ -9,6 +9,8 @@ from sde_diffusion.denoiser import Denoiser, Wrapper
 from sde_diffusion.forecast import SamplingWarning
 from sde_diffusion.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 from sde_diffusion.predict import Prediction
+from sde_diffusion.prior import Matched, Standard
+from sde_diffusion.problem import Problem
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import (
     EDMSDE,
@@ -37,15 +39,18 @@ __all__ = [
     "FlowSDE",
     "GaussianSDE",
     "Level",
+    "Matched",
     "Network",
     "NonFiniteWarning",
     "PerSample",
     "Prediction",
+    "Problem",
     "SDESampler",
     "SamplingWarning",
     "Shared",
     "Snapshot",
     "SolverError",
+    "Standard",
     "SubVPSDE",
     "UnfinishedWarning",
     "Wrapper",

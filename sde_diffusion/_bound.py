@@ -18,7 +18,7 @@ from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
 from sde_diffusion.predict import Prediction, held
-from sde_diffusion.prior import MatchedPrior
+from sde_diffusion.prior import Prior
 from sde_diffusion.sde import GaussianSDE, Level
 
 
@@ -143,17 +143,13 @@ def decoder_std_of(first: Level, second: Level, variance: str) -> float:
     return float(first.sigma) * (1.0 if variance == "forward" else math.sqrt(gain))
 
 
-def prior_kl(sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
+def prior_kl(prior: Prior, sde: GaussianSDE, x0: Tensor, at: Level) -> Tensor:
     """KL of the noised data at the last level from the prior, both Gaussian, shape `(B,)`."""
     mean = at.alpha * _wide(x0)
     d = mean[0].numel()
-    std = (
-        sde._moments(at.t, mean)[1]
-        if isinstance(sde, MatchedPrior)
-        else torch.tensor(at.sigma, dtype=torch.float64, device="cpu")
-    )
+    std = prior.std(sde, at.t)
     trace = float((at.sigma / std).square().sum()) * (d / std.numel())
-    return 0.5 * trace - sde.prior_log_prob(mean, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
+    return 0.5 * trace - prior.log_prob(mean, sde, at.t) - 0.5 * d * (1 + math.log(2 * math.pi * at.sigma**2))
 
 
 def one_of(name: str, value: object, *known: str) -> None:

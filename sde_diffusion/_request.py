@@ -3,59 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from numbers import Integral
-from types import MethodType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_diffusion import grids, predict
-from sde_diffusion._modules import unbound
-from sde_diffusion._network import Network
+from sde_diffusion import grids
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Grid
-from sde_diffusion.noise import NoiseSource, SharedStream, Streams, seed_list
+from sde_diffusion.noise import Seed, as_seeds
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers.base import Solver
-
-Seed = int | Sequence[int] | torch.Generator | None
-
-
-def as_model(sde: SDE, score: Denoiser | Callable[..., Tensor]) -> Denoiser | Callable[..., Tensor]:
-    """The denoiser behind the `score` argument, or the bare score function of a general SDE."""
-    if not isinstance(sde, GaussianSDE):
-        if isinstance(score, Denoiser):
-            raise TypeError(f"a Denoiser works on a GaussianSDE; for {type(sde).__name__} give a function score(x, t)")
-        return _callable(score)
-    score = unbound(score)
-    if isinstance(score, MethodType) and isinstance(score.__self__, Denoiser) and score.__name__ == "score":
-        score = score.__self__  # who knows more than its score
-    if isinstance(score, Denoiser):
-        if score.sde.process != sde.process:
-            raise ValueError(
-                f"the denoiser was made for {score.sde!r}, not for {sde!r}: hand over model.on(sde), "
-                "which asks the same network at the same log-SNR"
-            )
-        return score
-    raw = unbound(score.func) if isinstance(score, partial) else score
-    if isinstance(raw, nn.Module):
-        name = type(raw).__name__
-        raise TypeError(
-            f"{name} is a network that is no Denoiser, and may answer the noise, the data or a velocity: say which, "
-            "Network(net, sde, predict.noise), with predict.data, velocity, v, edm or, if it is the score indeed, "
-            "predict.score"
-        )
-    return Network(_callable(score), sde, predict.score)
-
-
-def _callable(score: Any) -> Callable[..., Tensor]:
-    if not callable(score):
-        raise TypeError(f"score must be a Denoiser or a function score(x, t), got {score!r}")
-    return cast("Callable[..., Tensor]", score)
 
 
 def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:
@@ -90,20 +50,6 @@ def grid_name(grid: Any) -> str:
     return str([float(t) for t in grid])
 
 
-def check_noise(noise: object, seed: object) -> None:
-    """Raises `TypeError` unless `noise` makes a source of seeds, and `ValueError` if there are no seeds for it."""
-    if not callable(noise) or isinstance(noise, NoiseSource) or noise is SharedStream:
-        raise TypeError(
-            "noise is what makes a source of seeds, the class noise.Streams or noise.BrownianPath itself, got "
-            f"{noise!r}; one stream for the whole batch is seed=torch.Generator()"
-        )
-    if isinstance(seed, torch.Generator) and noise is not Streams:
-        raise ValueError(
-            f"{getattr(noise, '__name__', noise)} makes one path of each seed, but a torch.Generator is one stream for "
-            "the whole batch: give an integer seed, or one per sample"
-        )
-
-
 class Chunk(NamedTuple):
     """A batch of the samples asked for.
 
@@ -134,10 +80,3 @@ def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) 
             cond.part(part),
             i,
         )
-
-
-def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
-    """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
-    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
-        return seed_list(seed, n)
-    return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)

@@ -88,8 +88,6 @@ def save_checkpoint(
 ) -> None:
     """Writes a model to the folder `path`, which is made if need be; a checkpoint already there is replaced.
 
-    The prior of a `matched_to` SDE is not part of the model and is not saved.
-
     Args:
         path: The folder.
         model: A `Network` around a net with a `config` property, the constructor's arguments, such as `MLP` and `UNet`.

@@ -145,7 +145,7 @@ class Denoiser(nn.Module, ABC):
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         """The same model seen through another SDE: same answers at the same log-SNR."""
-        return self if _gaussian(sde).process == self.sde.process else On(self, sde)
+        return self if _gaussian(sde) == self.sde else On(self, sde)
 
     def beyond(self) -> Denoiser:
         """The same model, which may be asked at noise levels below those it was made for, where it extrapolates."""

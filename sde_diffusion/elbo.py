@@ -38,6 +38,7 @@ from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl,
 from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals, check_step_count
 from sde_diffusion.bins import Bins
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.prior import Prior, Standard
 from sde_diffusion.schedules import DiscreteVPSDE
 from sde_diffusion.sde import GaussianSDE
 
@@ -110,6 +111,7 @@ def elbo(
     x0: Tensor,
     *,
     sde: GaussianSDE | None = None,
+    prior: Prior = Standard(),
     times: Iterable[float] | Tensor | None = None,
     bins: Bins | None = None,
     variance: str = "posterior",
@@ -134,8 +136,9 @@ def elbo(
     Args:
         model: A denoiser.
         x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
-        sde: The process, if not that of the model, or with a prior: $\mathcal N(0, \sigma_T^2 I)$ by default,
-            `chain.matched_to(0.0, 1.0)` for the $\mathcal N(0, I)$ of DDPM.
+        sde: The process, if not that of the model.
+        prior: Of the last level: $\mathcal N(0, \sigma_T^2 I)$ by default, `Matched(0.0, 1.0)` for the
+            $\mathcal N(0, I)$ of DDPM.
         times: Levels of the chain, on any Gaussian SDE; by default all indices of a `DiscreteVPSDE`.
         bins: Where the levels of discrete data lie; without, the bound is on a density.
         variance: Of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear schedule.
@@ -164,7 +167,7 @@ def elbo(
     check_flag(importance, "importance")
     one_of("variance", variance, "posterior", "forward")
     sde, model = _process(model, sde)
-    if times is None and not isinstance(sde.process, DiscreteVPSDE):
+    if times is None and not isinstance(sde, DiscreteVPSDE):
         raise TypeError(
             f"elbo sums over the levels of a chain, a DiscreteVPSDE, and {sde!r} has none: give times=, or ask "
             "continuous_elbo"
@@ -185,7 +188,9 @@ def elbo(
 
     std = decoder_std_of(chain[0], chain[1], variance) if decoder_std is None else decoder_std
     found = _collect(run, transitions, n, Decoder(decoder, std, bins, chain[0].t), draws)
-    return replace(found, prior=prior_kl(sde, x0, chain[-1]), transitions=found.transitions + found.dim * constant)
+    return replace(
+        found, prior=prior_kl(prior, sde, x0, chain[-1]), transitions=found.transitions + found.dim * constant
+    )
 
 
 @torch.no_grad()
@@ -194,6 +199,7 @@ def continuous_elbo(
     x0: Tensor,
     *,
     sde: GaussianSDE | None = None,
+    prior: Prior = Standard(),
     lam: tuple[float, float] | None = None,
     bins: Bins | None = None,
     form: str = "noise",
@@ -219,7 +225,8 @@ def continuous_elbo(
     Args:
         model: A denoiser.
         x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
-        sde: The process, if not that of the model, or with a prior, `sde.matched_to(mean, variance)`.
+        sde: The process, if not that of the model.
+        prior: As in `elbo`.
         lam: Smallest and largest $\lambda = \log(\alpha/\sigma)$; by default those of the SDE. $\gamma = -2\lambda$.
         bins: Where the levels of discrete data lie; without, the bound is on a density.
         form: `"data"` or `"noise"`, whichever error is weighed; the same number up to rounding.
@@ -252,7 +259,7 @@ def continuous_elbo(
 
     std = first.ratio if decoder_std is None else decoder_std
     found = _collect(run, transitions, levels, Decoder(decoder, std, bins, first.t), draws)
-    return replace(found, prior=prior_kl(sde, x0, last))
+    return replace(found, prior=prior_kl(prior, sde, x0, last))
 
 
 def _collect(

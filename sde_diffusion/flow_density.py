@@ -30,7 +30,7 @@ from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.log_density import LogDensityODE, OwnTolerance, allowance, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.sampler import SDESampler
-from sde_diffusion.sde import SDE, GaussianSDE, standard_normal_log_prob
+from sde_diffusion.sde import GaussianSDE, standard_normal_log_prob
 from sde_diffusion.solvers import Adaptive, AngleSDE, Solver
 from sde_diffusion.solvers.base import describe
 
@@ -151,19 +151,8 @@ def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
 
 def general_route(sampler: SDESampler) -> Route:
     """The route of a general SDE, in `t`."""
-    sde: SDE = sampler.sde
-
-    def prior(x: Tensor) -> Tensor:
-        value: object = sde.prior_log_prob(x)
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"prior_log_prob of {type(sde).__name__} answered {what} to {len(x)} states, wanted shape ({len(x)},): "
-                "one number per state, the sum over its coordinates alone, .flatten(1).sum(1)"
-            )
-        return value
-
-    return Route((sampler.times[-1], sde.t_max), math.nan, sampler.equation, 1.0, 1.0, prior)
+    problem, end = sampler.problem, sampler.sde.t_max
+    return Route((sampler.times[-1], end), math.nan, problem.equation, 1.0, 1.0, partial(problem.log_prior, t=end))
 
 
 def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None) -> Route:
@@ -196,7 +185,7 @@ def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None,
     u = max(math.atan2(level, circle.data_std), circle.t_min)
     ends = (u, math.pi / 2 if whole else circle.angle(last))
     radius = 1.0 if whole else circle.radius(last)
-    prior = standard_normal_log_prob if whole else partial(sde.prior_log_prob, t=sampler.times[0])
+    prior = standard_normal_log_prob if whole else partial(sampler.problem.log_prior, t=sampler.times[0])
     return Route(
         ends,
         level,

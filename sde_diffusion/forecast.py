@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from sde_diffusion.moments import misfit
-from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers.base import Solver
 
@@ -43,13 +42,13 @@ def check_start(sde: GaussianSDE, time: float, data_std: float) -> None:
     r"""Warns where the prior leaves out more than 5 % of data: $\alpha c > 0.05\,\sigma$ at the first time.
 
     Args:
-        sde: The process, with its prior.
+        sde: The process, whose own prior is drawn from.
         time: First time of the grid.
         data_std: $c$, the standard deviation of the data as far as the model knows it.
     """
     (at,) = sde.levels([time])
     left = at.alpha * data_std / at.sigma
-    if isinstance(sde, MatchedPrior) or left <= SIGNAL_LEFT:
+    if left <= SIGNAL_LEFT:
         return
     if time < sde.t_max:
         unit = "index" if sde.time_is_index else "t"
@@ -62,7 +61,8 @@ def check_start(sde: GaussianSDE, time: float, data_std: float) -> None:
     warnings.warn(
         f"the prior of {sde!r} leaves out the data that its state still holds at t = {time:g}, "
         f"alpha * {data_std:g} / sigma = {left:.2g} (0.05 or less is harmless): samples will miss the mean and the "
-        f"spread of the data. {fix}, or take a prior that has both, sde.matched_to(mean, variance) of the data",
+        f"spread of the data. {fix}, or take a prior that has both, "
+        "Problem(sde, score, prior=Matched(mean, variance)) with those of the data",
         SamplingWarning,
         stacklevel=4,
     )

@@ -56,7 +56,7 @@ def draw_with_log_prob(
     xs, found = [], []
     with tqdm(total=total, desc="sampling", disable=total is None) as bar:
         for part in batches:
-            start = sampler.draw_prior(part.n, part.seed, noise) if part.start is None else part.start
+            start = _start(sampler, part, noise) if part.start is None else part.start
             seeds = part.seed
             if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
                 seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
@@ -157,3 +157,8 @@ def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
         times = default_grid(sde, sampler.model, Angle(solver))(sde, sampler.steps).tolist()
     between = [circle.angle(at) for at in sde.levels(times[1:-1])]
     return route, [high, *between, low]
+
+
+def _start(sampler: SDESampler, part: Chunk, noise: Callable[..., NoiseSource]) -> Tensor:
+    span = sampler.times[0], sampler.times[-1]
+    return sampler.problem.start(sampler.problem.source(part.n, part.seed, noise, span).prior(), span[0])

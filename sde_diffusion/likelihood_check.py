@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from numbers import Integral
 from typing import Any
@@ -25,7 +26,6 @@ from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.budget import LogProb
 from sde_diffusion.likelihood import LikelihoodWarning, log_prob
 from sde_diffusion.noise import Streams
-from sde_diffusion.prior import MatchedPrior
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Angle, DormandPrince, Solver
@@ -138,7 +138,7 @@ def check_likelihood(
             0.95,
             lambda: _coverage(twin, n, seed),
         )
-    if not made_up and not isinstance(sampler.sde, MatchedPrior):
+    if not made_up and not sampler.problem.prior.holds_data:
         found.at_most(
             "latents of the data: distance of |z|^2 from chi-squared, in units of chance",
             2.0,
@@ -198,8 +198,9 @@ def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> 
 
 def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: int) -> None:
     """Raises unless the model answers to two rows: what fails here would fail in every row of the report."""
-    y = sampler.draw_prior(2, [seed, seed + 1], Streams) if x0 is None else x0[:2]
-    eq = sampler.equation(given.rows(2))
+    problem, span = sampler.problem, (sampler.times[0], sampler.times[-1])
+    y = x0[:2] if x0 is not None else problem.start(problem.source(2, [seed, seed + 1], Streams, span).prior(), span[0])
+    eq = problem.equation(given.rows(2))
     try:
         with torch.no_grad(), Evaluation(sampler.model):
             eq.velocity(y, eq.level(sampler.times[len(sampler.times) // 2]))
@@ -250,7 +251,7 @@ def _flow(sampler: SDESampler, x: Tensor, solver: Solver) -> SDESampler:
     if isinstance(sampler.sde, GaussianSDE):
         solver = Angle(solver, getattr(sampler.model, "data_std", 1.0))
     ends = [sampler.times[0], sampler.times[-1]]
-    return SDESampler(sampler.sde, sampler.model, solver=solver, grid=ends, shape=x.shape[1:])
+    return SDESampler(replace(sampler.problem, shape=x.shape[1:]), solver=solver, grid=ends)
 
 
 def _round_trip(sampler: SDESampler, x: Tensor, n: int, seed: int, given: _Given) -> tuple[LogProb, LogProb]:
@@ -265,8 +266,7 @@ def _round_trip(sampler: SDESampler, x: Tensor, n: int, seed: int, given: _Given
 def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
-    sde = sampler.sde
-    return sde.prior(z, sampler.times[0]) if isinstance(sde, GaussianSDE) else sde.prior(z)
+    return sampler.problem.start(z, sampler.times[0])
 
 
 def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tuple[float, float]:
@@ -282,7 +282,7 @@ def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tu
     eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     low, high = sampler.times[-1], sampler.times[0]
     worst, unknown = 0.0, 0.0
-    eq = sampler.equation(given.rows(len(x)))
+    eq = sampler.problem.equation(given.rows(len(x)))
     for fraction in (0.1, 0.4, 0.8):
         at = eq.level(low + fraction * (high - low))
         if math.isnan(at.alpha):

@@ -53,7 +53,7 @@ class Snapshot(NamedTuple):
 def check_capable(eq: ODE, solver: Solver) -> None:
     """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
     if not isinstance(eq, ODE):
-        raise TypeError(f"integrate works on an equation, such as SDESampler(sde, model).equation(), got {eq!r}")
+        raise TypeError(f"integrate works on an equation, such as Problem(sde, model).equation(), got {eq!r}")
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
     needs = solver.facts.needs

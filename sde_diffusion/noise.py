@@ -13,6 +13,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from sde_diffusion._brownian import GOLDEN, mix, path_at
 
 _GOLDEN, _mix = GOLDEN, mix
+
+
+Seed = int | Sequence[int] | torch.Generator | None
 
 
 def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -45,6 +49,13 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
         worst = min(seeds) if min(seeds) < 0 else max(seeds)
         raise ValueError(f"seeds must be >= 0 and below 2**32 (all that torch's generator reads of one), got {worst}")
     return seeds
+
+
+def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
+    """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
+    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
+        return seed_list(seed, n)
+    return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
 
 
 class NoiseSource(ABC):
@@ -262,3 +273,17 @@ class _Beside(NoiseSource):
     def __call__(self, t: float, s: float) -> Tensor:
         self.drawn += 1
         return self.path.fork(self.key, self.drawn)(self.t, self.s)
+
+
+def check_noise(noise: object, seed: object) -> None:
+    """Raises `TypeError` unless `noise` makes a source of seeds, and `ValueError` if there are no seeds for it."""
+    if not callable(noise) or isinstance(noise, NoiseSource) or noise is SharedStream:
+        raise TypeError(
+            "noise is what makes a source of seeds, the class noise.Streams or noise.BrownianPath itself, got "
+            f"{noise!r}; one stream for the whole batch is seed=torch.Generator()"
+        )
+    if isinstance(seed, torch.Generator) and noise is not Streams:
+        raise ValueError(
+            f"{getattr(noise, '__name__', noise)} makes one path of each seed, but a torch.Generator is one stream for "
+            "the whole batch: give an integer seed, or one per sample"
+        )

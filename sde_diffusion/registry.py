@@ -63,7 +63,7 @@ def describe(model: Network) -> dict[str, Any]:
         )
     return {
         "net": {"name": _name_of(type(net), "net"), "fields": dict(config)},
-        "sde": _named(model.sde.process, "SDE"),
+        "sde": _named(model.sde, "SDE"),
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),

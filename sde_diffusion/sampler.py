@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -16,31 +16,27 @@ from sde_diffusion._checks import (
     check_count,
     check_finite,
     check_flag,
-    check_like,
     check_samples,
-    check_shape,
     check_state,
     check_step_count,
 )
-from sde_diffusion._modules import Evaluation, home
+from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import (
     Chunk,
-    Seed,
-    as_model,
-    as_seeds,
-    check_noise,
     chunks,
     default_grid,
     grid_name,
 )
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
+from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.forecast import check_end, check_start, check_steps
 from sde_diffusion.grids import Grid
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
-from sde_diffusion.noise import NoiseSource, SharedStream, Silent, Streams
-from sde_diffusion.sde import SDE, GaussianSDE, check_process
+from sde_diffusion.noise import NoiseSource, Seed, Silent, Streams, as_seeds
+from sde_diffusion.prior import Standard
+from sde_diffusion.problem import Problem
+from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 if TYPE_CHECKING:
@@ -52,7 +48,7 @@ class SDESampler:
     r"""Draws samples of a model by a solver on a grid of times.
 
     Args:
-        sde: The process, with its prior.
+        sde: The process; or a `Problem`, which holds the process, the score, the shape and a prior of choice.
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
             in evaluation mode in every solve, and in their own again after it.
         solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
@@ -75,8 +71,8 @@ class SDESampler:
 
     def __init__(
         self,
-        sde: SDE,
-        score: Denoiser | Callable[..., Tensor],
+        sde: SDE | Problem,
+        score: Denoiser | Callable[..., Tensor] | None = None,
         *,
         solver: Solver | None = None,
         steps: int | None = None,
@@ -85,27 +81,27 @@ class SDESampler:
         shape: Sequence[int] | None = None,
         denoise: bool = True,
     ) -> None:
-        if not isinstance(sde, SDE):
-            raise TypeError(f"sde must be an SDE such as VPSDE(), got {sde!r}")
-        check_process(sde)
-        gaussian = isinstance(sde, GaussianSDE)
-        self.sde = sde
-        self.model = as_model(sde, score)
+        if isinstance(sde, Problem):
+            if score is not None or shape is not None:
+                raise TypeError(
+                    "a Problem has its model and its event shape: leave out score and shape=, or give them to "
+                    "Problem(sde, score, shape=...)"
+                )
+            self.problem = sde
+        else:
+            self.problem = Problem(sde, cast("Any", score), shape)  # which refuses None
+        gaussian = isinstance(self.sde, GaussianSDE)
         if solver is None:
             solver = DPMSolverPP(order=2) if gaussian else EulerMaruyama()
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
         self.denoise = check_flag(denoise, "denoise") and gaussian
-        known = self.model.shape if isinstance(self.model, Denoiser) else None
-        self.shape = known if shape is None else check_shape(shape)
-        if known is not None and self.shape != known:
-            raise ValueError(f"shape={self.shape}, but the model works on {known}")
-        self._tables, self._forecast_done = Tables(), set[str]()
-        check_capable(self.equation(), self.solver)
+        self._forecast_done = set[str]()
+        check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
         self.grid: Grid | Sequence[float] | Tensor = (
-            grid if grid is not None else default_grid(sde, self.model, self.solver)
+            grid if grid is not None else default_grid(self.sde, self.model, self.solver)
         )
         self.steps, self.times = self._lay_out(steps, nfe)
 
@@ -132,29 +128,44 @@ class SDESampler:
         return len(times) - 1, times
 
     def _steps_for(self, nfe: int) -> int:
-        jump, per_step = (self._cost if self.denoise else 0), self.solver.facts.evaluations
+        cost, per_step = self.problem.cost, self.solver.facts.evaluations
+        jump = cost if self.denoise else 0
         if per_step is None:
             raise ValueError(
                 f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
                 f"({self.solver.facts.default_steps} by default)"
             )
-        steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * self._cost)
+        steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * cost)
         if steps < 1:
             raise ValueError(
-                f"a budget of {nfe} evaluations is too small: one step of {self.solver!r} takes {per_step * self._cost}"
+                f"a budget of {nfe} evaluations is too small: one step of {self.solver!r} takes {per_step * cost}"
                 + (f" and the final jump {jump}" if jump else "")
             )
         return steps
 
     @property
-    def _cost(self) -> int:
-        return self.model.cost if isinstance(self.model, Denoiser) else 1
+    def sde(self) -> SDE:
+        """The process of the problem."""
+        return self.problem.sde
+
+    @property
+    def model(self) -> Denoiser | Callable[..., Tensor]:
+        """The model of the problem."""
+        return self.problem.model
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The event shape of the problem, None if it is not known."""
+        return None if self.problem.shape is None else tuple(self.problem.shape)
 
     def __repr__(self) -> str:
         grid = f"grid={grid_name(self.grid)}"
         tail = "" if self.denoise or not isinstance(self.sde, GaussianSDE) else ", denoise=False"
         steps = f"steps={self.steps}, " if callable(self.grid) else ""
-        return f"SDESampler({self.sde!r}, model, solver={self.solver!r}, {steps}{grid}{tail})"
+        about = f"{self.sde!r}, model"
+        if self.problem.prior != Standard():
+            about = f"Problem({about}, prior={self.problem.prior!r})"
+        return f"SDESampler({about}, solver={self.solver!r}, {steps}{grid}{tail})"
 
     @overload
     def sample(
@@ -329,7 +340,7 @@ class SDESampler:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        eq = self.equation(Conditions.of(self.model, {"cond": cond, **conditions}, len(x0)).whole)
+        eq = self.problem.equation(Conditions.of(self.model, {"cond": cond, **conditions}, len(x0)).whole)
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
         with (
@@ -351,8 +362,8 @@ class SDESampler:
         """Tells, once, of a start or of steps that do not fit the process."""
         if not isinstance(self.sde, GaussianSDE) or torch.compiler.is_compiling():
             return
-        data_std = self.model.data_std if isinstance(self.model, Denoiser) else 1.0
-        if from_prior and "start" not in self._forecast_done:
+        data_std = self.problem.data_std
+        if from_prior and not self.problem.prior.holds_data and "start" not in self._forecast_done:
             check_start(self.sde, self.times[0], data_std)
             self._forecast_done.add("start")
         if steps and self.denoise and "end" not in self._forecast_done:
@@ -367,13 +378,13 @@ class SDESampler:
         return as_grid(grid(self.sde, steps), self.sde.t_min, self.sde.t_max)
 
     def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
-        eq, x_T = self.equation(part.cond), part.start
+        eq, x_T = self.problem.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
         if x_T is None or self.solver.facts.stochastic:
-            source = self._source(part.n, part.seed, x_T, noise)
+            source = self.problem.source(part.n, part.seed, noise, (self.times[0], self.times[-1]), x_T)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
-            x_T = self._start(z) if x_T is None else x_T
+            x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
         for now in integrate(eq, self.solver, x_T, self.times, source):
             yield now  # and not `yield from`, whose value a compiled solve would lose
         if self.denoise and isinstance(eq, GaussianReverseSDE):
@@ -386,47 +397,6 @@ class SDESampler:
                 check_numbers([now], x, 0, part.first)
             yield now
         warn_lost(eq)
-
-    def _source(
-        self, n: int, seed: list[int] | torch.Generator, x_T: Tensor | None, noise: Callable[..., NoiseSource]
-    ) -> NoiseSource:
-        if x_T is not None:
-            shape, dtype, device = tuple(x_T.shape[1:]), x_T.dtype, x_T.device
-        elif self.shape is not None:
-            shape, (dtype, device) = self.shape, home(self.model)
-        else:
-            raise ValueError(
-                "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "
-                "or to the model, Network(..., shape=(3, 32, 32))"
-            )
-        check_noise(noise, seed)
-        if isinstance(seed, list):
-            source = noise(seed, shape, dtype, device, (self.times[0], self.times[-1]))
-            if not isinstance(source, NoiseSource):
-                raise TypeError(f"noise made {type(source).__name__} of the seeds, wanted a NoiseSource")
-            return source
-        return SharedStream(seed, n, shape, dtype, device)
-
-    def draw_prior(self, n: int, seed: list[int] | torch.Generator, noise: Callable[..., NoiseSource]) -> Tensor:
-        """The states at the first grid time that `sample` starts from, shape `(n, *)`."""
-        return self._start(self._source(n, seed, None, noise).prior())
-
-    def _start(self, z: Tensor) -> Tensor:
-        if isinstance(self.sde, GaussianSDE):
-            return self.sde.prior(z, self.times[0])
-        if self.times[0] != self.sde.t_max:
-            raise ValueError(
-                f"the grid starts at t = {self.times[0]:g}, but the prior of {type(self.sde).__name__} is known at "
-                f"t_max = {self.sde.t_max:g} alone: start there, or give x_T="
-            )
-        return check_like(self.sde.prior(z), "the prior's answer", z, "the draws")
-
-    def equation(self, cond: dict[str, Any] | None = None) -> ReverseSDE:
-        """A fresh equation of the model: what a solver, or `integrate`, works on."""
-        cond = cond or {}
-        if isinstance(self.model, Denoiser):
-            return GaussianReverseSDE(self.model, cond, tables=self._tables)
-        return ReverseSDE(self.sde, self.model, cond, tables=self._tables)
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)

@@ -348,7 +348,7 @@ class DiscreteVPSDE(GaussianSDE):
             beta_start: The first beta, taken as it is.
             beta_end: The last, taken as it is.
             scaled: False: 1e-4 to 0.02 whatever the length. Fewer than a thousand then leave signal at the end, which
-                the prior does not have: samples come out too close to 0, unless from `matched_to(mean, variance)`.
+                the prior does not have: samples come out too close to 0, unless from a prior `Matched(mean, variance)`.
 
         Raises:
             ValueError: So few levels that a scaled beta reaches 1.

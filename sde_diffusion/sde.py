@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from torch import Tensor
 from sde_diffusion._checks import as_table, as_time, as_times, check_like, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._process import SCHEDULES, check_range_of, check_scales, check_schedule, elementwise
-
-if TYPE_CHECKING:
-    from sde_diffusion.prior import MatchedPrior
 
 Scalar = float | Tensor
 
@@ -112,11 +109,6 @@ class SDE(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"
-
-    @property
-    def process(self) -> SDE:
-        """The forward process, whatever prior is set on it: what decides whether a denoiser fits."""
-        return self
 
 
 class GaussianSDE(SDE):
@@ -285,7 +277,7 @@ class GaussianSDE(SDE):
     def prior(self, z: Tensor, t: float | None = None) -> Tensor:
         r"""Turns draws `z` of $\mathcal N(0, I)$ into draws of $\mathcal N(0, \sigma(t)^2 I)$, at `t_max` by default.
 
-        `matched_to` gives the prior the mean and variance of the data instead.
+        `prior.Matched` has the mean and variance of the data instead.
         """
         (at,) = self.levels([self.t_max if t is None else t])
         return check_state(z, "z") * float(at.sigma)
@@ -294,20 +286,6 @@ class GaussianSDE(SDE):
         """Log-density of the prior at `x`, in nats, shape `(B,)`; at `t_max` unless `t` is given."""
         (at,) = self.levels([self.t_max if t is None else t])
         return standard_normal_log_prob(check_state(x, "x") / at.sigma) - x[0].numel() * math.log(at.sigma)
-
-    def matched_to(self, mean: float | Tensor, variance: float | Tensor) -> MatchedPrior:
-        r"""The same process with prior $\mathcal N(\alpha_T\mu, \alpha_T^2 C + \sigma_T^2 I)$, exact for Gaussian data.
-
-        Args:
-            mean: Mean $\mu$ of the data: a float or a tensor of the event shape.
-            variance: A float, a tensor of the event shape, or a covariance `(D, D)`.
-
-        Raises:
-            ValueError: A variance that is negative or a covariance that is not symmetric positive semi-definite.
-        """
-        from sde_diffusion.prior import MatchedPrior
-
-        return MatchedPrior(self, mean, variance)
 
 
 _checked: weakref.WeakValueDictionary[int, SDE] = weakref.WeakValueDictionary()

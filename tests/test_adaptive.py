@@ -23,7 +23,9 @@ from sde_diffusion import (
     VPSDE,
     BrownianSDE,
     FlowSDE,
+    Matched,
     Network,
+    Problem,
     SDESampler,
     SolverError,
     UnfinishedWarning,
@@ -281,7 +283,9 @@ def test_refused_steps_do_not_bias_the_samples(bridge: Any, biased: bool, monkey
     sde, n = VPSDE(), 6000
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)
     (at,) = sde.levels([sde.t_min])
-    s = SDESampler(sde.matched_to(0.5, 0.25), model, solver=StochasticHeunEuler(0.05), steps=1, denoise=False)
+    s = SDESampler(
+        Problem(sde, model, prior=Matched(0.5, 0.25)), solver=StochasticHeunEuler(0.05), steps=1, denoise=False
+    )
     x = s.sample(n, seed=torch.Generator().manual_seed(0))
     variance = at.alpha**2 * 0.25 + at.sigma**2
     z_mean = (float(x.mean()) - at.alpha * 0.5) / math.sqrt(variance / n)

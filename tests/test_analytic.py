@@ -18,6 +18,8 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
+    Problem,
     SDESampler,
     SubVPSDE,
     grids,
@@ -234,8 +236,8 @@ def test_sampling_a_gaussian_with_the_matched_prior_gives_its_moments():
     """Exact score and prior; what is left is the bias of the steps, 1/1000 of the noise, below the standard error."""
     n, sde = 4000, VPSDE()
     model = Gaussian(sde, MEANS[0], COVS[0])
-    prior = sde.matched_to(MEANS[0], COVS[0])
-    sampler = SDESampler(prior, model, solver=EulerMaruyama(), steps=300, grid=grids.angle, denoise=False)
+    problem = Problem(sde, model, prior=Matched(MEANS[0], COVS[0]))
+    sampler = SDESampler(problem, solver=EulerMaruyama(), steps=300, grid=grids.angle, denoise=False)
     x = sampler.sample(n, seed=torch.Generator().manual_seed(0))
     (at,) = sde.levels([sde.t_min])
     cov = at.alpha**2 * COVS[0] + at.sigma**2 * torch.eye(2).double()

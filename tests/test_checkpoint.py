@@ -125,12 +125,6 @@ def test_double_precision_comes_back(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_a_matched_prior_is_left_out(tmp_path):
-    sde = schedules.EDMSDE(0.005, 20.0)
-    save_checkpoint(tmp_path, model(sde.matched_to(0.0, 1.0)))
-    assert load_checkpoint(tmp_path).model.sde == sde
-
-
 def test_a_checkpoint_is_replaced_and_leaves_no_drafts(saved):
     save_checkpoint(saved, model(), std=3.0)
     assert load_checkpoint(saved).std == 3.0

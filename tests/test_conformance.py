@@ -15,7 +15,9 @@ from sde_diffusion import (
     VESDE,
     VPSDE,
     FlowSDE,
+    Matched,
     Network,
+    Problem,
     SDESampler,
     predict,
 )
@@ -127,7 +129,7 @@ def test_every_solver_samples_a_gaussian(solver: Solver) -> None:
     sde = VPSDE()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)
     grid = zoo.grid(sde, solver, 4 if solver.facts.evaluations is None else 150)
-    x = SDESampler(sde.matched_to(0.5, 0.25), model, solver=solver, grid=grid).sample(4000, seed=_shared())
+    x = SDESampler(Problem(sde, model, prior=Matched(0.5, 0.25)), solver=solver, grid=grid).sample(4000, seed=_shared())
     assert abs(float(x.mean()) - 0.5) < 4 * 0.008 + 0.02
     assert abs(float(x.var()) - 0.25) < 4 * 0.0056 + 0.02
 

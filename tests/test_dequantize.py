@@ -14,7 +14,7 @@ import torch
 from refusals import T, V, check, refuses, wrong
 from scipy.integrate import quad
 
-from sde_diffusion import EDMSDE, SDESampler, data, dequantize
+from sde_diffusion import EDMSDE, Matched, Problem, SDESampler, data, dequantize
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.bins import Bins
 from sde_diffusion.likelihood import bits_per_dim
@@ -299,7 +299,7 @@ def test_with_a_sampler_it_is_the_probability_of_its_law():
     """Gaussian data, whose probability flow is exact: the mass of N(m, v + S^2) in the bin."""
     sde = EDMSDE(0.01, 80.0)
     model = Gaussian(sde, torch.tensor([0.2], dtype=F64), 0.3)
-    sampler = SDESampler(sde.matched_to(0.2, 0.3), model)
+    sampler = SDESampler(Problem(sde, model, prior=Matched(0.2, 0.3)))
     found = dequantize.uniform(lambda x: sampler.log_prob(x, steps=12).value, at(2, 200), BINS, draws=8)
     mean, error = mean_of(found)
     s = math.sqrt(2 * (0.3 + 1e-4))

@@ -21,6 +21,7 @@ from sde_diffusion import (
     Denoiser,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
     Network,
     Prediction,
     predict,
@@ -178,12 +179,12 @@ def test_the_prior_term_is_exact_for_every_prior():
     x0 = torch.tensor([[0.5, -1.0], [2.0, 0.0]], dtype=F64)
     bar = float(torch.prod(1 - SHORT.betas))
     lectures = 0.5 * (bar * x0**2 + (1 - bar) - math.log(1 - bar) - 1).sum(1)
-    found = elbo(pair(SHORT), x0, sde=SHORT.matched_to(0.0, 1.0))
+    found = elbo(pair(SHORT), x0, prior=Matched(0.0, 1.0))
     torch.testing.assert_close(found.prior, lectures, rtol=1e-10, atol=1e-14)
     plain = elbo(pair(SHORT), x0)
     torch.testing.assert_close(plain.prior, 0.5 * bar / (1 - bar) * x0.square().sum(1), rtol=1e-10, atol=1e-14)
     mean, cov = torch.tensor([0.3, -0.2], dtype=F64), torch.tensor([[0.8, 0.3], [0.3, 0.5]], dtype=F64)
-    full = elbo(pair(SHORT), x0, sde=SHORT.matched_to(mean, cov))
+    full = elbo(pair(SHORT), x0, prior=Matched(mean, cov))
     q = torch.distributions.MultivariateNormal(math.sqrt(bar) * x0, (1 - bar) * torch.eye(2, dtype=F64))
     p = torch.distributions.MultivariateNormal(math.sqrt(bar) * mean, bar * cov + (1 - bar) * torch.eye(2, dtype=F64))
     torch.testing.assert_close(full.prior, torch.distributions.kl_divergence(q, p), rtol=1e-9, atol=1e-12)
@@ -435,8 +436,8 @@ def test_many_levels_tend_to_the_continuous_bound():
 def test_the_continuous_bound_does_not_depend_on_the_form_or_the_process(form):
     base = pair(VPSDE(t_min=1e-4))
     x0 = base.sample(4, seed=2)
-    a = continuous_elbo(base, x0, lam=(-3.0, 3.0), form=form, draws=1, sde=VPSDE(t_min=1e-4).matched_to(0.0, 1.0))
-    b = continuous_elbo(pair(EDMSDE()), x0, lam=(-3.0, 3.0), draws=1, sde=EDMSDE().matched_to(0.0, 1.0))
+    a = continuous_elbo(base, x0, lam=(-3.0, 3.0), form=form, draws=1, prior=Matched(0.0, 1.0))
+    b = continuous_elbo(pair(EDMSDE()), x0, lam=(-3.0, 3.0), draws=1, prior=Matched(0.0, 1.0))
     torch.testing.assert_close(a.total, b.total, rtol=0, atol=1e-8)
 
 
@@ -612,7 +613,7 @@ ONE = torch.ones(1, dtype=F64)
 @refuses(
     (lambda: elbo(wrong(torch.nn.Linear(2, 2)), X), T, "the bound needs a Denoiser, got Linear: wrap it, Network("),
     (lambda: elbo(pair(VPSDE()), X), T, "sums over the levels of a chain, a DiscreteVPSDE, and VPSDE("),
-    (lambda: elbo(MODEL, X, sde=VPSDE().matched_to(0.0, 1.0)), T, "give times=, or ask continuous_elbo"),
+    (lambda: elbo(MODEL, X, sde=VPSDE()), T, "give times=, or ask continuous_elbo"),
     (lambda: elbo(MODEL, X, sde=wrong(DoubleWell())), T, "the bound needs a GaussianSDE, got DoubleWell"),
     (lambda: elbo(MODEL, X.half()), T, "half-precision"),
     (lambda: elbo(MODEL, X.long()), T, "scale the data to floats first"),

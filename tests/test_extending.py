@@ -10,7 +10,19 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from sde_diffusion import Denoiser, GaussianSDE, Level, Network, Prediction, SDESampler, Wrapper, losses, predict
+from sde_diffusion import (
+    Denoiser,
+    GaussianSDE,
+    Level,
+    Matched,
+    Network,
+    Prediction,
+    Problem,
+    SDESampler,
+    Wrapper,
+    losses,
+    predict,
+)
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
@@ -109,7 +121,7 @@ def test_an_sde_of_ones_own_is_told_by_its_class_and_attributes() -> None:
 def test_a_gaussian_sde_of_ten_lines_encodes_and_weighs() -> None:
     sde = Ornstein()
     model = Gaussian(sde, torch.tensor([0.5, 0.1], dtype=torch.float64), 0.25)
-    s = SDESampler(sde.matched_to(0.3, 0.25), model, solver=Angle(RK4()), steps=60)
+    s = SDESampler(Problem(sde, model, prior=Matched(0.3, 0.25)), solver=Angle(RK4()), steps=60)
     x0 = model.sample(6, seed=1)
     # The final jump from sigma = 0.045 draws each point 0.8 % towards the mean.
     torch.testing.assert_close(s.sample(x_T=s.encode(x0)), x0, rtol=0, atol=0.01)
@@ -129,7 +141,7 @@ def test_a_gaussian_sde_of_ten_lines_trains() -> None:
         losses.denoising_score_matching(model, x0, generator=generator).backward()
         optimizer.step()
         optimizer.zero_grad()
-    x = SDESampler(Ornstein().matched_to(0.5, 0.09), model).sample(2000, seed=0)
+    x = SDESampler(Problem(Ornstein(), model, prior=Matched(0.5, 0.09))).sample(2000, seed=0)
     assert abs(float(x.mean()) - 0.5) < 0.06
     assert abs(float(x.std()) - 0.3) < 0.06
 
@@ -202,7 +214,7 @@ def test_a_wrapper_of_a_model_is_a_model() -> None:
     sde = Ornstein()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)
     for solver in (DPMSolverPP(2), Angle(Heun()), EulerMaruyama()):
-        s = SDESampler(sde.matched_to(1.5, 0.25), Shifted(model, 1.0), solver=solver, steps=300)
+        s = SDESampler(Problem(sde, Shifted(model, 1.0), prior=Matched(1.5, 0.25)), solver=solver, steps=300)
         assert abs(float(s.sample(500, seed=0).mean()) - 1.5) < 4 * 0.5 / 500**0.5 + 0.01
 
 

@@ -25,6 +25,8 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
+    Problem,
     SamplingWarning,
     SDESampler,
     SubVPSDE,
@@ -276,7 +278,7 @@ def test_no_default_process_is_told_that_its_prior_leaves_out_data(sde: Gaussian
 def test_a_prior_that_leaves_out_data_is_told_of_and_a_matched_one_is_right(sde: GaussianSDE) -> None:
     mean, n = 2.0, 4000
     model = Gaussian(sde, torch.full((1,), mean, dtype=torch.float64), 1.0)
-    with pytest.warns(SamplingWarning, match=r"alpha \* 1 / sigma = .*matched_to\(mean, variance\)"):
+    with pytest.warns(SamplingWarning, match=r"alpha \* 1 / sigma = .*Matched\(mean, variance\)"):
         off = SDESampler(sde, model).sample(n, seed=torch.Generator().manual_seed(0))
     at = sde.levels([sde.t_max])[0]
     root = math.hypot(at.alpha, at.sigma)
@@ -286,7 +288,7 @@ def test_a_prior_that_leaves_out_data_is_told_of_and_a_matched_one_is_right(sde:
     assert float(off.std()) == pytest.approx(at.sigma / root, abs=0.02 + 4 / math.sqrt(2 * n))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        x = SDESampler(sde.matched_to(mean, 1.0), model).sample(n, seed=torch.Generator().manual_seed(0))
+        x = SDESampler(Problem(sde, model, prior=Matched(mean, 1.0))).sample(n, seed=torch.Generator().manual_seed(0))
     assert float(x.mean()) == pytest.approx(mean, abs=0.02 + 4 / math.sqrt(n))
     assert float(x.std()) == pytest.approx(1.0, abs=0.02 + 4 / math.sqrt(2 * n))
 

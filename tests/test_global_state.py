@@ -16,7 +16,7 @@ import zoo
 from torch import Tensor, nn
 
 import sde_diffusion
-from sde_diffusion import EDMSDE, VPSDE, Clip, DiscreteVPSDE, Network, SDESampler, grids, losses, predict
+from sde_diffusion import EDMSDE, VPSDE, Clip, DiscreteVPSDE, Matched, Network, SDESampler, grids, losses, predict
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.elbo import continuous_elbo, elbo
@@ -152,7 +152,7 @@ OTHER: dict[str, Callable[[], Tensor]] = {
     ),
     "a bound": lambda: continuous_elbo(model(), X, levels=4, seed=0).total,
     "a bound of a chain": lambda: elbo(model(), X, times=[0.1, 0.5, 0.9], levels=2, seed=0).total,
-    "a bound with a matched prior": lambda: continuous_elbo(model(), X, sde=VP.matched_to(0.1, 0.9), seed=0).total,
+    "a bound with a matched prior": lambda: continuous_elbo(model(), X, prior=Matched(0.1, 0.9), seed=0).total,
     "an encoding": lambda: SDESampler(VP, model(), steps=4).encode(X),
     "a Brownian path": lambda: SDESampler(VP, model(), solver=DDIM(1.0), steps=4).sample(2, seed=0, noise=BrownianPath),
     "another process": lambda: SDESampler(EDMSDE(0.02, 80.0), model().on(EDMSDE(0.02, 80.0)), steps=3).sample(

@@ -23,7 +23,9 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
     Network,
+    Problem,
     SDESampler,
     SubVPSDE,
     grids,
@@ -323,7 +325,7 @@ def test_d8_a_users_process_is_sampled_as_well_as_one_of_ours() -> None:
         PredictorCorrector(EulerMaruyama(), Langevin(1, 0.1)),
     ):
         grid = partial(grids.angle, data_std=0.5)
-        sampler = SDESampler(sde.matched_to(0.5, 0.25), model, solver=solver, steps=150, grid=grid)
+        sampler = SDESampler(Problem(sde, model, prior=Matched(0.5, 0.25)), solver=solver, steps=150, grid=grid)
         x = sampler.sample(4000, seed=torch.Generator().manual_seed(0))
         # Four standard errors, and 0.02 for the bias of the stochastic ones.
         assert abs(float(x.mean()) - 0.5) < 4 * 0.008 + 0.02, solver

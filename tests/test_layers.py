@@ -83,8 +83,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": LEAVES | MODEL | {"solvers.base", "equation"},
     "_request": LEAVES | MODEL | {"solvers.base"},
     "moments": LEAVES | MODEL | {"solvers.base", "equation", "loop"},
-    "forecast": MODEL | {"solvers.base", "prior", "moments"},
-    "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast"},
+    "problem": LEAVES | MODEL | {"equation", "prior"},
+    "forecast": MODEL | {"solvers.base", "moments"},
+    "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast", "prior", "problem"},
     "divergence": {"_checks", "_linear", "noise"},
     "log_density": {"_linear", "sde", "equation", "divergence", "solvers.*"},
     "flow_density": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "sampler", "divergence", "log_density"},
@@ -103,7 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bins": {"_checks"},
     "dequantize": {"_checks", "_linear", "noise", "bins"},
     "_bound": LEAVES | MODEL | {"_request", "bins", "prior"},
-    "elbo": LEAVES | MODEL | {"schedules", "bins", "_bound"},
+    "elbo": LEAVES | MODEL | {"schedules", "bins", "prior", "_bound"},
     # training never sees a solver
     "losses": LEAVES | MODEL | LEARNING,
     "ema": {"_checks"},
@@ -141,7 +142,6 @@ DEFERRED: dict[tuple[str, str], str] = {
     ("sampler", "joint"): "`sample(return_log_prob=True)` is the likelihood run the other way",
     ("sampler", "budget"): "the type of what both of them return",
     ("sampler", "divergence"): "the type of the argument `trace`",
-    ("sde", "prior"): "`GaussianSDE.matched_to` makes the subclass that prior.py defines",
 }
 # For annotations only: a leaf may name the type of its argument without importing it.
 NAMED: set[tuple[str, str]] = {("grids", "sde"), ("noise", "sde")}

@@ -16,7 +16,9 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
     Network,
+    Problem,
     SDESampler,
     SubVPSDE,
     predict,
@@ -40,8 +42,8 @@ def levels(sde):
 @every_sde
 def test_gaussian_data_with_the_matched_prior_have_their_closed_form(sde):
     a, _, s, _ = levels(sde)
-    prior = sde.matched_to(MEAN, COV)
-    found = SDESampler(prior, Gaussian(sde, MEAN, COV)).log_prob(X, steps=100, data_std=0.67)
+    problem = Problem(sde, Gaussian(sde, MEAN, COV), prior=Matched(MEAN, COV))
+    found = SDESampler(problem).log_prob(X, steps=100, data_std=0.67)
     smallest = COV + (s / a) ** 2 * torch.eye(2, dtype=torch.float64)  # of the data at the last noise level
     truth = torch.distributions.MultivariateNormal(MEAN, smallest).log_prob(X)
     torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-6)
@@ -74,7 +76,7 @@ def test_a_mixture_has_its_closed_form_up_to_the_prior(sde):
     model = GaussianMixture(sde, weights, means, v[:, None].expand(2, 2).contiguous())
     mean = weights @ means
     spread = torch.diag((weights @ v).expand(2)) + torch.einsum("k,ki,kj->ij", weights, means - mean, means - mean)
-    found = SDESampler(sde.matched_to(mean, spread), model).log_prob(X, steps=80)
+    found = SDESampler(Problem(sde, model, prior=Matched(mean, spread))).log_prob(X, steps=80)
     parts = [
         torch.log(w) + torch.distributions.Normal(m, torch.sqrt(var + (s / a) ** 2)).log_prob(X).sum(1)
         for w, m, var in zip(weights, means, v, strict=True)
@@ -99,7 +101,7 @@ def test_more_steps_converge_at_the_order_of_the_solver():
     a, _, s, _ = levels(sde)
     smallest = COV + (s / a) ** 2 * torch.eye(2, dtype=torch.float64)
     truth = torch.distributions.MultivariateNormal(MEAN, smallest).log_prob(X)
-    sampler = SDESampler(sde.matched_to(MEAN, COV), Gaussian(sde, MEAN, COV))
+    sampler = SDESampler(Problem(sde, Gaussian(sde, MEAN, COV), prior=Matched(MEAN, COV)))
     errors = [(sampler.log_prob(X, steps=n).value - truth).abs().max().item() for n in (24, 48)]
     order = math.log2(errors[0] / errors[1])
     print(f"order {order:.2f}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import zoo
+from refusals import wrong
 
 from sde_diffusion import (
     EDMSDE,
@@ -13,7 +15,10 @@ from sde_diffusion import (
     CosineSDE,
     DiscreteVPSDE,
     FlowSDE,
+    Matched,
+    Problem,
     SDESampler,
+    Standard,
     SubVPSDE,
 )
 from sde_diffusion.analytic import Gaussian
@@ -50,14 +55,14 @@ def test_a_matched_prior_has_the_moments_and_density_of_the_noised_data(sde, mea
     m = torch.as_tensor(mean, dtype=torch.float64).expand(2)
     c = variance if isinstance(variance, torch.Tensor) and variance.ndim == 2 else torch.eye(2).double() * variance
     truth = torch.distributions.MultivariateNormal(a * m, a * a * c + s * s * torch.eye(2).double())
-    prior = sde.matched_to(mean, variance)
+    prior = Matched(mean, variance)
     # The map from draws to draws is affine, so its moments are exact: no sampling.
-    shift = prior.prior(torch.zeros(1, 2, dtype=torch.float64), t)[0]
-    factor = (prior.prior(torch.eye(2, dtype=torch.float64), t) - shift).T
+    shift = prior.draw(torch.zeros(1, 2, dtype=torch.float64), sde, t)[0]
+    factor = (prior.draw(torch.eye(2, dtype=torch.float64), sde, t) - shift).T
     torch.testing.assert_close(shift, truth.mean, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(factor @ factor.T, truth.covariance_matrix, rtol=1e-12, atol=1e-12)
     x = torch.linspace(-3, 3, 10, dtype=torch.float64).reshape(5, 2)
-    torch.testing.assert_close(prior.prior_log_prob(x, t), truth.log_prob(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(prior.log_prob(x, sde, t), truth.log_prob(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["per pixel", "per channel", "full"])
@@ -73,10 +78,10 @@ def test_a_matched_prior_works_on_images(kind):
     c = variance if kind == "full" else torch.diag(variance.expand(shape).flatten())
     truth = torch.distributions.MultivariateNormal(mean.flatten(), c + 16.0 * torch.eye(12).double())
     x = 3 * torch.cos(torch.arange(24, dtype=torch.float64)).reshape(2, *shape)
-    prior = sde.matched_to(mean, variance)
-    torch.testing.assert_close(prior.prior_log_prob(x), truth.log_prob(x.flatten(1)), rtol=1e-12, atol=1e-12)
-    shift = prior.prior(torch.zeros(1, *shape, dtype=torch.float64))
-    factor = (prior.prior(torch.eye(12, dtype=torch.float64).reshape(12, *shape)) - shift).flatten(1).T
+    prior = Matched(mean, variance)
+    torch.testing.assert_close(prior.log_prob(x, sde), truth.log_prob(x.flatten(1)), rtol=1e-12, atol=1e-12)
+    shift = prior.draw(torch.zeros(1, *shape, dtype=torch.float64), sde)
+    factor = (prior.draw(torch.eye(12, dtype=torch.float64).reshape(12, *shape), sde) - shift).flatten(1).T
     torch.testing.assert_close(factor @ factor.T, truth.covariance_matrix, rtol=1e-12, atol=1e-12)
 
 
@@ -85,7 +90,7 @@ def test_a_full_covariance_works_on_a_two_dimensional_event():
     cov = torch.diag(f64(0.1, 0.2, 0.3, 4.0)) + 0.05
     truth = torch.distributions.MultivariateNormal(torch.zeros(4).double(), cov + 4.0 * torch.eye(4).double())
     x = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 2, 2)
-    found = VESDE(0.01, 2.0).matched_to(mean, cov).prior_log_prob(x)
+    found = Matched(mean, cov).log_prob(x, VESDE(0.01, 2.0))
     torch.testing.assert_close(found, truth.log_prob(x.flatten(1)), rtol=1e-12, atol=1e-12)
 
 
@@ -93,20 +98,49 @@ def test_a_full_covariance_works_on_a_two_dimensional_event():
 def test_the_plain_prior_is_centred_with_the_variance_of_the_noise(sde):
     s = sde.sigma(f64(sde.t_max)).item()
     z = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3)
-    torch.testing.assert_close(sde.prior(z), s * z, rtol=1e-14, atol=0)
+    torch.testing.assert_close(Standard().draw(z, sde), s * z, rtol=1e-14, atol=0)
     truth = torch.distributions.Normal(f64(0.0), f64(s)).log_prob(z).sum(1)
-    torch.testing.assert_close(sde.prior_log_prob(z), truth, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(Standard().log_prob(z, sde), truth, rtol=1e-13, atol=1e-13)
 
 
-def test_a_matched_prior_keeps_the_kernel_so_that_denoisers_fit():
-    sde = VPSDE()
-    prior = sde.matched_to(MEAN, COV)
+def test_the_standard_deviations_are_those_of_the_density():
+    sde = VPSDE(beta_max=2.0)
+    for prior in (Standard(), Matched(MEAN, 2.0), Matched(MEAN, f64(0.5, 3.0)), Matched(MEAN, COV)):
+        factor = prior.draw(torch.eye(2).double(), sde, 0.5) - prior.draw(torch.zeros(2, 2).double(), sde, 0.5)
+        wanted = torch.linalg.svdvals(factor)
+        found = prior.std(sde, 0.5).expand(2).sort(descending=True).values
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+
+
+def test_a_sampler_starts_from_the_prior_of_its_problem_and_ends_at_the_data():
+    sde = VPSDE(beta_max=2.0)
     model = Gaussian(sde, MEAN, COV)
-    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
-    assert model.on(prior).sde.process == sde
-    torch.testing.assert_close(prior.sigma(t), sde.sigma(t), rtol=0, atol=0)
-    assert prior.matched_to(0.0, 1.0).base is sde
+    sampler = SDESampler(Problem(sde, model, prior=Matched(MEAN, COV)), solver=RK4(), steps=300, denoise=False)
+    assert "Problem(VPSDE(" in repr(sampler)
+    assert "prior=Matched(mean, variance))" in repr(sampler)
     # For Gaussian data the matched prior is exact, so that every sample is the exact flow of its prior draw.
-    sampler = SDESampler(prior, model, solver=RK4(), steps=300, denoise=False)
     start, *_, end = sampler.iterate(3, seed=0)
     torch.testing.assert_close(end.x, model.flow(start.x, sde.t_max, sde.t_min), rtol=0, atol=1e-6)
+
+
+def test_a_general_process_is_drawn_from_by_its_own_methods():
+    sde = zoo.DoubleWell()
+    z = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+    assert torch.equal(Standard().draw(z, sde), sde.prior(z))
+    assert torch.equal(Standard().log_prob(z, sde), sde.prior_log_prob(z))
+    with pytest.raises(TypeError, match="DoubleWell is a general SDE, whose prior is its own: leave prior out"):
+        Problem(sde, lambda x, t: -x, prior=Matched(0.0, 1.0))
+
+
+def test_a_sampler_of_a_problem_takes_its_model_and_shape_from_it():
+    problem = Problem(VPSDE(), lambda x, t: -x, shape=[3])
+    assert (
+        SDESampler(problem, steps=4)
+        .sample(2, seed=0)
+        .equal(SDESampler(VPSDE(), lambda x, t: -x, shape=(3,), steps=4).sample(2, seed=0))
+    )
+    for more in ({"score": lambda x, t: -x}, {"shape": (3,)}):
+        with pytest.raises(TypeError, match="a Problem has its model and its event shape: leave out score and shape="):
+            SDESampler(problem, **more)
+    with pytest.raises(TypeError, match="prior must be a Prior such as Standard"):
+        Problem(VPSDE(), lambda x, t: -x, prior=wrong(VPSDE()))

@@ -114,7 +114,7 @@ def test_few_calls_are_needed_for_a_step_up() -> None:
     model = mixture(VPSDE(), F64)
     s = sampler(VPSDE(), Reversible(DDIM()))
     (at,) = VPSDE().levels(s.times[-1:])
-    *_, last = integrate(s.equation(), s.solver, at.alpha * model.sample(64, seed=1), s.times[::-1])
+    *_, last = integrate(s.problem.equation(), s.solver, at.alpha * model.sample(64, seed=1), s.times[::-1])
     print(f"{last.nfe / 20:.1f} calls per step")
     assert last.nfe < 15 * 20
 

@@ -187,13 +187,13 @@ def _check_prior(sheet: Checklist, sde: SDE, shape: tuple[int, ...]) -> None:
         lambda: abs(gap),
         note="the density is not normalised, or the draws are of another scale or place",
     )
-    if isinstance(sde, GaussianSDE) and sde.process is sde:  # a prior matched to data is not for unit data
+    if isinstance(sde, GaussianSDE):
         sheet.at_most(
             "prior against the law at t_max of unit data: nats per dimension",
             0.01,
             partial(_mismatch, sde),
             required=False,
-            note="raise t_max or the final noise, or match the prior to your data: sde.matched_to(mean, variance)",
+            note="raise t_max or the final noise, or match the prior to your data: Matched(mean, variance)",
         )
 
 
