@@ -21,6 +21,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.noise import one_stream
 from sde_diffusion.predict import Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
@@ -135,9 +136,9 @@ class GaussianMixture(Denoiser):
             raise ValueError("the data have no density, as a covariance is singular: ask log_prob(x, t) at some noise")
         return torch.logsumexp(self._parts(x, Level(0.0, 1.0, 0.0))[0], dim=1)
 
-    def sample(self, n: int, *, seed: int | torch.Generator = 0) -> Tensor:
-        """`n` draws of the data, shape `(n, *)`."""
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    def sample(self, n: int, *, seed: int | torch.Generator | None = None) -> Tensor:
+        """`n` draws of the data, shape `(n, *)`, all from the one stream that `seed` gives; None: fresh entropy."""
+        generator = one_stream(seed)
         k = torch.multinomial(self.log_weights.exp().cpu(), check_count(n, "n"), replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device="cpu").to(
             self.means.device

@@ -76,7 +76,7 @@ def train_classifier(
     Args:
         x: Images (N, 1, 8, 8) in [-1, 1]. Dequantised ones make it robust to the noise of samples.
         labels: (N,) integers, `>= 0`.
-        seed: Of the initial weights, the batches and the dropout.
+        seed: The seed of the initial weights, the batches and the dropout; fixed, so that distances can be compared.
         steps: Number of gradient steps.
         batch_size: Images in a batch, at most N are used.
         progress: Called after every step with the number of steps done and the loss in nats.

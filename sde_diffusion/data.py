@@ -3,8 +3,9 @@ r"""Data for demonstrations and benchmarks: scikit-learn's 8x8 digits, 2-D toys,
 Digits have 17 grey levels v = 0 ... 16, placed in [-1, 1] as
 $$ x = 2\,(v + u) / 17 - 1, \quad u \sim U(0, 1) \text{ (dequantised) or } u = 1/2 \text{ (bin centres)}. $$
 A density p(x) then gives a level the probability `p(x) * BIN_WIDTH` per pixel. A likelihood must be measured with the
-`u` the model was trained with. Toys are drawn independently, `(n, 2)` float32, and reproduced by an integer seed or a
-`torch.Generator`.
+`u` the model was trained with. Toys are drawn independently, `(n, 2)` float32. All rows of one call are drawn from one
+stream, so that data of two seeds are independent: `seed=` is an integer, which gives the same data again, a
+`torch.Generator`, from which they are drawn, or None for fresh entropy.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count
 from sde_diffusion.arrays import load_array
+from sde_diffusion.noise import one_stream
 
 __all__ = [
     "BIN_WIDTH",
@@ -41,8 +43,8 @@ LEVELS = 17
 BIN_WIDTH = 2 / LEVELS
 """Width of one grey level in [-1, 1]."""
 
-Seed = torch.Generator | int | None
-"""A generator, an integer seed, or None for torch's global random state."""
+Seed = int | torch.Generator | None
+"""An integer, a generator, or None for fresh entropy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +73,14 @@ class Digits:
         return float(self.images.double().std(correction=0))
 
 
-def digits(split: Literal["train", "test"] = "train", *, seed: int = 0, dequantise: bool = True) -> Digits:
+def digits(split: Literal["train", "test"] = "train", *, seed: Seed = None, dequantise: bool = True) -> Digits:
     r"""The 1,797 digits of scikit-learn, 1,437 to train on and 360 to test on, ten classes in equal shares.
 
     The split is stratified and always the same. Nothing is downloaded.
 
     Args:
         split: "train" or "test".
-        seed: Of the dequantisation noise u; it does not change the split.
+        seed: The stream of the dequantisation noise u; it does not change the split. None: fresh entropy.
         dequantise: Draw u in U(0, 1); if False, take the bin centres, u = 1/2.
 
     Returns:
@@ -117,15 +119,15 @@ def bin_centres(levels: Tensor) -> Tensor:
     return ((_as_levels(levels) + 0.5) * BIN_WIDTH - 1).float()
 
 
-def dequantise(levels: Tensor, *, generator: Seed = None) -> Tensor:
+def dequantise(levels: Tensor, *, seed: Seed = None) -> Tensor:
     r"""A fresh point in the bin of each grey level: $x = 2 (v + u) / 17 - 1$ with u in U(0, 1).
 
-    Draw it anew for every batch: `dequantise(quantise(x), generator=g)`. u keeps 1e-5 away from the edges of its bin,
+    Draw it anew for every batch: `dequantise(quantise(x), seed=g)`. u keeps 1e-5 away from the edges of its bin,
     which in float32 is what makes `quantise(dequantise(v)) == v` hold for every draw.
 
     Args:
         levels: (*) integers 0 ... 16.
-        generator: Generator, integer seed, or None for torch's global random state.
+        seed: The stream of all rows; None: fresh entropy.
 
     Returns:
         (*) float32 in (-1, 1).
@@ -136,7 +138,7 @@ def dequantise(levels: Tensor, *, generator: Seed = None) -> Tensor:
     References:
         Theis et al., A Note on the Evaluation of Generative Models, 2016.
     """
-    return _dequantised(levels, generator)
+    return _dequantised(levels, seed)
 
 
 def quantise(x: Tensor) -> Tensor:
@@ -155,18 +157,18 @@ def quantise(x: Tensor) -> Tensor:
     return torch.floor((x.double() + 1) / BIN_WIDTH).clamp(0, LEVELS - 1).long()
 
 
-def moons(n: int, *, noise: float = 0.08, generator: Seed = None) -> Tensor:
+def moons(n: int, *, noise: float = 0.08, seed: Seed = None) -> Tensor:
     """Two interleaved half circles of radius one with Gaussian noise, placed as scikit-learn's `make_moons`: (n, 2).
 
     Args:
         n: Number of points.
         noise: Standard deviation of the noise, `>= 0`.
-        generator: Generator, integer seed, or None for torch's global random state.
+        seed: The stream of all rows; None: fresh entropy.
 
     Raises:
         TypeError, ValueError: `n` is not a positive integer or `noise` is negative.
     """
-    gen, device = _generator(n, generator, noise)
+    gen, device = _generator(n, seed, noise)
     angle = math.pi * torch.rand(n, generator=gen, device=device)
     lower = torch.rand(n, generator=gen, device=device) < 0.5
     upper_x, upper_y = angle.cos(), angle.sin()
@@ -174,43 +176,43 @@ def moons(n: int, *, noise: float = 0.08, generator: Seed = None) -> Tensor:
     return x + noise * torch.randn(n, 2, generator=gen, device=device)
 
 
-def checkerboard(n: int, *, generator: Seed = None) -> Tensor:
+def checkerboard(n: int, *, seed: Seed = None) -> Tensor:
     """Uniform on the dark squares of a 4 x 4 board over [-2, 2]^2: (n, 2).
 
     Dark is where floor(x) + floor(y) is even; the entropy is log 8 nats.
 
     Args:
         n: Number of points.
-        generator: Generator, integer seed, or None for torch's global random state.
+        seed: The stream of all rows; None: fresh entropy.
 
     Raises:
         TypeError, ValueError: `n` is not a positive integer.
     """
-    gen, device = _generator(n, generator)
+    gen, device = _generator(n, seed)
     x = 4 * torch.rand(n, generator=gen, device=device) - 2
     row = 2 * torch.randint(0, 2, (n,), generator=gen, device=device) + torch.floor(x) % 2 - 2
     return torch.stack([x, row + torch.rand(n, generator=gen, device=device)], dim=1)
 
 
-def swiss_roll(n: int, *, noise: float = 0.05, generator: Seed = None) -> Tensor:
+def swiss_roll(n: int, *, noise: float = 0.05, seed: Seed = None) -> Tensor:
     """A spiral of one and a half turns, radius growing from 0.5 to 2, with Gaussian noise: (n, 2).
 
     Args:
         n: Number of points, uniform in the angle.
         noise: Standard deviation of the noise, `>= 0`.
-        generator: Generator, integer seed, or None for torch's global random state.
+        seed: The stream of all rows; None: fresh entropy.
 
     Raises:
         TypeError, ValueError: `n` is not a positive integer or `noise` is negative.
     """
-    gen, device = _generator(n, generator, noise)
+    gen, device = _generator(n, seed, noise)
     u = torch.rand(n, generator=gen, device=device)
     angle = 1.5 * math.pi * (1 + 2 * u)
     x = (0.5 + 1.5 * u).unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], dim=1)
     return x + noise * torch.randn(n, 2, generator=gen, device=device)
 
 
-def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, generator: Seed = None) -> Tensor:
+def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, seed: Seed = None) -> Tensor:
     """A mixture of Gaussians, equally likely, with means equally spaced on a circle: (n, 2).
 
     Args:
@@ -218,21 +220,21 @@ def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, gen
         modes: Number of Gaussians.
         radius: Of the circle of their means.
         noise: Standard deviation of each Gaussian, `>= 0`.
-        generator: Generator, integer seed, or None for torch's global random state.
+        seed: The stream of all rows; None: fresh entropy.
 
     Raises:
         TypeError, ValueError: `n` or `modes` is not a positive integer or `noise` is negative.
     """
-    gen, device = _generator(n, generator, noise)
+    gen, device = _generator(n, seed, noise)
     check_count(modes, "modes")
     angle = 2 * math.pi / modes * torch.randint(0, modes, (n,), generator=gen, device=device)
     x = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
     return x + noise * torch.randn(n, 2, generator=gen, device=device)
 
 
-def eight_gaussians(n: int, *, generator: Seed = None) -> Tensor:
+def eight_gaussians(n: int, *, seed: Seed = None) -> Tensor:
     """Eight Gaussians of standard deviation 0.1 on a circle of radius 2: (n, 2). `ring` with its defaults."""
-    return ring(n, generator=generator)
+    return ring(n, seed=seed)
 
 
 def _as_levels(levels: Tensor) -> Tensor:
@@ -247,24 +249,15 @@ def _as_levels(levels: Tensor) -> Tensor:
     return levels.double()
 
 
-def _dequantised(levels: Tensor, generator: Seed) -> Tensor:
+def _dequantised(levels: Tensor, seed: Seed) -> Tensor:
     v = _as_levels(levels)
-    gen = _stream(generator, v.device)
-    u = torch.rand(v.shape, generator=gen, device=v.device, dtype=v.dtype)
+    u = torch.rand(v.shape, generator=one_stream(seed, v.device), device=v.device, dtype=v.dtype)
     return ((v + 1e-5 + (1 - 2e-5) * u) * BIN_WIDTH - 1).float()
 
 
-def _generator(n: int, generator: Seed, noise: float = 0.0) -> tuple[torch.Generator | None, torch.device | None]:
+def _generator(n: int, seed: Seed, noise: float = 0.0) -> tuple[torch.Generator, torch.device]:
     check_count(n, "n")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is a standard deviation and must be at least 0, got {noise!r}.")
-    gen = _stream(generator, torch.device("cpu"))
-    return gen, None if gen is None else gen.device
-
-
-def _stream(generator: Seed, device: torch.device) -> torch.Generator | None:
-    if isinstance(generator, int):
-        return torch.Generator(device).manual_seed(generator)
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    raise TypeError(f"generator must be a torch.Generator, an integer seed or None, got {generator!r}.")
+    generator = one_stream(seed)
+    return generator, generator.device

@@ -19,7 +19,7 @@ The density comes in as any function `log_prob(x)`, `(B, *)` to `(B,)` in nats a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,9 @@ class LevelLogProb:
         return self.standard_error / (self.dim * math.log(2))
 
 
-def uniform(log_prob: LogDensity, x: Tensor, bins: Bins, *, draws: int = 1, seed: int | list[int] = 0) -> LevelLogProb:
+def uniform(
+    log_prob: LogDensity, x: Tensor, bins: Bins, *, draws: int = 1, seed: int | Sequence[int] | None = None
+) -> LevelLogProb:
     r"""Uniform dequantisation: $\log P(v) \ge \mathrm E\log\frac1K\sum_k p(c_v + h(2u_k - 1)) + D\log 2h$.
 
     With `draws=1` it is the usual bound; with more it rises towards $\log P(v)$. `draws` calls of `log_prob`.
@@ -68,7 +70,7 @@ def uniform(log_prob: LogDensity, x: Tensor, bins: Bins, *, draws: int = 1, seed
         x: Data at bin centres, shape `(B, *)`.
         bins: Where the levels lie in the units of `x`.
         draws: $K$.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a list.
+        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
 
     References:
         Theis et al., A Note on the Evaluation of Generative Models, 2016; Burda et al., Importance Weighted
@@ -89,7 +91,7 @@ def variational(
     q: Proposal,
     *,
     draws: int = 1,
-    seed: int | list[int] = 0,
+    seed: int | Sequence[int] | None = None,
     importance: bool = False,
 ) -> LevelLogProb:
     r"""Variational dequantisation, with a density of your own in the bin.
@@ -105,7 +107,7 @@ def variational(
         q: Called as `q(x, z)` with unit normal draws `z` like `x`, in float64; answers $u \in [0, 1]$, shape `(B, *)`,
             and $\log q(u \mid x)$, shape `(B,)`, a density on the unit cube.
         draws: $K$.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a list.
+        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
         importance: Take the log of the mean of the $K$ weights, a tighter bound, not the mean of their logs.
 
     References:
@@ -133,7 +135,7 @@ def truncated_normal(
     *,
     std: float,
     draws: int = 1,
-    seed: int | list[int] = 0,
+    seed: int | Sequence[int] | None = None,
     importance: bool = False,
 ) -> LevelLogProb:
     r"""Truncated-normal dequantisation, which needs no training: the noise of the model's own smallest level.
@@ -151,7 +153,7 @@ def truncated_normal(
         bins: Where the levels lie in the units of `x`.
         std: $S$, in the units of `x`; about $h/2$ does well.
         draws: $K$.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a list.
+        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
         importance: Take the log of the mean of the $K$ weights, a tighter bound, not the mean of their logs.
 
     References:
@@ -178,7 +180,7 @@ def gaussian_encoder(
     *,
     std: float,
     draws: int = 1,
-    seed: int | list[int] = 0,
+    seed: int | Sequence[int] | None = None,
     importance: bool = False,
 ) -> LevelLogProb:
     r"""Gaussian noise for the bin, and a categorical decoder to find the level again.
@@ -194,7 +196,7 @@ def gaussian_encoder(
         bins: Where the levels lie in the units of `x`.
         std: $S$, in the units of `x`.
         draws: $K$.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a list.
+        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
         importance: Take the log of the mean of the $K$ weights, a tighter bound, not the mean of their logs.
 
     References:
@@ -231,7 +233,7 @@ def rescaled(log_prob: LogDensity, mean: float | Tensor, std: float | Tensor) ->
 
 
 def _bound(
-    weigh: Callable[[Tensor], Tensor], x: Tensor, draws: int, seed: int | list[int], importance: bool
+    weigh: Callable[[Tensor], Tensor], x: Tensor, draws: int, seed: int | Sequence[int] | None, importance: bool
 ) -> LevelLogProb:
     """The bound from `draws` log-weights per sample, and its standard error: by the jackknife under the log."""
     k = check_count(draws, "draws")

@@ -58,6 +58,20 @@ def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
 
 
+def one_stream(seed: int | torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
+    """The one stream that all rows of a data set are drawn from: that of an integer, a given one, or a fresh one.
+
+    Raises:
+        TypeError: Something else, a sequence of seeds among it.
+        ValueError: A seed out of range.
+    """
+    if isinstance(seed, torch.Generator):
+        return seed
+    if isinstance(seed, Sequence):
+        raise TypeError(f"seed must be an integer, a torch.Generator or None, one stream for all rows, got {seed!r}")
+    return torch.Generator(device).manual_seed(seed_list(seed, 1)[0])
+
+
 class NoiseSource(ABC):
     """Unit normal draws for the steps of one solve.
 

@@ -206,7 +206,7 @@ class Bench:
         """Reads the data and trains the classifier for some steps."""
         centres = data.digits("train", dequantise=False)
         levels = data.quantise(centres.images)
-        real = data.dequantise(levels, generator=seed)
+        real = data.dequantise(levels, seed=seed)
         judge = train_classifier(real, centres.labels, seed=seed, steps=steps)
         std = math.hypot(centres.std, data.BIN_WIDTH / math.sqrt(12))
         test = data.digits("test", seed=seed + 1)
@@ -214,7 +214,7 @@ class Bench:
 
     def fresh(self, levels: Tensor, generator: torch.Generator) -> Tensor:
         """Grey levels to standardised data with fresh dequantisation noise: the transform of the training."""
-        return (data.dequantise(levels, generator=generator) - self.mean) / self.std
+        return (data.dequantise(levels, seed=generator) - self.mean) / self.std
 
     def floor(self, n: int) -> Row:
         """What `n` real training images score; for accuracy, what the classifier reaches on the test images.

@@ -28,7 +28,7 @@ def call(*words: object) -> int:
 def vectors(tmp_path_factory):
     """A checkpoint of points in the plane far from standard scale, and its folder."""
     folder = tmp_path_factory.mktemp("vectors")
-    np.save(folder / "x.npy", 100 * moons(500, generator=0).numpy() + 30)
+    np.save(folder / "x.npy", 100 * moons(500, seed=0).numpy() + 30)
     out = folder / "model"
     assert call("train", "--data", folder / "x.npy", "--out", out, "--steps", 60, "--hidden", 16) == 0
     return folder

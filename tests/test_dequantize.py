@@ -83,7 +83,7 @@ every_level = pytest.mark.parametrize("v", [0, 1, 2, 4])
 @every_level
 def test_one_uniform_draw_has_its_quadrature_and_is_a_bound(v):
     expected = quad(lambda x: math.log(p(x)) / 0.5, centre(v) - 0.25, centre(v) + 0.25)[0] + math.log(0.5)
-    mean, error = mean_of(dequantize.uniform(log_density, at(v), BINS))
+    mean, error = mean_of(dequantize.uniform(log_density, at(v), BINS, seed=0))
     print(mean, expected, error, truth(v))
     assert abs(mean - expected) < 4 * error
     assert expected < truth(v)
@@ -91,18 +91,20 @@ def test_one_uniform_draw_has_its_quadrature_and_is_a_bound(v):
 
 @every_level
 def test_more_uniform_draws_rise_towards_the_truth(v):
-    found = [mean_of(dequantize.uniform(log_density, at(v, 8000), BINS, draws=k)) for k in (1, 2, 8)]
+    found = [mean_of(dequantize.uniform(log_density, at(v, 8000), BINS, draws=k, seed=0)) for k in (1, 2, 8)]
     print(found, truth(v))
     for (low, a), (high, b) in pairwise(found):
         assert high - low > 4 * math.hypot(a, b)
-    mean, error = mean_of(dequantize.uniform(log_density, at(v, 500), BINS, draws=100))
+    mean, error = mean_of(dequantize.uniform(log_density, at(v, 500), BINS, draws=100, seed=0))
     assert -0.03 < mean - truth(v) < 4 * error
 
 
 @pytest.mark.parametrize("draws", [1, 2, 7])
 def test_a_flat_density_gives_its_mass_at_any_number_of_draws(draws):
     """What forgetting the 1/K would break, by log K."""
-    found = dequantize.uniform(lambda x: torch.full((len(x),), -3 * math.log(2.0)), at(1, 5, 3), BINS, draws=draws)
+    found = dequantize.uniform(
+        lambda x: torch.full((len(x),), -3 * math.log(2.0)), at(1, 5, 3), BINS, draws=draws, seed=0
+    )
     torch.testing.assert_close(found.value, torch.full((5,), 3 * math.log(0.25), dtype=F64))
     torch.testing.assert_close(found.bits_per_dim(), torch.full((5,), 2.0, dtype=F64))
     if draws > 1:
@@ -116,7 +118,7 @@ def test_its_standard_error_is_that_of_the_jackknife():
         weights.append(log_density(x) + math.log(0.5))
         return log_density(x)
 
-    found = dequantize.uniform(spy, at(1, 4), BINS, draws=3)
+    found = dequantize.uniform(spy, at(1, 4), BINS, draws=3, seed=0)
     w = torch.stack(weights)
     torch.testing.assert_close(found.value, torch.logsumexp(w, 0) - math.log(3))
     left = torch.stack([torch.logsumexp(w[[j for j in range(3) if j != k]], 0) - math.log(2) for k in range(3)])
@@ -125,11 +127,11 @@ def test_its_standard_error_is_that_of_the_jackknife():
 
 def test_its_standard_error_is_what_repetition_shows():
     for importance_draws in (16, 64):
-        found = dequantize.uniform(log_density, at(2), BINS, draws=importance_draws)
+        found = dequantize.uniform(log_density, at(2), BINS, draws=importance_draws, seed=0)
         ratio = float(found.value.std() / found.standard_error.square().mean().sqrt())
         print(importance_draws, ratio)
         assert 0.85 < ratio < 1.15
-    found = dequantize.truncated_normal(log_density, at(2), BINS, std=0.2, draws=8)
+    found = dequantize.truncated_normal(log_density, at(2), BINS, std=0.2, draws=8, seed=0)
     ratio = float(found.value.std() / found.standard_error.square().mean().sqrt())
     assert 0.9 < ratio < 1.1
 
@@ -143,7 +145,7 @@ def test_the_truncated_normal_has_its_quadrature_and_is_a_bound(v, std):
     log_p, spent = normal_mean(v, std, lambda x: 0.5 * ((x - centre(v)) / std) ** 2)
     mass = math.erf(0.25 / std / math.sqrt(2))
     expected = log_p + spent + math.log(math.sqrt(2 * math.pi) * std * mass)
-    mean, error = mean_of(dequantize.truncated_normal(log_density, at(v), BINS, std=std))
+    mean, error = mean_of(dequantize.truncated_normal(log_density, at(v), BINS, std=std, seed=0))
     print(mean, expected, error, truth(v))
     assert abs(mean - expected) < 4 * error
     assert expected < truth(v)
@@ -151,8 +153,8 @@ def test_the_truncated_normal_has_its_quadrature_and_is_a_bound(v, std):
 
 def test_a_wide_truncated_normal_is_uniform():
     x = at(2, 50, 3)
-    a = dequantize.truncated_normal(log_density, x, BINS, std=1e4)
-    b = dequantize.uniform(log_density, x, BINS)
+    a = dequantize.truncated_normal(log_density, x, BINS, std=1e4, seed=0)
+    b = dequantize.uniform(log_density, x, BINS, seed=0)
     torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-6)
 
 
@@ -160,8 +162,8 @@ def test_a_wide_truncated_normal_is_uniform():
 def test_importance_weights_bring_every_proposal_to_the_truth(d):
     x = at(2, 300, d)
     for found in (
-        dequantize.truncated_normal(log_density, x, BINS, std=0.2, draws=300, importance=True),
-        dequantize.uniform(log_density, x, BINS, draws=300),
+        dequantize.truncated_normal(log_density, x, BINS, std=0.2, draws=300, importance=True, seed=0),
+        dequantize.uniform(log_density, x, BINS, draws=300, seed=0),
     ):
         mean, error = mean_of(found)
         print(mean - d * truth(2), error)
@@ -187,7 +189,7 @@ def test_the_best_q_has_no_gap_and_no_variance(v):
         log_q = log_density(mid) - math.log(high - low) + math.log(0.5)
         return (mid - x) / 0.5 + 0.5, log_q
 
-    found = dequantize.variational(log_density, at(v, 20), BINS, q, draws=2)
+    found = dequantize.variational(log_density, at(v, 20), BINS, q, draws=2, seed=0)
     torch.testing.assert_close(found.value, torch.full((20,), truth(v), dtype=F64), rtol=0, atol=1e-9)
     assert float(found.standard_error.max()) < 1e-9
 
@@ -201,15 +203,15 @@ def test_any_other_q_is_a_bound_that_its_parameters_can_train():
         log_q = torch.distributions.Normal(shift, 1.0).log_prob(y) - torch.log(u * (1 - u))
         return u, log_q.reshape(len(x), -1).sum(1)
 
-    before = dequantize.variational(log_density, at(1), BINS, q)
+    before = dequantize.variational(log_density, at(1), BINS, q, seed=0)
     mean, error = mean_of(before)
     assert mean < truth(1) - 4 * error
     for _ in range(30):
-        loss = -dequantize.variational(log_density, at(1, 200), BINS, q).value.mean()
+        loss = -dequantize.variational(log_density, at(1, 200), BINS, q, seed=0).value.mean()
         (grad,) = torch.autograd.grad(loss, shift)
         with torch.no_grad():
             shift -= 0.5 * grad
-    after, error = mean_of(dequantize.variational(log_density, at(1), BINS, q))
+    after, error = mean_of(dequantize.variational(log_density, at(1), BINS, q, seed=0))
     print(mean, after, truth(1))
     assert mean + 4 * error < after < truth(1) + 4 * error
     assert not before.standard_error.requires_grad
@@ -233,12 +235,12 @@ def test_the_gaussian_encoder_has_its_quadrature_and_is_a_bound(v):
     expected = quad(lambda z: normal(z) * (math.log(p(z)) + math.log(given(z))), *ends, epsabs=1e-10)[0]
     expected += 0.5 + math.log(math.sqrt(2 * math.pi) * std)
     exact = math.log(quad(lambda z: p(z) * given(z), -4, 4, points=[-1, -0.6, 0, 0.5], epsabs=1e-12, limit=200)[0])
-    mean, error = mean_of(dequantize.gaussian_encoder(log_density, at(v), BINS, std=std))
+    mean, error = mean_of(dequantize.gaussian_encoder(log_density, at(v), BINS, std=std, seed=0))
     print(mean, expected, exact)
     assert abs(mean - expected) < 4 * error
     assert expected < exact
     many, error = mean_of(
-        dequantize.gaussian_encoder(log_density, at(v, 200), BINS, std=std, draws=400, importance=True)
+        dequantize.gaussian_encoder(log_density, at(v, 200), BINS, std=std, draws=400, importance=True, seed=0)
     )
     assert -0.02 < many - exact < 4 * error
 
@@ -257,14 +259,17 @@ def test_the_units_of_the_data_do_not_matter():
     scaled = BINS.scaled(mean, std)
     y = (x - mean) / std
     pairs = [
-        (dequantize.uniform(log_density, x, BINS, draws=3), dequantize.uniform(of_y, y, scaled, draws=3)),
         (
-            dequantize.truncated_normal(log_density, x, BINS, std=0.1),
-            dequantize.truncated_normal(of_y, y, scaled, std=0.1 / std),
+            dequantize.uniform(log_density, x, BINS, draws=3, seed=0),
+            dequantize.uniform(of_y, y, scaled, draws=3, seed=0),
         ),
         (
-            dequantize.gaussian_encoder(log_density, x, BINS, std=0.1),
-            dequantize.gaussian_encoder(of_y, y, scaled, std=0.1 / std),
+            dequantize.truncated_normal(log_density, x, BINS, std=0.1, seed=0),
+            dequantize.truncated_normal(of_y, y, scaled, std=0.1 / std, seed=0),
+        ),
+        (
+            dequantize.gaussian_encoder(log_density, x, BINS, std=0.1, seed=0),
+            dequantize.gaussian_encoder(of_y, y, scaled, std=0.1 / std, seed=0),
         ),
     ]
     for a, b in pairs:
@@ -283,7 +288,7 @@ def test_one_uniform_draw_is_the_bits_of_the_dequantised_density():
         points.append(x)
         return log_density(x)
 
-    found = dequantize.uniform(spy, x, BINS)
+    found = dequantize.uniform(spy, x, BINS, seed=0)
     torch.testing.assert_close(found.bits_per_dim(), bits_per_dim(log_density(points[0]), 3, bin_width=0.5))
 
 
@@ -300,7 +305,7 @@ def test_with_a_sampler_it_is_the_probability_of_its_law():
     sde = EDMSDE(0.01, 80.0)
     model = Gaussian(sde, torch.tensor([0.2], dtype=F64), 0.3)
     sampler = SDESampler(Problem(sde, model, prior=Matched(0.2, 0.3)))
-    found = dequantize.uniform(lambda x: sampler.log_prob(x, steps=12).value, at(2, 200), BINS, draws=8)
+    found = dequantize.uniform(lambda x: sampler.log_prob(x, steps=12).value, at(2, 200), BINS, draws=8, seed=0)
     mean, error = mean_of(found)
     s = math.sqrt(2 * (0.3 + 1e-4))
     exact = math.log(0.5 * (math.erf((centre(2) + 0.25 - 0.2) / s) - math.erf((centre(2) - 0.25 - 0.2) / s)))

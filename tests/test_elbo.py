@@ -580,7 +580,7 @@ def test_levels_chosen_make_a_chain_of_their_own():
 
 
 def test_one_draw_says_that_it_has_no_error():
-    found = elbo(pair(SHORT), pair(SHORT).sample(2), draws=1)
+    found = elbo(pair(SHORT), pair(SHORT).sample(2, seed=0), draws=1)
     assert bool(found.standard_error.isnan().all())
     assert bool(torch.isfinite(found.total).all())
 

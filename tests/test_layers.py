@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "embedding": {"_checks"},
     "nets": {"_checks", "embedding"},
     "arrays": {"_checks", "_npy"},
-    "data": {"_checks", "arrays"},
+    "data": {"_checks", "arrays", "noise"},
     "metrics": {"_checks"},
     "classifier": {"_checks", "data"},
     # processes
@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | LEARNING,
     "clip": {"_checks", "predict", "denoiser", "sde"},
     "guidance": MODEL,
-    "analytic": MODEL,
+    "analytic": MODEL | {"noise"},
     # what a solver sees, and solvers
     "equation": MODEL,
     "solvers.base": {"_checks", "sde", "noise", "equation"},

@@ -14,7 +14,7 @@ from mixtures import mixture
 from refusals import DoubleWell, check, refuses, wrong
 from torch import nn
 
-from sde_diffusion import VESDE, VPSDE, Network, SDESampler, _quadrature, data, losses, predict
+from sde_diffusion import VESDE, VPSDE, Network, SDESampler, _quadrature, data, predict
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.likelihood_check import check_likelihood
 from sde_diffusion.nets import MLP
@@ -68,11 +68,11 @@ def test_a_float32_network_trained_on_moons_passes_with_room(data_too):
     torch.manual_seed(0)
     model = Network(MLP(2, hidden=64, layers=2), VP, predict.edm, shape=(2,))
     opt = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(1500):
-        losses.denoising_score_matching(model, data.moons(256)).backward()
+    for i in range(1500):
+        model.loss(data.moons(256, seed=i)).backward()
         opt.step()
         opt.zero_grad()
-    report = check_likelihood(SDESampler(VP, model.eval()), data.moons(200, generator=0) if data_too else None, n=64)
+    report = check_likelihood(SDESampler(VP, model.eval()), data.moons(200, seed=0) if data_too else None, n=64)
     print(report)
     report.raise_for_failures()
     assert row(report, "divergence").measured < 1e-3

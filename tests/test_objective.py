@@ -56,9 +56,9 @@ ALLOWED = [
 ]
 REFUSED = [*product(LARGE, KINDS[1:]), *product(ENDING, NOISY), *product([FlowSDE(t_max=0.999)], NOISY)]
 
-REAL = moons(8192, generator=0)
+REAL = moons(8192, seed=0)
 MEAN, STD = REAL.mean(0), REAL.std(0)
-HELD_OUT = (moons(4000, generator=1) - MEAN) / STD
+HELD_OUT = (moons(4000, seed=1) - MEAN) / STD
 
 
 def network(sde, kind, clock=None, hidden=64) -> Network:

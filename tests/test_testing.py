@@ -169,7 +169,7 @@ def test_a_slope_is_that_of_a_power_law() -> None:
 def test_exact_denoisers_pass_with_and_without_data() -> None:
     model = isotropic_mixture(FlowSDE(), [[-1.0, 0.0], [1.0, 0.3]], 0.2)
     assert len(check_denoiser(model).raise_for_failures().entries) == 8
-    report = check_denoiser(model, model.sample(500)).raise_for_failures()
+    report = check_denoiser(model, model.sample(500, seed=0)).raise_for_failures()
     assert not report.warnings, report
 
 
@@ -834,7 +834,7 @@ def test_a_trained_network_passes_as_what_it_is(sde: GaussianSDE, kind: Any) -> 
     if isinstance(sde, FlowSDE) and kind == predict.noise:
         sde = CosineSDE()  # noise tells nothing of the data at the end of the flow
     net = trained(eight_gaussians, sde, kind)
-    report = check_denoiser(Network(net, sde, kind, shape=(2,)), eight_gaussians(2000, generator=1))
+    report = check_denoiser(Network(net, sde, kind, shape=(2,)), eight_gaussians(2000, seed=1))
     report.raise_for_failures()
 
 
@@ -857,13 +857,13 @@ def mix(report: Report) -> float:
 def test_a_network_declared_as_something_else_fails(
     nets: dict[str, MLP], name: str, kind: Any, sde: GaussianSDE
 ) -> None:
-    report = check_denoiser(Network(nets[name], sde, kind, shape=(2,)), moons(2000, generator=1))
+    report = check_denoiser(Network(nets[name], sde, kind, shape=(2,)), moons(2000, seed=1))
     assert "error against the best mix" in failed(report), report
     assert "wrong parametrisation" in str(report)
 
 
 def test_nearly_the_right_process_is_a_warning_after_a_short_training(nets: dict[str, MLP]) -> None:
-    x0 = moons(2000, generator=1)
+    x0 = moons(2000, seed=1)
     right = mix(check_denoiser(Network(nets["noise"], VPSDE(), predict.noise, shape=(2,)), x0))
     for sde in (SubVPSDE(), VPSDE(0.1, 40.0)):
         report = check_denoiser(Network(nets["noise"], sde, predict.noise, shape=(2,)), x0)
@@ -891,13 +891,13 @@ def test_a_network_that_does_not_take_its_time_is_told(nets: dict[str, MLP]) -> 
 def test_a_network_trained_without_its_time_is_found_by_its_errors() -> None:
     net = trained(eight_gaussians, VPSDE(), predict.noise, blind=True)
     model = Network(timeless(net), VPSDE(), predict.noise, shape=(2,))
-    assert "error against the best mix" in failed(check_denoiser(model, eight_gaussians(2000, generator=1)))
+    assert "error against the best mix" in failed(check_denoiser(model, eight_gaussians(2000, seed=1)))
 
 
 def test_a_wrong_clock_is_told(nets: dict[str, MLP]) -> None:
     model = Network(nets["noise"], VPSDE(), predict.noise, shape=(2,))
     model.tell(Scaled(999))  # which the constructor refuses
-    report = check_denoiser(model, moons(500, generator=1))
+    report = check_denoiser(model, moons(500, seed=1))
     assert report.failures
     assert "clock" in str(report)
 

@@ -271,7 +271,7 @@ def test_two_runs_with_one_seed_agree_bit_for_bit_dropout_and_transform_included
         levels = torch.arange(40 * 16).reshape(40, 1, 4, 4) % 17
         return train(
             net, levels, torch.arange(40) % 10, steps=5, seed=seed,
-            recipe=Recipe(16, transform=lambda v, g: 2 * dequantise(v, generator=g)),
+            recipe=Recipe(16, transform=lambda v, g: 2 * dequantise(v, seed=g)),
         )  # fmt: skip
 
     a = once(0)
