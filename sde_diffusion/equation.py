@@ -11,65 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._calls import Caller
-from sde_diffusion._checks import check_answer
-from sde_diffusion._linear import broken
+from sde_diffusion._checks import SolverError, check_answer, rows_in_words
+from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.predict import Prediction, held
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
+from sde_diffusion.tables import Counter, Tables
 
 
-class Counter:
-    """Evaluations so far, and what became of the rows of one solve; shared by all views of its equation.
-
-    Attributes:
-        n: Network evaluations.
-        stopped: Rows that were left on the way, and `where`.
-        keep: Whether a row that is not finite is lost alone, rather than an error.
-        lost: Mask `(B,)` of these; None if there are none.
-        first: Number of the first row in the result that the solve is a part of.
-    """
-
-    __slots__ = ("first", "keep", "lost", "n", "stopped", "where")
-
-    def __init__(self) -> None:
-        self.n = self.first = 0
-        self.stopped: Tensor | None = None
-        self.where: Tensor | None = None
-        self.keep = False
-        self.lost: Tensor | None = None
-
-    def lose(self, bad: Tensor) -> Tensor:
-        """Counts the rows of a mask `(B,)` as lost; the mask of all that are."""
-        self.lost = bad if self.lost is None else self.lost | bad
-        return self.lost
-
-    def blank(self, x: Tensor) -> Tensor:
-        """The state with NaN in every row that is lost, or not finite now."""
-        lost = self.lose(broken(x))
-        return torch.where(lost.reshape(-1, *([1] * (x.ndim - 1))), math.nan, x)
-
-
-class Tables:
-    """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views.
-
-    And `call` and `drift`, which know the habits of the model and of a process of the user's own.
-    """
-
-    __slots__ = ("by_lam", "by_time", "call", "drift", "rows", "views")
-
-    def __init__(self) -> None:
-        self.call, self.drift = Caller("score"), Caller("drift")
-        self.by_time: dict[float, Level] = {}
-        self.by_lam: dict[float, Level] = {}
-        self.rows: dict[Hashable, Any] = {}
-        self.views: dict[GaussianSDE, tuple[Denoiser, Tables]] = {}
+def scaled_rms(value: Tensor, x: Tensor, new: Tensor, rtol: float, atol: float) -> Tensor:
+    """Root mean square over the event of `value / (atol + rtol max(|x|, |new|))`, shape `(B,)`."""
+    allowed = torch.maximum(x.abs(), new.abs()).mul_(rtol).add_(atol)
+    return rows((value / allowed).square()).mean(1).sqrt()
 
 
 class ODE(ABC):
@@ -112,6 +70,36 @@ class ODE(ABC):
         """The times at which rows were left, in the time of this equation."""
         mask, where = self.counter.stopped, self.counter.where
         return [] if mask is None or where is None else self._time(where[mask]).tolist()
+
+    def stuck(self, stuck: Tensor, t: Tensor) -> None:
+        """Told of rows `(B,)`, a mask, whose steps went to zero at their times `t` `(B,)`: they take no further part.
+
+        Raises:
+            SolverError: Unless the counter says `keep`, which loses them alone.
+        """
+        if self.counter.keep:
+            self.counter.lose(stuck)
+            return
+        raise SolverError(
+            f"the step size went to zero at t = {t[stuck][0].item():g}, in "
+            f"{rows_in_words(stuck, self.counter.first)}: either the network answered NaN or inf there, or it is too "
+            "rough for rtol and atol, or alpha = 0 at the end and its answer tells nothing of the data there. To keep "
+            "the other rows of a sample: nonfinite='keep'"
+        )
+
+    def error_norm(self, error: Tensor, x: Tensor, new: Tensor, rtol: float, atol: float) -> Tensor:
+        r"""The error of each row of a step against its tolerances, shape `(B,)`; a step of more than 1 is refused.
+
+        $$ E = \sqrt{\tfrac1D\sum_i\Big(\frac{e_i}{atol + rtol\,\max(|x_i|, |x'_i|)}\Big)^2} $$
+
+        Args:
+            error: The estimate $e$ of the error, shape `(B, *)`.
+            x: State before the step.
+            new: State after it, $x'$.
+            rtol: Error allowed, relative to the state.
+            atol: Error allowed, in units of the state.
+        """
+        return scaled_rms(error, x, new, rtol, atol)
 
     def _place(self, t: Tensor) -> Tensor:
         """What all views of the equation know a time by."""

@@ -27,11 +27,11 @@ from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.log_density import LogDensityODE, OwnTolerance, allowance, wide
+from sde_diffusion.log_density import LogDensityODE, allowance, wide
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE, standard_normal_log_prob
-from sde_diffusion.solvers import Adaptive, AngleSDE, Solver
+from sde_diffusion.solvers import AngleSDE, Solver
 from sde_diffusion.solvers.base import describe
 
 SLACK = 1e-6
@@ -228,10 +228,9 @@ def solve(
     ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
     ode.counter.first = part.before
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
-    method = OwnTolerance(solver, ode.d, trace) if isinstance(solver, Adaptive) else solver
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-        *_, now = integrate(ode, method, start, grid)
+        *_, now = integrate(ode, solver, start, grid)
     state, integrals = ode.split(now.x)
     latent = state * route.out
     change = ode.d * (math.log(route.out) + math.log(route.into))

@@ -35,12 +35,12 @@ from sde_diffusion.flow_density import (
     tell,
 )
 from sde_diffusion.likelihood import choose_trace, ordinary
-from sde_diffusion.log_density import LogDensityODE, OwnTolerance
+from sde_diffusion.log_density import LogDensityODE
 from sde_diffusion.loop import UnfinishedWarning, integrate
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import Adaptive, Angle, AngleSDE
+from sde_diffusion.solvers import Angle, AngleSDE
 
 
 def draw_with_log_prob(
@@ -112,8 +112,7 @@ def sample_with_log_prob(
         start = torch.cat([start[:, : ode.d] / route.out, start[:, ode.d :]], dim=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-            method = OwnTolerance(inner, ode.d, trace) if isinstance(inner, Adaptive) else inner
-            *_, now = integrate(ode, method, start, grid)
+            *_, now = integrate(ode, inner, start, grid)
         state, integrals = ode.split(now.x)
         change = ode.d * (math.log(route.out) + math.log(route.into))
         value = route.prior(ode.split(start)[0] * route.out) + change - trace.estimate(integrals)

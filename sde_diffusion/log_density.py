@@ -3,25 +3,23 @@ r"""The equation of a log-likelihood: the state of an ODE, and along with it the
 $$ \frac{dx}{dt} = v(x, t), \quad \frac{dl}{dt} = \nabla\cdot v(x, t), \quad
    \log p_s(x_s) = \log p_t(x_t) - (l_s - l_t) $$
 
-Any ODE solver integrates both. `OwnTolerance` gives the integral a tolerance in nats to an adaptive one: relative to a
-log-likelihood of a thousand nats, a part in a million is a thousandth of a nat, and to zero it is nothing.
+Any ODE solver integrates both. The equation holds the integral to a tolerance in nats of its own where a solver adapts
+its steps: relative to a log-likelihood of a thousand nats, a part in a million is a thousandth of a nat, and to zero it
+is nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._linear import rows
 from sde_diffusion.divergence import Trace
-from sde_diffusion.equation import ODE
+from sde_diffusion.equation import ODE, scaled_rms
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.adaptive import Adaptive
 
 NATS = 2.0
 """Nats per step that a relative tolerance of one allows in one dimension; in `D` it is a root of `D` times as many."""
@@ -103,6 +101,20 @@ class LogDensityODE(ODE):
             self.first = out
         return out
 
+    def stuck(self, stuck: Tensor, t: Tensor) -> None:
+        """Marks these rows as failed: they stay where they are, and the others go on."""
+        self.fail(stuck, t)
+
+    def error_norm(self, error: Tensor, x: Tensor, new: Tensor, rtol: float, atol: float) -> Tensor:
+        r"""The larger of two: the error of the state against `rtol` and `atol`, that of the integral against its own.
+
+        The estimate of the integral is allowed $2\,rtol\sqrt D$ nats in each step. Measured on mixtures in 2 and 64
+        dimensions at 1e-6: 1e-6 and 3e-5 nats in the end, for 170 evaluations.
+        """
+        d = self.d
+        state = scaled_rms(error[:, :d], x[:, :d], new[:, :d], rtol, atol)
+        return torch.maximum(state, self.trace.estimate(error[:, d:]).abs() / allowance(rtol, d))
+
     def fail(self, bad: Tensor, t: Tensor) -> Tensor:
         """All rows that have failed; keeps the place of the first failure of each, without asking if there was one.
 
@@ -130,70 +142,3 @@ def allowance(rtol: float, d: int) -> float:
 def wide(x: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.to(torch.float64)
-
-
-@dataclass(frozen=True)
-class OwnTolerance(Adaptive):
-    r"""An adaptive solver on a `LogDensityODE`, which allows the integral an error of its own in every step.
-
-    The state is held to `rtol` and `atol` of the solver, the estimate of the integral to $2\,rtol\sqrt D$ nats,
-    whichever asks for the shorter step. Measured on mixtures in 2 and 64 dimensions at 1e-6: 1e-6 and 3e-5 nats in the
-    end, for 170 evaluations.
-
-    Args:
-        inner: The solver.
-        d: Dimensions of the state, $D$.
-        trace: What makes the estimate of the integrals.
-    """
-
-    inner: Adaptive
-    d: int
-    trace: Trace
-
-    @property
-    def rtol(self) -> float:  # type: ignore[override]
-        return self.inner.rtol
-
-    @property
-    def atol(self) -> float:  # type: ignore[override]
-        return self.inner.atol
-
-    @property
-    def max_nfe(self) -> int:  # type: ignore[override]
-        return self.inner.max_nfe
-
-    @property
-    def exponents(self) -> tuple[float, float]:
-        return self.inner.exponents
-
-    @property
-    def limits(self) -> tuple[float, float]:  # type: ignore[override]
-        return self.inner.limits
-
-    @property
-    def stages(self) -> int:
-        return self.inner.stages
-
-    @property
-    def nats(self) -> float:
-        """Error allowed to the integral, in nats per step."""
-        return allowance(self.inner.rtol, self.d)
-
-    def first(self, eq: Any, x: Tensor, at: Level) -> Tensor:
-        return self.inner.first(eq, x, at)
-
-    def begin(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> Tensor:
-        return self.inner.begin(eq, x, known, walk)
-
-    def attempt(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.inner.attempt(eq, x, known, walk)
-
-    def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
-        """Leaves these rows where they are, as failed; the others go on."""
-        eq.fail(stuck, walk.clock(walk.at))
-        walk.drop(stuck)
-
-    def norm(self, error: Tensor, x: Tensor, new: Tensor) -> Tensor:
-        d = self.d
-        state = self.inner.norm(error[:, :d], x[:, :d], new[:, :d])
-        return torch.maximum(state, self.trace.estimate(error[:, d:]).abs() / self.nats)

@@ -19,10 +19,11 @@ from sde_diffusion._checks import check_shape
 from sde_diffusion._modules import home, unbound
 from sde_diffusion._network import Network
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE, Tables
+from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, SharedStream, check_noise
 from sde_diffusion.prior import Prior, Standard
 from sde_diffusion.sde import SDE, GaussianSDE, check_process
+from sde_diffusion.tables import Tables
 
 
 @dataclass(frozen=True, eq=False)

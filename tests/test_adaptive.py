@@ -183,7 +183,8 @@ class Waves(ODE):
 
     def __init__(self, w: Tensor) -> None:
         super().__init__()
-        self.w, self.seen = w, []  # type: ignore[var-annotated]
+        self.w = w
+        self.seen: list[Tensor] = []
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
         return [Level(t) for t in times]
@@ -531,6 +532,34 @@ def test_a_network_that_answers_nan_on_the_way_is_an_error_and_not_an_endless_lo
         SolverError, match=r"the step size went to zero at t = .*, in rows? .* \([1-3] of 3\): either the network"
     ):
         s.sample(3, seed=0)
+
+
+class OwnRules(Waves):
+    """Judges the error of its second coordinate alone, and lets a row that cannot go on stand where it is."""
+
+    left: Tensor | None = None
+
+    def velocity(self, x: Tensor, t: Level) -> Tensor:
+        v = super().velocity(x, t)
+        return torch.where((self.w[:, :1] > 50) & (self.seen[-1][:, None] > 0.5), math.nan, v)
+
+    def error_norm(self, error: Tensor, x: Tensor, new: Tensor, rtol: float, atol: float) -> Tensor:
+        return super().error_norm(error[:, 1:], x[:, 1:], new[:, 1:], rtol, atol)
+
+    def stuck(self, stuck: Tensor, t: Tensor) -> None:
+        self.left = torch.where(stuck, t, math.nan)
+
+
+def test_an_equation_rules_what_error_counts_and_what_becomes_of_a_row_that_cannot_go_on() -> None:
+    w = torch.tensor([[40.0, 1.0], [60.0, 1.0], [40.0, 1.0]], dtype=torch.float64)
+    rules, x = OwnRules(w), torch.ones(3, 2, dtype=torch.float64)
+    *_, last = integrate(rules, DormandPrince(), x, [0.0, 1.0])
+    assert rules.left is not None
+    assert torch.isfinite(rules.left).tolist() == [False, True, False]
+    assert 0.4 < float(rules.left[1]) < 0.6
+    exact = 1 + torch.sin(w)
+    torch.testing.assert_close(last.x[::2, 1], exact[::2, 1], rtol=0, atol=1e-4)
+    assert float((last.x - exact)[::2, 0].abs().min()) > 0.1  # which did not count
 
 
 def test_when_all_rows_have_stopped_nothing_more_is_spent() -> None:

@@ -2,11 +2,8 @@ r"""Adaptive steps, each row its own: what all such solvers share.
 
 A step of the grid is walked in as many inner steps as each row needs. A row has its own position $p$, its own step $h$
 and its own verdict, decided on the device; nothing is shared, so a row alone takes the steps that it takes in a batch.
-An attempt gives a state $x'$ and an estimate $e$ of its error, measured over the event of one row:
-
-$$ E = \sqrt{\tfrac1D\sum_i\Big(\frac{e_i}{atol + rtol\,\max(|x_i|, |x'_i|)}\Big)^2} $$
-
-It is accepted where $E \le 1$, and the next step is $h\,\min(f_{max}, \max(f_{min}, 0.9\,E^{-a}E_{-}^{b}))$, with
+An attempt gives a state $x'$ and an estimate of its error, whose size $E$ the equation tells (`ODE.error_norm`). It is
+accepted where $E \le 1$, and the next step is $h\,\min(f_{max}, \max(f_{min}, 0.9\,E^{-a}E_{-}^{b}))$, with
 $E_-$ of the last accepted step (PI control) and no growth right after a rejection. The last step is cut to land on the
 end itself.
 
@@ -27,8 +24,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_count, check_positive, rows_in_words
-from sde_diffusion._linear import rows
+from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Facts, Solver
@@ -173,11 +169,6 @@ class Adaptive(Solver):
         """The level of each row at its own position."""
         return eq.level_per_sample(walk.clock(position), x)
 
-    def norm(self, error: Tensor, x: Tensor, new: Tensor) -> Tensor:
-        """The error of each row against the tolerances, root mean square over its event, shape `(B,)`."""
-        allowed = torch.maximum(x.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
-        return rows((error / allowed).square()).mean(1).sqrt()
-
     def step(
         self, eq: Any, x: Tensor, t: Level, s: Level, state: Tensor | None, noise: NoiseSource
     ) -> tuple[Tensor, Tensor | None]:
@@ -193,9 +184,11 @@ class Adaptive(Solver):
             walk.aim()
             new, error, later = self.attempt(eq, x, known, walk)
             with torch.no_grad():
-                accepted = walk.judge(self.norm(error.detach(), x.detach(), new.detach()), self.exponents, self.limits)
+                size = eq.error_norm(error.detach(), x.detach(), new.detach(), self.rtol, self.atol)
+                accepted = walk.judge(size, self.exponents, self.limits)
             if walk.stuck is not None:
-                self.give_up(eq, walk, walk.stuck)
+                eq.stuck(walk.stuck, walk.clock(walk.at))
+                walk.drop(walk.stuck)
             self.settle(walk, accepted, x)
             take = per_row(accepted, x)
             x = torch.where(take, new, x)
@@ -207,19 +200,6 @@ class Adaptive(Solver):
         if walk.going:
             eq.stop(walk.active, walk.clock(walk.at))
         return x, walk.step
-
-    def give_up(self, eq: Any, walk: Any, stuck: Tensor) -> None:
-        """Called with the mask `(B,)` of the rows whose step size went to zero; raises `SolverError`, or loses them."""
-        if eq.counter.keep:
-            eq.counter.lose(stuck)
-            walk.drop(stuck)
-            return
-        where = walk.clock(walk.at[stuck])[0].item()
-        raise SolverError(
-            f"the step size went to zero at t = {where:g}, in {rows_in_words(stuck, eq.counter.first)}: either the "
-            "network answered NaN or inf there, or it is too rough for rtol and atol, or alpha = 0 at the end and "
-            "its answer tells nothing of the data there. To keep the other rows of a sample: nonfinite='keep'"
-        )
 
     def settle(self, walk: Any, accepted: Tensor, x: Tensor) -> None:
         """Called after each verdict, for a solver that remembers more than the walk does."""

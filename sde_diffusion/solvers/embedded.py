@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.equation import ODE
+from sde_diffusion.equation import ODE, scaled_rms
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.adaptive import Adaptive, Walk, per_row
 
@@ -58,11 +58,11 @@ class EmbeddedRungeKutta(Adaptive):
         return eq.velocity(x, at)
 
     def begin(self, eq: ODE, x: Tensor, known: Tensor, walk: Walk) -> Tensor:
-        d0, d1 = self.norm(x, x, x).to(walk.at), self.norm(known, x, x).to(walk.at)
+        d0, d1 = (scaled_rms(v, x, x, self.rtol, self.atol).to(walk.at) for v in (x, known))
         h = (0.01 * d0 / d1).nan_to_num(math.inf).clamp(1e-6 * walk.span, 0.1 * walk.span)
         near = torch.addcmul(x, per_row(walk.sign * h, x), known)
         there = eq.velocity(near, self.level(eq, x, walk, walk.at + walk.sign * h))
-        d2 = self.norm(there - known, x, x).to(walk.at) / h
+        d2 = scaled_rms(there - known, x, x, self.rtol, self.atol).to(walk.at) / h
         steepest = torch.maximum(d1, d2).nan_to_num(math.inf).clamp_min(1e-15)
         return torch.minimum(100 * h, torch.exp(torch.log(0.01 / steepest) / self.accuracy))
 
