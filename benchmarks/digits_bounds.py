@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from sde_diffusion import SDESampler, data
+from sde_diffusion.bins import GaussianDecoder
 from sde_diffusion.checkpoint import load_checkpoint
-from sde_diffusion.elbo import Elbo, continuous_elbo, elbo
+from sde_diffusion.elbo import Elbo, Estimate, continuous_elbo, elbo
 from sde_diffusion.likelihood import bits_per_dim
 from sde_diffusion.solvers import RK4
 
@@ -59,11 +60,22 @@ def main() -> None:
     top = -math.log(float(loaded.model.sde.levels([loaded.model.sde.t_max])[0].sigma))
     for part in (4, 2):
         lam = (top, -math.log(half / part))
-        tell(f"`continuous_elbo`, S0 = h/{part}", continuous_elbo(loaded.model, z, lam=lam, levels=48))
+        tell(
+            f"`continuous_elbo`, S0 = h/{part}",
+            continuous_elbo(loaded.model, z, lam=lam, estimate=Estimate(levels=48), seed=0),
+        )
     lams = torch.linspace(-math.log(half / 4), top, 200, dtype=torch.float64)
     times = loaded.model.sde.time_of(lams).clamp(loaded.model.sde.t_min, loaded.model.sde.t_max).tolist()
     for variance in ("posterior", "forward"):
-        bound = elbo(loaded.model, z, times=times, variance=variance, levels=48, decoder_std=half / 4)
+        bound = elbo(
+            loaded.model,
+            z,
+            times=times,
+            variance=variance,
+            decoder=GaussianDecoder(std=half / 4),
+            estimate=Estimate(levels=48),
+            seed=0,
+        )
         tell(f"`elbo`, 200 levels even in log-SNR, {variance} variance", bound)
     print(f"\n{len(z)} images; their spread adds {float(flow.std()) / math.sqrt(len(z)):.3f} to every line")
     print("\n".join(gaps))

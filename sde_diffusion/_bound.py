@@ -4,22 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_positive, check_real, check_state
+from sde_diffusion._checks import (
+    check_count,
+    check_finite,
+    check_flag,
+    check_real,
+    check_state,
+    check_step_count,
+)
 from sde_diffusion._linear import rows
 from sde_diffusion._modules import Evaluation
-from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
+from sde_diffusion.bins import (
+    CategoricalDecoder,
+    Decoder,
+    categorical_log_prob,
+    discretised_gaussian_log_prob,
+)
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
 from sde_diffusion.predict import Prediction, held
 from sde_diffusion.prior import Prior
 from sde_diffusion.sde import GaussianSDE, Level
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""How a bound is estimated: from which levels, how many draws, and with what taken out of them.
+
+    Args:
+        levels: Of a chain, random levels per draw instead of all. Of the bound in continuous time, slices of its range,
+            64 by default.
+        importance: Draws the levels of a chain uniformly in log-SNR, rather than in the index, where few carry most of
+            the bound and the standard error misses those that no draw has met.
+        control: Scale $c \ge 0$ on which the data are smooth, by default a quarter of the model's `data_std`. A square
+            error of the noise loses $\rho^2(|\varepsilon|^2 - D)$, $\rho = c^2/(c^2 + \sigma^2/\alpha^2)$, zero on
+            average: it saves most of the draws. 0 gives the plain terms, none of which is negative.
+        draws: Draws of the noise at each level; the standard error needs two.
+        chunk: States in one network call; levels are stacked up to that number. Changes memory and nothing else.
+
+    Raises:
+        TypeError, ValueError: A number of levels, draws or states that is no positive integer, or a scale below 0.
+    """
+
+    levels: int | None = None
+    importance: bool = True
+    control: float | None = None
+    draws: int = 2
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.levels is not None:
+            check_step_count(self.levels, "levels")
+        check_flag(self.importance, "importance")
+        if self.control is not None and not (0 <= check_real(self.control, "control") < math.inf):
+            raise ValueError(f"control must be a scale >= 0 in the units of the data, got {self.control!r}")
+        check_count(self.draws, "draws")
+        check_count(self.chunk, "chunk")
 
 
 class Run:
@@ -29,26 +77,25 @@ class Run:
         self,
         model: Denoiser,
         x0: Tensor,
-        bins: Bins | None,
-        form: str,
-        control: float | None,
+        decoder: Decoder,
+        estimate: Estimate,
         seed: int | Sequence[int] | None,
-        chunk: int,
         cond: dict[str, Any],
     ) -> None:
-        one_of("form", form, "data", "noise")
-        if bins is not None and not isinstance(bins, Bins):
-            raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
-        if control is not None and not (0 <= check_real(control, "control") < math.inf):
-            raise ValueError(f"control must be a scale >= 0 in the units of the data, got {control!r}")
-        self.v = None if bins is None else bins.index(x0, "x0")
+        if not isinstance(decoder, Decoder):
+            raise TypeError(
+                f"decoder, the last step, must be a GaussianDecoder or a CategoricalDecoder, got {decoder!r}"
+            )
+        if not isinstance(estimate, Estimate):
+            raise TypeError(f"estimate must be an Estimate, such as Estimate(draws=4), got {estimate!r}")
+        self.v = None if decoder.bins is None else decoder.bins.index(x0, "x0")
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
-        self.model, self.x0, self.form, self.nfe = model, x0, form, 0
-        self.cond = Conditions.of(model, cond, len(x0))
+        self.model, self.x0, self.decoder, self.draws, self.nfe = model, x0, decoder, estimate.draws, 0
         self._mode = Evaluation(model)
-        self.control = model.data_std / 4 if control is None else control
+        self.control = model.data_std / 4 if estimate.control is None else estimate.control
         self.streams = Streams(seed_list(seed, len(x0)), x0.shape[1:], x0.dtype, x0.device)
-        self.stack = max(1, check_count(chunk, "chunk") // len(x0))
+        self.stack = max(1, estimate.chunk // len(x0))
+        self.cond = Conditions.of(model, cond, len(x0))
         if self.stack > 1:
             self.cond.check_apart(f"at {self.stack} levels in one call")
 
@@ -67,21 +114,42 @@ class Run:
         excess = rows(z).square().sum(1) - z[0].numel()
         return excess * (rate.reshape(-1) if isinstance(rate, Tensor) else rate) ** 2
 
-    def errors(self, times: Tensor) -> Tensor:
-        """The square error of the data or the noise at `times`, shape `(n, B)`, summed over the coordinates."""
+    def errors(self, times: Tensor, *, of_noise: bool = False) -> Tensor:
+        """The square error of the data, or of the noise, at `times`, shape `(n, B)`, summed over the coordinates."""
         found = []
         for t in times.split(self.stack):
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
             answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self.cond.stacked(len(t)))
-            miss = answer.data - x0 if self.form == "data" else answer.noise - z
-            extra = self.expected(z, at)
-            if self.form == "noise":
+            miss, extra = answer.noise - z if of_noise else answer.data - x0, self.expected(z, at)
+            if of_noise:
                 extra = extra * ((at.alpha / at.sigma) ** 2).reshape(-1)
             found.append(_wide(rows(miss).square().sum(1) - extra).reshape(t.shape))
         self.nfe += len(times) * self.model.cost
         return torch.cat(found)
+
+    def reconstruction(self, t: float, std: float) -> Tensor:
+        """Minus the log-probability of the data given a state at time `t`, drawn anew, shape `(B,)`.
+
+        Args:
+            t: The lowest level.
+            std: Of a Gaussian decoder that has none of its own.
+        """
+        (at,) = self.model.levels([t])
+        noise = self.streams(0.0, 0.0)
+        x = at.alpha * self.x0 + at.sigma * noise
+        decoder, v = self.decoder, self.v
+        if isinstance(decoder, CategoricalDecoder) and v is not None:
+            return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, v, decoder.bins)).sum(1)
+        mean = _wide(self.predict(x, at, **self.cond.whole).data)
+        self.nfe += self.model.cost
+        std = getattr(decoder, "std", None) or std
+        if decoder.bins is not None and v is not None:
+            return -rows(discretised_gaussian_log_prob(mean, std, v, decoder.bins)).sum(1)
+        z = rows(_wide(self.x0) - mean) / std
+        square = z.square().sum(1) - _wide(self.expected(noise, at)) / std**2
+        return 0.5 * square + z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(std))
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
         """What the model answers in evaluation mode."""
@@ -89,45 +157,13 @@ class Run:
             return held(self.model.predict(x, at, **cond), x)
 
 
-class Decoder:
-    """Minus the log-probability of the data given a state at the lowest level, drawn anew."""
-
-    def __init__(self, kind: str, std: float, bins: Bins | None, t: float) -> None:
-        one_of("decoder", kind, "gaussian", "categorical")
-        if kind == "categorical" and bins is None:
-            raise ValueError("the categorical decoder answers a level: say where they lie, bins=Bins.tiling(256)")
-        check_positive(std, "decoder_std")
-        self.kind, self.std, self.bins, self.t = kind, std, bins, t
-
-    def __call__(self, run: Run) -> Tensor:
-        (at,) = run.model.levels([self.t])
-        noise = run.streams(0.0, 0.0)
-        x = at.alpha * run.x0 + at.sigma * noise
-        if self.kind == "categorical" and self.bins is not None and run.v is not None:
-            return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, run.v, self.bins)).sum(1)
-        mean = _wide(run.predict(x, at, **run.cond.whole).data)
-        run.nfe += run.model.cost
-        if self.bins is not None and run.v is not None:
-            return -rows(discretised_gaussian_log_prob(mean, self.std, run.v, self.bins)).sum(1)
-        z = rows(_wide(run.x0) - mean) / self.std
-        square = z.square().sum(1) - _wide(run.expected(noise, at)) / self.std**2
-        return 0.5 * square + z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.std))
-
-
-def weights(chain: Sequence[Level], variance: str, form: str) -> tuple[Tensor, Tensor]:
-    """Of every step, the weight of its square error and the rest of its KL per coordinate, shape `(T - 1,)`."""
+def weights(chain: Sequence[Level], variance: str) -> tuple[Tensor, Tensor]:
+    """Of every step, the weight of the square error of the data, and the rest of its KL per coordinate, `(T - 1,)`."""
     out = []
     for s, t in pairwise(chain):
         gain = -math.expm1(-2 * (s.lam - t.lam))
         ratio = (s.sigma / t.sigma) ** 2 if variance == "forward" else 1.0  # of the two variances
-        weight = 0.5 * (s.alpha / s.sigma) ** 2 * gain * ratio
-        if form == "noise":
-            if t.alpha == 0.0:
-                raise ValueError(
-                    f"at t = {t.t:g} no signal is left, and the noise says nothing of the data: form='data'"
-                )
-            weight *= t.ratio**2
-        out.append((weight, 0.5 * (ratio - 1 - math.log(ratio))))
+        out.append((0.5 * (s.alpha / s.sigma) ** 2 * gain * ratio, 0.5 * (ratio - 1 - math.log(ratio))))
     return tuple(torch.tensor(out, dtype=torch.float64, device="cpu").T)
 
 

@@ -1,4 +1,10 @@
-r"""Discrete data: where their levels lie, and the probability that a decoder gives to them."""
+r"""The last step of a bound: where the levels of discrete data lie, and the decoders that give a probability to them.
+
+A decoder $p(x_0 \mid x_{t_0})$ leads from the lowest noise level of a bound to the data.
+
+References: Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equation 13); Kingma et al., Variational
+Diffusion Models, 2021 (the categorical one).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import check_count, check_finite, check_positive, check_state
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,57 @@ class Bins:
                 f"and levels run from {float(v.min()):g} to {float(v.max()):g}. Give centre(v), with no noise added"
             )
         return v.long()
+
+
+@dataclass(frozen=True)
+class GaussianDecoder:
+    r"""A normal law about the data prediction at the lowest level; over bins, if given, the probability of each.
+
+    With bins it is the discretised Gaussian of DDPM, its end bins open: it gives a probability to a level, and the
+    bound is one on $-\log P(v)$. Without, the bound is on a density. One network evaluation a draw.
+
+    Args:
+        std: Its standard deviation, in the units of the data; by default that of the bound that uses it.
+        bins: Where the levels of discrete data lie.
+
+    Raises:
+        TypeError: `bins` are none.
+        ValueError: A `std` that is not positive and finite.
+    """
+
+    std: float | None = None
+    bins: Bins | None = None
+
+    def __post_init__(self) -> None:
+        if self.std is not None:
+            check_positive(self.std, "std")
+        if self.bins is not None:
+            _check_bins(self.bins)
+
+
+@dataclass(frozen=True)
+class CategoricalDecoder:
+    r"""$P(v \mid x_{t_0}) \propto \mathcal N(x_{t_0}; \alpha c_v, \sigma^2)$ over the levels, without the network.
+
+    Args:
+        bins: Where the levels of discrete data lie.
+
+    Raises:
+        TypeError: `bins` are none.
+    """
+
+    bins: Bins
+
+    def __post_init__(self) -> None:
+        _check_bins(self.bins)
+
+
+Decoder = GaussianDecoder | CategoricalDecoder
+
+
+def _check_bins(bins: object) -> None:
+    if not isinstance(bins, Bins):
+        raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
 
 
 def discretised_gaussian_log_prob(mean: Tensor, std: float, v: Tensor, bins: Bins) -> Tensor:

@@ -27,20 +27,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._bound import Decoder, Run, decoder_std_of, one_of, prior_kl, proposal, weights
-from sde_diffusion._checks import as_grid, check_count, check_flag, check_reals, check_step_count
-from sde_diffusion.bins import Bins
+from sde_diffusion._bound import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
+from sde_diffusion._checks import as_grid, check_reals
+from sde_diffusion.bins import Decoder, GaussianDecoder
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.prior import Prior, Standard
-from sde_diffusion.schedules import DiscreteVPSDE
 from sde_diffusion.sde import GaussianSDE
+
+__all__ = ["Elbo", "Estimate", "continuous_elbo", "elbo"]
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,13 @@ def elbo(
     model: Denoiser,
     x0: Tensor,
     *,
-    sde: GaussianSDE | None = None,
     prior: Prior = Standard(),
     times: Iterable[float] | Tensor | None = None,
-    bins: Bins | None = None,
     variance: str = "posterior",
-    form: str = "data",
-    decoder: str = "gaussian",
-    decoder_std: float | None = None,
-    levels: int | None = None,
-    importance: bool = True,
-    control: float | None = None,
-    draws: int = 2,
-    seed: int | Sequence[int] | None = 0,
-    chunk: int = 1024,
-    cond: Mapping[str, Any] | None = None,
-    **conditions: Any,
+    decoder: Decoder = GaussianDecoder(),
+    estimate: Estimate = Estimate(),
+    seed: int | Sequence[int] | None = None,
+    **cond: Any,
 ) -> Elbo:
     r"""The variational bound of a chain, such as DDPM's.
 
@@ -134,60 +126,51 @@ def elbo(
     from one offset is biased. A shorter chain, `times`, has a bound of its own.)
 
     Args:
-        model: A denoiser.
-        x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
-        sde: The process, if not that of the model.
+        model: A denoiser; seen through another process it is `model.on(sde)`.
+        x0: Data, shape `(B, *)`; at bin centres if the decoder has bins.
         prior: Of the last level: $\mathcal N(0, \sigma_T^2 I)$ by default, `Matched(0.0, 1.0)` for the
             $\mathcal N(0, I)$ of DDPM.
-        times: Levels of the chain, on any Gaussian SDE; by default all indices of a `DiscreteVPSDE`.
-        bins: Where the levels of discrete data lie; without, the bound is on a density.
+        times: Levels of the chain, on any Gaussian SDE; by default all indices of a process that is one.
         variance: Of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear schedule.
-        form: `"data"` or `"noise"`, whichever error is weighed; the same number up to rounding.
-        decoder: `"gaussian"` about the data prediction at the lowest level, over bins if `bins` is given; or
-            `"categorical"`, $P(v \mid x_{t_0}) \propto \mathcal N(x_{t_0}; \alpha c_v, \sigma^2)$ without the network.
-        decoder_std: Of the Gaussian decoder; by default that of DDPM, $\beta_0^{1/2}$ for `"forward"`, else that of the
-            step above it.
-        levels: Random levels per draw instead of all.
-        importance: Draw levels uniformly in log-SNR rather than in the index, where few carry most of the bound, and
-            the standard error misses those that no draw has met.
-        control: Scale $c$ on which the data are smooth, by default a quarter of the model's `data_std`. A square error
-            of the noise loses $\rho^2(|\varepsilon|^2 - D)$, $\rho = c^2/(c^2 + \sigma^2/\alpha^2)$, zero on average:
-            it saves most of the draws. 0 gives the plain terms, none of which is negative.
-        draws: Draws of the noise at each level; the standard error needs two.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence.
-        chunk: States in one network call; levels are stacked up to that number.
-        cond: Conditions by name, for those that are called as an argument here is: `cond={"levels": levels}`.
-        **conditions: Handed to the model, as `cond` is; what is per sample is stacked with the samples, see
-            `conditions`.
+        decoder: The last step, by default a Gaussian one without bins, whose `std` is that of DDPM:
+            $\beta_0^{1/2}$ for `"forward"`, else that of the step above it.
+        estimate: Random levels instead of all, draws of the noise, and what is taken out of them.
+        seed: `k` gives sample `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
+        **cond: Conditions by name, handed to the model; what is per sample is stacked with the samples, see
+            `conditions`. Those that are called as an argument here go into `cond={"times": times}`.
+
+    Returns:
+        The bound, term by term.
 
     Raises:
         TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
         ValueError: Empty data, data off the bin centres, a bad grid, or an unknown option.
+
+    References:
+        Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 5 to 13).
     """
-    check_flag(importance, "importance")
     one_of("variance", variance, "posterior", "forward")
-    sde, model = _process(model, sde)
-    if times is None and not isinstance(sde, DiscreteVPSDE):
+    sde = _process(model, prior)
+    if times is None and not sde.time_is_index:
         raise TypeError(
-            f"elbo sums over the levels of a chain, a DiscreteVPSDE, and {sde!r} has none: give times=, or ask "
+            f"elbo sums over the levels of a chain, such as DiscreteVPSDE, and {sde!r} has none: give times=, or ask "
             "continuous_elbo"
         )
     grid = sorted(as_grid(range(int(sde.t_max) + 1) if times is None else times, sde.t_min, sde.t_max))
     chain = sde.levels(grid)
-    run = Run(model, x0, bins, form, control, seed, chunk, {"cond": cond, **conditions})
-    weight, constant = weights(chain, variance, form)
+    run = Run(model, x0, decoder, estimate, seed, cond)
+    weight, constant = weights(chain, variance)
     above, n = torch.tensor(grid[1:], dtype=torch.float64, device="cpu"), len(weight)
     every = torch.arange(n, device="cpu")[:, None].expand(n, len(x0))
-    p = proposal(chain, importance)
+    p, levels = proposal(chain, estimate.importance), estimate.levels
 
     def transitions() -> tuple[Tensor, Tensor]:
         if levels is None:
             return weight[:, None] * run.errors(above[every]), every
-        i = torch.searchsorted(p.cumsum(0), run.slices(check_step_count(levels, "levels"))).clamp_max(n - 1)
+        i = torch.searchsorted(p.cumsum(0), run.slices(levels)).clamp_max(n - 1)
         return (weight / p)[i] * run.errors(above[i]) / levels, i
 
-    std = decoder_std_of(chain[0], chain[1], variance) if decoder_std is None else decoder_std
-    found = _collect(run, transitions, n, Decoder(decoder, std, bins, chain[0].t), draws)
+    found = _collect(run, transitions, n, chain[0].t, decoder_std_of(chain[0], chain[1], variance))
     return replace(
         found, prior=prior_kl(prior, sde, x0, chain[-1]), transitions=found.transitions + found.dim * constant
     )
@@ -198,20 +181,12 @@ def continuous_elbo(
     model: Denoiser,
     x0: Tensor,
     *,
-    sde: GaussianSDE | None = None,
     prior: Prior = Standard(),
     lam: tuple[float, float] | None = None,
-    bins: Bins | None = None,
-    form: str = "noise",
-    decoder: str = "gaussian",
-    decoder_std: float | None = None,
-    levels: int = 64,
-    control: float | None = None,
-    draws: int = 2,
-    seed: int | Sequence[int] | None = 0,
-    chunk: int = 1024,
-    cond: Mapping[str, Any] | None = None,
-    **conditions: Any,
+    decoder: Decoder = GaussianDecoder(),
+    estimate: Estimate = Estimate(),
+    seed: int | Sequence[int] | None = None,
+    **cond: Any,
 ) -> Elbo:
     r"""The variational bound of infinitely many levels, on any Gaussian SDE.
 
@@ -223,22 +198,17 @@ def continuous_elbo(
     prior that fits and little noise at the lower end it is $-\log p(x_0)$ itself.
 
     Args:
-        model: A denoiser.
-        x0: Data, shape `(B, *)`; at bin centres if `bins` is given.
-        sde: The process, if not that of the model.
+        model: A denoiser; seen through another process it is `model.on(sde)`.
+        x0: Data, shape `(B, *)`; at bin centres if the decoder has bins.
         prior: As in `elbo`.
         lam: Smallest and largest $\lambda = \log(\alpha/\sigma)$; by default those of the SDE. $\gamma = -2\lambda$.
-        bins: Where the levels of discrete data lie; without, the bound is on a density.
-        form: `"data"` or `"noise"`, whichever error is weighed; the same number up to rounding.
-        decoder: As in `elbo`.
-        decoder_std: Of the Gaussian decoder; $\sigma/\alpha$ at the lowest level by default.
-        levels: Slices of the range.
-        control: As in `elbo`.
-        draws: Draws in each slice; the standard error needs two.
+        decoder: As in `elbo`; the `std` of a Gaussian one is $\sigma/\alpha$ at the lowest level by default.
+        estimate: Slices of the range, 64 by default, and the draws in each.
         seed: As in `elbo`.
-        chunk: As in `elbo`.
-        cond: As in `elbo`.
-        **conditions: As in `elbo`.
+        **cond: As in `elbo`.
+
+    Returns:
+        The bound, term by term; its `transitions` are the slices.
 
     Raises:
         ValueError: A range that is infinite, reversed or outside the SDE's; the rest as for `elbo`.
@@ -246,19 +216,20 @@ def continuous_elbo(
     References:
         Kingma et al., Variational Diffusion Models, 2021 (equation 11).
     """
-    sde, model = _process(model, sde)
+    sde = _process(model, prior)
     last, first = sde.levels(_span(sde, lam))
-    run = Run(model, x0, bins, form, control, seed, chunk, {"cond": cond, **conditions})
-    width = (first.lam - last.lam) / check_step_count(levels, "levels")
+    run = Run(model, x0, decoder, estimate, seed, cond)
+    if not estimate.importance:
+        raise ValueError("importance=False draws the levels of a chain by index: leave it out, here there is none")
+    levels = 64 if estimate.levels is None else estimate.levels
+    width = (first.lam - last.lam) / levels
     every = torch.arange(levels, device="cpu")[:, None].expand(levels, len(x0))
 
     def transitions() -> tuple[Tensor, Tensor]:
         at = first.lam - width * levels * run.slices(levels)
-        weight = width * (torch.exp(2 * at) if form == "data" else torch.ones_like(at))
-        return weight * run.errors(sde.time_of(at).clamp(first.t, last.t)), every
+        return width * run.errors(sde.time_of(at).clamp(first.t, last.t), of_noise=True), every
 
-    std = first.ratio if decoder_std is None else decoder_std
-    found = _collect(run, transitions, levels, Decoder(decoder, std, bins, first.t), draws)
+    found = _collect(run, transitions, levels, first.t, first.ratio)
     return replace(found, prior=prior_kl(prior, sde, x0, last))
 
 
@@ -266,16 +237,25 @@ def _collect(
     run: Run,
     transitions: Callable[[], tuple[Tensor, Tensor]],
     n: int,
-    decode: Decoder,
-    draws: int,
+    t: float,
+    std: float,
 ) -> Elbo:
-    """Averages `draws` draws of the transitions, independent summands with their columns, and of the reconstruction."""
+    """Averages all draws of the transitions, independent summands with their columns, and of the reconstruction.
+
+    Args:
+        run: The data, and the draws that are made of them.
+        transitions: Makes one draw: values `(k, B)` and the columns that they belong to, of `n`.
+        n: Number of transitions.
+        t: Time of the lowest level.
+        std: Of the decoder there, unless it has its own.
+    """
+    draws = run.draws
     found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64, device="cpu")
-    for _ in range(check_count(draws, "draws")):
+    for _ in range(draws):
         values, columns = transitions()
         total.scatter_add_(0, columns, values)
         found.append(values)
-        recon.append(decode(run))
+        recon.append(run.reconstruction(t, std))
     lost = (~torch.isfinite(total).all(0) | ~torch.isfinite(torch.stack(recon)).all(0)).nonzero()[:, 0].tolist()
     if lost:
         warnings.warn(
@@ -290,17 +270,16 @@ def _collect(
     return Elbo(torch.zeros_like(error), total.T / draws, recon_mean, error, d, run.v is not None, run.nfe)
 
 
-def _process(model: Denoiser, sde: GaussianSDE | None) -> tuple[GaussianSDE, Denoiser]:
-    """The process of the bound, and the model seen through it."""
+def _process(model: Denoiser, prior: Prior) -> GaussianSDE:
+    """The process of the bound, which is that of the model."""
     if not isinstance(model, Denoiser):
         raise TypeError(
             f"the bound needs a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise)"
         )
-    if sde is not None and not isinstance(sde, GaussianSDE):
-        raise TypeError(
-            f"the bound needs a GaussianSDE, got {type(sde).__name__}: a general SDE has no kernel to bound with"
-        )
-    return (model.sde, model) if sde is None else (sde, model.on(sde))
+    if not isinstance(prior, Prior):
+        raise TypeError(f"prior must be a Prior such as Standard() or Matched(mean, variance), got {prior!r}")
+    prior.check(model.sde)
+    return model.sde
 
 
 def _span(sde: GaussianSDE, lam: tuple[float, float] | None) -> list[float]:

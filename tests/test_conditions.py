@@ -30,7 +30,7 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.elbo import continuous_elbo, elbo
+from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.losses import denoising_score_matching
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama
@@ -66,8 +66,8 @@ def test_a_condition_may_be_called_as_an_argument_is(name):
         lambda kw: sampler.encode(X, **kw),
         lambda kw: sampler.log_prob(X, steps=2, solver_error=False, **kw).value,
         lambda kw: denoising_score_matching(model, X, t=torch.full((5,), 0.5), eps=X, **kw),
-        lambda kw: elbo(model, X, times=[0.1, 0.5, 0.9], **kw).total,
-        lambda kw: continuous_elbo(model, X, levels=2, **kw).total,
+        lambda kw: elbo(model, X, times=[0.1, 0.5, 0.9], seed=0, **kw).total,
+        lambda kw: continuous_elbo(model, X, estimate=Estimate(levels=2), seed=0, **kw).total,
     ]
     for door in doors:
         assert torch.equal(door(named), door(plain))
@@ -140,7 +140,7 @@ def test_a_label_is_one_for_all_or_one_per_row(label, rows):
         lambda c: sampler.log_prob(X, steps=2, solver_error=False, label=c).value,
         lambda c: model(X, 0.5, label=c).data,
         lambda c: denoising_score_matching(model, X, t=torch.full((5,), 0.5), eps=X, label=c),
-        lambda c: elbo(model, X, times=[0.1, 0.5, 0.9], label=c).total,
+        lambda c: elbo(model, X, times=[0.1, 0.5, 0.9], label=c, seed=0).total,
     ]
     if not isinstance(label, range):
         doors.append(lambda c: sampler.sample(5, seed=0, batch_size=2, label=c))
@@ -203,8 +203,8 @@ def splits(sampler, x, **cond):
         "joint": lambda: SDESampler(sampler.sde, model, solver=RK4(), steps=2).sample(
             10, seed=0, batch_size=5, return_log_prob=True, solver_error=False, **cond
         ),
-        "bound": lambda: elbo(model, x, times=[0.1, 0.5, 0.9], chunk=20, **cond),
-        "continuous bound": lambda: continuous_elbo(model, x, levels=2, chunk=20, **cond),
+        "bound": lambda: elbo(model, x, times=[0.1, 0.5, 0.9], estimate=Estimate(chunk=20), seed=0, **cond),
+        "continuous bound": lambda: continuous_elbo(model, x, estimate=Estimate(levels=2, chunk=20), seed=0, **cond),
         "conformance": lambda: check_denoiser(model, x.repeat(2, 1), **cond),
     }
 
@@ -273,7 +273,7 @@ def test_what_may_be_rows_or_a_table_is_handed_on_where_nothing_is_split():
     sampler.encode(TEN, table=TABLE)
     sampler.sample(10, seed=0, batch_size=10, table=TABLE)
     sampler.log_prob(TEN, steps=2, solver_error=False, table=TABLE)
-    elbo(model, TEN, times=[0.1, 0.5, 0.9], chunk=10, table=TABLE)
+    elbo(model, TEN, times=[0.1, 0.5, 0.9], table=TABLE, estimate=Estimate(chunk=10), seed=0)
     denoising_score_matching(model, TEN, table=TABLE)
     model(TEN, 0.5, table=TABLE)
     model.score(TEN, 0.5, table=TABLE)

@@ -6,11 +6,12 @@ Statistical tests have fixed seeds and hold by 4 standard errors, as the bound i
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check, refuses, wrong
+from refusals import T, V, check, refuses, wrong
 from scipy.integrate import quad
 
 from sde_diffusion import (
@@ -28,8 +29,14 @@ from sde_diffusion import (
 )
 from sde_diffusion._bound import weights
 from sde_diffusion.analytic import Gaussian, GaussianMixture, isotropic_mixture
-from sde_diffusion.bins import Bins, categorical_log_prob, discretised_gaussian_log_prob
-from sde_diffusion.elbo import Elbo, continuous_elbo, elbo
+from sde_diffusion.bins import (
+    Bins,
+    CategoricalDecoder,
+    GaussianDecoder,
+    categorical_log_prob,
+    discretised_gaussian_log_prob,
+)
+from sde_diffusion.elbo import Elbo, Estimate, continuous_elbo, elbo
 
 F64 = torch.float64
 DDPM = DiscreteVPSDE.linear(1000)
@@ -64,14 +71,14 @@ class Answer(Denoiser):
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
 
 
-@pytest.mark.parametrize("form", ["data", "noise"])
-def test_an_answer_of_another_shape_is_refused_and_not_spread(form):
+@pytest.mark.parametrize("bound", [elbo, continuous_elbo])
+def test_an_answer_of_another_shape_is_refused_and_not_spread(bound):
     class Narrow(Answer):
         def predict(self, x, at, **cond):
             return Prediction(lambda: x[:, :1], lambda: x[:, :1])
 
     with pytest.raises(ValueError, match=r"of a Prediction answered shape \(\d+, 1\) to a state of shape \(\d+, 2\)"):
-        continuous_elbo(Narrow(VPSDE(), 0.0), torch.zeros(3, 2), form=form)
+        bound(Narrow(SHORT, 0.0), torch.zeros(3, 2))
 
 
 def z_scores(found, truth):
@@ -95,28 +102,25 @@ def holds(difference, error):
 
 
 @both_variances
-@pytest.mark.parametrize("form", ["data", "noise"])
-def test_the_weights_are_those_of_the_lectures(variance, form):
+def test_the_weights_are_those_of_the_lectures(variance):
     beta = SHORT.betas
-    a, bar = 1 - beta, torch.cumprod(1 - beta, 0)
-    before, bar, b, a = bar[:-1], bar[1:], beta[1:], a[1:]
+    bar = torch.cumprod(1 - beta, 0)
+    before, bar, b = bar[:-1], bar[1:], beta[1:]
     tilde = b * (1 - before) / (1 - bar)
     s2 = tilde if variance == "posterior" else b
     data = before * b**2 / (2 * s2 * (1 - bar) ** 2)
-    noise = b**2 / (2 * s2 * a * (1 - bar))
-    weight, constant = weights(SHORT.levels(range(12)), variance, form)
-    torch.testing.assert_close(weight, data if form == "data" else noise, rtol=1e-10, atol=0)
+    weight, constant = weights(SHORT.levels(range(12)), variance)
+    torch.testing.assert_close(weight, data, rtol=1e-10, atol=0)
     torch.testing.assert_close(constant, 0.5 * (tilde / s2 - 1 - torch.log(tilde / s2)), rtol=1e-10, atol=1e-14)
-    if variance == "posterior" and form == "data":
+    if variance == "posterior":
         torch.testing.assert_close(weight, 0.5 * (before / (1 - before) - bar / (1 - bar)), rtol=1e-10, atol=0)
 
 
 @both_variances
-@pytest.mark.parametrize("form", ["data", "noise"])
-def test_a_term_is_the_divergence_of_two_gaussians(variance, form):
+def test_a_term_is_the_divergence_of_two_gaussians(variance):
     """Against torch's KL, with both means from `posterior`: the model is off by 0.3 in every coordinate."""
     x0 = torch.full((1, 3), 0.5, dtype=F64)
-    found = elbo(Answer(SHORT, 0.8), x0, variance=variance, form=form, control=0.0)
+    found = elbo(Answer(SHORT, 0.8), x0, variance=variance, estimate=Estimate(control=0.0), seed=0)
     x = torch.randn(1, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
     for i in range(11):
         t, s = float(i + 1), float(i)
@@ -141,50 +145,95 @@ def test_the_mean_from_data_noise_and_score_is_one():
         torch.testing.assert_close(mean, by_score, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("levels", [None, 20])
+class Heard(Denoiser):
+    """A model that notes the states and levels it is asked about, and its two answers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.sde, self.shape, self.data_std = inner, inner.sde, inner.shape, inner.data_std
+        self.asked = []
+
+    def predict(self, x, at, **cond):
+        answer = self.inner.predict(x, at, **cond)
+        alpha, sigma = (torch.as_tensor(v, dtype=F64) for v in (at.alpha, at.sigma))
+        self.asked.append((x, alpha, sigma, answer.data, answer.noise))
+        return answer
+
+
+ONE_BY_ONE = Estimate(draws=1, control=0.0, chunk=1)
+
+
 @both_variances
-def test_both_forms_agree_to_rounding(variance, levels):
-    model = pair(DDPM)
-    x0 = model.sample(4, seed=1)
-    a, b = (elbo(model, x0, variance=variance, form=f, draws=1, levels=levels) for f in ("data", "noise"))
-    torch.testing.assert_close(a.transitions, b.transitions, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(a.total, b.total, rtol=1e-10, atol=1e-10)
+def test_the_form_in_the_data_is_that_in_the_noise(variance):
+    """The slides' sum over the noise, from what the model was asked and answered, is the sum over the data."""
+    model, b = Heard(pair(SHORT)), SHORT.betas
+    x0 = model.inner.sample(4, seed=1)
+    found = elbo(model, x0, variance=variance, estimate=ONE_BY_ONE, seed=0)
+    bar = torch.cumprod(1 - b, 0)
+    for i, (x, alpha, sigma, _, noise) in enumerate(model.asked[:-1], 1):  # the last is the decoder's
+        tilde = b[i] * (1 - bar[i - 1]) / (1 - bar[i])
+        s2 = tilde if variance == "posterior" else b[i]
+        weight = b[i] ** 2 / (2 * s2 * (1 - b[i]) * (1 - bar[i]))
+        error = ((x - alpha * x0) / sigma - noise).square().sum(1)
+        term = weight * error + (tilde / s2 - 1 - torch.log(tilde / s2))  # of two coordinates
+        torch.testing.assert_close(found.transitions[:, i - 1], term, rtol=1e-9, atol=1e-9)
+
+
+def test_the_continuous_form_in_the_noise_is_that_in_the_data():
+    """Its error of the noise, over the range, is the error of the data with the weight of the SNR."""
+    model = Heard(pair(VPSDE()))
+    x0 = model.inner.sample(4, seed=1)
+    found = continuous_elbo(
+        model, x0, lam=(-3.0, 3.0), estimate=Estimate(levels=16, draws=1, control=0.0, chunk=1), seed=0
+    )
+    for i, (_, alpha, sigma, data, _) in enumerate(model.asked[:-1]):
+        snr = (alpha / sigma).square().reshape(-1)
+        term = 6 / 16 * snr * (data - x0).square().sum(1)
+        torch.testing.assert_close(found.transitions[:, i], term, rtol=1e-9, atol=1e-9)
 
 
 def test_a_model_that_knows_the_data_pays_for_no_transition():
     x0 = torch.full((2, 3), 0.4, dtype=F64)
-    found = elbo(Answer(DDPM, 0.4), x0, control=0.0)
+    found = elbo(Answer(DDPM, 0.4), x0, estimate=Estimate(control=0.0), seed=0)
     assert float(found.transitions.abs().max()) == 0.0
-    assert float(elbo(Answer(DDPM, 0.4), x0, control=0.0, form="noise").transitions.abs().max()) < 1e-20
-    assert float(elbo(Answer(DDPM, 0.4), x0, control=0.0, variance="forward").transitions.min()) > 0  # wrong variance
+    assert (
+        float(elbo(Answer(DDPM, 0.4), x0, variance="forward", estimate=Estimate(control=0.0), seed=0).transitions.min())
+        > 0
+    )  # wrong variance
 
 
 def test_the_brownian_chain_has_the_weights_of_the_lectures():
     """Unit steps of dx = dw: |x0 - x0_hat|^2 / (2 t (t - 1)); the reconstruction from t = 1 with variance 1."""
     sde, x0 = BrownianSDE(10.0), torch.full((1, 2), 1.0, dtype=F64)
-    found = elbo(Answer(sde, 1.5), x0, times=range(1, 11), variance="posterior", control=0.0, decoder_std=1.0)
+    found = elbo(
+        Answer(sde, 1.5),
+        x0,
+        times=range(1, 11),
+        variance="posterior",
+        decoder=GaussianDecoder(std=1.0),
+        estimate=Estimate(control=0.0),
+        seed=0,
+    )
     expected = torch.tensor([[2 * 0.25 / (2 * t * (t - 1)) for t in range(2, 11)]], dtype=F64)
     torch.testing.assert_close(found.transitions, expected, rtol=1e-12, atol=0)
     assert float(found.reconstruction) == pytest.approx(0.25 + math.log(2 * math.pi), rel=1e-12)
     assert float(found.prior) == pytest.approx(2 * 0.5 / 10, rel=1e-12)
-    forward = elbo(Answer(sde, 1.5), x0, times=range(1, 11), variance="forward", control=0.0)
+    forward = elbo(Answer(sde, 1.5), x0, times=range(1, 11), variance="forward", estimate=Estimate(control=0.0), seed=0)
     assert float(forward.reconstruction) == pytest.approx(
         0.25 + math.log(2 * math.pi), rel=1e-12
     )  # variance 1 by itself
-    weight, _ = weights(sde.levels(range(1, 11)), "posterior", "noise")
-    torch.testing.assert_close(weight, torch.tensor([1 / (2 * (t - 1)) for t in range(2, 11)], dtype=F64))
 
 
 def test_the_prior_term_is_exact_for_every_prior():
     x0 = torch.tensor([[0.5, -1.0], [2.0, 0.0]], dtype=F64)
     bar = float(torch.prod(1 - SHORT.betas))
     lectures = 0.5 * (bar * x0**2 + (1 - bar) - math.log(1 - bar) - 1).sum(1)
-    found = elbo(pair(SHORT), x0, prior=Matched(0.0, 1.0))
+    found = elbo(pair(SHORT), x0, prior=Matched(0.0, 1.0), seed=0)
     torch.testing.assert_close(found.prior, lectures, rtol=1e-10, atol=1e-14)
-    plain = elbo(pair(SHORT), x0)
+    plain = elbo(pair(SHORT), x0, seed=0)
     torch.testing.assert_close(plain.prior, 0.5 * bar / (1 - bar) * x0.square().sum(1), rtol=1e-10, atol=1e-14)
     mean, cov = torch.tensor([0.3, -0.2], dtype=F64), torch.tensor([[0.8, 0.3], [0.3, 0.5]], dtype=F64)
-    full = elbo(pair(SHORT), x0, prior=Matched(mean, cov))
+    full = elbo(pair(SHORT), x0, prior=Matched(mean, cov), seed=0)
     q = torch.distributions.MultivariateNormal(math.sqrt(bar) * x0, (1 - bar) * torch.eye(2, dtype=F64))
     p = torch.distributions.MultivariateNormal(math.sqrt(bar) * mean, bar * cov + (1 - bar) * torch.eye(2, dtype=F64))
     torch.testing.assert_close(full.prior, torch.distributions.kl_divergence(q, p), rtol=1e-9, atol=1e-12)
@@ -192,13 +241,12 @@ def test_the_prior_term_is_exact_for_every_prior():
 
 
 def test_a_chain_that_ends_without_signal_is_measured_on_the_data():
-    """FlowSDE at t = 1: alpha = 0, an exact prior, and a last transition that is finite in data form."""
+    """FlowSDE at t = 1: alpha = 0, an exact prior, and a last transition that is finite."""
     model = pair(FlowSDE())
     x0 = model.sample(3, seed=0)
-    found = elbo(model, x0, times=torch.linspace(0.01, 1.0, 50))
+    found = elbo(model, x0, times=torch.linspace(0.01, 1.0, 50), seed=0)
     assert bool(torch.isfinite(found.total).all())
     assert float(found.prior.abs().max()) < 1e-14
-    check(lambda: elbo(model, x0, times=[0.1, 1.0], form="noise"), V, "at t = 1 no signal is left")
 
 
 # ---------------------------------------------------------------------------------------------- Gaussian data, exactly
@@ -207,7 +255,7 @@ def test_a_chain_that_ends_without_signal_is_measured_on_the_data():
 def gaussian_truth(chain, v, x0, variance, std):
     """Per point and coordinate of data N(0, v): the bound, and minus the log-density of the chain's own model."""
     at = chain.levels(torch.arange(int(chain.t_max) + 1, dtype=F64))
-    weight, constant = weights(at, variance, "data")
+    weight, constant = weights(at, variance)
     bound = 0.5 * (at[-1].alpha / at[-1].sigma) ** 2 * x0**2 + constant.sum()
     p = at[-1].sigma ** 2
     for i in range(len(at) - 1, 0, -1):
@@ -231,7 +279,14 @@ def test_gaussian_data_have_their_closed_form_on_every_point(variance, control):
     model = Gaussian(chain, torch.zeros(3, dtype=F64), v)
     x0 = model.sample(300, seed=3)
     truth = gaussian_truth(chain, v, x0, variance, 0.01)[0].sum(1)
-    found = elbo(model, x0, variance=variance, decoder_std=0.01, draws=4, control=control)
+    found = elbo(
+        model,
+        x0,
+        variance=variance,
+        decoder=GaussianDecoder(std=0.01),
+        estimate=Estimate(draws=4, control=control),
+        seed=0,
+    )
     holds(found.total - truth, found.standard_error)
 
 
@@ -249,7 +304,7 @@ def test_the_gap_of_gaussian_data_falls_as_one_over_the_steps(n, expected):
     if n == 100:
         model = Gaussian(chain, torch.zeros(1, dtype=F64), v)
         x0 = torch.full((2000, 1), math.sqrt(v), dtype=F64)
-        found = elbo(model, x0, decoder_std=std, draws=2)
+        found = elbo(model, x0, decoder=GaussianDecoder(std=std), estimate=Estimate(draws=2), seed=0)
         error = float(found.standard_error.square().sum().sqrt()) / 2000
         print(float(found.total.mean()) - float(bound), error)
         assert abs(float(found.total.mean()) - float(bound)) < 4 * error < 0.1 * gap
@@ -264,7 +319,14 @@ def test_the_bound_is_never_below_the_likelihood_of_its_own_chain(chain, varianc
     assert float((bound - own).min()) >= -1e-12
     model = Gaussian(chain, torch.zeros(1, dtype=F64), 0.7)
     some = slice(None, None, 10)
-    found = elbo(model, x0[some, None], variance=variance, decoder_std=std, draws=2 if chain is DDPM else 16)
+    found = elbo(
+        model,
+        x0[some, None],
+        variance=variance,
+        decoder=GaussianDecoder(std=std),
+        estimate=Estimate(draws=2 if chain is DDPM else 16),
+        seed=0,
+    )
     assert float(z_scores(found, own[some]).min()) > -4
 
 
@@ -284,7 +346,7 @@ def mixture_bound(model, chain, x0, variance, std):
         x = level.alpha * x0 + level.sigma * z[None]
         return (model.predict(x.reshape(-1, 1), level).data.reshape(x.shape) - x0).square() @ w
 
-    weight, constant = weights(at, variance, "data")
+    weight, constant = weights(at, variance)
     total = 0.5 * (at[-1].alpha / at[-1].sigma * x0[:, 0]) ** 2 + constant.sum()
     for i, level in enumerate(at[1:]):
         total = total + weight[i] * error(level)
@@ -297,7 +359,7 @@ def test_a_mixture_has_its_quadrature_on_every_point(variance):
     model = isotropic_mixture(chain, [[-1.0], [0.8]], std=0.3)
     x0 = model.sample(100, seed=3)
     truth = mixture_bound(model, chain, x0, variance, 0.007)
-    found = elbo(model, x0, variance=variance, decoder_std=0.007, draws=6)
+    found = elbo(model, x0, variance=variance, decoder=GaussianDecoder(std=0.007), estimate=Estimate(draws=6), seed=0)
     holds(found.total - truth, found.standard_error)
 
 
@@ -335,7 +397,7 @@ def test_the_bound_holds_against_the_exact_density_within_its_error(d):
     model = GaussianMixture(DDPM, torch.ones(5, dtype=F64), means, 0.09)
     x0 = model.sample(16, seed=1)
     for variance in ("posterior", "forward"):
-        found = elbo(model, x0, variance=variance, draws=2)
+        found = elbo(model, x0, variance=variance, estimate=Estimate(draws=2), seed=0)
         gap = found.total + model.data_log_prob(x0)
         print(f"d = {d}, {variance}: gap {float(gap.mean()):.3f}, noise {float(found.standard_error.mean()):.3f}")
         assert float((gap / found.standard_error).min()) > -4
@@ -349,8 +411,14 @@ def test_random_levels_are_unbiased_and_their_error_holds(importance):
     chain = chain_of(-10 + 18 * torch.linspace(0, 1, 61, dtype=F64) ** 1.5)  # steps of log-SNR from 0.02 to 0.45
     model = pair(chain)
     x0 = model.sample(250, seed=5)
-    full = elbo(model, x0, draws=16, seed=10_000, decoder_std=0.01)
-    found = elbo(model, x0, levels=8, importance=importance, draws=8, decoder_std=0.01)
+    full = elbo(model, x0, seed=10_000, decoder=GaussianDecoder(std=0.01), estimate=Estimate(draws=16))
+    found = elbo(
+        model,
+        x0,
+        decoder=GaussianDecoder(std=0.01),
+        estimate=Estimate(levels=8, importance=importance, draws=8),
+        seed=0,
+    )
     error = (found.standard_error**2 + full.standard_error**2).sqrt()
     holds(found.total - full.total, error)
     assert found.nfe == 8 * 9
@@ -363,8 +431,8 @@ def test_random_levels_are_unbiased_and_their_error_holds(importance):
 def test_levels_by_log_snr_are_unbiased_on_the_chain_of_ddpm():
     model = pair(DDPM)
     x0 = model.sample(100, seed=5)
-    full = elbo(model, x0, draws=2, seed=10_000)
-    found = elbo(model, x0, levels=30, draws=3)
+    full = elbo(model, x0, seed=10_000, estimate=Estimate(draws=2))
+    found = elbo(model, x0, estimate=Estimate(levels=30, draws=3), seed=0)
     difference = found.total - full.total
     z = float(difference.mean() / difference.std()) * math.sqrt(len(difference))
     print(z, float(found.standard_error.mean()), float(full.standard_error.mean()))
@@ -374,7 +442,7 @@ def test_levels_by_log_snr_are_unbiased_on_the_chain_of_ddpm():
 def test_the_control_variate_saves_draws_and_changes_nothing_else():
     model = pair(DDPM)
     x0 = model.sample(32, seed=5)
-    plain, controlled = elbo(model, x0, control=0.0), elbo(model, x0)
+    plain, controlled = elbo(model, x0, estimate=Estimate(control=0.0), seed=0), elbo(model, x0, seed=0)
     assert float(plain.transitions.min()) >= 0
     gain = float(plain.standard_error.mean() / controlled.standard_error.mean())
     print(gain)
@@ -394,7 +462,7 @@ def test_the_control_variate_saves_draws_and_changes_nothing_else():
 def test_the_continuous_bound_of_an_exact_model_is_the_density(sde):
     model = pair(sde)
     x0 = model.sample(200, seed=2)
-    found = continuous_elbo(model, x0, levels=40, draws=4)
+    found = continuous_elbo(model, x0, estimate=Estimate(levels=40, draws=4), seed=0)
     holds(found.total + model.data_log_prob(x0), found.standard_error)
     assert found.nfe == 4 * 41
 
@@ -415,7 +483,7 @@ def test_the_continuous_bound_of_gaussian_data_is_its_integral():
     k = v / (v + s2)
     recon = ((1 - k) ** 2 * x0**2 + k**2 * s2) / (2 * s2) + 0.5 * math.log(2 * math.pi * s2)
     truth = slope * x0**2 + constant + recon + 0.5 * far * x0**2
-    found = continuous_elbo(model, x0, lam=lam, levels=12, draws=6)
+    found = continuous_elbo(model, x0, lam=lam, estimate=Estimate(levels=12, draws=6), seed=0)
     holds(found.total - truth[:, 0], found.standard_error)
 
 
@@ -424,20 +492,19 @@ def test_many_levels_tend_to_the_continuous_bound():
     model = pair(chain)
     x0 = model.sample(24, seed=2)
     s = chain.levels([0.0])[0]
-    a = elbo(model, x0, draws=1, levels=400, decoder_std=s.sigma / s.alpha)
-    b = continuous_elbo(model, x0, levels=400, draws=1)
+    a = elbo(model, x0, decoder=GaussianDecoder(std=s.sigma / s.alpha), estimate=Estimate(draws=1, levels=400), seed=0)
+    b = continuous_elbo(model, x0, estimate=Estimate(levels=400, draws=1), seed=0)
     difference = (a.total - b.total).mean()
     error = (a.total - b.total).std() / math.sqrt(24)
     print(float(difference), float(error))
     assert abs(float(difference)) < 4 * float(error) + 0.05  # 2 * 18^2 / 4 / 2000 per coordinate is 0.04
 
 
-@pytest.mark.parametrize("form", ["data", "noise"])
-def test_the_continuous_bound_does_not_depend_on_the_form_or_the_process(form):
+def test_the_continuous_bound_does_not_depend_on_the_process():
     base = pair(VPSDE(t_min=1e-4))
     x0 = base.sample(4, seed=2)
-    a = continuous_elbo(base, x0, lam=(-3.0, 3.0), form=form, draws=1, prior=Matched(0.0, 1.0))
-    b = continuous_elbo(pair(EDMSDE()), x0, lam=(-3.0, 3.0), draws=1, prior=Matched(0.0, 1.0))
+    options: Any = dict(lam=(-3.0, 3.0), prior=Matched(0.0, 1.0), estimate=Estimate(draws=1), seed=0)
+    a, b = continuous_elbo(base, x0, **options), continuous_elbo(pair(EDMSDE()), x0, **options)
     torch.testing.assert_close(a.total, b.total, rtol=0, atol=1e-8)
 
 
@@ -479,7 +546,13 @@ def test_the_default_decoder_has_the_variance_of_ddpm(variance):
     """beta_1, or beta-tilde_2 in place of beta-tilde_1, which is 0 (DDPM's clipped small variance)."""
     bar = torch.cumprod(1 - SHORT.betas, 0)
     var = float(SHORT.betas[0] if variance == "forward" else SHORT.betas[1] * (1 - bar[0]) / (1 - bar[1]))
-    found = elbo(Answer(SHORT, 0.8), torch.full((1, 3), 0.5, dtype=F64), variance=variance, control=0.0)
+    found = elbo(
+        Answer(SHORT, 0.8),
+        torch.full((1, 3), 0.5, dtype=F64),
+        variance=variance,
+        estimate=Estimate(control=0.0),
+        seed=0,
+    )
     assert float(found.reconstruction) == pytest.approx(3 * (0.09 / var + math.log(2 * math.pi * var)) / 2, rel=1e-9)
 
 
@@ -489,27 +562,36 @@ def test_the_bound_on_levels_is_the_sum_of_its_terms():
     chain = DiscreteVPSDE([0.01, 0.5, 0.9, 0.99, 0.99])
     x0 = bins.centre(torch.full((2, 3), 5), F64)
     value = float(x0[0, 0]) + 0.02
-    found = elbo(Answer(chain, value), x0, bins=bins, variance="forward", control=0.0)
+    found = elbo(
+        Answer(chain, value),
+        x0,
+        variance="forward",
+        decoder=GaussianDecoder(bins=bins),
+        estimate=Estimate(control=0.0),
+        seed=0,
+    )
     inside = math.erf((0.125 - 0.02) / 0.1 / math.sqrt(2)) + math.erf((0.125 + 0.02) / 0.1 / math.sqrt(2))
     torch.testing.assert_close(found.reconstruction, torch.full((2,), -3 * math.log(inside / 2), dtype=F64))
     torch.testing.assert_close(found.bits_per_dim(), found.total / (3 * math.log(2)))
 
 
-@pytest.mark.parametrize("decoder", ["gaussian", "categorical"])
-def test_the_bound_on_levels_is_above_their_cost(decoder):
+@pytest.mark.parametrize("kind", [GaussianDecoder, CategoricalDecoder])
+def test_the_bound_on_levels_is_above_their_cost(kind):
     """Data are the centres with weights: the best code costs their entropy, and a fine chain comes close to it."""
     bins = Bins.tiling(5)
     levels, p = torch.arange(5)[:, None], torch.tensor([0.1, 0.2, 0.4, 0.2, 0.1], dtype=F64)
     chain = evenly(400)
     model = GaussianMixture(chain, p, bins.centre(levels, F64), 1e-8)
-    found = elbo(model, bins.centre(levels, F64), bins=bins, decoder=decoder, draws=50, control=0.0)
+    found = elbo(
+        model, bins.centre(levels, F64), decoder=kind(bins=bins), estimate=Estimate(draws=50, control=0.0), seed=0
+    )
     gap = found.total + torch.log(p)
     print(gap, found.standard_error)
     assert float((gap / found.standard_error).min()) > -4
     mean, error = float((p * gap).sum()), float((p * found.standard_error).square().sum().sqrt())
     print(mean, error)
     assert abs(mean - 18 / 2 / 400 * 1.47) < 4 * error < 0.1  # a step in log-SNR times the entropy, 1.47 nats
-    assert found.nfe == 50 * (401 if decoder == "gaussian" else 400)
+    assert found.nfe == 50 * (401 if kind is GaussianDecoder else 400)
 
 
 # -------------------------------------------------------------------------------------------------- streams and shapes
@@ -518,14 +600,18 @@ def test_the_bound_on_levels_is_above_their_cost(decoder):
 def test_a_sample_depends_on_its_own_seed_alone():
     model = pair(SHORT)
     x0 = model.sample(5, seed=1)
-    whole = elbo(model, x0, seed=[7, 3, 11, 0, 5], chunk=1000)
+    whole = elbo(model, x0, seed=[7, 3, 11, 0, 5], estimate=Estimate(chunk=1000))
     for chunk in (7, 1):
-        part = elbo(model, x0[2:4], seed=[11, 0], chunk=chunk)
+        part = elbo(model, x0[2:4], seed=[11, 0], estimate=Estimate(chunk=chunk))
         torch.testing.assert_close(part.total, whole.total[2:4], rtol=0, atol=1e-12)
-    sampled = elbo(model, x0, seed=4, levels=6)
-    torch.testing.assert_close(elbo(model, x0[3:], seed=7, levels=6).total, sampled.total[3:], rtol=0, atol=1e-12)
-    smooth = continuous_elbo(model, x0, seed=4, levels=6)
-    torch.testing.assert_close(continuous_elbo(model, x0[1:2], seed=5, levels=6).total, smooth.total[1:2])
+    sampled = elbo(model, x0, seed=4, estimate=Estimate(levels=6))
+    torch.testing.assert_close(
+        elbo(model, x0[3:], seed=7, estimate=Estimate(levels=6)).total, sampled.total[3:], rtol=0, atol=1e-12
+    )
+    smooth = continuous_elbo(model, x0, seed=4, estimate=Estimate(levels=6))
+    torch.testing.assert_close(
+        continuous_elbo(model, x0[1:2], seed=5, estimate=Estimate(levels=6)).total, smooth.total[1:2]
+    )
 
 
 @pytest.mark.parametrize("kind", [predict.noise, predict.data, predict.v, predict.edm], ids=repr)
@@ -543,8 +629,8 @@ def test_a_network_of_any_kind_on_images_with_labels_gives_one_bound(kind):
     model = Network(net, chain, kind, shape=(1, 3, 3))
     label = torch.tensor([0.0, 4.0, -2.0], dtype=F64)
     x0 = 0.1 * label.reshape(-1, 1, 1, 1).expand(3, 1, 3, 3) + 0.2
-    found = elbo(model, x0, control=0.0, label=label)
-    weight, _ = weights(chain.levels(range(12)), "posterior", "data")
+    found = elbo(model, x0, label=label, estimate=Estimate(control=0.0), seed=0)
+    weight, _ = weights(chain.levels(range(12)), "posterior")
     torch.testing.assert_close(found.transitions, (9 * 0.04 * weight).expand(3, -1), rtol=1e-8, atol=1e-12)
     assert found.dim == 9
     assert found.nfe == 24
@@ -554,8 +640,9 @@ def test_float32_agrees_with_float64():
     model = isotropic_mixture(DDPM, [[-1.0, 0.3], [0.8, 0.0]], std=0.25)
     x0 = model.sample(8, seed=1)
     small = GaussianMixture(DDPM, torch.ones(2), torch.tensor([[-1.0, 0.3], [0.8, 0.0]]), 0.25**2)
-    for form in ("data", "noise"):
-        a, b = elbo(model, x0, levels=100, draws=4, form=form), elbo(small, x0.float(), levels=100, draws=4, form=form)
+    estimate = Estimate(levels=100, draws=4)
+    for bound in (elbo, continuous_elbo):
+        a, b = bound(model, x0, estimate=estimate, seed=0), bound(small, x0.float(), estimate=estimate, seed=0)
         assert b.total.dtype == F64
         z = (a.total - b.total) / (a.standard_error**2 + b.standard_error**2).sqrt()  # float32 has streams of its own
         assert float(z.abs().max()) < 4
@@ -565,7 +652,9 @@ def test_a_model_made_for_another_process_is_seen_through_the_chain():
     chain = evenly(20)
     base = pair(EDMSDE(1e-3, 100.0))
     x0 = base.sample(4, seed=1)
-    torch.testing.assert_close(elbo(base, x0, sde=chain).total, elbo(pair(chain), x0).total, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        elbo(base.on(chain), x0, seed=0).total, elbo(pair(chain), x0, seed=0).total, rtol=0, atol=1e-6
+    )
 
 
 def test_levels_chosen_make_a_chain_of_their_own():
@@ -573,14 +662,17 @@ def test_levels_chosen_make_a_chain_of_their_own():
     chain = evenly(200)
     model = pair(chain)
     x0 = model.sample(40, seed=1)
-    coarse, fine = elbo(model, x0, times=range(200, -1, -10), decoder_std=0.01), elbo(model, x0, decoder_std=0.01)
+    coarse, fine = (
+        elbo(model, x0, times=range(200, -1, -10), decoder=GaussianDecoder(std=0.01), seed=0),
+        elbo(model, x0, decoder=GaussianDecoder(std=0.01), seed=0),
+    )
     assert coarse.transitions.shape == (40, 20)
     gap = coarse.total - fine.total
     assert float(gap.mean()) > 4 * float(gap.std()) / math.sqrt(40) > 0
 
 
 def test_one_draw_says_that_it_has_no_error():
-    found = elbo(pair(SHORT), pair(SHORT).sample(2, seed=0), draws=1)
+    found = elbo(pair(SHORT), pair(SHORT).sample(2, seed=0), estimate=Estimate(draws=1), seed=0)
     assert bool(found.standard_error.isnan().all())
     assert bool(torch.isfinite(found.total).all())
 
@@ -612,26 +704,40 @@ ONE = torch.ones(1, dtype=F64)
 
 @refuses(
     (lambda: elbo(wrong(torch.nn.Linear(2, 2)), X), T, "the bound needs a Denoiser, got Linear: wrap it, Network("),
-    (lambda: elbo(pair(VPSDE()), X), T, "sums over the levels of a chain, a DiscreteVPSDE, and VPSDE("),
-    (lambda: elbo(MODEL, X, sde=VPSDE()), T, "give times=, or ask continuous_elbo"),
-    (lambda: elbo(MODEL, X, sde=wrong(DoubleWell())), T, "the bound needs a GaussianSDE, got DoubleWell"),
+    (lambda: elbo(pair(VPSDE()), X), T, "sums over the levels of a chain, such as DiscreteVPSDE, and VPSDE("),
+    (lambda: elbo(pair(VPSDE()), X), T, "give times=, or ask continuous_elbo"),
+    (lambda: elbo(MODEL, X, prior=wrong(SHORT)), T, "prior must be a Prior such as Standard() or Matched("),
     (lambda: elbo(MODEL, X.half()), T, "half-precision"),
     (lambda: elbo(MODEL, X.long()), T, "scale the data to floats first"),
-    (lambda: elbo(MODEL, X.long(), bins=Bins.tiling(17)), T, "x0 holds levels as torch.int64: give their place"),
-    (lambda: elbo(MODEL, X + 0.01, bins=Bins.tiling(17)), V, "x0 is not at the centres of Bins("),
+    (
+        lambda: elbo(MODEL, X.long(), decoder=GaussianDecoder(bins=Bins.tiling(17))),
+        T,
+        "x0 holds levels as torch.int64: give their place",
+    ),
+    (
+        lambda: elbo(MODEL, X + 0.01, decoder=GaussianDecoder(bins=Bins.tiling(17))),
+        V,
+        "x0 is not at the centres of Bins(",
+    ),
     (lambda: elbo(MODEL, X[:0]), V, "empty batch"),
-    (lambda: elbo(MODEL, X[:0], bins=Bins.tiling(17)), V, "empty batch"),
+    (lambda: elbo(MODEL, X[:0], decoder=GaussianDecoder(bins=Bins.tiling(17))), V, "empty batch"),
     (lambda: elbo(MODEL, X[:, :1]), V, "x0 has event shape (1,)"),
     (lambda: elbo(MODEL, X / 0), V, "x0 holds 6 non-finite values"),
     (lambda: elbo(MODEL, X, variance="large"), V, "variance must be one of 'posterior', 'forward', got 'large'"),
-    (lambda: elbo(MODEL, X, form="x0"), V, "form must be one of 'data', 'noise', got 'x0'"),
-    (lambda: elbo(MODEL, X, decoder="vdm"), V, "decoder must be one of 'gaussian', 'categorical', got 'vdm'"),
-    (lambda: elbo(MODEL, X, decoder="categorical"), V, "say where they lie, bins="),
-    (lambda: elbo(MODEL, X, decoder_std=0.0), V, "decoder_std must be positive and finite, got 0.0"),
-    (lambda: elbo(MODEL, X, control=-1.0), V, "control must be a scale >= 0"),
-    (lambda: elbo(MODEL, X, draws=0), V, "draws must be at least 1, got 0"),
-    (lambda: elbo(MODEL, X, levels=0), V, "levels must be at least 1, got 0"),
-    (lambda: elbo(MODEL, X, chunk=wrong(2.5)), T, "chunk must be an integer, got 2.5"),
+    (
+        lambda: elbo(MODEL, X, decoder=wrong("vdm")),
+        T,
+        "must be a GaussianDecoder or a CategoricalDecoder, got 'vdm'",
+    ),
+    (lambda: CategoricalDecoder(wrong(17)), T, "bins must be Bins, such as Bins.tiling(256), got int"),
+    (lambda: GaussianDecoder(bins=wrong(17)), T, "bins must be Bins, such as Bins.tiling(256), got int"),
+    (lambda: GaussianDecoder(std=0.0), V, "std must be positive and finite, got 0.0"),
+    (lambda: elbo(MODEL, X, estimate=wrong(3)), T, "estimate must be an Estimate, such as Estimate(draws=4), got 3"),
+    (lambda: continuous_elbo(MODEL, X, estimate=Estimate(importance=False)), V, "leave it out, here there is none"),
+    (lambda: Estimate(control=-1.0), V, "control must be a scale >= 0"),
+    (lambda: Estimate(draws=0), V, "draws must be at least 1, got 0"),
+    (lambda: Estimate(levels=0), V, "levels must be at least 1, got 0"),
+    (lambda: Estimate(chunk=wrong(2.5)), T, "chunk must be an integer, got 2.5"),
     (lambda: elbo(MODEL, X, times=[3.0]), V, "at least two times"),
     (lambda: elbo(MODEL, X, times=[3.0, 40.0]), V, "outside the [t_min, t_max]"),
     (lambda: elbo(MODEL, X, seed=[1, 2]), V, "got 2 seeds for 3 samples"),
@@ -639,7 +745,6 @@ ONE = torch.ones(1, dtype=F64)
     (lambda: continuous_elbo(pair(FlowSDE()), X), V, "the log-SNR is infinite at t_max of FlowSDE("),
     (lambda: continuous_elbo(pair(VPSDE()), X, lam=(-3.0, 9.0)), V, "lam must rise inside"),
     (lambda: continuous_elbo(pair(VPSDE()), X, lam=(2.0, 1.0)), V, "lam must rise inside"),
-    (lambda: continuous_elbo(pair(VPSDE()), X, levels=0), V, "levels must be at least 1"),
     (lambda: Elbo(ONE, ONE[None], ONE, ONE, 1, False, 1).bits_per_dim(), V, "give their positive bin_width, got None"),
     (
         lambda: Elbo(ONE, ONE[None], ONE, ONE, 1, False, 1).bits_per_dim(0.0),
@@ -657,5 +762,5 @@ def test_a_bound_that_is_no_number_is_told(bound):
     x = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.1, 0.0]], dtype=F64)
     model = Network(lambda x, t: torch.where(x[:, :1] > 5, math.nan, 0.1 * x), SHORT)
     with pytest.warns(UserWarning, match="1 of 3 bounds are NaN or inf, and the others stand: .* first for row 1"):
-        found = bound(model, x)
+        found = bound(model, x, seed=0)
     assert torch.isfinite(found.total).tolist() == [True, False, True]

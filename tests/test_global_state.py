@@ -19,7 +19,7 @@ import sde_diffusion
 from sde_diffusion import EDMSDE, VPSDE, Clip, DiscreteVPSDE, Matched, Network, SDESampler, grids, losses, predict
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.divergence import Orthogonal
-from sde_diffusion.elbo import continuous_elbo, elbo
+from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.noise import BrownianPath
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import DDIM, RK4, DormandPrince, Heun, Solver, Torchdiffeq, Torchsde
@@ -150,8 +150,8 @@ OTHER: dict[str, Callable[[], Tensor]] = {
     "samples with their density": lambda: (
         SDESampler(VP, model(), solver=Heun(), steps=3).sample(3, seed=0, return_log_prob=True)[1].value
     ),
-    "a bound": lambda: continuous_elbo(model(), X, levels=4, seed=0).total,
-    "a bound of a chain": lambda: elbo(model(), X, times=[0.1, 0.5, 0.9], levels=2, seed=0).total,
+    "a bound": lambda: continuous_elbo(model(), X, seed=0, estimate=Estimate(levels=4)).total,
+    "a bound of a chain": lambda: elbo(model(), X, times=[0.1, 0.5, 0.9], seed=0, estimate=Estimate(levels=2)).total,
     "a bound with a matched prior": lambda: continuous_elbo(model(), X, prior=Matched(0.1, 0.9), seed=0).total,
     "an encoding": lambda: SDESampler(VP, model(), steps=4).encode(X),
     "a Brownian path": lambda: SDESampler(VP, model(), solver=DDIM(1.0), steps=4).sample(2, seed=0, noise=BrownianPath),

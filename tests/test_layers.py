@@ -103,8 +103,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # bounds on the likelihood
     "bins": {"_checks"},
     "dequantize": {"_checks", "_linear", "noise", "bins"},
-    "_bound": LEAVES | MODEL | {"_request", "bins", "prior"},
-    "elbo": LEAVES | MODEL | {"schedules", "bins", "prior", "_bound"},
+    "_bound": LEAVES | MODEL | {"bins", "prior"},
+    "elbo": LEAVES | MODEL | {"bins", "prior", "_bound"},
     # training never sees a solver
     "losses": LEAVES | MODEL | LEARNING,
     "ema": {"_checks"},

@@ -17,7 +17,7 @@ from refusals import T, check, refuses, wrong
 from torch import Tensor, nn
 
 from sde_diffusion import VESDE, VPSDE, Network, SDESampler, predict
-from sde_diffusion.elbo import continuous_elbo, elbo
+from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.ema import EMA
 from sde_diffusion.likelihood_check import check_likelihood
 from sde_diffusion.solvers import RK4, Heun
@@ -62,7 +62,7 @@ WORK: dict[str, Callable[[SDESampler], Tensor]] = {
     "sample with its density": lambda s: (
         SDESampler(VP, s.model, solver=Heun(), steps=4).sample(3, seed=0, return_log_prob=True)[1].value
     ),
-    "bound": lambda s: continuous_elbo(wrong(s.model), X, levels=4, seed=0).total,
+    "bound": lambda s: continuous_elbo(wrong(s.model), X, seed=0, estimate=Estimate(levels=4)).total,
     "bound of a chain": lambda s: elbo(wrong(s.model), X, times=[0.1, 0.5, 0.9], seed=0).total,
 }
 

@@ -17,8 +17,9 @@ import torch
 
 import sde_diffusion
 from sde_diffusion import VPSDE, Network, SDESampler, clocks, integrate, metrics, noise, predict, solvers
+from sde_diffusion.bins import GaussianDecoder
 from sde_diffusion.divergence import Orthogonal
-from sde_diffusion.elbo import continuous_elbo, elbo
+from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.likelihood import bits_per_dim, log_prob
 from sde_diffusion.losses import (
@@ -119,18 +120,19 @@ DOORS = {
     "EDM": predict.EDM,
     "elbo: model": lambda v: elbo(v, X, times=CHAIN),
     "elbo: x0": lambda v: elbo(MODEL, v, times=CHAIN),
-    "elbo: sde": lambda v: elbo(MODEL, X, times=CHAIN, sde=v),
+    "elbo: prior": lambda v: elbo(MODEL, X, times=CHAIN, prior=v),
     "elbo: times": lambda v: elbo(MODEL, X, times=v),
-    "elbo: bins": lambda v: elbo(MODEL, X, times=CHAIN, bins=v),
+    "elbo: bins": lambda v: elbo(MODEL, X, times=CHAIN, decoder=GaussianDecoder(bins=v)),
     "elbo: variance": lambda v: elbo(MODEL, X, times=CHAIN, variance=v),
-    "elbo: form": lambda v: elbo(MODEL, X, times=CHAIN, form=v),
+    "elbo: estimate": lambda v: elbo(MODEL, X, times=CHAIN, estimate=v),
+    "elbo: chunk": lambda v: elbo(MODEL, X, times=CHAIN, estimate=Estimate(chunk=v)),
     "elbo: decoder": lambda v: elbo(MODEL, X, times=CHAIN, decoder=v),
-    "elbo: decoder_std": lambda v: elbo(MODEL, X, times=CHAIN, decoder_std=v),
-    "elbo: importance": lambda v: elbo(MODEL, X, times=CHAIN, importance=v),
-    "elbo: control": lambda v: elbo(MODEL, X, times=CHAIN, control=v),
-    "elbo: levels": lambda v: elbo(MODEL, X, times=CHAIN, levels=v),
-    "elbo: draws": lambda v: elbo(MODEL, X, times=CHAIN, draws=v),
-    "continuous bound: lam": lambda v: continuous_elbo(MODEL, X, levels=2, lam=v),
+    "elbo: decoder_std": lambda v: elbo(MODEL, X, times=CHAIN, decoder=GaussianDecoder(std=v)),
+    "elbo: importance": lambda v: elbo(MODEL, X, times=CHAIN, estimate=Estimate(importance=v)),
+    "elbo: control": lambda v: elbo(MODEL, X, times=CHAIN, estimate=Estimate(control=v)),
+    "elbo: levels": lambda v: elbo(MODEL, X, times=CHAIN, estimate=Estimate(levels=v)),
+    "elbo: draws": lambda v: elbo(MODEL, X, times=CHAIN, estimate=Estimate(draws=v)),
+    "continuous bound: lam": lambda v: continuous_elbo(MODEL, X, lam=v, estimate=Estimate(levels=2)),
     "process: time": VP.alpha,
     "process: lam": VP.time_of,
     "process: levels": VP.levels,
