@@ -15,72 +15,39 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from solver_table import README, RESULTS, examples, spelling
 from solver_table import write as write_readme
 
-from sde_diffusion.solvers import (
-    DDIM,
-    ERSDE,
-    IPNDM,
-    RK4,
-    SRA1,
-    Adams,
-    AdamsMoulton,
-    Angle,
-    DPMSolver,
-    DPMSolverPP,
-    DPMSolverPP2S,
-    EulerMaruyama,
-    SASolver,
-    SDEDPMSolverPP,
-    Solver,
-    Torchdiffeq,
-    Torchsde,
-    UniPC,
-)
+from sde_diffusion.solvers import Solver, Torchsde
 from sde_diffusion.testing import orders
 
 PAGE = README.parent / "docs" / "solvers.md"
 BEGIN, END = "<!-- begin: benchmarks/orders.py -->", "<!-- end: benchmarks/orders.py -->"
 
-VARIANTS: list[Solver] = [
-    *(DPMSolverPP(p) for p in (1, 3)),
-    DPMSolverPP2S(stiff=True),
-    *(DPMSolver(p) for p in (1, 3)),
-    *(UniPC(p, v) for p, v in ((1, "bh2"), (2, "bh2"), (3, "bh1"), (4, "bh2"))),
-    *(Adams(3, quantity) for quantity in ("noise", "rho", "time", "velocity", "angle")),
-    Adams(5),
-    *(IPNDM(p) for p in (2, 3)),
-    *(AdamsMoulton(p) for p in (2, 3)),
-    DDIM(1.0),
-    EulerMaruyama(0.0),
-    *(SDEDPMSolverPP(p) for p in (1, 3)),
-    SDEDPMSolverPP(2, 0.0),
-    *(SASolver(3, 3, eta) for eta in (1.0, 0.0)),
-    *(ERSDE(p) for p in (1, 2)),
-    SRA1(0.0),
-    Angle(RK4()),
-    Angle(DPMSolverPP()),
-    Angle(AdamsMoulton()),
-    Torchdiffeq("rk4"),
-    Torchsde("euler"),
-]
-# A method that makes its own steps, equal in t, is measured at one in each interval, on the grid of all others.
-SINGLE = {"Torchsde()": Torchsde(n=1), "Torchsde('euler')": Torchsde("euler", n=1)}
-
 
 def candidates() -> list[Solver]:
-    """Solvers that claim an order: one of each class as in README.md, the variants after the first of their class."""
-    shown = [s for s in examples() if s.facts.order or any(type(v) is type(s) and v.facts.order for v in VARIANTS)]
-    return [s for first in shown for s in (first, *(v for v in VARIANTS if type(v) is type(first))) if s.facts.order]
+    """Solvers that claim an order: of each class the one in README.md, then its examples and what has a name."""
+    found: list[Solver] = []
+    for shown in examples():
+        others = [*type(shown).named().values(), *type(shown).examples()]
+        for solver in (shown, *(s for s in others if type(s) is type(shown))):
+            if solver.facts.order and as_measured(solver) not in map(as_measured, found):
+                found.append(solver)
+    return found
+
+
+def as_measured(solver: Solver) -> Solver:
+    """A method that makes its own steps, equal in `t`, takes one in each interval, on the grid of all others."""
+    return replace(solver, n=1) if isinstance(solver, Torchsde) else solver
 
 
 def measure(solver: Solver, names: list[str]) -> dict[str, Any]:
     """One row: for each process two measured orders."""
-    single = SINGLE.get(spelling(solver), solver)
+    single = as_measured(solver)
     found = {}
     for name in names:
         sde = orders.SDES[name]
@@ -141,7 +108,7 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
         began, rows = time.perf_counter(), []
-        names = ["VP", "EDM"] if args.quick else list(orders.SDES)
+        names = ["VPSDE", "EDMSDE"] if args.quick else list(orders.SDES)
         for solver in candidates()[:6] if args.quick else candidates():
             rows.append(measure(solver, names))
             print(

@@ -16,23 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion import solvers
-from sde_diffusion.solvers import EulerMaruyama, Heun, Langevin, Solver
+from sde_diffusion.solvers import Solver
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results" / "orders.json"
 BEGIN, END = "<!-- begin: benchmarks/solver_table.py -->", "<!-- end: benchmarks/solver_table.py -->"
 
-# What a solver made of other solvers is shown with, by the name of the field.
-PARTS: dict[str, Solver] = {"inner": Heun(), "predictor": EulerMaruyama(), "corrector": Langevin()}
 NEEDS = {"ODE": "any SDE", "ReverseSDE": "any SDE", "GaussianReverseSDE": "Gaussian SDE"}
 
 
 def examples() -> list[Solver]:
-    """One instance of every public solver class: those that stand alone, correctors, wrappers, outside backends."""
-    found = [value for name in solvers.__all__ if inspect.isclass(value := getattr(solvers, name))]
-    concrete = [cls for cls in found if issubclass(cls, Solver) and not inspect.isabstract(cls)]
-    shown = [cls(**{name: PARTS[name] for name in _parts(cls)}) for cls in concrete if dataclasses.is_dataclass(cls)]
-    return sorted(shown, key=_place)
+    """One instance of every solver class: those that stand alone, correctors, wrappers, outside backends."""
+    return sorted((cls.examples()[0] if _parts(cls) else cls() for cls in solvers.CLASSES), key=_place)
 
 
 def _place(s: Solver) -> tuple[bool, bool, bool, str, int]:
@@ -48,7 +43,11 @@ def _place(s: Solver) -> tuple[bool, bool, bool, str, int]:
 
 def _parts(cls: type[Solver]) -> list[str]:
     """The fields that have to be given."""
-    return [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    return [f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING]  # type: ignore[arg-type]
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def spelling(solver: Solver) -> str:
@@ -56,7 +55,7 @@ def spelling(solver: Solver) -> str:
     given, behind = [], False
     for f in dataclasses.fields(solver):  # type: ignore[arg-type]
         value = getattr(solver, f.name)
-        if value == f.default:
+        if value == _default(f):
             behind = True
             continue
         shown = spelling(value) if isinstance(value, Solver) else repr(value)

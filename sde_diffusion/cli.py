@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sde_diffusion import __version__, commands
+from sde_diffusion import __version__, commands, predict, processes, solvers
 from sde_diffusion._arguments import Parser, count, path
 from sde_diffusion._checks import SolverError
 from sde_diffusion._streams import steady
@@ -140,8 +140,8 @@ def _add_train(group: Any) -> None:
         "--out", required=True, type=path, metavar="DIR", help="folder for the checkpoint, made if need be"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the checkpoint that is there")
-    command.add_argument("--sde", choices=commands.SDES, default="edm", help="process under which it is trained")
-    command.add_argument("--kind", choices=commands.KINDS, default="edm", help="what the network predicts")
+    command.add_argument("--sde", choices=processes.named(), default="edm", help="process under which it is trained")
+    command.add_argument("--kind", choices=predict.NAMES, default="edm", help="what the network predicts")
     command.add_argument(
         "--steps", type=count(MOST_STEPS), default=3000, metavar="N", help=f"gradient steps, at most {MOST_STEPS:,}"
     )
@@ -183,7 +183,7 @@ def _add_sample(group: Any) -> None:
     command.add_argument(
         "--n", type=count(MOST_SAMPLES), default=64, metavar="N", help="number of samples, all in one file"
     )
-    command.add_argument("--solver", choices=commands.SOLVERS, default="dpmpp2", help="how the equation is solved")
+    command.add_argument("--solver", choices=solvers.named(), default="dpmpp2", help="how the equation is solved")
     cost = command.add_mutually_exclusive_group()
     cost.add_argument(
         "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"

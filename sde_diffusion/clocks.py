@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,7 +68,9 @@ class Index:
         return at.t.round() if isinstance(at.t, torch.Tensor) else float(round(at.t))
 
 
-NAMES: dict[str, Clock] = {"time": time, "sigma": sigma, "log_snr": log_snr, "edm": edm}
+ALL: tuple[Callable[..., Any], ...] = (time, sigma, log_snr, edm, Scaled, Index)
+"""Every clock of the library, as a function of a `Level` or a class that makes one: the only list of them."""
+NAMES: dict[str, Clock] = {f.__name__: f for f in ALL if not isinstance(f, type)}
 """What `clock=`, and a net that declares what it wants to be told, may say instead of the function."""
 FAR = 20.0
 """What a net that embeds numbers of order one, such as `MLP` and `UNet`, may be told at most."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import predict, schedules
+from sde_diffusion import predict, processes, solvers
 from sde_diffusion._checks import check_positive
 from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
@@ -31,79 +30,9 @@ from sde_diffusion.limits import (
 )
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import picture
-from sde_diffusion.predict import Parametrisation
 from sde_diffusion.sampler import SDESampler
-from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import (
-    DDIM,
-    IPNDM,
-    RK4,
-    Adams,
-    AdamsMoulton,
-    Angle,
-    Churn,
-    DormandPrince,
-    DPMSolver,
-    DPMSolverPP,
-    Euler,
-    EulerMaruyama,
-    Heun,
-    Langevin,
-    Midpoint,
-    PredictorCorrector,
-    SASolver,
-    SDEDPMSolverPP,
-    Solver,
-    Torchdiffeq,
-    UniPC,
-)
 from sde_diffusion.standardisation import Standardisation
 from sde_diffusion.training import Recipe, Training, train
-
-SDES: dict[str, Callable[[], GaussianSDE]] = {
-    "edm": partial(schedules.EDMSDE, 0.005, 80.0),
-    "vp": schedules.VPSDE,
-    "subvp": schedules.SubVPSDE,
-    "ve": partial(schedules.VESDE, 0.005, 80.0),
-    "cosine": schedules.CosineSDE,
-    "flow": schedules.FlowSDE,
-    "brownian": schedules.BrownianSDE,
-    "ddpm": schedules.DiscreteVPSDE.linear,
-}
-KINDS: dict[str, Parametrisation] = {
-    "edm": predict.edm,
-    "noise": predict.noise,
-    "data": predict.data,
-    "score": predict.score,
-    "velocity": predict.velocity,
-    "v": predict.v,
-}
-SOLVERS: dict[str, Solver] = {
-    "dpmpp2": DPMSolverPP(order=2),
-    "dpmpp1": DPMSolverPP(order=1),
-    "dpmpp3": DPMSolverPP(order=3),
-    "dpmpp2-sde": SDEDPMSolverPP(order=2),
-    "dpm3": DPMSolver(order=3),
-    "unipc": UniPC(order=3),
-    "deis": Adams(order=3, quantity="time"),
-    "ipndm": IPNDM(order=3),
-    "sa": SASolver(2, 2),
-    "ddim": DDIM(),
-    "ddpm": DDIM(eta=1.0),
-    "euler": Euler(),
-    "midpoint": Midpoint(),
-    "heun": Heun(),
-    "rk4": RK4(),
-    "angle-heun": Angle(Heun()),
-    "angle-rk4": Angle(RK4()),
-    "angle-adams": Adams(order=3, quantity="angle"),
-    "angle-adams-moulton": Angle(AdamsMoulton(3)),
-    "churn-heun": Churn(Heun(), gamma=0.2),
-    "euler-maruyama": EulerMaruyama(),
-    "predictor-corrector": PredictorCorrector(DDIM(eta=1.0), Langevin(1, snr=0.16)),
-    "adaptive": Angle(DormandPrince()),
-    "dopri5": Torchdiffeq("dopri5"),
-}
 
 
 def train_file(
@@ -130,8 +59,8 @@ def train_file(
         data: `.npy` or `.npz` file, see `arrays.load_array`.
         out: Folder for the checkpoint, made if need be; not a link to one.
         overwrite: Replaces a checkpoint that is there.
-        sde: Name in `SDES`.
-        kind: Name in `KINDS`.
+        sde: Name in `processes.named()`.
+        kind: Name in `predict.NAMES`.
         steps: Gradient steps.
         batch_size: Samples per step.
         lr: Highest learning rate.
@@ -218,7 +147,7 @@ def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
 
 
 def _model_for(net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]) -> Network:
-    return Network(net, SDES[sde_name](), KINDS[kind_name], shape=shape)
+    return Network(net, processes.named()[sde_name], predict.NAMES[kind_name], shape=shape)
 
 
 def sample_file(
@@ -241,7 +170,7 @@ def sample_file(
         out: File to write: `.npy`; `.npz` with `x` and `label`; or `.png`. In float32, or in float64 where that cannot
             hold the data.
         n: Number of samples.
-        solver: Name in `SOLVERS`.
+        solver: Name in `solvers.named()`.
         steps: Solver steps.
         nfe: Budget of network evaluations instead.
         label: A class, `"all"` for every class in turn, or `"none"`.
@@ -261,7 +190,7 @@ def sample_file(
     check_file(out, "--out")
     loaded = load_checkpoint(checkpoint)
     labels = _labels_for(label, n, loaded.classes)
-    sampler = SDESampler(loaded.model.sde, loaded.model, solver=SOLVERS[solver], steps=steps, nfe=nfe)
+    sampler = SDESampler(loaded.model.sde, loaded.model, solver=solvers.named()[solver], steps=steps, nfe=nfe)
     check_seeds(seed, n)
     check_samples(loaded, n, batch_size, out)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}

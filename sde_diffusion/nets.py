@@ -227,6 +227,10 @@ class _Attention(nn.Module):
         return out
 
 
+CLASSES: tuple[type[nn.Module], ...] = (MLP, UNet)
+"""Every network of the library: the only list of them."""
+
+
 def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

@@ -336,3 +336,13 @@ score = Score()
 velocity = Velocity()
 v = V()
 edm = EDM()
+
+NAMES: dict[str, Parametrisation] = {
+    "noise": noise,
+    "data": data,
+    "score": score,
+    "velocity": velocity,
+    "v": v,
+    "edm": edm,
+}
+"""Every parametrisation of the library, by the name that `sde-diffusion train --kind` knows: the only list of them."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sde_diffusion import clocks, nets, predict, schedules
+from sde_diffusion import clocks, nets, predict, processes
 from sde_diffusion._network import Network
 from sde_diffusion.predict import Parametrisation
 from sde_diffusion.sde import GaussianSDE
@@ -25,24 +25,10 @@ __all__ = ["build", "describe", "own_classes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_NETS = {c.__name__: c for c in (nets.MLP, nets.UNet)}
-_SDES = {
-    c.__name__: c
-    for c in (
-        schedules.VPSDE,
-        schedules.SubVPSDE,
-        schedules.VESDE,
-        schedules.BrownianSDE,
-        schedules.CosineSDE,
-        schedules.EDMSDE,
-        schedules.FlowSDE,
-        schedules.DiscreteVPSDE,
-    )
-}
-_KINDS = {c.__name__: c for c in (predict.Noise, predict.Data, predict.Score, predict.Velocity, predict.V, predict.EDM)}
-_CLOCKS: dict[str, Any] = {f.__name__: f for f in (clocks.time, clocks.sigma, clocks.log_snr, clocks.edm)} | {
-    c.__name__: c for c in (clocks.Scaled, clocks.Index)
-}
+_NETS = {c.__name__: c for c in nets.CLASSES}
+_SDES = {c.__name__: c for c in processes.CLASSES}
+_KINDS = {type(kind).__name__: type(kind) for kind in predict.NAMES.values()}
+_CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
 _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
 
 CALLS = 200
@@ -168,9 +154,10 @@ def _name_of(cls: type, what: str) -> str:
 
 
 def _named(thing: object, what: str) -> dict[str, Any]:
-    """A frozen dataclass, a function of `clocks` or a beta table, by name and fields."""
-    if type(thing) is schedules.DiscreteVPSDE:
-        return {"name": "DiscreteVPSDE", "fields": {"betas": thing.betas.tolist()}}
+    """A frozen dataclass, what tells its `config` as a net does, or a function of `clocks`, by name and fields."""
+    config = getattr(thing, "config", None)
+    if isinstance(config, Mapping):
+        return {"name": _name_of(type(thing), what), "fields": dict(config)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
         return {"name": _name_of(type(thing), what), "fields": fields}
@@ -178,7 +165,8 @@ def _named(thing: object, what: str) -> dict[str, Any]:
     if _CLOCKS.get(name) is thing:
         return {"name": name, "fields": None}
     raise TypeError(
-        f"the {what} {name} cannot be written down by name: make it a dataclass, or save net.state_dict() yourself"
+        f"the {what} {name} cannot be written down by name: make it a dataclass, give it a `config` property that "
+        "returns its constructor's arguments as a dict, or save net.state_dict() yourself"
     )
 
 

@@ -76,6 +76,10 @@ class VPSDE(GaussianSDE):
         slope = self.beta_max - self.beta_min
         return 2 * total / (torch.sqrt(self.beta_min**2 + 2 * slope * total) + self.beta_min)
 
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"vp": VPSDE()}
+
 
 @dataclass(frozen=True)
 class SubVPSDE(VPSDE):
@@ -99,6 +103,10 @@ class SubVPSDE(VPSDE):
 
     def time_of(self, lam: Tensor) -> Tensor:
         return self._time_of_integral(2 * torch.asinh(0.5 * torch.exp(-lam)))
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"subvp": SubVPSDE()}
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,10 @@ class VESDE(GaussianSDE):
     def time_of(self, lam: Tensor) -> Tensor:
         return -(lam + math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"ve": VESDE(0.005, 80.0)}
+
 
 @dataclass(frozen=True)
 class BrownianSDE(GaussianSDE):
@@ -171,6 +183,10 @@ class BrownianSDE(GaussianSDE):
 
     def time_of(self, lam: Tensor) -> Tensor:
         return torch.exp(-2 * lam)
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"brownian": BrownianSDE()}
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,10 @@ class CosineSDE(GaussianSDE):
 
     def time_of(self, lam: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(torch.exp(-lam))
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"cosine": CosineSDE()}
 
 
 @dataclass(frozen=True)
@@ -252,6 +272,10 @@ class EDMSDE(GaussianSDE):
     def time_of(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"edm": EDMSDE(0.005, 80.0)}
+
 
 @dataclass(frozen=True)
 class FlowSDE(GaussianSDE):
@@ -289,6 +313,10 @@ class FlowSDE(GaussianSDE):
 
     def time_of(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam)
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"flow": FlowSDE()}
 
 
 class DiscreteVPSDE(GaussianSDE):
@@ -385,6 +413,11 @@ class DiscreteVPSDE(GaussianSDE):
         new._repr = f"DiscreteVPSDE.cosine({n}, {offset!r})"
         return new
 
+    @property
+    def config(self) -> dict[str, list[float]]:
+        """The constructor's arguments, for a checkpoint."""
+        return {"betas": self.betas.tolist()}
+
     def __repr__(self) -> str:
         return self._repr
 
@@ -441,3 +474,11 @@ class DiscreteVPSDE(GaussianSDE):
         if self._last is None:
             return t
         return torch.where(self._ends(i), self.t_max - torch.atan(torch.exp(lam)) / self._last, t)
+
+    @classmethod
+    def examples(cls) -> tuple[GaussianSDE, ...]:
+        return (DiscreteVPSDE.linear(),)
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        return {"ddpm": DiscreteVPSDE.linear()}

@@ -137,6 +137,16 @@ class GaussianSDE(SDE):
             if isinstance(method := vars(cls).get(name), FunctionType):
                 setattr(cls, name, elementwise(method, name))
 
+    @classmethod
+    def examples(cls) -> tuple[GaussianSDE, ...]:
+        """Instances that the tests and the conformance suite work on; by default one, made without arguments."""
+        return (cls(),)
+
+    @classmethod
+    def named(cls) -> dict[str, GaussianSDE]:
+        """Instances that `sde-diffusion train --sde NAME` offers, by name; by default none."""
+        return {}
+
     # `Any` is a number or a tensor; a subclass may write `t: Tensor`, which is what it is handed.
     @abstractmethod
     def alpha(self, t: Any) -> Tensor:

@@ -13,7 +13,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture
@@ -24,6 +23,7 @@ from sde_diffusion.equation import ODE
 from sde_diffusion.noise import Silent
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import RK4, AdamsMoulton, Reversible
+from sde_diffusion.testing import orders
 
 BASHFORTH = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
 MOULTON = {2: [1 / 2, 1 / 2], 3: [5 / 12, 8 / 12, -1 / 12], 4: [9 / 24, 19 / 24, -5 / 24, 1 / 24]}
@@ -120,7 +120,7 @@ def test_it_reaches_its_order_on_any_ode_and_on_an_irregular_grid(order: int) ->
         times = 3 * (u := torch.linspace(0, 1, n + 1, dtype=torch.float64)) + 0.1 * torch.sin(6 * math.pi * u)
         *_, last = integrate(Pendulum(), AdamsMoulton(order), swings(), times)
         errors.append(float((last.x - exact.x).norm(dim=1).mean()))
-    assert AdamsMoulton(order).facts.order - 0.15 <= zoo.slope(steps, errors) <= order + 1.6, errors
+    assert AdamsMoulton(order).facts.order - 0.15 <= orders.slope(steps, errors) <= order + 1.6, errors
 
 
 def test_the_velocity_is_asked_once_per_step_at_the_times_of_the_grid() -> None:

@@ -14,7 +14,6 @@ import torch
 import zoo
 from refusals import T, V, check, refuses, wrong
 from test_conformance import mixture
-from test_order import BOTTOM, TOP, gaussian, mixture_problem, states
 from torch import Tensor, nn
 
 from sde_diffusion import (
@@ -54,6 +53,7 @@ from sde_diffusion.solvers import (
     adaptive_diffusion,
 )
 from sde_diffusion.solvers.adaptive import Walk
+from sde_diffusion.testing import orders
 
 LOOSE = 1e9  # a tolerance that any step meets
 PAIRS: list[type[EmbeddedRungeKutta]] = [HeunEuler, BogackiShampine, DormandPrince]
@@ -85,7 +85,7 @@ def test_the_global_error_of_a_pair_follows_its_tolerance_on_a_gaussian(
     kind: Any, wrap: bool, sde: GaussianSDE
 ) -> None:
     # Measured over the whole range of each SDE: errors of 0.1 to 10 tolerances; the state is of unit size at the end.
-    model = gaussian(sde)
+    model = orders.gaussian(sde)
     (at,) = sde.levels([sde.t_max])
     x = at.sigma * torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     exact = model.flow(x, sde.t_max, sde.t_min)
@@ -102,8 +102,9 @@ def test_the_global_error_of_a_pair_follows_its_tolerance_on_a_gaussian(
 
 @pytest.mark.parametrize("solver", [HeunEuler, BogackiShampine, DormandPrince, DPMSolver12, DPMSolver23])
 def test_the_global_error_follows_the_tolerance_on_a_mixture(solver: Any) -> None:
-    model, x, _ = mixture_problem()
-    times = [float(t) for t in zoo.between(model.sde, TOP, BOTTOM, 1)]
+    model = orders.mixture(VPSDE())
+    x, _ = orders.mixture_states(model.sde)
+    times = [float(t) for t in orders.times(model.sde, 1)]
     exact, _ = solve(model, Angle(DormandPrince(1e-12, 1e-12)), x, times)
     for tol in (1e-2, 1e-3, 1e-4):
         out, _ = solve(model, solver(tol, tol), x, times)
@@ -119,8 +120,9 @@ ORDERS = [(HeunEuler, 2), (BogackiShampine, 3), (DormandPrince, 5), (DPMSolver12
 @pytest.mark.parametrize(("solver", "order"), ORDERS)
 def test_the_number_of_steps_grows_with_the_order_of_the_pair(solver: Any, order: int) -> None:
     # Steps go like the tolerance to the power -1/order, if the error estimate and the step control know the order.
-    model, x, _ = mixture_problem()
-    times = [float(t) for t in zoo.between(model.sde, TOP, BOTTOM, 1)]
+    model = orders.mixture(VPSDE())
+    x, _ = orders.mixture_states(model.sde)
+    times = [float(t) for t in orders.times(model.sde, 1)]
     decades = {2: (3, 5), 3: (5, 8), 5: (9, 12)}[order]
     nfe = [solve(model, solver(10.0**-k, 10.0**-k), x[:1], times)[1] for k in decades]
     assert math.log10(nfe[1] / nfe[0]) / (decades[1] - decades[0]) == pytest.approx(1 / order, rel=0.2)
@@ -132,7 +134,7 @@ def test_the_number_of_steps_grows_with_the_order_of_the_pair(solver: Any, order
 def fixed(model: Denoiser, solver: Adaptive, x: Tensor, n: int, noise: NoiseSource | None = None) -> Tensor:
     """One step per interval of a grid, as a tolerance without bounds allows."""
     eq = GaussianReverseSDE(model)
-    for t, s in pairwise(eq.prefill(zoo.between(model.sde, TOP, BOTTOM, n).tolist())):
+    for t, s in pairwise(eq.prefill(orders.times(model.sde, n).tolist())):
         before = eq.nfe
         x, _ = solver.step(eq, x, t, s, torch.full((len(x),), LOOSE, dtype=torch.float64), noise or Silent())
         assert eq.nfe - before in (solver.stages, solver.stages + 1)
@@ -144,9 +146,10 @@ METHODS = [(kind, order, (12, 24, 48) if order == 5 else (16, 32, 64)) for kind,
 
 @pytest.mark.parametrize(("solver", "order", "steps"), METHODS)
 def test_the_method_behind_has_its_order_on_a_mixture(solver: Any, order: int, steps: Sequence[int]) -> None:
-    model, x, exact = mixture_problem()
+    model = orders.mixture(VPSDE())
+    x, exact = orders.mixture_states(model.sde)
     errors = [float((fixed(model, solver(LOOSE, LOOSE), x, n) - exact).norm(dim=1).median()) for n in steps]
-    assert order - 0.15 <= zoo.slope(list(steps), errors) <= order + 0.5, errors
+    assert order - 0.15 <= orders.slope(list(steps), errors) <= order + 0.5, errors
 
 
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
@@ -154,24 +157,24 @@ def test_the_method_behind_has_its_order_on_a_mixture(solver: Any, order: int, s
 def test_the_method_behind_has_its_order_on_every_sde(
     solver: Any, order: int, steps: Sequence[int], sde: GaussianSDE
 ) -> None:
-    model = gaussian(sde)
-    x, t, s = states(model)
+    model = orders.gaussian(sde)
+    x, t, s = orders.states(sde, 16)
     errors = [rms(fixed(model, solver(LOOSE, LOOSE), x, n) - model.flow(x, t, s)) for n in steps]
     # On linear problems the pair of Dormand and Prince gains an order, so that the bound above is loose here.
-    assert order - 0.15 <= zoo.slope(list(steps), errors) <= order + 2, errors
+    assert order - 0.15 <= orders.slope(list(steps), errors) <= order + 2, errors
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), BrownianSDE(), FlowSDE()], ids=zoo.name)
 def test_the_stochastic_method_has_strong_order_one_and_half_the_error_of_euler_maruyama(sde: GaussianSDE) -> None:
-    model = gaussian(sde)
-    x, t, s = states(model, 32)
+    model = orders.gaussian(sde)
+    x, t, s = orders.states(sde, 32)
     path = BrownianPath(range(32), (3,), torch.float64, "cpu", (t, s), depth=16)
     solver = StochasticHeunEuler(LOOSE, LOOSE)
     solutions = {n: fixed(model, solver, x, n, path) for n in (8, 16, 32, 64, 512)}
     steps = [8, 16, 32, 64]
     errors = [rms(solutions[n] - solutions[512]) for n in steps]
-    assert 0.85 <= zoo.slope(steps, errors) <= 1.5, errors
-    *_, euler = integrate(GaussianReverseSDE(model), EulerMaruyama(), x, zoo.between(sde, TOP, BOTTOM, 64), path)
+    assert 0.85 <= orders.slope(steps, errors) <= 1.5, errors
+    *_, euler = integrate(GaussianReverseSDE(model), EulerMaruyama(), x, orders.times(sde, 64), path)
     assert errors[-1] < 0.55 * rms(euler.x - solutions[512])
 
 

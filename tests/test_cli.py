@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import SDESampler, cli, commands, training
+from sde_diffusion import SDESampler, cli, commands, predict, processes, solvers, training
 from sde_diffusion.checkpoint import load_checkpoint
 from sde_diffusion.data import moons
 from sde_diffusion.demo import QUICK, Settings, run
@@ -137,9 +137,9 @@ def test_a_picture_is_drawn_of_points_and_of_images(which, request, tmp_path):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("solver", commands.SOLVERS)
+@pytest.mark.parametrize("solver", solvers.named())
 def test_every_solver_can_be_named(solver, vectors, tmp_path):
-    budget = () if commands.SOLVERS[solver].facts.evaluations is None else ("--nfe", 9)
+    budget = () if solvers.named()[solver].facts.evaluations is None else ("--nfe", 9)
     words = ("sample", "--checkpoint", vectors / "model", "--n", 2, "--solver", solver, "--out", tmp_path / "x.npy")
     assert call(*words, *budget) == 0
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()
@@ -147,8 +147,8 @@ def test_every_solver_can_be_named(solver, vectors, tmp_path):
 
 @pytest.mark.parametrize(
     ("sde", "kind"),
-    [(s, "edm") for s in commands.SDES]
-    + [("vp", k) for k in commands.KINDS if k != "edm"]
+    [(s, "edm") for s in processes.named()]
+    + [("vp", k) for k in predict.NAMES if k != "edm"]
     + [("flow", "velocity"), ("ddpm", "noise")],
 )
 def test_every_process_and_parametrisation_that_fits_trains_and_samples(sde, kind, vectors, tmp_path):

@@ -13,12 +13,13 @@ import torch
 import zoo
 from torch import Tensor
 
-from sde_diffusion import EDMSDE, VESDE, VPSDE, FlowSDE, SDESampler, integrate
+from sde_diffusion import EDMSDE, VESDE, VPSDE, FlowSDE, SDESampler, integrate, moments
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource, Streams
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import DDIM, RK4, SRA1, Angle, Heun, Hold, Langevin, PredictorCorrector, Renoise, Solver
+from sde_diffusion.testing import orders
 
 F64 = torch.float64
 
@@ -27,10 +28,10 @@ def response(corrector: Solver, sde: GaussianSDE, t: float, v0: float, draws: in
     """`(rho, b, v)`: one call takes a variance V to `rho V + b`, and `v` is that of the data at `t`."""
     model = Gaussian(sde, torch.zeros(1, dtype=F64), v0)
     eq = GaussianReverseSDE(model)
-    at, impulses = eq.level(t), zoo.OneAtATime(draws)
-    x, _ = corrector.step(eq, impulses.prior(), at, at, None, impulses)
-    assert impulses.drawn == draws
-    return float(x[1]) ** 2, float(x[2:].square().sum()), at.alpha**2 * v0 + at.sigma**2
+    at = eq.level(t)
+    found = moments.response(lambda x, noise: corrector.step(eq, x, at, at, None, noise)[0], draws)
+    assert found.draws == draws
+    return found.gain**2, found.variance, at.alpha**2 * v0 + at.sigma**2
 
 
 def stationary_error(corrector: Solver, sde: GaussianSDE, t: float, v0: float, draws: int) -> float:
@@ -67,7 +68,7 @@ def test_the_stationary_error_of_renoise_falls_with_the_order_of_its_inner_solve
     # A step of order p errs by gamma^(p + 1), against a pull towards the data of gamma.
     t = zoo.between(sde, 0.5, 0.4, 1).tolist()[0]
     errors = [abs(stationary_error(Renoise(inner, gamma), sde, t, 0.3, draws)) for gamma in (0.1, 0.05, 0.025, 0.0125)]
-    assert order - 0.2 <= zoo.slope([1, 2, 4, 8], errors) <= order + 0.4, errors
+    assert order - 0.2 <= orders.slope([1, 2, 4, 8], errors) <= order + 0.4, errors
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 4.0])
@@ -107,14 +108,11 @@ def test_renoise_repeats_itself_and_counts_its_evaluations() -> None:
 
 def test_a_coarse_predictor_is_corrected_by_renoise() -> None:
     sde, v = VPSDE(), 0.3
-    model = Gaussian(sde, torch.zeros(1, dtype=F64), v)
-    times = zoo.between(sde, 1.25, 0.15, 6)
-    a, b = sde.levels([float(times[0]), float(times[-1])])
+    (b,) = sde.levels(orders.times(sde, 1)[1:])
     errors = []
     for solver, draws in ((DDIM(), 0), (PredictorCorrector(DDIM(), Renoise(Angle(RK4()), 2.0, 4)), 24)):
-        impulses = zoo.OneAtATime(draws)
-        *_, last = integrate(GaussianReverseSDE(model), solver, impulses.prior(), times, impulses)
-        variance = float(last.x[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(last.x[2:].square().sum())
+        _, variance, drawn = orders.moments(solver, sde, 6, 0.0, v, draws)
+        assert drawn == draws
         errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
     assert errors[1] < 0.1 * errors[0], errors
 

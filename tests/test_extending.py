@@ -26,6 +26,7 @@ from sde_diffusion import (
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
+from sde_diffusion.testing import orders
 
 
 class Ornstein(GaussianSDE):
@@ -204,7 +205,7 @@ def test_a_solver_of_ones_own_converges_and_encodes(solver: Solver) -> None:
     for n in steps:
         sampler = SDESampler(sde, model, solver=solver, grid=zoo.between(sde, 1.25, 0.15, n), denoise=False)
         errors.append(float((sampler.sample(x_T=x) - exact).abs().max()))
-    assert solver.facts.order - 0.15 < zoo.slope(steps, errors) < solver.facts.order + 0.5
+    assert solver.facts.order - 0.15 < orders.slope(steps, errors) < solver.facts.order + 0.5
     sampler = SDESampler(sde, model, solver=solver, steps=200)
     x0 = model.sample(3, seed=1)
     torch.testing.assert_close(sampler.sample(x_T=sampler.encode(x0)), x0, rtol=0, atol=0.05)

@@ -59,6 +59,7 @@ from sde_diffusion.solvers import (
     UniPC,
     annealed_langevin,
 )
+from sde_diffusion.testing import orders
 
 
 class Hyperbolic(GaussianSDE):
@@ -121,7 +122,7 @@ def test_d2_a_start_of_order_one_does_hold_a_third_order_method_to_two() -> None
     for n in steps:
         *_, last = integrate(GaussianReverseSDE(model), Adams(4), x, zoo.between(sde, 1.2, 0.2, n))
         errors.append(float((last.x - model.flow(x, t, s)).abs().max()))
-    assert zoo.slope(steps, errors) == pytest.approx(2.0, abs=0.3)
+    assert orders.slope(steps, errors) == pytest.approx(2.0, abs=0.3)
     assert Adams(4).facts.order == 2
 
 

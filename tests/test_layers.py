@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_failure": {"_checks"},
     "sde": {"_checks", "_linear", "_process"},
     "schedules": {"_checks", "sde"},
+    "processes": {"schedules", "sde"},
     "prior": {"_checks", "_linear", "sde"},
     # models of the score
     "clocks": {"_checks", "sde"},
@@ -112,13 +113,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": LEAVES | MODEL | LEARNING | {"losses", "ema", "_training_input"},
     "_files": set(),
     "standardisation": set(),
-    "registry": LEAVES | MODEL | {"schedules", "nets"},
+    "registry": LEAVES | MODEL | {"processes", "nets"},
     "checkpoint": LEAVES | MODEL | {"_files", "registry", "standardisation"},
     # the conformance suite measures everything but training
     "testing.*": LEAVES
     | MODEL
     | SOLVERS
-    | {"_files", "schedules", "analytic", "equation", "loop", "moments", "forecast", "sampler", "testing.*"},
+    | {
+        "_files",
+        "schedules",
+        "processes",
+        "analytic",
+        "equation",
+        "loop",
+        "moments",
+        "forecast",
+        "sampler",
+        "testing.*",
+    },
     "testing": {"testing.*"},
 }
 # These stand above everything and may import all but each other.

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import pytest
 import torch
 import zoo
 from torch import Tensor
 
-from sde_diffusion import EDMSDE, VESDE, VPSDE, BrownianSDE, CosineSDE, FlowSDE, SubVPSDE, integrate
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion import VPSDE, integrate
+from sde_diffusion.analytic import Gaussian
 from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.noise import BrownianPath, NoiseSource
+from sde_diffusion.moments import response
+from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama, Langevin, PredictorCorrector, Solver, Torchsde
-
-# The window of the measurement, in the angle atan(sigma / alpha): from much noise to little, away from both ends, where
-# the time of some SDEs has a singular derivative.
-TOP, BOTTOM = 1.25, 0.15
-
-
-def gaussian(sde: GaussianSDE) -> Gaussian:
-    """Data with unequal scales, all different from any that a solver is exact for, and a mean."""
-    return Gaussian(sde, torch.tensor([0.7, -0.4, 0.2]).double(), torch.tensor([0.3, 1.4, 0.05]).double())
-
-
-def solve(model: Denoiser, solver: Solver, x: Tensor, steps: int, noise: NoiseSource | None = None) -> Tensor:
-    times = zoo.between(model.sde, TOP, BOTTOM, steps)
-    *_, last = integrate(GaussianReverseSDE(model), solver, x, times, noise)
-    return last.x
-
-
-def states(model: Gaussian, n: int = 16) -> tuple[Tensor, float, float]:
-    """Draws of the marginal at the noisy end of the window, and the times of both ends."""
-    t, s = zoo.between(model.sde, TOP, BOTTOM, 1).tolist()
-    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    (at,) = model.sde.levels([t])
-    return model.sample(n, seed=1) * at.alpha + at.sigma * z, t, s
-
-
-STEPS = {1: [32, 64, 128, 256], 2: [16, 32, 64, 128], 3: [64, 128, 256], 4: [16, 32, 64, 128]}
+from sde_diffusion.solvers import DDIM, EulerMaruyama, Langevin, PredictorCorrector, Solver, Torchsde
+from sde_diffusion.testing import orders
 
 
 def best(solver: Solver) -> float:
@@ -53,45 +27,22 @@ def best(solver: Solver) -> float:
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
 @pytest.mark.parametrize("solver", zoo.ODE_SOLVERS, ids=zoo.name)
 def test_every_ode_solver_reaches_its_order_on_every_sde(solver: Solver, sde: GaussianSDE) -> None:
-    model = gaussian(sde)
-    x, t, s = states(model)
-    steps = STEPS[round(solver.facts.order)]
-    errors = [float((solve(model, solver, x, n) - model.flow(x, t, s)).square().mean().sqrt()) for n in steps]
-    assert min(errors) > 1e-13, "the error has reached rounding: the slope would say nothing"
-    assert solver.facts.order - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
-
-
-@cache
-def mixture_problem() -> tuple[Denoiser, Tensor, Tensor]:
-    """A mixture, states at the noisy end of the window, and where the probability flow takes them."""
-    model = isotropic_mixture(VPSDE(), [[-1.0, 0.0], [1.0, 0.3], [0.2, -1.0]], 0.4)
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return model, x, solve(model, RK4(), x, 1000)
+    found = orders.deterministic(solver, sde)
+    assert min(found.errors) > 1e-13, "the error has reached rounding: the slope would say nothing"
+    assert solver.facts.order - 0.15 <= orders.slope(found.steps, found.errors) <= best(solver), found
 
 
 @pytest.mark.parametrize("solver", zoo.ODE_SOLVERS, ids=zoo.name)
 def test_every_ode_solver_reaches_its_order_on_a_mixture(solver: Solver) -> None:
-    # Median over samples: one that changes its mode between two grids would rule a mean.
-    model, x, exact = mixture_problem()
-    steps = STEPS[round(solver.facts.order)]
-    errors = [float((solve(model, solver, x, n) - exact).norm(dim=1).median()) for n in steps]
-    assert solver.facts.order - 0.15 <= zoo.slope(steps, errors) <= best(solver), errors
+    found = orders.deterministic(solver, VPSDE(), "mixture")
+    assert solver.facts.order - 0.15 <= orders.slope(found.steps, found.errors) <= best(solver), found
 
 
-STRONG_SDES = [VPSDE(), SubVPSDE(), VESDE(), BrownianSDE(), CosineSDE(), EDMSDE(), FlowSDE()]
-
-
-@pytest.mark.parametrize("sde", STRONG_SDES, ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
 def test_euler_maruyama_has_strong_order_one_on_one_brownian_path(sde: GaussianSDE) -> None:
-    # Additive noise: the strong order is 1, not 1/2. The reference is the method itself on a grid 16 times finer than
-    # the finest one measured, whose own error is then below a tenth of what is measured.
-    model = gaussian(sde)
-    x, t, s = states(model, 64)
-    path = BrownianPath(range(64), (3,), torch.float64, "cpu", (t, s), depth=20)
-    solutions = {n: solve(model, EulerMaruyama(), x, n, path) for n in (8, 16, 32, 64, 1024)}
-    steps = [8, 16, 32, 64]
-    errors = [float((solutions[n] - solutions[1024]).square().mean().sqrt()) for n in steps]
-    assert 0.85 <= zoo.slope(steps, errors) <= 1.5, errors
+    # Additive noise: the strong order is 1, not 1/2.
+    found = orders.strong(EulerMaruyama(), sde)
+    assert 0.85 <= orders.slope(found.steps, found.errors) <= 1.5, found
 
 
 class FinePath(NoiseSource):
@@ -132,34 +83,32 @@ def test_torchsde_methods_have_their_strong_order_on_one_brownian_path(method: s
     errors = [float((solutions[n] - solutions[512]).square().mean().sqrt()) for n in steps]
     # The drift part of SRA1 is of order 2, and rules where the noise part is small.
     order = Torchsde(method).facts.order
-    assert order - 0.15 <= zoo.slope(steps, errors) <= order + 0.7, errors
+    assert order - 0.15 <= orders.slope(steps, errors) <= order + 0.7, errors
 
 
-@pytest.mark.parametrize("sde", STRONG_SDES, ids=zoo.name)
-@pytest.mark.parametrize("solver", zoo.WEAK_ORDER_1, ids=zoo.name)
+# Their step on Gaussian data is affine in the state and the noise: their moments follow without sampling. One whose
+# noise sets in within the window errs by where its steps fall.
+AFFINE = [
+    s
+    for s in zoo.SOLVERS
+    if s.facts.stochastic and s.facts.order and s.facts.evaluations and not getattr(s, "s_min", 0.0)
+]
+
+
+@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
+@pytest.mark.parametrize("solver", AFFINE, ids=zoo.name)
 def test_stochastic_solvers_have_weak_order_one_or_better(solver: Solver, sde: GaussianSDE) -> None:
-    # On Gaussian data a step is linear in the state and the noise, so that one solve over unit impulses gives the
-    # variance of the result exactly: no Monte Carlo.
-    v = 2.0
-    model = Gaussian(sde, torch.zeros(1, dtype=torch.float64), v)
-    t, s = zoo.between(sde, TOP, BOTTOM, 1).tolist()
-    a, b = sde.levels([t, s])
-    steps, errors = [64, 128, 256, 512], []
-    for n in steps:
-        impulses = zoo.OneAtATime(n)
-        out = solve(model, solver, impulses.prior(), n, impulses)
-        variance = float(out[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(out[2:].square().sum())
-        errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
+    found = orders.weak(solver, sde)
     # The multistep methods do better here, where their noise is exact and their drift of second order.
-    assert 0.85 <= zoo.slope(steps, errors) <= 3.2, errors
+    assert 0.85 <= orders.slope(found.steps, found.errors) <= 3.2, found
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_keeps_the_mean_of_gaussian_data_at_any_step_count(eta: float) -> None:
     # One step over the whole window: the mean of the result is the mean of the data, without a discretisation error.
     for sde in zoo.SDES:
-        model = gaussian(sde)
-        t, s = zoo.between(sde, TOP, BOTTOM, 1).tolist()
+        model = orders.gaussian(sde)
+        t, s = zoo.between(sde, orders.TOP, orders.BOTTOM, 1).tolist()
         a, b = sde.levels([t, s])
         *_, last = integrate(GaussianReverseSDE(model), DDIM(eta), a.alpha * model.means, [t, s], _Zeros())
         torch.testing.assert_close(last.x, b.alpha * model.means, rtol=0, atol=1e-13)
@@ -187,26 +136,21 @@ def test_langevin_has_the_stationary_variance_of_theory(snr: float) -> None:
     model = Gaussian(sde, torch.zeros(1, dtype=torch.float64), v0)
     v = at.alpha**2 * v0 + at.sigma**2
     tau = 2 * (snr * at.sigma) ** 2
-    impulses = zoo.OneAtATime(k)
     eq = GaussianReverseSDE(model)
-    x, _ = Langevin(k, snr).step(eq, impulses.prior(), eq.level(0.4), eq.level(0.4), None, impulses)
+    chain = Langevin(k, snr)
+    found = response(lambda x, noise: chain.step(eq, x, eq.level(0.4), eq.level(0.4), None, noise)[0], k)
     rho2 = (1 - tau / v) ** 2
-    assert float(x[1]) ** 2 == pytest.approx(rho2**k, rel=1e-10)
-    assert float(x[2:].square().sum()) == pytest.approx(v / (1 - tau / (2 * v)) * (1 - rho2**k), rel=1e-10)
+    assert found.gain**2 == pytest.approx(rho2**k, rel=1e-10)
+    assert found.variance == pytest.approx(v / (1 - tau / (2 * v)) * (1 - rho2**k), rel=1e-10)
 
 
 def test_a_corrector_improves_a_coarse_predictor() -> None:
     sde, v = VPSDE(), 0.3
-    model = Gaussian(sde, torch.zeros(1, dtype=torch.float64), v)
-    times = zoo.between(sde, TOP, BOTTOM, 6)
-    a, b = sde.levels([float(times[0]), float(times[-1])])
-    errors = []
-    for solver, draws in ((DDIM(1.0), 6), (PredictorCorrector(DDIM(1.0), Langevin(100, 0.16)), 606)):
-        impulses = zoo.OneAtATime(draws)
-        *_, last = integrate(GaussianReverseSDE(model), solver, impulses.prior(), times, impulses)
-        variance = float(last.x[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(last.x[2:].square().sum())
-        errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
+    (b,) = sde.levels(orders.times(sde, 1)[1:])
+    solvers = (DDIM(1.0), PredictorCorrector(DDIM(1.0), Langevin(100, 0.16)))
+    w = b.alpha**2 * v + b.sigma**2
+    errors = [abs(orders.moments(solver, sde, 6, 0.0, v)[1] - w) for solver in solvers]
     # The chain ends at a distance from its stationary variance that 100 contractions leave of the predictor's error.
-    w, tau = b.alpha**2 * v + b.sigma**2, 2 * (0.16 * b.sigma) ** 2
+    tau = 2 * (0.16 * b.sigma) ** 2
     bias, left = w / (1 - tau / (2 * w)) - w, (1 - tau / w) ** 200
     assert errors[1] <= bias + left * errors[0] + 1e-12, (errors, bias, left)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import zoo
 from test_conformance import mixture
-from test_order import gaussian
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, BrownianSDE, Network, SDESampler, SolverError, grids, integrate, predict
@@ -31,6 +30,7 @@ from sde_diffusion.solvers import (
     Torchdiffeq,
 )
 from sde_diffusion.solvers.reversible import inverse
+from sde_diffusion.testing import orders
 
 F64 = torch.float64
 EVERYWHERE = [Angle(RK4()), Angle(Heun()), Angle(Midpoint(), 0.5), DDIM()]
@@ -93,7 +93,7 @@ def test_what_is_encoded_is_decoded_by_the_inner_solver_alone() -> None:
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
 @pytest.mark.parametrize("inner", [Angle(Heun()), Angle(RK4()), DDIM()], ids=zoo.name)
 def test_encoding_has_the_order_of_the_inner_solver(inner: Solver, sde: GaussianSDE) -> None:
-    model = gaussian(sde)
+    model = orders.gaussian(sde)
     t, s = zoo.between(sde, 0.15, 1.25, 1).tolist()  # upwards
     (at,) = sde.levels([t])
     x, errors, steps = at.alpha * model.sample(8, seed=1), [], [16, 32, 64]
@@ -101,7 +101,7 @@ def test_encoding_has_the_order_of_the_inner_solver(inner: Solver, sde: Gaussian
         times = zoo.between(sde, 0.15, 1.25, n)
         *_, last = integrate(GaussianReverseSDE(model), Reversible(inner), x, times)
         errors.append(float((last.x - model.flow(x, t, s)).square().mean().sqrt()))
-    assert inner.facts.order - 0.15 <= zoo.slope(steps, errors) <= inner.facts.order + 0.6, errors
+    assert inner.facts.order - 0.15 <= orders.slope(steps, errors) <= inner.facts.order + 0.6, errors
 
 
 def test_a_row_is_encoded_as_it_is_alone() -> None:

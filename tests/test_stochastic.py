@@ -1,6 +1,6 @@
 """Claim: the stochastic solvers are the methods of their papers, of the strong order they name, on one Brownian path.
 
-Oracles are textbook loops written here, closed forms, and the response to unit impulses (`zoo.OneAtATime`): no Monte
+Oracles are textbook loops written here, closed forms, and the response to unit impulses (`moments.response`): no Monte
 Carlo but for the law of the path itself.
 """
 
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 import zoo
 from scipy import integrate as quadrature
-from test_order import STRONG_SDES, gaussian, solve, states
 from torch import Tensor
 
 from sde_diffusion import EDMSDE, VESDE, VPSDE, DiscreteVPSDE, FlowSDE, Network, SDESampler, grids, integrate
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
+from sde_diffusion.moments import response
 from sde_diffusion.noise import BrownianPath, NoiseSource, Streams
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
@@ -43,6 +44,7 @@ from sde_diffusion.solvers import (
     Torchsde,
 )
 from sde_diffusion.solvers.multistep import lagrange_integrals
+from sde_diffusion.testing import orders
 
 F64 = torch.float64
 
@@ -108,11 +110,11 @@ def test_reverse_diffusion_on_the_discrete_chain_is_the_predictor_of_the_paper()
 
 @pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
 def test_reverse_diffusion_without_noise_has_order_one(sde: GaussianSDE) -> None:
-    model = gaussian(sde)
-    x, t, s = states(model)
+    model = orders.gaussian(sde)
+    x, t, s = orders.states(sde, 16)
     steps = [32, 64, 128, 256]
-    errors = [float((solve(model, ReverseDiffusion(0.0), x, n) - model.flow(x, t, s)).norm()) for n in steps]
-    assert 0.85 <= zoo.slope(steps, errors) <= 1.15, errors
+    errors = [float((orders.solve(model, ReverseDiffusion(0.0), x, n) - model.flow(x, t, s)).norm()) for n in steps]
+    assert 0.85 <= orders.slope(steps, errors) <= 1.15, errors
 
 
 # ------------------------------------------------------------------------------------------------------------- ER-SDE
@@ -180,7 +182,7 @@ def test_er_sde_starts_from_pure_noise() -> None:
 
 # The solvers that are not yet in `test_order`, on every SDE; the rest on two.
 STRONG = [
-    *((solver, sde) for solver in (SRA1(), ReverseDiffusion(), DDIM(1.0), ERSDE(3)) for sde in STRONG_SDES),
+    *((solver, sde) for solver in (SRA1(), ReverseDiffusion(), DDIM(1.0), ERSDE(3)) for sde in zoo.SMOOTH_SDES),
     *(
         (solver, sde)
         for solver in (SRA1(0.5), ReverseDiffusion(0.5), DDIM(0.5), SDEDPMSolverPP(2), SASolver(2, 2), ERSDE(1))
@@ -190,19 +192,19 @@ STRONG = [
 
 
 def strong_errors(model, solver: Solver, x: Tensor, path: Callable[[], NoiseSource], steps, fine=512) -> list[float]:
-    exact = solve(model, solver, x, fine, path())
-    return [float((solve(model, solver, x, n, path()) - exact).square().mean().sqrt()) for n in steps]
+    exact = orders.solve(model, solver, x, fine, path())
+    return [float((orders.solve(model, solver, x, n, path()) - exact).square().mean().sqrt()) for n in steps]
 
 
 @pytest.mark.parametrize(("solver", "sde"), STRONG, ids=zoo.name)
 def test_every_stochastic_solver_has_its_strong_order_on_one_brownian_path(solver: Solver, sde: GaussianSDE) -> None:
     # In any smooth clock a unit increment of the path differs from the weighted one of an exponential solver by the
     # length of the step, which is what strong order 1 allows. The part without noise is of order 2 for some.
-    model = gaussian(sde)
-    x, t, s = states(model, 16)
+    model = orders.gaussian(sde)
+    x, t, s = orders.states(sde, 16)
     steps, order = [8, 16, 32], 1.5 if isinstance(solver, SRA1) else 1.0
     errors = strong_errors(model, solver, x, lambda: BrownianPath(range(16), (3,), F64, "cpu", (t, s), 20), steps)
-    assert order - 0.15 <= zoo.slope(steps, errors) <= 2.3, errors
+    assert order - 0.15 <= orders.slope(steps, errors) <= 2.3, errors
 
 
 class WithoutArea(NoiseSource):
@@ -245,26 +247,19 @@ def test_sra1_has_strong_order_three_halves_on_an_sde_that_is_not_linear_and_onl
     good = wavy_errors(SRA1(), lambda path: path, steps)
     blind = wavy_errors(SRA1(), WithoutArea, steps)
     euler = wavy_errors(EulerMaruyama(), lambda path: path, steps)
-    print(f"SRA1 {zoo.slope(steps, good):.2f}, fresh areas {zoo.slope(steps, blind):.2f}, {euler[-1] / good[-1]:.0f}")
-    assert 1.35 <= zoo.slope(steps, good) <= 1.8
-    assert 0.7 <= zoo.slope(steps, blind) <= 1.2
-    assert 0.85 <= zoo.slope(steps, euler) <= 1.2
+    fits = [orders.slope(steps, errors) for errors in (good, blind)]
+    print(f"SRA1 {fits[0]:.2f}, fresh areas {fits[1]:.2f}, {euler[-1] / good[-1]:.0f}")
+    assert 1.35 <= orders.slope(steps, good) <= 1.8
+    assert 0.7 <= orders.slope(steps, blind) <= 1.2
+    assert 0.85 <= orders.slope(steps, euler) <= 1.2
     assert good[-1] < 0.1 * euler[-1]
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.5])
-@pytest.mark.parametrize("sde", STRONG_SDES, ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
 def test_sra1_has_weak_order_two(sde: GaussianSDE, eta: float) -> None:
-    v = 2.0
-    model = Gaussian(sde, torch.zeros(1, dtype=F64), v)
-    a, b = sde.levels(zoo.between(sde, 1.25, 0.15, 1).tolist())
-    steps, errors = [32, 64, 128], []
-    for n in steps:
-        impulses = zoo.OneAtATime(2 * n)
-        out = solve(model, SRA1(eta), impulses.prior(), n, impulses)
-        variance = float(out[1] ** 2) * (a.alpha**2 * v + a.sigma**2) + float(out[2:].square().sum())
-        errors.append(abs(variance - (b.alpha**2 * v + b.sigma**2)))
-    assert 1.85 <= zoo.slope(steps, errors) <= 3.2, errors
+    found = orders.weak(SRA1(eta), sde, (32, 64, 128))
+    assert 1.85 <= orders.slope(found.steps, found.errors) <= 3.2, found
 
 
 def test_sra1_is_the_srk_of_torchsde_on_the_same_path() -> None:
@@ -518,9 +513,11 @@ def test_every_pass_of_restart_forgets_a_part_of_an_error() -> None:
     v, top = v0 + foot**2, v0 + head**2
     inner = Angle(RK4(), math.sqrt(v0))  # exact for data of this variance
     for repeats in (1, 2, 4):
-        impulses = zoo.OneAtATime(repeats)
-        out, _ = run(model, Restart(inner, foot, head, repeats, 1), impulses.prior(), [1.0, foot], impulses)
-        reached = (float(out[1]) ** 2) * 2 * top + float(out[2:].square().sum())  # from twice the right variance
+        solver = Restart(inner, foot, head, repeats, 1)
+        found = response(
+            partial(lambda solver, x, noise: run(model, solver, x, [1.0, foot], noise)[0], solver), repeats
+        )
+        reached = found.gain**2 * 2 * top + found.variance  # from twice the right variance
         assert reached - v == pytest.approx(v * (v / top) ** repeats, rel=1e-9)
 
 

@@ -1,68 +1,67 @@
-"""Solvers: each carries a state from one time to another, on any equation that gives what it needs."""
+"""Solvers: each carries a state from one time to another, on any equation that gives what it needs.
 
-from sde_diffusion.solvers.adams import IPNDM, Adams
-from sde_diffusion.solvers.adams_moulton import AdamsMoulton
-from sde_diffusion.solvers.adaptive import Adaptive
-from sde_diffusion.solvers.adaptive_diffusion import DPMSolver12, DPMSolver23, StochasticHeunEuler
-from sde_diffusion.solvers.angle import Angle, AngleSDE
-from sde_diffusion.solvers.backends import Torchdiffeq, Torchsde
-from sde_diffusion.solvers.base import Facts, Solver
-from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverPP, DPMSolverPP2S, SDEDPMSolverPP
-from sde_diffusion.solvers.embedded import BogackiShampine, DormandPrince, EmbeddedRungeKutta, HeunEuler
-from sde_diffusion.solvers.er_sde import ERSDE
-from sde_diffusion.solvers.langevin import Hold, Langevin, PredictorCorrector, annealed_langevin
-from sde_diffusion.solvers.multistep import Multistep, Row
-from sde_diffusion.solvers.renoise import Renoise
-from sde_diffusion.solvers.restart import Restart
-from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
-from sde_diffusion.solvers.reversible import Reversible
-from sde_diffusion.solvers.runge_kutta import RK4, Euler, Heun, Midpoint, RungeKutta
-from sde_diffusion.solvers.srk import SRA1
-from sde_diffusion.solvers.stochastic import DDIM, Churn, EulerMaruyama
-from sde_diffusion.solvers.unipc import SASolver, UniPC
+These lines are the only list of solvers. A new one is its own file and one line here: from this list come the choices
+of `sde-diffusion sample --solver`, the solvers of the tests, and the tables of README and docs. What these need of a
+class stands in its own file: `examples` and `named` of `Solver`.
+"""
 
-__all__ = [
-    "DDIM",
-    "ERSDE",
-    "IPNDM",
-    "RK4",
-    "SRA1",
-    "Adams",
-    "AdamsMoulton",
-    "Adaptive",
-    "Angle",
-    "AngleSDE",
-    "BogackiShampine",
-    "Churn",
-    "DPMSolver",
-    "DPMSolver12",
-    "DPMSolver23",
-    "DPMSolverPP",
-    "DPMSolverPP2S",
-    "DormandPrince",
-    "EmbeddedRungeKutta",
-    "Euler",
-    "EulerMaruyama",
-    "Facts",
-    "Heun",
-    "HeunEuler",
-    "Hold",
-    "Langevin",
-    "Midpoint",
-    "Multistep",
-    "PredictorCorrector",
-    "Renoise",
-    "Restart",
-    "ReverseDiffusion",
-    "Reversible",
-    "Row",
-    "RungeKutta",
-    "SASolver",
-    "SDEDPMSolverPP",
-    "Solver",
-    "StochasticHeunEuler",
-    "Torchdiffeq",
-    "Torchsde",
-    "UniPC",
-    "annealed_langevin",
-]
+import dataclasses
+
+from sde_diffusion.solvers.adams import IPNDM as IPNDM
+from sde_diffusion.solvers.adams import Adams as Adams
+from sde_diffusion.solvers.adams_moulton import AdamsMoulton as AdamsMoulton
+from sde_diffusion.solvers.adaptive import Adaptive as Adaptive
+from sde_diffusion.solvers.adaptive_diffusion import DPMSolver12 as DPMSolver12
+from sde_diffusion.solvers.adaptive_diffusion import DPMSolver23 as DPMSolver23
+from sde_diffusion.solvers.adaptive_diffusion import StochasticHeunEuler as StochasticHeunEuler
+from sde_diffusion.solvers.angle import Angle as Angle
+from sde_diffusion.solvers.angle import AngleSDE as AngleSDE
+from sde_diffusion.solvers.backends import Torchdiffeq as Torchdiffeq
+from sde_diffusion.solvers.backends import Torchsde as Torchsde
+from sde_diffusion.solvers.base import Facts as Facts
+from sde_diffusion.solvers.base import Solver as Solver
+from sde_diffusion.solvers.dpm_solver import DPMSolver as DPMSolver
+from sde_diffusion.solvers.dpm_solver import DPMSolverPP as DPMSolverPP
+from sde_diffusion.solvers.dpm_solver import DPMSolverPP2S as DPMSolverPP2S
+from sde_diffusion.solvers.dpm_solver import SDEDPMSolverPP as SDEDPMSolverPP
+from sde_diffusion.solvers.embedded import BogackiShampine as BogackiShampine
+from sde_diffusion.solvers.embedded import DormandPrince as DormandPrince
+from sde_diffusion.solvers.embedded import EmbeddedRungeKutta as EmbeddedRungeKutta
+from sde_diffusion.solvers.embedded import HeunEuler as HeunEuler
+from sde_diffusion.solvers.er_sde import ERSDE as ERSDE
+from sde_diffusion.solvers.langevin import Hold as Hold
+from sde_diffusion.solvers.langevin import Langevin as Langevin
+from sde_diffusion.solvers.langevin import PredictorCorrector as PredictorCorrector
+from sde_diffusion.solvers.langevin import annealed_langevin as annealed_langevin
+from sde_diffusion.solvers.multistep import Multistep as Multistep
+from sde_diffusion.solvers.multistep import Row as Row
+from sde_diffusion.solvers.renoise import Renoise as Renoise
+from sde_diffusion.solvers.restart import Restart as Restart
+from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion as ReverseDiffusion
+from sde_diffusion.solvers.reversible import Reversible as Reversible
+from sde_diffusion.solvers.runge_kutta import RK4 as RK4
+from sde_diffusion.solvers.runge_kutta import Euler as Euler
+from sde_diffusion.solvers.runge_kutta import Heun as Heun
+from sde_diffusion.solvers.runge_kutta import Midpoint as Midpoint
+from sde_diffusion.solvers.runge_kutta import RungeKutta as RungeKutta
+from sde_diffusion.solvers.srk import SRA1 as SRA1
+from sde_diffusion.solvers.stochastic import DDIM as DDIM
+from sde_diffusion.solvers.stochastic import Churn as Churn
+from sde_diffusion.solvers.stochastic import EulerMaruyama as EulerMaruyama
+from sde_diffusion.solvers.unipc import SASolver as SASolver
+from sde_diffusion.solvers.unipc import UniPC as UniPC
+
+CLASSES: tuple[type[Solver], ...] = tuple(
+    c for c in list(vars().values()) if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver)
+)
+"""The solvers of the list, in its order; not the bases to write another with."""
+
+
+def examples() -> list[Solver]:
+    """The examples of every solver."""
+    return [solver for cls in CLASSES for solver in cls.examples()]
+
+
+def named() -> dict[str, Solver]:
+    """The solvers that the command line offers, by name."""
+    return {name: solver for cls in CLASSES for name, solver in cls.named().items()}

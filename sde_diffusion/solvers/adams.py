@@ -24,7 +24,7 @@ import numpy as np
 from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Facts, Interval
+from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import (
     LevelAt,
@@ -133,6 +133,14 @@ class Adams(Multistep):
         data = tuple(v * w for v, (w, _) in zip(b, weigh, strict=False))
         return Row(length[1] / length[0], data, tuple(v * w for v, (_, w) in zip(b, weigh, strict=False)))
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (Adams(1, "angle"), *(Adams(3, quantity) for quantity in QUANTITIES), Adams(2, "angle", 0.7), Adams(5))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"deis": Adams(3, "time"), "angle-adams": Adams(3, "angle")}
+
 
 _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -171,3 +179,11 @@ class IPNDM(Multistep):
             )
         step = s.alpha * (s.ratio - t.ratio)
         return Row(s.alpha / t.alpha, noise=tuple(step * a for a in _IPNDM[min(len(past), self.order) - 1]))
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (IPNDM(2), IPNDM(3), IPNDM(4))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"ipndm": IPNDM(3)}

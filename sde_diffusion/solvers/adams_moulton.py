@@ -96,3 +96,7 @@ class AdamsMoulton(Solver):
         for w, (_, before) in zip(others, past, strict=True):
             x.add_(before, alpha=w)
         return x, ((t.t, now), *past)
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (AdamsMoulton(2), AdamsMoulton(3), AdamsMoulton(4))

@@ -299,3 +299,7 @@ class StochasticHeunEuler(Adaptive):
 
     def settle(self, walk: _Path, accepted: Tensor, x: Tensor) -> None:
         walk.path.settle(accepted)
+
+    @classmethod
+    def examples(cls) -> tuple[StochasticHeunEuler, ...]:
+        return (StochasticHeunEuler(), StochasticHeunEuler(0.05, eta=0.5))

@@ -110,3 +110,37 @@ class Angle(Solver):
         a, b = view.level(circle.angle(t)), view.level(circle.angle(s))
         y, state = self.inner.step(view, scale(x, 1 / circle.radius(t)), a, b, state, noise)
         return scale(y, circle.radius(s)), state
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.adams_moulton import AdamsMoulton
+        from sde_diffusion.solvers.adaptive_diffusion import StochasticHeunEuler
+        from sde_diffusion.solvers.dpm_solver import DPMSolverPP
+        from sde_diffusion.solvers.embedded import BogackiShampine, DormandPrince
+        from sde_diffusion.solvers.runge_kutta import RK4, Euler, Heun
+
+        return (
+            Angle(Heun()),
+            Angle(Euler()),
+            Angle(Heun(), 0.7),
+            Angle(RK4(), 0.7),
+            Angle(DPMSolverPP(2)),
+            Angle(AdamsMoulton(3)),
+            Angle(AdamsMoulton(), 0.7),
+            Angle(BogackiShampine()),
+            Angle(DormandPrince(), 0.7),
+            Angle(StochasticHeunEuler()),
+        )
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        from sde_diffusion.solvers.adams_moulton import AdamsMoulton
+        from sde_diffusion.solvers.embedded import DormandPrince
+        from sde_diffusion.solvers.runge_kutta import RK4, Heun
+
+        return {
+            "angle-heun": Angle(Heun()),
+            "angle-rk4": Angle(RK4()),
+            "angle-adams-moulton": Angle(AdamsMoulton(3)),
+            "adaptive": Angle(DormandPrince()),
+        }

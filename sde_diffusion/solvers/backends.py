@@ -91,6 +91,14 @@ class Torchdiffeq(Solver):
             raise flow.gave_up(error) from error
         return out[-1], None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (Torchdiffeq("dopri5"), Torchdiffeq("rk4"))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"dopri5": Torchdiffeq("dopri5")}
+
 
 class _Flow:
     """The velocity as torchdiffeq asks for it, counted, and what it was last asked."""
@@ -195,6 +203,10 @@ class Torchsde(Solver):
         with _at_home(x):
             out = torchsde.sdeint(problem, rows(x), times, bm=bm, method=self.method, dt=dt)
         return out[-1].reshape(x.shape).to(x.dtype), None
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (Torchsde("euler", 20), Torchsde("srk", 10))
 
 
 class _Problem:

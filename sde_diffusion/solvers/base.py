@@ -100,6 +100,20 @@ class Solver(ABC):
     def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:  # noqa: B027 - most solvers need nothing
         """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        """Instances that the tests hold to what the solver claims; by default one, made without arguments.
+
+        A wrapper is shown around a solver or two, a corrector inside of a `PredictorCorrector`. The table of solvers in
+        the README shows a class that cannot be made without arguments as the first of its examples.
+        """
+        return (cls(),)
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        """Instances that `sde-diffusion sample --solver NAME` offers, by name; by default none."""
+        return {}
+
 
 def check_inner(solver: object, who: str) -> None:
     """Raises `TypeError` unless what a wrapper was given is a solver."""

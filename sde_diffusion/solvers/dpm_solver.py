@@ -75,6 +75,14 @@ class DPMSolverPP(Multistep):
         t = past[0]
         return Row(s.sigma / t.sigma, plus_plus_weights(past, s, 1.0, data_gain(t, s), self.order))
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (DPMSolverPP(1), DPMSolverPP(2), DPMSolverPP(3))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {f"dpmpp{order}": DPMSolverPP(order) for order in (1, 2, 3)}
+
 
 def plus_plus_weights(past: Sequence[Level], s: Level, kappa: float, gain: float, order: int) -> tuple[float, ...]:
     r"""Weights of the data predictions in DPM-Solver++ (2M, 3M), with $h$ stretched by $\kappa$ in the exponentials."""
@@ -139,6 +147,14 @@ class SDEDPMSolverPP(Multistep):
         std = s.sigma * math.sqrt(-math.expm1(-2 * tau2 * h))
         weights = plus_plus_weights(past, s, kappa, gain, self.order)
         return Row(s.sigma / t.sigma * math.exp(-tau2 * h), weights, std=std)
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (SDEDPMSolverPP(1), SDEDPMSolverPP(2), SDEDPMSolverPP(3, 0.5), SDEDPMSolverPP(2, 0.0))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"dpmpp2-sde": SDEDPMSolverPP(2)}
 
 
 class _SingleStep(Solver):
@@ -220,6 +236,14 @@ class DPMSolver(_SingleStep):
         last.add_to(out, 0.0, -s.sigma * k)
         return out, None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (DPMSolver(1), DPMSolver(2), DPMSolver(3))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"dpm3": DPMSolver(3)}
+
 
 def _noise_step(first: Prediction, t: Level, s: Level, gain: float) -> Tensor:
     r"""$\tfrac{\alpha_s}{\alpha_t}x_t - \sigma_s\,g\,\varepsilon_t$, from the prediction at $t$."""
@@ -270,3 +294,7 @@ class DPMSolverPP2S(_SingleStep):
         out = first.combine(s.sigma / t.sigma * t.alpha + gain - second, s.sigma)
         middle.add_to(out, second, 0.0)
         return out, None
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (DPMSolverPP2S(), DPMSolverPP2S(stiff=True))

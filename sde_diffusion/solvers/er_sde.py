@@ -12,7 +12,7 @@ import numpy as np
 from sde_diffusion._checks import check_real
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Facts
+from sde_diffusion.solvers.base import Facts, Solver
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, quadrature_mass, quadrature_times
 from sde_diffusion.solvers.stochastic import check_falling
@@ -89,6 +89,10 @@ class ERSDE(Multistep):
                 weights[2] += k * slopes[1]
         std = s.sigma * math.sqrt(-math.expm1(2 * fall)) if fall else 0.0
         return Row(state, weights[: len(past)], std=std)
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return tuple(ERSDE(order, offset=offset) for order in (1, 2, 3) for offset in (10.0, math.inf))
 
 
 def _excess(ratio: float, power: float, offset: float) -> float:

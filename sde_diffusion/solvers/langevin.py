@@ -134,6 +134,12 @@ class Langevin(Solver):
             x = torch.add(x, noise(t.t, t.t), alpha=math.sqrt(2 * tau))
         return x, None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.stochastic import EulerMaruyama
+
+        return (PredictorCorrector(EulerMaruyama(), Langevin(2, 0.16)), PredictorCorrector(Hold(), Langevin(3, 0.2)))
+
 
 def _checked(count: object) -> int:
     """Returns a number of steps if it is an integer, 0 or more."""
@@ -153,6 +159,10 @@ class Hold(Solver):
 
     def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         return x, None
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (annealed_langevin(2, epsilon=2e-5, sigma_min=0.01),)
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,25 @@ class PredictorCorrector(Solver):
         x, state = self.predictor.step(eq, x, t, s, state, noise)
         x, _ = self.corrector.step(eq, x, s, s, None, noise.beside(t.t, s.t, nesting(self)))
         return x, state
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.angle import Angle
+        from sde_diffusion.solvers.dpm_solver import DPMSolverPP
+        from sde_diffusion.solvers.runge_kutta import RK4
+        from sde_diffusion.solvers.stochastic import EulerMaruyama
+
+        return (
+            PredictorCorrector(EulerMaruyama(), Langevin(1, snr=0.16)),
+            PredictorCorrector(DPMSolverPP(2), Langevin(1, 0.1)),
+            PredictorCorrector(Angle(RK4()), Langevin({0.0: 1, 0.5: 2}, 0.1)),
+        )
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        from sde_diffusion.solvers.stochastic import DDIM
+
+        return {"predictor-corrector": PredictorCorrector(DDIM(eta=1.0), Langevin(1, snr=0.16))}
 
 
 def annealed_langevin(n: int = 100, *, epsilon: float = 2e-5, sigma_min: float = 0.01) -> PredictorCorrector:

@@ -90,3 +90,11 @@ class Renoise(Solver):
             x = renoised(x, t, hat, noise(t.t, t.t))
             x, _ = self.inner.step(eq, x, hat, t, None, back)
         return x, None
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.dpm_solver import DPMSolverPP
+        from sde_diffusion.solvers.langevin import PredictorCorrector
+        from sde_diffusion.solvers.runge_kutta import Heun
+
+        return (PredictorCorrector(DDIM(1.0), Renoise()), PredictorCorrector(DPMSolverPP(2), Renoise(Heun(), 0.2, 2)))

@@ -126,3 +126,11 @@ class Restart(Solver):
             for a, b in pairwise([*window[:-1], foot]):
                 x, state = self.inner.step(eq, x, a, b, state, down)
         return (x, state) if last else self.inner.step(eq, x, foot, s, state, noise)
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.angle import Angle
+        from sde_diffusion.solvers.runge_kutta import RK4
+
+        once = Restart(Angle(RK4()), repeats=1)
+        return (once, Restart(once, 0.3, 1.0, 2, 3))

@@ -66,3 +66,7 @@ class ReverseDiffusion(Solver):
         if not self.eta:
             return mean, None
         return torch.add(mean, noise(t.t, s.t), alpha=self.eta * math.sqrt(v)), None
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (ReverseDiffusion(), ReverseDiffusion(0.5))

@@ -103,6 +103,13 @@ class Reversible(Solver):
             )
         return above, None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.runge_kutta import Heun
+        from sde_diffusion.solvers.stochastic import DDIM
+
+        return (Reversible(), Reversible(Heun()), Reversible(DDIM()), Angle(Reversible(Heun()), 0.7))
+
 
 def inverse(
     step: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, slope: float, max_calls: int

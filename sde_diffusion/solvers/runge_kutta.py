@@ -70,6 +70,10 @@ class Euler(RungeKutta):
     weights: ClassVar = (1.0,)
     facts = Facts(order=1, evaluations=1, in_time=True)
 
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"euler": Euler()}
+
 
 @dataclass(frozen=True)
 class Midpoint(RungeKutta):
@@ -83,6 +87,10 @@ class Midpoint(RungeKutta):
     matrix: ClassVar = ((0.5,),)
     weights: ClassVar = (0.0, 1.0)
     facts = Facts(order=2, evaluations=2, in_time=True)
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"midpoint": Midpoint()}
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,10 @@ class Heun(RungeKutta):
     weights: ClassVar = (0.5, 0.5)
     facts = Facts(order=2, evaluations=2, in_time=True)
 
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"heun": Heun()}
+
 
 @dataclass(frozen=True)
 class RK4(RungeKutta):
@@ -114,3 +126,7 @@ class RK4(RungeKutta):
     matrix: ClassVar = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
     weights: ClassVar = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
     facts = Facts(order=4, evaluations=4, in_time=True)
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"rk4": RK4()}

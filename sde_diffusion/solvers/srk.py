@@ -79,6 +79,10 @@ class SRA1(Solver):
         x = torch.add(torch.add(x, k1, alpha=h / 3), k2, alpha=2 * h / 3)
         return _plus(_plus(x, start, mean, root), end, w - mean, root), None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (SRA1(), SRA1(0.5), SRA1(0.0))
+
 
 def _plus(x: Tensor, g: Scalar, z: Tensor, factor: float) -> Tensor:
     """`x + factor g z`, for a diffusion that is a float or one value per coordinate."""

@@ -69,6 +69,14 @@ class EulerMaruyama(Solver):
             return x + (self.eta * math.sqrt(-h) * g).to(x) * z, None
         return torch.add(x, z, alpha=self.eta * g * math.sqrt(-h)), None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (EulerMaruyama(), EulerMaruyama(0.5), EulerMaruyama(0.0))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"euler-maruyama": EulerMaruyama()}
+
 
 def check_band(s_min: float, s_max: float) -> None:
     """Raises `ValueError` unless noise levels run from `s_min >= 0` to a greater `s_max`."""
@@ -150,6 +158,14 @@ class DDIM(Solver):
             std = self.eta * t.sigma * gain
         return torch.add(mean, noise(t.t, s.t), alpha=std), None
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (DDIM(), DDIM(0.5), DDIM(1.0), DDIM(1.0, variance="forward"))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"ddim": DDIM(), "ddpm": DDIM(eta=1.0)}
+
 
 @dataclass(frozen=True)
 class Churn(Solver):
@@ -223,3 +239,15 @@ class Churn(Solver):
         hat = eq.level_at_lam(lam)
         x = renoised(x, t, hat, noise(t.t, s.t), self.s_noise)
         return self.inner.step(eq, x, hat, s, None, noise.beside(t.t, s.t, nesting(self)))
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        from sde_diffusion.solvers.runge_kutta import Heun
+
+        return (Churn(Heun(), 0.1),)
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        from sde_diffusion.solvers.runge_kutta import Heun
+
+        return {"churn-heun": Churn(Heun(), gamma=0.2)}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Facts
+from sde_diffusion.solvers.base import Facts, Solver
 from sde_diffusion.solvers.dpm_solver import check_order, data_gain
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row, lagrange_integrals
 from sde_diffusion.solvers.stochastic import check_band, check_eta, check_falling
@@ -103,6 +103,14 @@ class UniPC(Multistep):
     def _b(self, h: float) -> float:
         return -math.expm1(-h) if self.variant == "bh2" else h
 
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return tuple(UniPC(order, variant) for order in (1, 2, 3, 4) for variant in ("bh1", "bh2"))
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"unipc": UniPC(3)}
+
 
 @dataclass(frozen=True)
 class SASolver(Multistep):
@@ -176,3 +184,17 @@ class SASolver(Multistep):
             correction = self._weights(lams[: self.corrector + 1], past[1], t)
             weights = corrected(weights, before, correction, r)
         return Row(r, weights, std=std)
+
+    @classmethod
+    def examples(cls) -> tuple[Solver, ...]:
+        return (
+            SASolver(2, 2),
+            SASolver(3, 3, 0.5),
+            SASolver(2, 0),
+            SASolver(3, 3, 0.0),
+            SASolver(2, 1, s_min=0.1, s_max=2.0),
+        )
+
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"sa": SASolver(2, 2)}

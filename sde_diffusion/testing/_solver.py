@@ -38,8 +38,8 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
 
     Args:
         solver: The solver.
-        sde: A Gaussian SDE to measure on; by default VP, sub-VP, VE, EDM, flow, cosine and Brownian. Give one that is
-            smooth in `t`: on a discrete chain a method that steps in `t` does not show its order.
+        sde: A Gaussian SDE to measure on; by default all of the library that are smooth in `t`. Give one that is: on a
+            discrete chain a method that steps in `t` does not show its order.
 
     Raises:
         TypeError: Not an instance of `Solver`, or an SDE without a Gaussian kernel, where no solution is known.
@@ -61,7 +61,7 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
         if sheet.entries[0].passed:
             moving = _in_motion(solver, next(iter(sdes.values())))
             if moving.facts.evaluations is None and sde is None:  # it makes many steps of its own
-                sdes = {name: sdes[name] for name in (["VP"] if moving.facts.stochastic else ["VP", "EDM"])}
+                sdes = {name: sdes[name] for name in (["VPSDE"] if moving.facts.stochastic else ["VPSDE", "EDMSDE"])}
             if moving is solver:
                 _check_orders(sheet, solver, sdes)
             else:
@@ -87,8 +87,8 @@ def _in_motion(solver: Solver, sde: GaussianSDE) -> Solver:
 
 
 def _few(sdes: dict[str, GaussianSDE]) -> dict[str, GaussianSDE]:
-    """VP and EDM where they are among them, for what one process tells as well as seven."""
-    return {name: sde for name, sde in sdes.items() if name in ("VP", "EDM")} or sdes
+    """VPSDE and EDMSDE where they are among them, for what two processes tell as well as seven."""
+    return {name: sde for name, sde in sdes.items() if name in ("VPSDE", "EDMSDE")} or sdes
 
 
 def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
