@@ -26,9 +26,8 @@ class NonFiniteWarning(UserWarning):
     """Rows of a result that are NaN, as was asked for instead of an error: `nonfinite="keep"`."""
 
 
-# A non-finite state stays so. Looking at every state would take a tenth of a cheap step; keeping large ones for later,
-# to find which was the first, would keep the buffers of the next steps out of the cache.
 CHECK_EVERY, LARGE = 4, 1 << 14
+"""Of how many steps on the CPU one is looked at, and from how many numbers on a state is not kept for that."""
 
 
 class Snapshot(NamedTuple):
@@ -90,43 +89,68 @@ def integrate(
     Warns:
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
     """
+    grid = check_solve(eq, solver, x, times)
+    levels, source = eq.prefill(grid), noise or Silent()
+    solver.prepare(eq, list(pairwise(grid)))
+    state, watch = None, Watch(eq, solver, x)
+    yield (now := Snapshot(0, grid[0], x, eq.nfe))
+    for index in range(1, len(grid)):
+        x, state = solver.step(eq, now.x, levels[index - 1], levels[index], state, source)
+        yield (now := watch.see(index, grid[index], x))
+    watch.close()
+
+
+def check_solve(eq: ODE, solver: Solver, x: Tensor, times: object) -> list[float]:
+    """The grid of a solve, or an error that says what about it cannot work."""
     check_capable(eq, solver)
     check_state(x, "x")
-    source = noise or Silent()
-    grid = as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
-    levels = eq.prefill(grid)
-    solver.prepare(eq, list(pairwise(grid)))
-    counter, step, times = eq.counter, solver.step, grid
-    keep, deferred, small = counter.keep, x.device.type != "cpu", x.numel() < LARGE
-    kept: list[Snapshot] = []
-    now = Snapshot(0, grid[0], x, counter.n)
-    yield now
-    state, finished, t = None, None, levels[0]
-    for index in range(1, len(levels)):
-        s = levels[index]
-        x, state = step(eq, x, t, s, state, source)
-        if keep:
+    return as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
+
+
+class Watch:
+    """Looks after the states of one solve: raises where one is not finite, tells of rows that were left or lost.
+
+    A non-finite state stays so. Looking at every state would take a tenth of a cheap step, so that on the CPU each
+    fourth is looked at, and on an accelerator, where a look waits for the device, the last. Then states kept, or their
+    sums, tell which was the first. Large ones are not kept: the buffers of the next steps would be out of the cache.
+    """
+
+    __slots__ = ("counter", "deferred", "eq", "finished", "kept", "last", "small", "solver")
+
+    def __init__(self, eq: ODE, solver: Solver, x: Tensor) -> None:
+        self.eq, self.solver, self.counter = eq, solver, eq.counter
+        self.deferred, self.small = x.device.type != "cpu", x.numel() < LARGE
+        self.kept: list[Snapshot] = []
+        self.finished: Tensor | None = None
+        self.last: Snapshot | None = None
+
+    def see(self, index: int, t: float, x: Tensor) -> Snapshot:
+        """The snapshot of a step, looked at where it is time to; its lost rows are NaN, if the counter says `keep`."""
+        counter = self.counter
+        if counter.keep:
             x = counter.blank(x)
         if counter.stopped is not None:
-            if finished is None:
-                warn_unfinished(eq, solver, s.t)
-            finished = ~counter.stopped
-        now = Snapshot(index, times[index], x, counter.n, finished)
-        t = s
-        if keep:
-            yield now
-            continue
-        if deferred:
-            kept.append(now._replace(x=x.detach().sum()))
-        else:
-            if small:
-                kept.append(now)
-            if not index % CHECK_EVERY:
-                check_numbers(kept or [now], x, 0 if small else CHECK_EVERY - 1, counter.first)
-                kept.clear()
-        yield now
-    if not keep:
-        check_numbers(kept or [now], x, 0 if kept else (now.index - 1) % CHECK_EVERY, counter.first)
+            if self.finished is None:
+                warn_unfinished(self.eq, self.solver, t)
+            self.finished = ~counter.stopped
+        now = self.last = Snapshot(index, t, x, counter.n, self.finished)
+        if counter.keep:
+            return now
+        if self.deferred:
+            self.kept.append(now._replace(x=x.detach().sum()))
+            return now
+        if self.small:
+            self.kept.append(now)
+        if not index % CHECK_EVERY:
+            check_numbers(self.kept or [now], x, 0 if self.small else CHECK_EVERY - 1, counter.first)
+            self.kept.clear()
+        return now
+
+    def close(self) -> None:
+        """Looks at what no step has looked at."""
+        if (now := self.last) is not None and not self.counter.keep:
+            unseen = 0 if self.kept else (now.index - 1) % CHECK_EVERY
+            check_numbers(self.kept or [now], now.x, unseen, self.counter.first)
 
 
 def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
@@ -140,7 +164,7 @@ def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
         "these times; Snapshot.finished, of iterate, tells which they are. "
         "Raise max_nfe or the tolerances, or step in the angle: Angle(solver)",
         UnfinishedWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
