@@ -302,6 +302,18 @@ def test_a_net_of_ones_own_need_not_build_on_the_meta_device(tmp_path):
     assert torch.equal(torch.rand(3), wanted)
 
 
+class Tabled(schedules.DiscreteVPSDE):
+    """No dataclass: its `config` tells how it is made."""
+
+
+def test_a_process_that_is_no_dataclass_is_saved_by_its_config(tmp_path):
+    sde = Tabled([0.1, 0.2, 0.3])
+    save_checkpoint(tmp_path, Network(Line(2), sde, shape=(2,)))
+    loaded = load_checkpoint(tmp_path, known=[Tabled, Line]).model.sde
+    assert type(loaded) is Tabled
+    assert torch.equal(loaded.betas, sde.betas)
+
+
 def test_a_class_of_the_wrong_sort_is_refused(saved):
     edit(saved, sde={"name": "Line", "fields": {"dim": 2}})
     with pytest.raises(ValueError, match="the checkpoint names Line as its SDE, which it is not"):
@@ -320,7 +332,9 @@ def test_what_cannot_be_described_is_refused_before_anything_is_written(tmp_path
         save_checkpoint(folder, Network(nn.Linear(2, 2), sde))
     with pytest.raises(TypeError, match="function has no `config` property"):
         save_checkpoint(folder, Network(lambda x, t: x, sde))
-    with pytest.raises(TypeError, match="the clock <lambda> cannot be written down by name"):
+    with pytest.raises(
+        TypeError, match="the clock <lambda> cannot be written down by name: make it a dataclass, give it a `config`"
+    ):
         save_checkpoint(folder, model(clock=lambda at: at.t))
     with pytest.raises(TypeError, match="the description of the model is not JSON"):
         save_checkpoint(folder, model(), extra={"x": torch.ones(1)})
