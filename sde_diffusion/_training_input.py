@@ -1,9 +1,9 @@
-"""What `train` asks of its data before the first step."""
+"""The input of a training: what is asked of it before the first step, and the batches that it comes in."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import torch
@@ -154,3 +154,14 @@ def check_horizon(decay: Decay, steps: int) -> None:
             "weights blur the result. Train longer, or take PowerDecay(0.1)",
             3,
         )
+
+
+def batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers `(size,)` for each step, drawn without replacement until all `n` were used, and again."""
+    order = torch.empty(0, dtype=torch.long, device="cpu")
+    for _ in range(steps):
+        if len(order) < size:  # as many rounds at once as are missing: one at a time would copy them all each time
+            rounds = -((len(order) - size) // n)
+            order = torch.cat([order, *(torch.randperm(n, generator=generator, device="cpu") for _ in range(rounds))])
+        rows, order = order[:size], order[size:]
+        yield rows

@@ -21,6 +21,7 @@ from sde_diffusion import __version__, commands, predict, processes, solvers
 from sde_diffusion._arguments import Parser, count, path
 from sde_diffusion._checks import SolverError
 from sde_diffusion._streams import steady
+from sde_diffusion.training import Recipe
 
 MOST_SAMPLES, MOST_STEPS, WIDEST, LARGEST_BATCH = 10**8, 10**7, 10**5, 10**7
 """What `--n`, the `--steps` of training, `--width` and `--batch-size` may be; memory may set a lower limit."""
@@ -272,14 +273,11 @@ def _train(args: argparse.Namespace) -> None:
     commands.train_file(
         args.data,
         args.out,
-        overwrite=args.overwrite,
-        sde=args.sde,
-        kind=args.kind,
+        design=commands.Design(args.sde, args.kind, args.width),
         steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        width=args.width,
+        recipe=Recipe(args.batch_size, args.lr),
         seed=args.seed,
+        overwrite=args.overwrite,
         say=_say,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import predict, processes, solvers
-from sde_diffusion._checks import check_positive
 from sde_diffusion._files import beside, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
 from sde_diffusion._network import Network
@@ -35,18 +35,36 @@ from sde_diffusion.standardisation import Standardisation
 from sde_diffusion.training import Recipe, Training, train
 
 
+@dataclass(frozen=True)
+class Design:
+    """Which model a training makes for its data, by the names of the command line.
+
+    Args:
+        sde: The name of the process in `processes.named()`.
+        kind: The name in `predict.NAMES` of what the network answers.
+        width: The width of the network; None for 128 on vectors and 32 on images.
+    """
+
+    sde: str = "edm"
+    kind: str = "edm"
+    width: int | None = None
+
+    def net(self, x: Tensor, classes: int, seed: int) -> nn.Module:
+        """A network for data `x`, with the initial weights of a seed; torch's random state is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _net_for(x, classes, self.width)
+
+
 def train_file(
     data: Path,
     out: Path,
     *,
-    overwrite: bool = False,
-    sde: str = "edm",
-    kind: str = "edm",
+    design: Design | None = None,
     steps: int = 3000,
-    batch_size: int = 128,
-    lr: float = 2e-3,
-    width: int | None = None,
+    recipe: Recipe | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     say: Callable[[str], None],
 ) -> None:
     """Trains a model on an array, and saves it.
@@ -56,16 +74,13 @@ def train_file(
     ends early brings along as `training` of its exception is saved beside `out`.
 
     Args:
-        data: `.npy` or `.npz` file, see `arrays.load_array`.
-        out: Folder for the checkpoint, made if need be; not a link to one.
-        overwrite: Replaces a checkpoint that is there.
-        sde: Name in `processes.named()`.
-        kind: Name in `predict.NAMES`.
+        data: An `.npy` or `.npz` file, see `arrays.load_array`.
+        out: The folder for the checkpoint, made if need be; not a link to one.
+        design: The process, the parametrisation and the width: `Design()` by default.
         steps: Gradient steps.
-        batch_size: Samples per step.
-        lr: Highest learning rate.
-        width: Width of the network.
-        seed: Of everything random.
+        recipe: The batch size and the learning rate: `Recipe()` by default.
+        seed: The seed of the initial weights and of the training; fixed, so that a command can be repeated.
+        overwrite: Whether a checkpoint that is there is replaced.
         say: Called with every line of the report.
 
     Raises:
@@ -75,20 +90,17 @@ def train_file(
         FileNotFoundError: No such file.
         OSError: The checkpoint could not be written to `out` at the end; the message says where it is instead.
     """
-    check_positive(lr, "lr")
+    design, recipe = design or Design(), recipe or Recipe()
     check_checkpoint(out, overwrite)
     x, labels = load_array(data)
-    classes = classes_of(labels)
-    check_network(lambda w: _net_for(x, classes, w), width or (32 if x.ndim == 4 else 128), out)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _net_for(x, classes, width)
-    scaling = Standardisation.of(x, "--data")
-    model = _model_for(net, sde, kind, tuple(x.shape[1:]))
+    shape, classes = tuple(x.shape[1:]), classes_of(labels)
+    check_network(lambda w: _net_for(x, classes, w), design.width or (32 if x.ndim == 4 else 128), out)
+    net, scaling = design.net(x, classes, seed), Standardisation.of(x, "--data")
+    model = _model_for(net, design.sde, design.kind, shape)
     loss = model.objective()
-    check_batch(net, tuple(x.shape[1:]), batch_size, passes=PASSES)
-    check_passes(len(x), steps, batch_size)
-    say(f"{len(x)} samples {tuple(x.shape[1:])}, {classes or 'no'} classes, {scaling}")
+    check_batch(net, shape, recipe.batch_size, passes=PASSES)
+    check_passes(len(x), steps, recipe.batch_size)
+    say(f"{len(x)} samples {shape}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {loss!r}")
 
     def save(done: Training, place: Path) -> None:
@@ -96,16 +108,8 @@ def train_file(
         keep(lambda folder: save_checkpoint(folder, done.model, mean=scaling.mean, std=scaling.std, extra=extra), place)
 
     try:
-        done = train(
-            model,
-            scaling.apply(x),
-            labels,
-            steps=steps,
-            loss=loss,
-            recipe=Recipe(batch_size, lr),
-            seed=seed,
-            progress=True,
-        )
+        z = scaling.apply(x)
+        done = train(model, z, labels, steps=steps, loss=loss, recipe=recipe, seed=seed, progress=True)
     except BaseException as stop:
         _save_part(getattr(stop, "training", None), save, out, say)
         raise

@@ -218,7 +218,7 @@ def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, see
     Args:
         n: Number of points.
         modes: Number of Gaussians.
-        radius: Of the circle of their means.
+        radius: The radius of the circle on which their means lie.
         noise: Standard deviation of each Gaussian, `>= 0`.
         seed: The stream of all rows; None: fresh entropy.
 

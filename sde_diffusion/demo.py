@@ -52,7 +52,7 @@ class Settings:
         effort: Factor on the evaluations of the slow solvers.
         likelihoods: Test images whose likelihood is evaluated, at most 360.
         ode_steps: Steps of the Runge-Kutta method behind the likelihood, four evaluations each.
-        seed: Of everything but the split of the data.
+        seed: The seed of all that is drawn; the split of the data is always the same.
     """
 
     steps: int = 1200

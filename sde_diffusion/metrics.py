@@ -35,7 +35,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, seed: in
         x: Samples (n, *), n >= 2.
         y: Samples (m, *), m >= 2, of the same shape `*`.
         projections: Number of directions.
-        seed: Of the directions.
+        seed: The seed of the directions; fixed, so that two figures can be compared.
 
     Raises:
         TypeError, ValueError: Shapes that differ, fewer than two samples, not floating point, NaN or infinity;

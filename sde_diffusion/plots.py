@@ -77,12 +77,12 @@ def film_strip(
         states: Variance-normalised states, shape `(n, T, H, W)`, noise first.
         guesses: The posterior means at the same times, same shape.
         levels: Noise level of each column, in standard deviations of the data; 0 for the finished image.
-        names: What each sample was asked to be.
+        names: The class that each sample was asked for.
         title: Heading.
     """
     n, t, h, w = states.shape
     figure = _figure(0.72 * t + 1.6, 2 * 0.72 * n + 0.14 * n + 1.0)
-    figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr,call-arg]
+    figure.set_layout_engine("constrained", h_pad=0.09)
     bands = figure.subplots(n, 1, squeeze=False)[:, 0]
     for axes, state, guess, name in zip(bands, states, guesses, names, strict=True):
         _show(axes, tile(torch.cat([state, guess]), t))

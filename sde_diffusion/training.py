@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_diffusion._checks import SolverError, check_callable, check_count, check_labels, check_positive
-from sde_diffusion._training_input import Transform, check_data, check_horizon, check_loss, device_of, warn
+from sde_diffusion._training_input import Transform, batches, check_data, check_horizon, check_loss, device_of, warn
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.ema import EMA, Decay, PowerDecay
 from sde_diffusion.losses import Objective
@@ -184,7 +184,7 @@ def train(
     with _ready(model, seed):
         generator, run = torch.Generator().manual_seed(seed), _Run(model, loss, recipe, steps)
         with run.kept(), tqdm(total=steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:
-            for rows in _batches(len(data), recipe.batch_size, steps, generator):
+            for rows in batches(len(data), recipe.batch_size, steps, generator):
                 run.step(data[rows], None if labels is None else labels[rows], generator)
                 bar.update()
                 bar.set_postfix_str(f"loss {_mean(run.losses):.4f}", refresh=False)
@@ -265,7 +265,7 @@ class _Run:
         except KeyboardInterrupt as stop:
             raise TrainingInterrupted(self.record(), self.steps) from stop
         except BaseException as error:
-            error.training = self.record()  # type: ignore[attr-defined]  # an attribute of its own
+            vars(error)["training"] = self.record()
             if sys.version_info >= (3, 11):
                 done = len(self.losses)
                 error.add_note(
@@ -305,14 +305,3 @@ class _Run:
             raise SolverError(
                 f"no finite {what} in steps {i - GIVE_UP + 1} to {i}, last loss {self.losses[-1]:g}: {advice}"
             )
-
-
-def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Row numbers `(size,)` for each step, drawn without replacement until all `n` were used, and again."""
-    order = torch.empty(0, dtype=torch.long, device="cpu")
-    for _ in range(steps):
-        if len(order) < size:  # as many rounds at once as are missing: one at a time would copy them all each time
-            rounds = -((len(order) - size) // n)
-            order = torch.cat([order, *(torch.randperm(n, generator=generator, device="cpu") for _ in range(rounds))])
-        rows, order = order[:size], order[size:]
-        yield rows

@@ -11,12 +11,12 @@ import torch
 
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, commands, likelihood_command, predict
 from sde_diffusion._memory import check_batch, parameters_at
+from sde_diffusion._training_input import batches
 from sde_diffusion.checkpoint import save_checkpoint
 from sde_diffusion.limits import check_passes, classes_of
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
 from sde_diffusion.solvers import Heun
-from sde_diffusion.training import _batches
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_batches_are_those_drawn_one_round_at_a_time_and_large_ones_take_no_squa
                 order = torch.cat([order, torch.randperm(n, generator=generator)])
             expected.append(order[:size].tolist())
             order = order[size:]
-        found = [rows.tolist() for rows in _batches(n, size, 6, torch.Generator().manual_seed(0))]
+        found = [rows.tolist() for rows in batches(n, size, 6, torch.Generator().manual_seed(0))]
         assert found == expected
         drawn = [i for rows in found for i in rows]
         assert all(sorted(drawn[i : i + n]) == list(range(n)) for i in range(0, 6 * size - n, n))
@@ -194,7 +194,7 @@ def test_batches_are_those_drawn_one_round_at_a_time_and_large_ones_take_no_squa
         return true(parts)
 
     monkeypatch.setattr(torch, "cat", cat)
-    (rows,) = _batches(4, 10_000, 1, torch.Generator().manual_seed(0))
+    (rows,) = batches(4, 10_000, 1, torch.Generator().manual_seed(0))
     assert rows.bincount().tolist() == [2_500] * 4
     assert joined == [2_501]  # and not once for each of 2,500 rounds, over all before it
 
