@@ -1,9 +1,10 @@
 """How a network is called, so that what it writes stays out of the solve, and what it answered stays as it was.
 
 Some networks work in place on what they are given, `x.clamp_()` or an inplace activation first of all; some answer in
-a buffer that the next call fills again, as compiled graphs do. The one would spoil the state, the other every answer
-that a solver remembers. Both are habits: the first few calls are made with copies, which tells whether a network has
-them. If so, copies are made for good, and else two looks at a counter and one at an address are what a call costs.
+a buffer that the next call fills again, as compiled graphs do. The first habit would spoil the state, the second every
+answer that a solver remembers. A `Caller` makes the first few calls of a network with copies, and sees from them which
+habits the network has. If it has one, copies are made in every call; if not, a call costs two looks at a version
+counter and one at an address.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 
 from sde_diffusion._checks import SolverError, no_tensor
 
-FIRST = 4  # calls with copies: two to see one buffer again, three for two in turn, one for a graph recorded late
+FIRST = 4
+"""Calls made with copies: a first that may record a graph, and three more, as one buffer or two in turn come again."""
 
 T = TypeVar("T")
 
 
 class Caller:
-    """Calls a network, or whatever else is handed a state, and knows its habits.
+    """Calls a network, or another function of a state, and knows its habits.
 
     Args:
-        who: What it is, in errors.
+        who: What errors call the function.
 
     Attributes:
-        writes: Whether it writes into what it is given; None while that is not known.
-        reuses: Whether it answers in the place of earlier answers; None while that is not known.
+        writes: Whether the function writes into what it is given; None while that is not known.
+        reuses: Whether it answers in the memory of earlier answers; None while that is not known.
     """
 
     __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "reuses", "who", "writes")
@@ -41,13 +43,13 @@ class Caller:
         self.writes: bool | None = None
         self.reuses: bool | None = None
         self._calls = 0
-        self._plain = False  # neither
-        self._first: dict[int, torch.UntypedStorage] = {}  # of the first answers: alive, none can take their place
-        self._last: Tensor | None = None  # the last answer, and the one before, if somebody else still holds it
+        self._plain = False  # known to have neither habit
+        self._first: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no new answer gets the same address
+        self._last: Tensor | None = None  # the last answer, and the one before, while somebody else still holds them
         self._before: Tensor | None = None
 
     def __reduce__(self) -> tuple[type[Caller], tuple[str]]:
-        return Caller, (self.who,)  # a copy gets to know its own network
+        return Caller, (self.who,)  # a copied model has another network, whose habits are still unknown
 
     def __call__(self, net: Callable[..., Any], x: Tensor, given: Tensor, time: Tensor, cond: dict[str, Any]) -> Tensor:
         """What a network answers, as a tensor that stays as it is.
@@ -55,14 +57,14 @@ class Caller:
         Args:
             net: Called as `net(given, time, **cond)`.
             x: The state.
-            given: The state, or what was made from it for this call alone.
-            time: Made for this call alone.
+            given: What the network is handed: the state, or a tensor made from it for this call alone.
+            time: A tensor made for this call alone.
             cond: The conditions.
 
         Raises:
             TypeError: An answer that holds no tensor.
-            SolverError: It has written into the state, or into an earlier answer that is still needed, for the first
-                time after many calls.
+            SolverError: The network, for the first time after many calls, has written into the state or into an earlier
+                answer that is still needed.
         """
         if is_compiling():  # a copy is free in a graph
             return tensor_of(net(given.clone() if given is x else given, time, **cond), x, self.who).clone()
@@ -118,7 +120,7 @@ class Caller:
             )
 
     def _compare(self, f: Tensor, given: Tensor) -> None:
-        """Raises `SolverError` if an answer is in the place of one of the last two, which somebody still holds."""
+        """Raises `SolverError` if an answer lies in the memory of one of the last two, which somebody still holds."""
         if getrefcount(self._before) == ALONE:
             self._before = None
         last, before = self._last, self._before
@@ -139,7 +141,7 @@ class Caller:
         self._before = last
 
     def _copy(self, f: Tensor) -> Tensor:
-        """A copy of an answer; the first ones tell whether the next need one."""
+        """A copy of an answer; the addresses of the first ones tell whether later ones need a copy."""
         place = _place(f)
         if self.reuses is None and place:
             self.reuses = place in self._first or None
@@ -153,7 +155,7 @@ class Caller:
 
 
 class _Slot:
-    """Tells what `getrefcount` says of an object that nothing but one slot holds."""
+    """Holds one object, to measure what `getrefcount` says of an object that nothing but one slot holds."""
 
     __slots__ = ("held",)
 
@@ -189,7 +191,7 @@ def tensor_of(answer: Any, x: Tensor, who: str = "network") -> Tensor:
 
 
 def _versions(given: Tensor, cond: dict[str, Any]) -> int:
-    """A number that grows when one of these tensors is written to."""
+    """A number that grows when the given state, or a tensor in a condition, is written to."""
     return given._version + (sum(v._version for v in _tensors(cond) if not v.is_inference()) if cond else 0)
 
 
@@ -215,7 +217,10 @@ def _copied(value: Any) -> Any:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, NaN among them: a write through `x.data` or NumPy moves no counter."""
+    """Whether two tensors hold the same numbers, or NaN in the same places.
+
+    It finds the writes through `x.data` or NumPy, which move no version counter.
+    """
     try:
         return bool(((a == b) | (b != b)).all())
     except RuntimeError:  # in a transform of torch.func

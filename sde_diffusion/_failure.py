@@ -1,4 +1,4 @@
-"""Why a network failed on what it was handed: dtypes, shapes, tables, arguments; in words, with what to do."""
+"""Says in words why a network failed on what it was handed, and what to do: dtypes, shapes, tables, arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def half_of(model: nn.Module) -> torch.dtype | None:
 
 
 def explained(error: Exception, model: nn.Module, x: Tensor, time: Tensor, cond: dict[str, object]) -> Exception:
-    """The error of a network called with a state, times and conditions, or one that says what to do."""
+    """The error to raise when a network failed on a state, times and conditions: one with advice, or its own."""
     text = str(error)
     given = "".join(f", {name} {_told(value)}" for name, value in cond.items())
     if TABLE.search(text):

@@ -1,4 +1,4 @@
-"""The modules behind a model, also those that a function hides, and evaluation mode for the time of a solve."""
+"""Finds the modules behind a model, also those that a function hides, and holds them in evaluation mode in a solve."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling as is_compiling
 
-DEPTH = 4  # functions that call functions
-_HELD: dict[int, int] = {}  # modules in training mode that are held in evaluation mode, and by how many solves
+DEPTH = 4
+"""How many functions deep, each calling the next, a module is looked for."""
+_HELD: dict[int, int] = {}  # modules in training mode that solves hold in evaluation mode: how many, by the module's id
 _LOCK = Lock()
 
 
 def modules_behind(thing: object) -> list[nn.Module]:
     """The outermost modules that a model is, or calls.
 
-    Found are a module, the function called `net` of a module in it, and what a function can reach by name: the object
-    of a bound method, the arguments of a `partial`, closures, defaults, globals, and attributes of an object.
+    The search goes through modules and the functions they hold as `net`, and from a function to all that it can reach
+    by name: the object of a bound method, the arguments of a `partial`, closures, defaults, globals, and the attributes
+    of an object.
     """
     found: dict[int, nn.Module] = {}
     _search(thing, DEPTH, found, set())
@@ -58,7 +60,7 @@ def _parts(thing: object) -> Iterator[object]:
         yield from (thing.__kwdefaults__ or {}).values()
         yield from (cell.cell_contents for cell in thing.__closure__ or () if cell != CellType())
         names = [name for name in thing.__code__.co_names if _callable(thing.__globals__.get(name))]
-        if names:  # of attributes too: the instructions tell them from globals
+        if names:  # `co_names` holds attributes too: the instructions tell which are globals
             loaded = {i.argval for i in dis.get_instructions(thing.__code__) if i.opname == "LOAD_GLOBAL"}
             yield from (thing.__globals__[name] for name in names if name in loaded)
     else:
@@ -70,16 +72,17 @@ def _callable(thing: object) -> bool:
 
 
 def unbound(thing: Any) -> Any:
-    """The module behind its own `module.forward`, which loses what is known of it; else the same thing."""
+    """The module, if its own `module.forward` was given, which would hide its attributes; else what was given."""
     if isinstance(thing, MethodType) and thing.__name__ in ("forward", "__call__", "_wrapped_call_impl"):
         return thing.__self__ if isinstance(thing.__self__, nn.Module) else thing
     return thing
 
 
 def owned(thing: object) -> nn.Module | None:
-    """The module that a bound method or a `partial` holds, which is copied along with it; None if there is not one.
+    """The one module that a bound method or a `partial` holds; None if it holds none, or several.
 
-    Not one that a function reaches by name: a copy of the function would still call the first.
+    Such a module is copied along with the model. One that a function merely reaches by name is not: a copy of the
+    function would still call the original module, so it counts as none.
     """
     if isinstance(thing, MethodType):
         parts: tuple[object, ...] = (thing.__self__,)
@@ -93,7 +96,7 @@ def owned(thing: object) -> nn.Module | None:
 
 
 class Evaluation:
-    """Evaluation mode for a model while in the context, whatever mode it was in, and then every module's own mode.
+    """A context with a model in evaluation mode; at its end every module is in its own mode again.
 
     Args:
         model: A module or a callable; also modules that a function hides are found.
@@ -111,7 +114,7 @@ class Evaluation:
             return
         with nullcontext() if is_compiling() else _LOCK:
             self._training = [module for module in self.modules if module.training or id(module) in _HELD]
-            # Where a mode is nothing but a flag, it is set as one: tens of microseconds a solve less.
+            # Where no module overrides `train` or `eval`, the flag is set directly: tens of microseconds less a solve.
             self._flags = not is_compiling() and all(
                 type(m).train is nn.Module.train and type(m).eval is nn.Module.eval and "training" in m.__dict__
                 for m in self.modules
@@ -131,7 +134,7 @@ class Evaluation:
         if not self._training:
             return
         with nullcontext() if is_compiling() else _LOCK:
-            free = set()  # those that no other thread holds in evaluation mode
+            free = set()  # modules that no other thread holds in evaluation mode
             for module in self._training:
                 _HELD[id(module)] -= 1
                 if not _HELD[id(module)]:
@@ -142,13 +145,13 @@ class Evaluation:
                     if id(module) in free:
                         module.__dict__["training"] = True
                 return
-            for module in self.modules:  # a parent before its children, whose own mode comes last
+            for module in self.modules:  # parents first: `train` of a parent sets its children's mode as well
                 if module.training != (id(module) in free):
                     module.train(id(module) in free)
 
 
 def home(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of the first floating parameter or buffer, or torch's defaults."""
+    """Dtype (float32 for half precision) and device of the first floating parameter or buffer, or torch's defaults."""
     for module in modules_behind(model):
         for p in (*module.parameters(), *module.buffers()):
             if p.is_floating_point():

@@ -31,7 +31,7 @@ from sde_diffusion.weights import Weighting
 class _Plan(NamedTuple):
     """What a network needs at a level: what it is told of the time, the factor on its input, how to read its answer.
 
-    The owner comes first: a level may reach another model, which must not follow the plan.
+    The owner comes first, as in every plan: a level may reach another model, which must not follow it.
     """
 
     owner: Denoiser
@@ -45,21 +45,20 @@ class Network(Denoiser):
 
     Args:
         net: Called as `net(x, time, **cond)` with `x` of shape `(B, *)` and `time` of shape `(B,)`; answers `(B, *)`,
-            alone, first in a tuple, or as what is called `sample`. Hand over the module itself, not a function around
-            it: of one that a function hides, the mode, dtype and device are found, but its parameters not trained, and
-            randomness that a function draws by itself has no mode.
-        sde: The process it is (to be) trained under.
-        kind: What it answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
-        clock: What it is told of the time, a function from `clocks` or its name. By default what the net declares in
-            an attribute `clock` (`MLP` and `UNet` say `"edm"`: a quarter of the log noise level), else that of
+            alone, first in a tuple, or in an attribute or entry called `sample`. Hand over the module itself, not a
+            function around it: the mode, dtype and device of a module that a function hides are found, but its
+            parameters are not trained, and a function that draws random numbers by itself does so in every mode.
+        sde: The process that the net was trained under, or will be.
+        kind: What the net answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
+        clock: What the net is told of the time, a function from `clocks` or its name. By default what the net declares
+            in an attribute `clock` (`MLP` and `UNet` say `"edm"`: a quarter of the log noise level), else that of
             `kind`: `t`, or for EDM a quarter of the log noise level.
         shape: Event shape, without the batch; lets a sampler draw without being told.
 
     Raises:
         TypeError: `sde` is not a Gaussian SDE, `kind` not a parametrisation, or `clock` neither a function nor a name;
-            an `Index` for a net that embeds floats.
-        ValueError: A clock that tells a net that embeds numbers of order one, as `MLP` and `UNet` do, numbers far
-            beyond.
+            the clock is an `Index`, but the net embeds floats.
+        ValueError: The net embeds numbers of order one, as `MLP` and `UNet` do, and the clock tells it larger ones.
 
     Example:
         >>> model = Network(unet, DiscreteVPSDE(betas), predict.noise)  # of DDPM: a foreign net is told the index
@@ -121,7 +120,7 @@ class Network(Denoiser):
     def _plan(self, at: Level) -> _Plan:
         try:
             coefficients = self.kind.coefficients(at)
-        except ValueError:  # a level that may be visited, but not asked about: `predict` asks again and says why
+        except ValueError:  # a solver may visit this level without asking; if it asks, `predict` raises this again
             coefficients = None
         return _Plan(self, self.clock(at), self.kind.input_scale(at), coefficients)
 
@@ -148,8 +147,8 @@ class Network(Denoiser):
             half = half_of(self)
             if half == self._half:
                 raise explained(error, self, given, time, cond) from error
-            self._half = half  # found out when it fails, as a network may be converted at any time
-            return self._answer(x, plan, cond)  # all anew: it may have written into what it was handed
+            self._half = half  # looked up on a failure, since a network may be converted at any time
+            return self._answer(x, plan, cond)  # from the start: the net may have written into what it was handed
         if f.shape != shape or f.dtype != x.dtype:
             f = check_answer(f, x, "the network")
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
@@ -157,11 +156,11 @@ class Network(Denoiser):
         return f
 
     def _in_half(self, given: Tensor, time: Tensor, **cond: object) -> Any:
-        """The answer of a network in half precision, which is handed the state in its own dtype.
+        """The answer of a network in half precision, to which the state is cast.
 
-        The time stays in that of the state: half precision would round it.
+        The time keeps the dtype of the state: half precision would round it.
         """
-        if next(self.parameters()).dtype != self._half:  # converted since
+        if next(self.parameters()).dtype != self._half:  # the network was converted since
             self._half = half_of(self)
         return self.net(given if self._half is None else given.to(self._half), time, **cond)
 
@@ -208,5 +207,5 @@ def _names(*nets: object) -> tuple[str, ...] | None:
 
 
 def _said(thing: object) -> str:
-    """What came, in an error: of a network its class alone."""
+    """How an error names what came: a network by its class, all else by its repr."""
     return type(thing).__name__ if isinstance(thing, nn.Module) else repr(thing)

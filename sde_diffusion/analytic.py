@@ -1,7 +1,7 @@
 r"""Exact denoisers: Gaussian, Gaussian mixture, finite data set, under any Gaussian SDE.
 
-The truth that solvers, losses and likelihoods are measured against. Each gives `score`, `log_prob(x, t)` and `sample`
-besides the prediction. With $p_t = \sum_k w_k\,\mathcal N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)$ and
+They are the truth that solvers, losses and likelihoods are measured against. Each has `log_prob(x, t)` and `sample`
+besides what every denoiser has. With $p_t = \sum_k w_k\,\mathcal N(\alpha\mu_k, \alpha^2 C_k + \sigma^2 I)$ and
 responsibilities $r_k(x)$,
 
 $$ \mathrm{noise} = \sum_k r_k\,\sigma\,(\alpha^2C_k + \sigma^2I)^{-1}(x - \alpha\mu_k), \quad
@@ -33,16 +33,15 @@ class GaussianMixture(Denoiser):
         sde: Any Gaussian SDE.
         weights: $w_k > 0$, shape `(K,)`; normalised here.
         means: $\mu_k$, shape `(K, *)` with the event shape behind.
-        covariances: One float (isotropic variance), per-coordinate variances `(K, *)`, or full covariances `(K, D,
-            D)` over
-            the flattened event.
+        covariances: One float (isotropic variance), variances per coordinate `(K, *)`, or full covariances
+            `(K, D, D)` over the flattened event.
 
     Raises:
         ValueError: Shapes that do not fit, weights that are not positive, or a covariance that is not symmetric
             positive semi-definite.
     """
 
-    noise_range = 0.0, math.inf  # exact at every level, and so seen through any process
+    noise_range = 0.0, math.inf
 
     def __init__(self, sde: GaussianSDE, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class GaussianMixture(Denoiser):
         return new
 
     def _parts(self, x: Tensor, at: Level) -> tuple[Tensor, Tensor, Tensor, Scalar, Scalar]:
-        """Log-densities by component `(B, K)`, centred states `(B, K, D)` and variances, both along the axes."""
+        """Log-density of each component `(B, K)`, centred states `(B, K, D)`, variances along its axes, scales."""
         alpha, sigma = _column(at.alpha), _column(at.sigma)
         centred = rows(x)[:, None] - alpha * self.means
         if self.basis is not None:

@@ -19,20 +19,20 @@ class Clip(Wrapper):
        \mathrm{noise}' = (x - \alpha\,\mathrm{data}')/\sigma $$
 
     Matters for weakly trained noise networks, whose data at high noise are the small difference of two large numbers:
-    with bounded data, an error there is cut off rather than carried along. It costs two tensor operations a call, and
-    nothing where no data leave the range. Levels, shape, cost and scale are those of the model, and so are the default
-    grids.
+    with bounded data, an error there is cut off rather than carried along. It costs two tensor operations a call; where
+    no data prediction leaves the range, the answers change by rounding alone.
 
-    A likelihood is that of the clipped model: its velocity has kinks, where the divergence jumps, and no data outside
-    of the range are denoised to themselves. Take it of the model as it is. Training is of the model as it is, too.
+    `log_prob` gives the likelihood of the clipped model, whose velocity has kinks, where the divergence jumps, and
+    which never denoises data outside of the range to themselves. Take the likelihood of the model inside instead. Train
+    the model inside, too.
 
     Args:
         model: The denoiser.
         low: Smallest value of the data.
         high: Largest value of the data.
-        keep_noise: The noise stays as the model answers it, so that $x = \alpha\,data' + \sigma\,noise$ no longer
-            holds: what DDIM of diffusers does with `clip_sample=True`. With `use_clipped_model_output=True` it does the
-            default here.
+        keep_noise: Whether the noise stays as the model answers it, so that $x = \alpha\,data' + \sigma\,noise$ no
+            longer holds. DDIM of diffusers does so with `clip_sample=True`; with `use_clipped_model_output=True` as
+            well, it does what is the default here.
 
     Raises:
         TypeError: `model` is no `Denoiser`.
@@ -46,7 +46,7 @@ class Clip(Wrapper):
     """
 
     careful = True
-    regular = False  # data outside of the range are never denoised to themselves, and the rest is divided by sigma
+    regular = False  # where data lie outside of the range, what is cut off is divided by sigma
 
     def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0, *, keep_noise: bool = False) -> None:
         super().__init__(model)

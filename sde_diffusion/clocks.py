@@ -1,7 +1,7 @@
 r"""What a network is told of the time: functions of a `Level`, given to `Network` as `clock=`.
 
-A clock answers a float or a tensor that broadcasts like the level. `Network` expands it to `(B,)` in the dtype of the
-state, or in int64 where the clock is an `Index`. Those without arguments have a name too: `clock="edm"`.
+A clock answers a float, or a tensor that broadcasts like the fields of the level. `Network` expands it to `(B,)` in the
+dtype of the state, or in int64 where the clock is an `Index`. Clocks without arguments have a name: `clock="edm"`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Clock = Callable[[Level], Scalar]
 
 
 def time(at: Level) -> Scalar:
-    """`t` itself: continuous networks, and index-trained DDPM networks on a `DiscreteVPSDE`, whose `t` is the index."""
+    """`t` itself, for networks of continuous time and DDPM networks on a `DiscreteVPSDE`, whose `t` is the index."""
     return at.t
 
 
 def sigma(at: Level) -> Scalar:
-    r"""$\sigma(t)$: networks of the VE family, which are told the noise level itself."""
+    r"""$\sigma(t)$, for networks of the VE family."""
     return at.sigma
 
 
@@ -34,7 +34,7 @@ def log_snr(at: Level) -> Scalar:
 
 
 def edm(at: Level) -> Scalar:
-    r"""$\tfrac14\log(\sigma/\alpha)$, what EDM networks see; capped at a log-ratio of 20, where no signal is left."""
+    r"""$\tfrac14\log(\sigma/\alpha)$, for EDM networks; the logarithm is capped at 20, where no signal is left."""
     if isinstance(at.lam, torch.Tensor):
         return -at.lam.clamp_min(-20.0) / 4
     return -max(at.lam, -20.0) / 4
@@ -42,7 +42,7 @@ def edm(at: Level) -> Scalar:
 
 @dataclass(frozen=True)
 class Scaled:
-    """`factor * t`: for instance `Scaled(999)` for the networks of the score-SDE paper on `VPSDE`, trained on `999 t`.
+    """`factor * t`. The networks of the score-SDE paper on `VPSDE`, for instance, are told `999 t`: `Scaled(999)`.
 
     Args:
         factor: Multiplier of `t`.
@@ -71,9 +71,9 @@ class Index:
 ALL: tuple[Callable[..., Any], ...] = (time, sigma, log_snr, edm, Scaled, Index)
 """Every clock of the library, as a function of a `Level` or a class that makes one: the only list of them."""
 NAMES: dict[str, Clock] = {f.__name__: f for f in ALL if not isinstance(f, type)}
-"""What `clock=`, and a net that declares what it wants to be told, may say instead of the function."""
+"""The clocks by name, as the argument `clock=` and the attribute `clock` of a net may give them."""
 FAR = 20.0
-"""What a net that embeds numbers of order one, such as `MLP` and `UNet`, may be told at most."""
+"""The largest number that a net which embeds numbers of order one, such as `MLP` and `UNet`, may be told."""
 
 
 def named(clock: object) -> Clock:
@@ -94,11 +94,11 @@ def named(clock: object) -> Clock:
 
 
 def check_order_one(clock: Clock, ends: Iterable[Level], net: str) -> None:
-    """Raises where a clock was chosen for a net that embeds numbers of order one and would not tell them apart.
+    """Refuses a clock that tells a net, which embeds numbers of order one, numbers that it cannot tell apart.
 
     Raises:
-        TypeError: It tells integers.
-        ValueError: It tells numbers beyond `FAR` at one of the `ends` of the process.
+        TypeError: The clock tells integers.
+        ValueError: The clock tells a number beyond `FAR` at one of the `ends` of the process.
     """
     said, advice = getattr(clock, "__name__", repr(clock)), "leave clock= out, and it is told log(sigma/alpha)/4"
     if isinstance(clock, Index):

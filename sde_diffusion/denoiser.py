@@ -33,15 +33,16 @@ class Denoiser(nn.Module, ABC):
         sde: The process the model was made for.
         shape: Event shape, without the batch; None if the model works on several.
         cost: Network passes per call (classifier-free guidance: 2).
-        data_std: Standard deviation of the data, if known; where default grids and likelihoods put their resolution.
-        careful: Whether `predict` never writes into the state and always answers new tensors. One that does not say
+        data_std: Standard deviation of the data, if known, else 1; default grids and likelihoods resolve noise of this
+            size best.
+        careful: Whether `predict` never writes into the state and always answers new tensors. A model that does not say
             so is called with copies until its habits are known.
         clock: What the network is told of the time; None for a model that is no network.
         regular: Whether both halves of the prediction stay finite as the noise goes to zero, so that the model may be
             asked below its `noise_range`.
         per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
             does not say, see `conditions`.
-        kind: What its network answers; None of a model that is no network.
+        kind: What the network answers; None for a model that is no network.
     """
 
     sde: GaussianSDE
@@ -58,15 +59,14 @@ class Denoiser(nn.Module, ABC):
     @property
     def noise_range(self) -> tuple[float, float]:
         r"""Smallest and largest noise level $\sigma/\alpha$ that the model was made for; `(0, inf)` if it knows all."""
-        first, last = self.sde.levels([self.sde.t_min, self.sde.t_max])
-        return float(first.ratio), float(last.ratio)
+        return _span(self.sde)
 
     @abstractmethod
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         """The prediction at state `x`, shape `(B, *)`, and level `at`, from `levels` or `sde.level`."""
 
     def levels(self, times: Iterable[float]) -> list[Level]:
-        """The schedule at many times, with whatever else this model needs to know there."""
+        """The schedule at many times, with whatever else this model needs to know there, tabulated once for a solve."""
         return self.sde.levels(times)
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: object) -> Prediction:
@@ -85,7 +85,7 @@ class Denoiser(nn.Module, ABC):
         return held(self.predict(x, at, **Conditions.of(self, cond, len(x)).whole), x).combine(0.0, -1 / at.sigma)
 
     def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
-        r"""How far its answer at $x = \alpha x_0 + \sigma\varepsilon$ is from what it should be, shape `(B, *)`.
+        r"""How far the answer at $x = \alpha x_0 + \sigma\varepsilon$ is from what it should be, shape `(B, *)`.
 
         The answer is the data prediction here, and what the network answers in a `Network`.
         """
@@ -144,11 +144,11 @@ class Denoiser(nn.Module, ABC):
         return {}
 
     def on(self, sde: GaussianSDE) -> Denoiser:
-        """The same model seen through another SDE: same answers at the same log-SNR."""
+        """The same model seen through another SDE: it gives the same answers at the same log-SNR."""
         return self if _gaussian(sde) == self.sde else On(self, sde)
 
     def beyond(self) -> Denoiser:
-        """The same model, which may be asked at noise levels below those it was made for, where it extrapolates."""
+        """The same model without its lower bound: below the noise levels it was made for, it extrapolates."""
         return self
 
     def check_pure_noise(self) -> None:
@@ -235,7 +235,7 @@ class Wrapper(Denoiser):
 
 
 class _Mapped(NamedTuple):
-    """The level of equal log-SNR of another SDE, and the factor from the state here to the state there."""
+    """The level of equal log-SNR of the inner SDE, and the factor from the outer state to the inner one."""
 
     owner: Denoiser
     base: Level
@@ -267,14 +267,13 @@ class On(Wrapper):
 
     @property
     def noise_range(self) -> tuple[float, float]:
-        """That of the model, as far as its own process reaches: it is asked at times of that one."""
-        least, most = super().noise_range
-        first, last = self.inner.sde.levels([self.inner.sde.t_min, self.inner.sde.t_max])
-        return max(least, float(first.ratio)), min(most, float(last.ratio))
+        """The noise range of the model, as far as its own process reaches, at whose times it is asked."""
+        (low, high), (least, most) = self.inner.noise_range, _span(self.inner.sde)
+        return max(low, least), min(high, most)
 
     def beyond(self) -> On:
         inner = self.inner
-        while isinstance(inner, On):  # a view of a view is one of the model, whose process alone has to go on
+        while isinstance(inner, On):  # through one view, so that no process between needs levels that low
             inner = inner.inner
         new = On(inner.beyond(), self.sde)
         new._bounded = False
@@ -310,12 +309,18 @@ class On(Wrapper):
         return self.inner.predict(scaled(x, plan.factor), plan.base, **cond)
 
     def _plan(self, x: Tensor, at: Level) -> _Mapped:
-        """The level of equal log-SNR of the inner SDE, and the factor between the states, for times per sample."""
+        """The plan of a level that was not tabulated here, such as one of times per sample."""
         wide = x.to(torch.float64) if x.device.type != "mps" else x
         lam = at.lam if isinstance(at.lam, Tensor) else as_float64(at.lam)
         times = self._base_times(lam.to(wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
+
+
+def _span(sde: GaussianSDE) -> tuple[float, float]:
+    """Smallest and largest noise level of a process."""
+    first, last = sde.levels([sde.t_min, sde.t_max])
+    return float(first.ratio), float(last.ratio)
 
 
 def _gaussian(sde: object) -> GaussianSDE:
@@ -325,6 +330,9 @@ def _gaussian(sde: object) -> GaussianSDE:
 
 
 def _ratio(at: Level, base: Level) -> Scalar:
-    """The factor from the state at one level to that at another: a ratio of lengths, finite where alpha vanishes."""
+    r"""The factor from a state at one level to a state at another of equal log-SNR, also where alpha vanishes.
+
+    Both levels are the same point $(\alpha, \sigma)$ up to its length, so that the ratio of lengths is the factor.
+    """
     ratio: Scalar = ((base.alpha**2 + base.sigma**2) / (at.alpha**2 + at.sigma**2)) ** 0.5
     return ratio

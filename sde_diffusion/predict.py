@@ -96,13 +96,13 @@ class Prediction:
         return half if self._like is None else check_answer(half, self._like, f"the {name} of a Prediction")
 
     def combine(self, p: Scalar, q: Scalar) -> Tensor:
-        """`p data + q noise` as a new tensor, straight from the raw answer: two operations, neither half formed."""
+        """`p data + q noise` as a new tensor, from the raw answer in two operations, without forming either half."""
         c = self._c
         if c is not None:
             x, f = self._x, self._f
             data_x, data_f, noise_x, noise_f = c
             a, b = q * noise_x, q * noise_f
-            if not isinstance(p, float) or p != 0.0:  # where alpha = 0, the data may be unknown, and 0 * inf is not 0
+            if not isinstance(p, float) or p != 0.0:  # with alpha = 0, data_x may be inf, and 0 * inf is not 0
                 a, b = a + p * data_x, b + p * data_f
             out = linear(x, a, f, b)
         elif isinstance(p, float) and p == 0.0:
@@ -122,7 +122,7 @@ class Prediction:
             if q:
                 out.add_(self.noise, alpha=q)
             return
-        floats: Any = c
+        floats: Any = c  # in a solve, where levels are floats
         data_x, data_f, noise_x, noise_f = floats
         a, b = q * noise_x, q * noise_f
         if p:
@@ -133,8 +133,8 @@ class Prediction:
             out.add_(self._f, alpha=b)
 
     def only(self, half: Literal["data", "noise"]) -> Half:
-        """One half, up to a factor, to be added to states later: one tensor to remember in place of two."""
-        c: Any = self._c
+        """One half as a single tensor and a factor: a multistep method remembers this in place of the prediction."""
+        c: Any = self._c  # of floats: multistep methods run in a solve
         if c is None:
             return Half(self.data if half == "data" else self.noise, 1.0, half)
         on_x, on_f = c[:2] if half == "data" else c[2:]
@@ -142,7 +142,11 @@ class Prediction:
 
 
 def held(answer: object, x: Tensor) -> Prediction:
-    """What a denoiser answered at state `x`, if it is a `Prediction`, whose halves are held to the shape of `x`."""
+    """Returns what a denoiser answered at state `x`; its halves are checked against `x` when they are computed.
+
+    Raises:
+        TypeError: The answer is no `Prediction`.
+    """
     if not isinstance(answer, Prediction):
         raise TypeError(
             f"predict answered {type(answer).__name__}, wanted a Prediction: of two functions, "
@@ -154,7 +158,7 @@ def held(answer: object, x: Tensor) -> Prediction:
 
 
 class Half:
-    """What is remembered of a prediction by a method that weighs one half alone: `factor * tensor` is that half."""
+    """One half of an earlier prediction, `factor * tensor`, which a multistep method adds to later states."""
 
     __slots__ = ("_data", "_factor", "_tensor")
 
@@ -169,12 +173,12 @@ class Half:
 
 
 class Parametrisation(ABC):
-    """What a network answers: six are shipped, and one more is a subclass with two methods, or more of these.
+    """What a network answers. Six parametrisations are shipped; for another, write a subclass with two methods or more.
 
     Attributes:
-        data_std: Standard deviation of the data that it scales for.
-        regular: Whether an answer with an error of order one gives a noise with one, as sigma goes to zero. Otherwise
-            the model is not to be asked below the levels it was trained on.
+        data_std: Standard deviation of the data that the parametrisation scales for.
+        regular: Whether the noise that follows from an answer stays finite as sigma goes to zero, however wrong the
+            answer is. If not, a likelihood refuses to ask the network below the noise levels it was trained on.
     """
 
     data_std: float = 1.0
@@ -182,11 +186,15 @@ class Parametrisation(ABC):
 
     @abstractmethod
     def coefficients(self, at: Level) -> Coefficients:
-        """How data and noise follow from the state and the raw answer, at one level."""
+        """How data and noise follow from the state and the raw answer, at one level.
+
+        Raises:
+            ValueError: The answer does not tell the data there, where alpha = 0.
+        """
 
     @abstractmethod
     def target(self, at: Level) -> tuple[Scalar, Scalar]:
-        r"""Weights of $x_0$ and $\varepsilon$ in what the network regresses on."""
+        r"""The weights of $x_0$ and $\varepsilon$ in the answer that the network is trained to give."""
 
     def input_scale(self, at: Level) -> Scalar:
         """Factor on the state before it enters the network."""

@@ -87,7 +87,7 @@ def check_denoiser(
 
 @contextmanager
 def _mode(model: Denoiser, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode; modes and buffers as they were afterwards."""
+    """A context with the model in training or evaluation mode; at its end modes and buffers are as they were."""
     modes = [(m, m.training) for m in model.modules()]
     kept = [(b, b.clone()) for b in model.buffers()]
     model.train(training)
@@ -102,7 +102,7 @@ def _mode(model: Denoiser, *, training: bool) -> Iterator[None]:
 
 
 class _Probe:
-    """A model, states to ask it at, and the times between the ends of its range."""
+    """A model that is asked, with the states and conditions to ask it with, and the times to ask it at."""
 
     def __init__(self, model: Denoiser, shape: tuple[int, ...], cond: dict[str, Any], n: int) -> None:
         self.model = model
@@ -120,7 +120,7 @@ class _Probe:
         return self.cond.part(slice(0, n))
 
     def at(self, t: float, x: Tensor | None = None) -> tuple[Tensor, Prediction]:
-        """A state of the size of level `t`, and the prediction there, by the way of a sampler."""
+        """A state of the size that states have at time `t`, and the prediction there, asked for as a sampler does."""
         (level,) = self.model.levels([t])
         size = math.hypot(level.alpha * self.model.data_std, level.sigma)
         x = size * (self.z if x is None else x)
@@ -196,7 +196,7 @@ def _twice(probe: _Probe) -> str:
 
 
 def _ways(probe: _Probe) -> float:
-    """`forward` with a time, `forward` with a time per row, and `predict` at a level of floats."""
+    """The largest difference between `forward` with one time or one per row and `predict` at a level of floats."""
     times = probe.times(probe.rows + 2)[1:-1]
     x = torch.cat([probe.at(t)[0][i : i + 1] for i, t in enumerate(times)])
     given = probe.given(len(x))
@@ -211,10 +211,10 @@ def _ways(probe: _Probe) -> float:
 
 
 def _blind(probe: _Probe) -> str:
-    """Complaint where the answers at two levels are one and the same function of the state, up to the state itself.
+    """Complaint if the answers at two levels are the same function of the state, up to a multiple of the state.
 
-    At the same state, or, as a network may scale its input, at states of the sizes of the two levels. Nothing is told
-    of answers that are linear in the state, as those of a fresh network are.
+    They are compared at the same state, and, since a network may scale its input, at states of the sizes of the two
+    levels. Answers that are linear in the state, as those of a fresh network are, tell nothing and pass.
     """
     times = probe.times(9)
     t, s = times[3], times[5]
@@ -237,14 +237,14 @@ def _blind(probe: _Probe) -> str:
 
 
 def _unexplained(columns: Tensor, wanted: Tensor) -> float:
-    """Mean square of what no combination of the columns `(k, n)` gives of `wanted` `(n,)`."""
+    """The mean square of the rest of `wanted`, `(n,)`, after a least-squares fit by the columns `(k, n)`."""
     basis, target = columns.T, wanted[:, None]
     fitted = basis @ torch.linalg.lstsq(basis, target, driver="gelsd").solution
     return float((target - fitted).square().mean())
 
 
 def _mixing(probe: _Probe) -> str:
-    """Changes all rows but the first; dropout draws the same masks both times."""
+    """Complaint if the first row changes when all others do; dropout draws the same masks both times."""
     if probe.rows < 2:
         return ""
     other = torch.cat([probe.z[:1], 3 * probe.z[1:].flip(0) + 1])
@@ -317,7 +317,7 @@ def _span(model: Denoiser) -> tuple[float, float]:
 
 
 def _reached(model: Denoiser, spread: float) -> list[float]:
-    """The ratios inside the range of the SDE."""
+    """The noise levels to ask at, in units of `spread`, that lie inside the range of the SDE."""
     low, high = _span(model)
     return [r for r in sorted({*RATIOS, *JUDGED}) if low < r * spread < high]
 
@@ -325,7 +325,10 @@ def _reached(model: Denoiser, spread: float) -> list[float]:
 def _errors(
     model: Denoiser, x0: Tensor, eps: Tensor, ratio: float, spread: float, probe: _Probe
 ) -> tuple[float, float]:
-    """Mean square error of the data prediction at one level, and of the best mix of it, of those beside, and of `x`."""
+    """Mean square error of the data prediction at one level, and that of the best mix of answers and state.
+
+    The mix is a linear combination of the data predictions at this level and at the levels beside it, and of `x`.
+    """
     low, high = _span(model)
     beside = [k * ratio * spread for k in BESIDE if low < k * ratio * spread < high] if ratio in JUDGED else []
     lams = torch.tensor([-math.log(r) for r in (ratio * spread, *beside)], dtype=torch.float64)

@@ -44,14 +44,17 @@ class Counted(Wrapper):
 
 
 def model_of(sde: GaussianSDE, dtype: torch.dtype = torch.float64) -> GaussianMixture:
-    """Two unequal components along the axes: no matrix products, whose rounding depends on the batch."""
+    """An exact mixture of two unequal components along the axes.
+
+    Its prediction takes no matrix products, whose rounding depends on the batch.
+    """
     means = torch.tensor([[0.6, -0.3, 0.0], [-0.5, 0.4, 0.2]], dtype=dtype)
     variances = torch.tensor([[0.2, 0.1, 0.3], [0.05, 0.4, 0.1]], dtype=dtype)
     return GaussianMixture(sde, torch.tensor([0.4, 0.6], dtype=dtype), means, variances)
 
 
 def steps_of(solver: Solver) -> int:
-    """How many steps to try a solver on: fewer where it makes many of its own."""
+    """How many steps to try a solver with: fewer for one that makes many steps of its own in each."""
     return STEPS if solver.facts.evaluations is not None else 2
 
 
@@ -106,7 +109,7 @@ def representation(solver: Solver) -> str:
     told = re.sub(r"[\w.]+\.<locals>\.", "", repr(solver))  # a class made in a function
     try:
         again = eval(told, names)
-    except Exception as error:  # noqa: BLE001 - a repr may say anything
+    except Exception as error:  # noqa: BLE001  # a repr may be any code, with any error
         return f"{solver!r} is not Python ({type(error).__name__}): make the class a frozen dataclass"
     return "" if again == solver else f"{solver!r} evaluates to another solver: make the class a frozen dataclass"
 
@@ -194,10 +197,10 @@ def dtypes(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def coarseness(solver: Solver, sde: GaussianSDE) -> float:
-    """How far from linear the answer to a change of 1e-8 is, relative; 1e-6 or so in float64, and 1 in float32.
+    """How far a sample is from linear in a change of its start by 1e-8, relative: 1e-6 or so in float64, 1 in float32.
 
-    Where an adaptive method draws noise, its steps follow the state and its path the steps, rough as a path is: there
-    it is the share of values that float32 can hold.
+    An adaptive method that draws noise takes other steps, and meets other noise, after any change. For such a method,
+    the result is the share of values that float32 can hold.
     """
     sampler = sampler_of(solver, model_of(sde), between=NEAR)
     z = torch.randn(16, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
