@@ -27,15 +27,12 @@ __all__ = [
     "LEVELS",
     "Digits",
     "bin_centres",
-    "checkerboard",
     "dequantise",
     "digits",
-    "eight_gaussians",
     "load_array",
     "moons",
     "quantise",
     "ring",
-    "swiss_roll",
 ]
 
 LEVELS = 17
@@ -176,42 +173,6 @@ def moons(n: int, *, noise: float = 0.08, seed: Seed = None) -> Tensor:
     return x + noise * torch.randn(n, 2, generator=gen, device=device)
 
 
-def checkerboard(n: int, *, seed: Seed = None) -> Tensor:
-    """Uniform on the dark squares of a 4 x 4 board over [-2, 2]^2: (n, 2).
-
-    Dark is where floor(x) + floor(y) is even; the entropy is log 8 nats.
-
-    Args:
-        n: Number of points.
-        seed: The stream of all rows; None: fresh entropy.
-
-    Raises:
-        TypeError, ValueError: `n` is not a positive integer.
-    """
-    gen, device = _generator(n, seed)
-    x = 4 * torch.rand(n, generator=gen, device=device) - 2
-    row = 2 * torch.randint(0, 2, (n,), generator=gen, device=device) + torch.floor(x) % 2 - 2
-    return torch.stack([x, row + torch.rand(n, generator=gen, device=device)], dim=1)
-
-
-def swiss_roll(n: int, *, noise: float = 0.05, seed: Seed = None) -> Tensor:
-    """A spiral of one and a half turns, radius growing from 0.5 to 2, with Gaussian noise: (n, 2).
-
-    Args:
-        n: Number of points, uniform in the angle.
-        noise: Standard deviation of the noise, `>= 0`.
-        seed: The stream of all rows; None: fresh entropy.
-
-    Raises:
-        TypeError, ValueError: `n` is not a positive integer or `noise` is negative.
-    """
-    gen, device = _generator(n, seed, noise)
-    u = torch.rand(n, generator=gen, device=device)
-    angle = 1.5 * math.pi * (1 + 2 * u)
-    x = (0.5 + 1.5 * u).unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return x + noise * torch.randn(n, 2, generator=gen, device=device)
-
-
 def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, seed: Seed = None) -> Tensor:
     """A mixture of Gaussians, equally likely, with means equally spaced on a circle: (n, 2).
 
@@ -230,11 +191,6 @@ def ring(n: int, *, modes: int = 8, radius: float = 2.0, noise: float = 0.1, see
     angle = 2 * math.pi / modes * torch.randint(0, modes, (n,), generator=gen, device=device)
     x = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
     return x + noise * torch.randn(n, 2, generator=gen, device=device)
-
-
-def eight_gaussians(n: int, *, seed: Seed = None) -> Tensor:
-    """Eight Gaussians of standard deviation 0.1 on a circle of radius 2: (n, 2). `ring` with its defaults."""
-    return ring(n, seed=seed)
 
 
 def _as_levels(levels: Tensor) -> Tensor:

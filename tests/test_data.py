@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sde_diffusion import data
 from sde_diffusion.data import BIN_WIDTH, LEVELS, bin_centres, dequantise, digits, load_array, quantise
 
-TOYS = [data.moons, data.checkerboard, data.swiss_roll, data.ring, data.eight_gaussians]
+TOYS = [data.moons, data.ring]
 
 
 def test_the_split_has_1437_and_360_disjoint_images_that_make_up_all_digits():
@@ -121,7 +121,7 @@ def test_pixels_beyond_the_range_get_the_end_level():
         (lambda: data.moons(0), ValueError, "n must be at least 1, got 0"),
         (lambda: data.ring(2.5), TypeError, "n must be an integer, got 2.5"),  # type: ignore[arg-type]
         (lambda: data.moons(3, noise=-1.0), ValueError, "noise is a standard deviation .* got -1.0"),
-        (lambda: data.swiss_roll(3, noise=math.nan), ValueError, "noise is a standard deviation .* got nan"),
+        (lambda: data.ring(3, noise=math.nan), ValueError, "noise is a standard deviation .* got nan"),
         (lambda: data.ring(3, modes=0), ValueError, "modes must be at least 1, got 0"),
         (
             lambda: data.moons(3, seed="0"),  # type: ignore[arg-type]
@@ -173,29 +173,6 @@ def test_moons_agree_with_scikit_learn():
     assert abs(same) < 2e-3 < other
 
 
-def test_the_checkerboard_fills_eight_cells_equally():
-    n = 16000
-    x = data.checkerboard(n, seed=0)
-    cell = x.floor().long()
-    assert (cell.sum(1) % 2 == 0).all()
-    assert (x.abs() <= 2).all()
-    counts = ((cell[:, 0] + 2) * 4 + cell[:, 1] + 2).bincount()
-    counts = counts[counts > 0]
-    assert len(counts) == 8
-    assert ((counts - n / 8).abs() < 4 * math.sqrt(n * 7 / 64)).all()
-    within = x - x.floor()
-    assert ((within.mean(0) - 0.5).abs() < 4 / math.sqrt(12 * n)).all()
-
-
-def test_the_noiseless_swiss_roll_has_radius_linear_in_angle():
-    x = data.swiss_roll(500, noise=0.0, seed=0).double()
-    radius = x.norm(dim=1)
-    angle = 1.5 * math.pi * (1 + 2 * (radius - 0.5) / 1.5)
-    torch.testing.assert_close(x, radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-5)
-    assert radius.min() >= 0.5 - 1e-6
-    assert radius.max() <= 2 + 1e-6
-
-
 def test_the_ring_has_its_modes_and_its_noise():
     x = data.ring(8000, modes=5, radius=3.0, noise=0.2, seed=0).double()
     angle = 2 * math.pi / 5 * torch.arange(5)
@@ -203,7 +180,6 @@ def test_the_ring_has_its_modes_and_its_noise():
     distance, mode = torch.cdist(x, means).min(dim=1)
     assert ((mode.bincount() - 1600).abs() < 4 * math.sqrt(8000 * 0.2 * 0.8)).all()
     assert float(distance.square().mean() / 2) == pytest.approx(0.04, abs=4 * 0.04 / math.sqrt(8000))
-    assert torch.equal(data.eight_gaussians(9, seed=1), data.ring(9, seed=1))
 
 
 @pytest.mark.parametrize("kind", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "longdouble"])

@@ -158,7 +158,7 @@ DEFERRED: dict[tuple[str, str], str] = {
 # For annotations only: a leaf may name the type of its argument without importing it.
 NAMED: set[tuple[str, str]] = {("grids", "sde"), ("noise", "sde")}
 
-OPTIONAL = ("sklearn", "matplotlib", "torchdiffeq", "torchsde", "accelerate", "safetensors", "scipy")
+OPTIONAL = ("sklearn", "matplotlib", "torchdiffeq", "torchsde", "safetensors", "scipy")
 
 Edge = tuple[str, str, int, str]  # importer, imported, line, how: "top", "function" or "type"
 

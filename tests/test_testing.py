@@ -29,7 +29,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.analytic import isotropic_mixture
 from sde_diffusion.clocks import Scaled
-from sde_diffusion.data import eight_gaussians, moons
+from sde_diffusion.data import moons, ring
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.nets import MLP
 from sde_diffusion.predict import Prediction
@@ -834,8 +834,8 @@ def nets() -> dict[str, MLP]:
 def test_a_trained_network_passes_as_what_it_is(sde: GaussianSDE, kind: Any) -> None:
     if isinstance(sde, FlowSDE) and kind == predict.noise:
         sde = CosineSDE()  # noise tells nothing of the data at the end of the flow
-    net = trained(eight_gaussians, sde, kind)
-    report = check_denoiser(Network(net, sde, kind, shape=(2,)), eight_gaussians(2000, seed=1))
+    net = trained(ring, sde, kind)
+    report = check_denoiser(Network(net, sde, kind, shape=(2,)), ring(2000, seed=1))
     report.raise_for_failures()
 
 
@@ -890,9 +890,9 @@ def test_a_network_that_does_not_take_its_time_is_told(nets: dict[str, MLP]) -> 
 
 
 def test_a_network_trained_without_its_time_is_found_by_its_errors() -> None:
-    net = trained(eight_gaussians, VPSDE(), predict.noise, blind=True)
+    net = trained(ring, VPSDE(), predict.noise, blind=True)
     model = Network(timeless(net), VPSDE(), predict.noise, shape=(2,))
-    assert "error against the best mix" in failed(check_denoiser(model, eight_gaussians(2000, seed=1)))
+    assert "error against the best mix" in failed(check_denoiser(model, ring(2000, seed=1)))
 
 
 def test_a_wrong_clock_is_told(nets: dict[str, MLP]) -> None:

@@ -164,8 +164,7 @@ DOORS = {
     "EMA: decay": lambda v: EMA(torch.nn.Linear(2, 2), v),
     "decay: power": PowerDecay,
     "decay: constant": ConstantDecay,
-    "metrics: x": lambda v: metrics.mmd(v, X),
-    "metrics: bandwidths": lambda v: metrics.mmd(X, X + 1, bandwidths=v),
+    "metrics: x": lambda v: metrics.energy_distance(v, X),
     "metrics: seed": lambda v: metrics.sliced_wasserstein(X, X, seed=v),
     "metrics: projections": lambda v: metrics.sliced_wasserstein(X, X, projections=v),
 }
