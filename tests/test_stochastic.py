@@ -396,7 +396,7 @@ def test_one_path_gives_close_pictures_at_20_and_at_40_steps_with_every_stochast
 def test_solvers_of_the_reverse_sde_tend_to_one_picture_on_one_path() -> None:
     sde = VPSDE()
     model = mixture(sde)
-    solvers = [SRA1(), EulerMaruyama(), DDIM(1.0), SDEDPMSolverPP(2), ReverseDiffusion()]
+    solvers: list[Solver] = [SRA1(), EulerMaruyama(), DDIM(1.0), SDEDPMSolverPP(2), ReverseDiffusion()]
     pictures = [
         SDESampler(sde, model, solver=solver, grid=grids.angle, steps=400).sample(16, seed=0, noise=BrownianPath)
         for solver in solvers

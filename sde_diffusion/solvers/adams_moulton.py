@@ -33,7 +33,7 @@ History = tuple[tuple[float, Tensor], ...]
 
 
 @dataclass(frozen=True)
-class AdamsMoulton(Solver):
+class AdamsMoulton(Solver[ODE, History]):
     r"""The Adams-Bashforth-Moulton predictor-corrector in its form PEC, with exact weights on any grid.
 
     $$ x^p_s = x_t + \sum_{j<p} v_{i-j}\int_t^s\ell_j(w)\,dw, \qquad

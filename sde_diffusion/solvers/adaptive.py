@@ -19,7 +19,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
-from sde_diffusion.solvers.base import Facts, Solver
+from sde_diffusion.solvers.base import E, Facts, Solver
 
 Clock = Callable[[Tensor], Tensor]
 TINY = 1e-13  # a step of this fraction of the interval cannot be told from rounding
@@ -106,7 +106,10 @@ def per_row(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(-1, *([1] * (x.ndim - 1)))
 
 
-class Adaptive(Solver):
+W = TypeVar("W", bound=Walk)
+
+
+class Adaptive(Solver[E, Tensor | None], Generic[W, E]):
     r"""A solver that chooses the steps of each row by itself, between two times of the grid. One interval is usual.
 
     A subclass is a frozen dataclass with the fields below, and gives `first`, `attempt` and the two exponents.
@@ -150,27 +153,27 @@ class Adaptive(Solver):
         return cast("Solver", replace(cast("Any", self), rtol=10 * self.rtol, atol=10 * self.atol))
 
     @abstractmethod
-    def first(self, eq: Any, x: Tensor, at: Level) -> Tensor:
+    def first(self, eq: E, x: Tensor, at: Level) -> Tensor:
         """What an attempt knows of its start, shape `(B, *)`; one evaluation."""
 
     @abstractmethod
-    def attempt(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def attempt(self, eq: E, x: Tensor, known: Tensor, walk: W) -> tuple[Tensor, Tensor, Tensor | None]:
         """One attempt of every row: the new state, the estimate of its error, and `first` at the new state if known."""
 
-    def walk(self, eq: Any, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> Walk:
+    @abstractmethod
+    def walk(self, eq: E, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> W:
         """The rows at the start of an interval."""
-        return Walk(x, (t.t, s.t), eq.idle)
 
-    def begin(self, eq: Any, x: Tensor, known: Tensor, walk: Any) -> Tensor:
+    def begin(self, eq: E, x: Tensor, known: Tensor, walk: W) -> Tensor:
         """The first step of each row, `(B,)`: a hundredth of the interval, unless a subclass knows better."""
         return torch.full_like(walk.at, 0.01 * walk.span)
 
-    def level(self, eq: Any, x: Tensor, walk: Walk, position: Tensor) -> Level:
+    def level(self, eq: E, x: Tensor, walk: W, position: Tensor) -> Level:
         """The level of each row at its own position."""
         return eq.level_per_sample(walk.clock(position), x)
 
     def step(
-        self, eq: Any, x: Tensor, t: Level, s: Level, state: Tensor | None, noise: NoiseSource
+        self, eq: E, x: Tensor, t: Level, s: Level, state: Tensor | None, noise: NoiseSource
     ) -> tuple[Tensor, Tensor | None]:
         if (idle := eq.idle) is not None and bool(idle.all()):
             return x, state
@@ -201,5 +204,5 @@ class Adaptive(Solver):
             eq.stop(walk.active, walk.clock(walk.at))
         return x, walk.step
 
-    def settle(self, walk: Any, accepted: Tensor, x: Tensor) -> None:
+    def settle(self, walk: W, accepted: Tensor, x: Tensor) -> None:
         """Called after each verdict, for a solver that remembers more than the walk does."""

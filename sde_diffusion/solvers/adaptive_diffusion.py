@@ -30,7 +30,7 @@ from sde_diffusion.solvers.base import Facts
 from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 
-class _AdaptiveDPMSolver(Adaptive):
+class _AdaptiveDPMSolver(Adaptive[Walk, GaussianReverseSDE]):
     """Steps in the half log-SNR, on the noise prediction."""
 
     @property
@@ -229,7 +229,7 @@ class _Path(Walk):
 
 
 @dataclass(frozen=True)
-class StochasticHeunEuler(Adaptive):
+class StochasticHeunEuler(Adaptive[_Path, ReverseSDE]):
     r"""Adaptive steps on the reverse SDE: Heun's method with the error of Euler-Maruyama's; two evaluations each.
 
     $$ x_1 = x + h\,F(x, t) + \eta\,g(t)\,\Delta W, \quad x_2 = x + h\,F(x_1, s) + \eta\,g(s)\,\Delta W, \quad

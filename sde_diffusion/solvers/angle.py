@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +66,7 @@ class AngleSDE(GaussianSDE):
 
 
 @dataclass(frozen=True)
-class Angle(Solver):
+class Angle(Solver[GaussianReverseSDE, object]):
     r"""Steps with another solver in the angle coordinate.
 
     Same evaluations, same order, another error constant: for Runge-Kutta below twenty evaluations 40 times less and
@@ -103,8 +102,8 @@ class Angle(Solver):
         self.inner.prepare(view, list(zip(angles[: len(intervals)], angles[len(intervals) :], strict=True)))
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
-    ) -> tuple[Tensor, Any]:
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: object, noise: NoiseSource
+    ) -> tuple[Tensor, object]:
         circle = AngleSDE(self.data_std)
         view = eq.on(circle)
         a, b = view.level(circle.angle(t)), view.level(circle.angle(s))

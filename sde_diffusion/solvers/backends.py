@@ -30,7 +30,7 @@ FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 
 
 @dataclass(frozen=True)
-class Torchdiffeq(Solver):
+class Torchdiffeq(Solver[ODE, None]):
     """An ODE method of torchdiffeq.
 
     The adaptive methods control one error norm over the batch, so that a sample depends on its neighbours, within the
@@ -150,7 +150,7 @@ def _detached_rms(y: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Torchsde(Solver):
+class Torchsde(Solver[ReverseSDE, None]):
     r"""An SDE method of torchsde on the reverse-time SDE, with our noise: rows depend on their own seed alone.
 
     Time runs upward in $-t$, in `n` equal steps per interval of the grid. torchsde asks for the drift once more than

@@ -10,13 +10,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from torch import Tensor
 
 from sde_diffusion.equation import ODE
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults: a `Solver` is one of any equation and state
+
+    E = TypeVar("E", bound=ODE, default=Any)
+    S = TypeVar("S", default=Any)
+else:
+    from typing import TypeVar  # of Python 3.10 to 3.12, which know no defaults and miss none when it runs
+
+    E, S = TypeVar("E"), TypeVar("S")
 
 Interval = tuple[float, float]
 
@@ -52,11 +62,12 @@ class Facts:
     default_steps: int = 30
 
 
-class Solver(ABC):
+class Solver(ABC, Generic[E, S]):
     """Carries a state from one level to another. Subclasses are frozen dataclasses whose `repr` is valid Python.
 
     A subclass states its `facts`, as a class attribute `facts = Facts(...)`, or as a property where they depend on its
-    arguments, and writes `step`.
+    arguments, and writes `step`. To a type checker it may say its equation and what it remembers, as in
+    `Solver[GaussianReverseSDE, None]`.
     """
 
     @property
@@ -82,7 +93,7 @@ class Solver(ABC):
         return replace(cast("Any", self), **cruder) if cruder else self  # a frozen dataclass, as every solver
 
     @abstractmethod
-    def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
+    def step(self, eq: E, x: Tensor, t: Level, s: Level, state: S | None, noise: NoiseSource) -> tuple[Tensor, S]:
         """One step.
 
         Args:
@@ -97,7 +108,7 @@ class Solver(ABC):
             The state at `s` and what to remember.
         """
 
-    def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:  # noqa: B027 - most solvers need nothing
+    def prepare(self, eq: E, intervals: Sequence[Interval]) -> None:
         """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""
 
     @classmethod

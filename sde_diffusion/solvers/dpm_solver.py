@@ -157,7 +157,7 @@ class SDEDPMSolverPP(Multistep):
         return {"dpmpp2-sde": SDEDPMSolverPP(2)}
 
 
-class _SingleStep(Solver):
+class _SingleStep(Solver[GaussianReverseSDE, None]):
     """Stages inside a step, at fixed fractions of it in half log-SNR."""
 
     @property

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.equation import ODE, scaled_rms
+from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.adaptive import Adaptive, Walk, per_row
 
 
-class EmbeddedRungeKutta(Adaptive):
+class EmbeddedRungeKutta(Adaptive[Walk, ODE]):
     r"""An embedded pair of explicit Runge-Kutta methods on any `ODE`, with PI step control for each row.
 
     $$ k_i = v\Big(x + h\sum_{j<i} a_{ij} k_j,\ t + c_i h\Big), \quad x' = x + h\sum_i b_i k_i, \quad
@@ -53,6 +54,9 @@ class EmbeddedRungeKutta(Adaptive):
     def _reuses(self) -> bool:
         """Whether the last stage stands at the new state."""
         return self.matrix[-1] == self.weights[:-1] and self.weights[-1] == 0
+
+    def walk(self, eq: ODE, x: Tensor, t: Level, s: Level, noise: NoiseSource) -> Walk:
+        return Walk(x, (t.t, s.t), eq.idle)
 
     def first(self, eq: ODE, x: Tensor, at: Level) -> Tensor:
         return eq.velocity(x, at)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from sde_diffusion.solvers.stochastic import nesting
 
 
 @dataclass(frozen=True)
-class Langevin(Solver):
+class Langevin(Solver[GaussianReverseSDE, None]):
     r"""Unadjusted Langevin steps at one level: a corrector, called with `t == s`.
 
     $$ x \leftarrow x + \tau\,\nabla\log p_t(x) + \sqrt{2\tau}\,z, \quad \tau = 2\,(r\,\sigma_t)^2 $$
@@ -103,7 +102,9 @@ class Langevin(Solver):
         def excess(e: float) -> float:
             return (1 - e) ** (2 * n) * (ratio**2 - 1 / (1 - e / 2)) + 1 / (1 - e / 2)
 
-        low, high = 0.0, 1.0  # `excess` falls, then rises
+        # It falls, then rises. Where, is a root of a polynomial of degree 2n; to first order in e it is
+        # log(4 n (ratio^2 - 1)) / 2n, which is a third too small in the example above. So it is searched for.
+        low, high = 0.0, 1.0
         for _ in range(100):
             a, b = low + (high - low) / 3, high - (high - low) / 3
             low, high = (low, b) if excess(a) < excess(b) else (a, high)
@@ -149,7 +150,7 @@ def _checked(count: object) -> int:
 
 
 @dataclass(frozen=True)
-class Hold(Solver):
+class Hold(Solver[ODE, None]):
     """Leaves the state as it is: the predictor of annealed Langevin dynamics. No evaluation; 1000 steps by default.
 
     Meant for a VE process, where the state at two levels differs by noise alone.
@@ -166,7 +167,7 @@ class Hold(Solver):
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Solver):
+class PredictorCorrector(Solver[ODE, object]):
     """One step of a predictor from `t` to `s`, then a corrector at `s`.
 
     Evaluations of both, and by default the steps of the predictor: 1000 of `Hold` and `EulerMaruyama`. No order of
@@ -205,11 +206,11 @@ class PredictorCorrector(Solver):
             in_time=a.in_time or b.in_time,
         )
 
-    def prepare(self, eq: Any, intervals: Sequence[Interval]) -> None:
+    def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         self.predictor.prepare(eq, intervals)
         self.corrector.prepare(eq, [(s, s) for _, s in intervals])
 
-    def step(self, eq: Any, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, Any]:
+    def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: object, noise: NoiseSource) -> tuple[Tensor, object]:
         x, state = self.predictor.step(eq, x, t, s, state, noise)
         x, _ = self.corrector.step(eq, x, s, s, None, noise.beside(t.t, s.t, nesting(self)))
         return x, state

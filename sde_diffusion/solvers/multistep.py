@@ -57,7 +57,7 @@ class Row(NamedTuple):
     std: float = 0.0
 
 
-class Multistep(Solver):
+class Multistep(Solver[GaussianReverseSDE, State]):
     """A multistep method on a `GaussianReverseSDE`, one evaluation per step. A subclass writes `row`.
 
     `facts.memory` is how many predictions a row weighs at most, the new one included.

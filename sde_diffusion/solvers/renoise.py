@@ -17,7 +17,7 @@ from sde_diffusion.solvers.stochastic import DDIM, nesting, renoised
 
 
 @dataclass(frozen=True)
-class Renoise(Solver):
+class Renoise(Solver[GaussianReverseSDE, None]):
     r"""Adds noise up to a higher level and solves back to the level it came from: a corrector, called with `t == s`.
 
     $$ x_{\hat t} = \tfrac{\alpha_{\hat t}}{\alpha_t}\,x_t

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +20,7 @@ RHO = 7.0  # of the grid of Karras et al. (2022), on which the paper lays out it
 
 
 @dataclass(frozen=True)
-class Restart(Solver):
+class Restart(Solver[GaussianReverseSDE, object]):
     r"""Restart sampling around any solver: noise is added back at the foot of a window, and the window solved again.
 
     The step that comes to $S = \sigma/\alpha = S_{min}$ or passes it stops there, and `repeats` times over
@@ -111,8 +110,8 @@ class Restart(Solver):
         return [t, window[-1], *window, s]
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
-    ) -> tuple[Tensor, Any]:
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: object, noise: NoiseSource
+    ) -> tuple[Tensor, object]:
         check_falling(s.t - t.t)
         if not self._meets(t, s):
             return self.inner.step(eq, x, t, s, state, noise)

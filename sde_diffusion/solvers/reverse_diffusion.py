@@ -16,7 +16,7 @@ from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(Solver):
+class ReverseDiffusion(Solver[GaussianReverseSDE, None]):
     r"""The reverse-diffusion predictor of the score-SDE paper, on any Gaussian SDE.
 
     The paper discretises the forward SDE as $x_t = x_s + f(x_s) + G z$ and steps back by $x_s = x_t - f(x_t) +

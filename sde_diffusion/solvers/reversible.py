@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ ACCEPTED = 1e-5  # relative residual above which that is no rounding, but a fail
 
 
 @dataclass(frozen=True)
-class Reversible(Solver):
+class Reversible(Solver[ODE, None]):
     r"""Steps down in time as another solver, and up in time by the exact inverse of those steps.
 
     `SDESampler(..., solver=Reversible(), denoise=False)` returns from `encode(x0)` to the $\alpha x_0$ that `encode`
@@ -84,7 +83,7 @@ class Reversible(Solver):
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         self.inner.prepare(eq, [*intervals, *((s, t) for t, s in intervals if s > t)])
 
-    def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource) -> tuple[Tensor, None]:
+    def step(self, eq: ODE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource) -> tuple[Tensor, None]:
         guess, _ = self.inner.step(eq, x, t, s, None, noise)
         if s.t < t.t:
             return guess, None

@@ -20,7 +20,7 @@ from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Facts, Interval, Solver
 
 
-class RungeKutta(Solver):
+class RungeKutta(Solver[ODE, None]):
     r"""An explicit Runge-Kutta method, given by its Butcher tableau.
 
     $$ k_i = v\Big(x_t + h\sum_{j<i} a_{ij} k_j,\ t + c_i h\Big), \quad x_s = x_t + h\sum_i b_i k_i, \quad h = s - t $$

@@ -17,7 +17,7 @@ from sde_diffusion.solvers.stochastic import check_eta, check_falling
 
 
 @dataclass(frozen=True)
-class SRA1(Solver):
+class SRA1(Solver[ReverseSDE, None]):
     r"""Roessler's SRA1 on the reverse-time SDE, a Runge-Kutta method of strong order 1.5 for additive noise.
 
     With $F = f - \tfrac{1 + \eta^2}{2}\,g^2\,\nabla\log p_t$, the increment $W$ of the path over the step and its mean

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def check_eta(eta: float) -> None:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(Solver[ReverseSDE, None]):
     r"""Euler-Maruyama on the reverse-time SDE.
 
     $$ x_s = x_t + h\,\big[f(x_t, t) - \tfrac{1 + \eta^2}{2}\,g(t)^2\,\nabla\log p_t(x_t)\big] +
@@ -107,7 +106,7 @@ def renoised(x: Tensor, t: Level, hat: Level, z: Tensor, factor: float = 1.0) ->
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(Solver[GaussianReverseSDE, None]):
     r"""DDIM and, at $\eta = 1$, the ancestral sampler of DDPM, between any two levels of any Gaussian SDE.
 
     $$ x_s = \alpha_s\,\mathrm{data} + \sqrt{\sigma_s^2 - \varsigma^2}\;\mathrm{noise} + \varsigma z, \quad
@@ -168,7 +167,7 @@ class DDIM(Solver):
 
 
 @dataclass(frozen=True)
-class Churn(Solver):
+class Churn(Solver[GaussianReverseSDE, object]):
     r"""Raises the noise level before each step of another solver: the stochastic sampler of EDM, with any inner solver.
 
     $$ S_{\hat t} = (1 + \gamma)\,S_t, \quad S = \sigma/\alpha, \quad
@@ -231,8 +230,8 @@ class Churn(Solver):
         self.inner.prepare(eq, [(hat.t, s) for hat, (_, s) in zip(hats, intervals, strict=True)])
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Any, noise: NoiseSource
-    ) -> tuple[Tensor, Any]:
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: object, noise: NoiseSource
+    ) -> tuple[Tensor, object]:
         lam = self._raised(eq, t)
         if lam is None:
             return self.inner.step(eq, x, t, s, state, noise)
