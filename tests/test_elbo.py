@@ -25,6 +25,7 @@ from sde_diffusion import (
     Matched,
     Network,
     Prediction,
+    Wrapper,
     predict,
 )
 from sde_diffusion._bound import weights
@@ -145,12 +146,11 @@ def test_the_mean_from_data_noise_and_score_is_one():
         torch.testing.assert_close(mean, by_score, rtol=0, atol=1e-9)
 
 
-class Heard(Denoiser):
+class Heard(Wrapper):
     """A model that notes the states and levels it is asked about, and its two answers."""
 
     def __init__(self, inner):
-        super().__init__()
-        self.inner, self.sde, self.shape, self.data_std = inner, inner.sde, inner.shape, inner.data_std
+        super().__init__(inner)
         self.asked = []
 
     def predict(self, x, at, **cond):

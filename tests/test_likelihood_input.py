@@ -379,6 +379,16 @@ def test_nothing_is_evaluated_before_a_refusal():
     assert calls == 0
 
 
+def test_a_view_is_weighed_up_to_the_prior_of_its_process_where_its_network_knows_more():
+    flow = model(sde=FlowSDE(), kind=predict.velocity)  # it answers at alpha = 0
+    assert weigh(flow, points()).whole
+    top = VP.levels([VP.t_max])[0].ratio
+    ends = VP, FlowSDE(t_max=top / (1 + top))  # at the same noise level, where both have the same prior
+    a, b = (weigh(flow.on(sde), points(), level=0.02) for sde in ends)
+    assert (a.whole, b.whole) == (False, False)
+    torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-5)
+
+
 def test_a_level_below_the_trained_ones_is_told_with_both_numbers():
     with pytest.warns(LikelihoodWarning) as told:
         found = weigh(model(), X, level=0.0)
