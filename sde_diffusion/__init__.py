@@ -17,7 +17,7 @@ from sde_diffusion.loop import NonFiniteWarning as NonFiniteWarning
 from sde_diffusion.loop import Snapshot as Snapshot
 from sde_diffusion.loop import UnfinishedWarning as UnfinishedWarning
 from sde_diffusion.loop import integrate as integrate
-from sde_diffusion.predict import Prediction as Prediction
+from sde_diffusion.prediction import Prediction as Prediction
 from sde_diffusion.prior import Matched as Matched
 from sde_diffusion.prior import Standard as Standard
 from sde_diffusion.problem import Problem as Problem

@@ -30,7 +30,7 @@ from sde_diffusion.bins import (
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import Streams, seed_list
-from sde_diffusion.predict import Prediction, held
+from sde_diffusion.prediction import Prediction, held
 from sde_diffusion.prior import Prior
 from sde_diffusion.sde import GaussianSDE, Level
 

@@ -22,7 +22,8 @@ from sde_diffusion._modules import owned, unbound
 from sde_diffusion.clocks import Clock
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.matching import DenoisingScoreMatching, check_pair
-from sde_diffusion.predict import Coefficients, Parametrisation, Prediction
+from sde_diffusion.predict import Parametrisation
+from sde_diffusion.prediction import Coefficients, Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 from sde_diffusion.times import TimeSampler
 from sde_diffusion.weights import Weighting

@@ -22,7 +22,7 @@ from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.noise import one_stream
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.sde import GaussianSDE, Level, Scalar
 
 

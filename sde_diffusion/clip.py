@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_real
 from sde_diffusion.denoiser import Denoiser, Wrapper
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.sde import Level
 
 

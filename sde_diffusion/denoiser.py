@@ -17,7 +17,8 @@ from sde_diffusion._linear import as_float64, scaled
 from sde_diffusion.clocks import Clock
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.matching import DenoisingScoreMatching
-from sde_diffusion.predict import Parametrisation, Prediction, held
+from sde_diffusion.predict import Parametrisation
+from sde_diffusion.prediction import Prediction, held
 from sde_diffusion.sde import GaussianSDE, Level, Scalar, check_process
 from sde_diffusion.times import LogNormalSigma, TimeSampler
 from sde_diffusion.weights import EDMWeight, Weighting

@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_diffusion._checks import SolverError, check_answer, rows_in_words
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.predict import Prediction, held
+from sde_diffusion.prediction import Prediction, held
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Scalar
 from sde_diffusion.tables import Counter, Tables
 

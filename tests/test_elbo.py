@@ -166,8 +166,8 @@ ONE_BY_ONE = Estimate(draws=1, control=0.0, chunk=1)
 @both_variances
 def test_the_form_in_the_data_is_that_in_the_noise(variance):
     """The slides' sum over the noise, from what the model was asked and answered, is the sum over the data."""
-    model, b = Heard(pair(SHORT)), SHORT.betas
-    x0 = model.inner.sample(4, seed=1)
+    exact, b = pair(SHORT), SHORT.betas
+    model, x0 = Heard(exact), exact.sample(4, seed=1)
     found = elbo(model, x0, variance=variance, estimate=ONE_BY_ONE, seed=0)
     bar = torch.cumprod(1 - b, 0)
     for i, (x, alpha, sigma, _, noise) in enumerate(model.asked[:-1], 1):  # the last is the decoder's
@@ -181,8 +181,8 @@ def test_the_form_in_the_data_is_that_in_the_noise(variance):
 
 def test_the_continuous_form_in_the_noise_is_that_in_the_data():
     """Its error of the noise, over the range, is the error of the data with the weight of the SNR."""
-    model = Heard(pair(VPSDE()))
-    x0 = model.inner.sample(4, seed=1)
+    exact = pair(VPSDE())
+    model, x0 = Heard(exact), exact.sample(4, seed=1)
     found = continuous_elbo(
         model, x0, lam=(-3.0, 3.0), estimate=Estimate(levels=16, draws=1, control=0.0, chunk=1), seed=0
     )

@@ -32,7 +32,7 @@ from sde_diffusion.clocks import Scaled
 from sde_diffusion.data import moons, ring
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.nets import MLP
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.sde import SDE, Level
 from sde_diffusion.solvers import (
     DDIM,

@@ -31,7 +31,7 @@ from sde_diffusion.analytic import Gaussian
 from sde_diffusion.denoiser import On
 from sde_diffusion.flow_density import LikelihoodWarning
 from sde_diffusion.nets import MLP
-from sde_diffusion.predict import Coefficients
+from sde_diffusion.prediction import Coefficients
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun, Solver
 from sde_diffusion.testing._habits import Counted
 

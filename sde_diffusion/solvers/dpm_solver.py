@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.multistep import LevelAt, Multistep, Row

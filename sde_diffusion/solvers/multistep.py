@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import NoiseSource
-from sde_diffusion.predict import Half, Prediction
+from sde_diffusion.prediction import Half, Prediction
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers.base import Interval, Solver
 

@@ -15,7 +15,7 @@ from sde_diffusion._checks import check_finite, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.testing.report import Checklist, Curve, Report
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # sigma / alpha, in units of the standard deviation of the data

@@ -19,7 +19,7 @@ from sde_diffusion._network import Network
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.denoiser import Denoiser, Wrapper
 from sde_diffusion.equation import ODE
-from sde_diffusion.predict import Prediction
+from sde_diffusion.prediction import Prediction
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, Level
 from sde_diffusion.solvers import Facts, Solver
