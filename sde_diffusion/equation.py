@@ -72,10 +72,14 @@ class ODE(ABC):
         return [] if mask is None or where is None else self._time(where[mask]).tolist()
 
     def stuck(self, stuck: Tensor, t: Tensor) -> None:
-        """Told of rows `(B,)`, a mask, whose steps went to zero at their times `t` `(B,)`: they take no further part.
+        """What becomes of rows whose steps went to zero: an adaptive solver calls this, and leaves them where they are.
+
+        Args:
+            stuck: The rows, a mask `(B,)`.
+            t: Their times, `(B,)`.
 
         Raises:
-            SolverError: Unless the counter says `keep`, which loses them alone.
+            SolverError: Always, unless the counter says `keep`: then these rows are lost, and the others go on.
         """
         if self.counter.keep:
             self.counter.lose(stuck)
@@ -102,7 +106,7 @@ class ODE(ABC):
         return scaled_rms(error, x, new, rtol, atol)
 
     def _place(self, t: Tensor) -> Tensor:
-        """What all views of the equation know a time by."""
+        """A time in a coordinate that all views of the equation share."""
         return t
 
     def _time(self, place: Tensor) -> Tensor:

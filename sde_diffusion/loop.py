@@ -27,7 +27,7 @@ class NonFiniteWarning(UserWarning):
 
 
 CHECK_EVERY, LARGE = 4, 1 << 14
-"""Of how many steps on the CPU one is looked at, and from how many numbers on a state is not kept for that."""
+"""Steps from one look at the state to the next, on the CPU; numbers from which a state is not kept until then."""
 
 
 class Snapshot(NamedTuple):
@@ -82,9 +82,10 @@ def integrate(
     Raises:
         TypeError: The solver needs more than the equation gives.
         ValueError: A grid that is not monotone, or a stochastic solver without noise.
-        SolverError: A state that is not finite, with its rows, the step (of large states, the last of up to four), the
-            time and the evaluations so far. Raised within four steps, or on an accelerator at the end, where asking
-            costs no synchronisation. An equation whose counter says `keep` loses such rows instead: they are NaN.
+        SolverError: A state that is not finite, with its rows, the step (where states are large, the last of up to
+            four), the time and the evaluations so far. Raised within four steps, or on an accelerator at the end, where
+            asking costs no synchronisation. An equation whose counter says `keep` loses such rows instead: they are
+            NaN.
 
     Warns:
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.

@@ -151,8 +151,8 @@ class IPNDM(Multistep):
 
     $$ \tfrac{x_s}{\alpha_s} = \tfrac{x_t}{\alpha_t} + (S_s - S_t)\sum_j a_j\,\varepsilon_{i-j} $$
 
-    Of order 2 on grids that are smooth in the step index, whatever the number of terms; among fixed methods the best
-    at ten evaluations and fewer on images. One evaluation per step. Needs data left at the start.
+    The order is 2 on grids that are smooth in the step index, whatever the number of terms. Among fixed methods it is
+    the best at ten evaluations and fewer on images. One evaluation per step. Needs data left at the start.
 
     Args:
         order: Number of terms, 1 to 4.

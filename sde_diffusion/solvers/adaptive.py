@@ -128,7 +128,7 @@ class Adaptive(Solver[E, Tensor | None], Generic[W, E]):
 
     @property
     def facts(self) -> Facts:
-        return Facts(evaluations=None, adaptive=True, rtol=self.rtol, default_steps=1)
+        return Facts(evaluations=None, adaptive=True, rtol=self.rtol, atol=self.atol, default_steps=1)
 
     @property
     @abstractmethod

@@ -67,9 +67,9 @@ class Torchdiffeq(Solver[ODE, None]):
 
     @property
     def facts(self) -> Facts:
-        if self.method in ADAPTIVE:
-            return Facts(evaluations=None, adaptive=True, rtol=self.rtol, in_time=True, default_steps=1)
-        return Facts(order=FIXED[self.method], evaluations=None, in_time=True)
+        if self.method in FIXED:
+            return Facts(order=FIXED[self.method], evaluations=None, in_time=True)
+        return Facts(evaluations=None, adaptive=True, rtol=self.rtol, atol=self.atol, in_time=True, default_steps=1)
 
     def looser(self) -> Solver:
         return replace(self, rtol=10 * self.rtol, atol=10 * self.atol) if self.method in ADAPTIVE else self
@@ -260,7 +260,7 @@ class _Increments:
 
 @contextmanager
 def _at_home(x: Tensor) -> Iterator[None]:
-    """For a package that makes tensors of its own on torch's default device: that of the state, for the time being."""
+    """Makes the device of the state torch's default, for a package that makes tensors of its own there."""
     with torch.device(x.device) if torch.get_default_device() != x.device else nullcontext():
         yield
 

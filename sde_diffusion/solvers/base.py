@@ -46,6 +46,7 @@ class Facts:
         memory: Evaluations that a step combines at most, those of earlier steps included: 1 if it remembers nothing.
         adaptive: Whether it chooses its own steps, by a tolerance.
         rtol: That tolerance, relative to the state; None where there is none.
+        atol: The same in units of the state.
         in_time: Whether its steps are taken in the time `t` of the process, so that their size in `t` matters, rather
             than in the noise level.
         default_steps: How many steps a sampler takes unless told.
@@ -58,6 +59,7 @@ class Facts:
     memory: int = 1
     adaptive: bool = False
     rtol: float | None = None
+    atol: float | None = None
     in_time: bool = False
     default_steps: int = 30
 
@@ -77,17 +79,17 @@ class Solver(ABC, Generic[E, S]):
 
     @property
     def bare(self) -> tuple[Solver, float | None]:
-        r"""The solver for an equation that stands in the angle already, and the $c$ of the angle that this one takes.
+        r"""The solver to give an equation that is in the angle already, and the $c$ of the angle that was asked for.
 
-        The solver itself and None, but for `Angle`.
+        `Angle` answers with its inner solver and its $c$, all others with themselves and None.
         """
         return self, None
 
     def looser(self) -> Solver:
-        """A cruder solver of its kind, whose result differs from that of this one by more than the error of this one.
+        """A cruder solver of the same kind: the difference of the two results is an estimate of the error.
 
-        At ten times the tolerance where there is one, in the solvers that it wraps too; else the solver itself, to be
-        given fewer steps.
+        An adaptive solver answers with itself at ten times its tolerances, a wrapper with the looser of what it wraps,
+        and all others with themselves, to be given fewer steps.
         """
         cruder = {name: part.looser() for name, part in vars(self).items() if isinstance(part, Solver)}
         return replace(cast("Any", self), **cruder) if cruder else self  # a frozen dataclass, as every solver
@@ -144,7 +146,7 @@ def stronger(a: type[ODE], b: type[ODE]) -> type[ODE]:
 
 
 def describe(needs: type[ODE]) -> str:
-    """What an equation requires of the caller, in words."""
+    """What the caller has to give for an equation, in words."""
     return {
         "ODE": "any SDE",
         "ReverseSDE": "an SDE with its score",

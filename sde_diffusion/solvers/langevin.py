@@ -203,6 +203,8 @@ class PredictorCorrector(Solver[ODE, object]):
             evaluations=None if a.evaluations is None or b.evaluations is None else a.evaluations + b.evaluations,
             stochastic=a.stochastic or b.stochastic,
             adaptive=a.adaptive or b.adaptive,
+            rtol=b.rtol if a.rtol is None else a.rtol,
+            atol=b.atol if a.atol is None else a.atol,
             in_time=a.in_time or b.in_time,
         )
 

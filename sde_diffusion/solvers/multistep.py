@@ -67,7 +67,7 @@ class Multistep(Solver[GaussianReverseSDE, State]):
     def half(self) -> Literal["data", "noise"] | None:
         """`"data"` or `"noise"` for a method whose rows weigh that half alone; None where they weigh both.
 
-        Of such a method a prediction is remembered as one tensor, and not as two.
+        A method of one half remembers a prediction as one tensor, and not as two.
         """
         return None
 

@@ -92,12 +92,8 @@ def parts(thing: object) -> Iterator[object]:
 
 def tolerances(solver: Solver) -> tuple[float, float] | None:
     """`rtol` and `atol` of an adaptive solver, its own or of the one it wraps."""
-    for part in parts(solver):
-        if dataclasses.is_dataclass(part):
-            found = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.name in ("rtol", "atol")}
-            if len(found) == 2:
-                return found["rtol"], found["atol"]
-    return None
+    facts = solver.facts
+    return None if facts.rtol is None or facts.atol is None else (facts.rtol, facts.atol)
 
 
 def representation(solver: Solver) -> str:
