@@ -30,7 +30,7 @@ class DoubleWell(SDE):
         return -0.5 * x.square().flatten(1).sum(1)
 
 
-def refuses(*cases):
+def refuses(*cases: Any) -> pytest.MarkDecorator:
     """Runs a test over cases `(call, error, text)`; a call may be anything that the test makes one of."""
     ids = [f"{i}: {text[:50]}" for i, (_, _, text) in enumerate(cases)]
     return pytest.mark.parametrize(("call", "error", "text"), cases, ids=ids)

@@ -430,7 +430,7 @@ def test_what_a_run_has_done_goes_with_what_ends_it(error, training):
     replay = model(8)
     losses: list[torch.Tensor] = []
 
-    class Spy(EMA):
+    class Spy(EMA[Any]):
         def update(self, model):
             super().update(model)
             losses.append(weights(self.model).clone())
