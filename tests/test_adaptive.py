@@ -131,7 +131,7 @@ def test_the_number_of_steps_grows_with_the_order_of_the_pair(solver: Any, order
 # -------------------------------------------------------------------------------------------- the methods, step by step
 
 
-def fixed(model: Denoiser, solver: Adaptive, x: Tensor, n: int, noise: NoiseSource | None = None) -> Tensor:
+def fixed(model: Denoiser, solver: Adaptive[Any], x: Tensor, n: int, noise: NoiseSource | None = None) -> Tensor:
     """One step per interval of a grid, as a tolerance without bounds allows."""
     eq = GaussianReverseSDE(model)
     for t, s in pairwise(eq.prefill(orders.times(model.sde, n).tolist())):
