@@ -17,11 +17,12 @@ One row of what is marked or declared per sample stands for all of them, as a vi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 OWN = ("self", "x", "at")  # arguments of every model
@@ -150,6 +151,21 @@ class Conditions:
 
         return self.whole if count == self.n else self._handed(taken)
 
+    def rows(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What the model is told of samples by number, each as often as it is named."""
+
+        def taken(leaf: _Leaf) -> Any:
+            value = leaf.value
+            if not leaf.rows:
+                return value
+            if len(value) == 1:
+                return _expanded(value, len(numbers))
+            if isinstance(value, Tensor):
+                return value[torch.as_tensor(numbers, device=value.device)]
+            return value[list(numbers)] if isinstance(value, np.ndarray) else _like(value, (value[i] for i in numbers))
+
+        return self._handed(taken)
+
     def stacked(self, k: int) -> dict[str, Any]:
         """What the model is told of all samples, `k` times one after the other."""
         return self.whole if k == 1 else self._handed(lambda leaf: _repeated(leaf.value, self.n, k, leaf.rows))
@@ -213,6 +229,10 @@ def _repeated(value: Any, n: int, k: int, rows: bool | None) -> Any:
     if isinstance(value, Tensor):
         return value.repeat(k, *[1] * (value.ndim - 1))
     return np.concatenate([value] * k) if isinstance(value, np.ndarray) else _times(value, k)
+
+
+def _like(value: list[Any] | tuple[Any, ...] | range, entries: Iterable[Any]) -> list[Any] | tuple[Any, ...]:
+    return tuple(entries) if isinstance(value, tuple) else list(entries)
 
 
 def _times(value: list[Any] | tuple[Any, ...] | range, k: int) -> list[Any] | tuple[Any, ...]:

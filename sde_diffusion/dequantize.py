@@ -8,8 +8,8 @@ $$ \log P(v) \ge \mathrm E_{x \sim q}\Big[\log\frac1K\sum_k\frac{p(x_k)}{q(x_k \
    \ge \mathrm E_{x \sim q}\big[\log p(x) - \log q(x \mid v)\big] $$
 
 for any $q$ inside the bin; the left bound tightens with $K$ and loses its meaning without the $1/K$. They differ in
-$q$: `uniform`, `truncated_normal`, `variational`. `gaussian_encoder` lets $q$ leave the bin and pays with a decoder. A
-bound is as good as its $q$ resembles the noise that the model was trained with.
+$q$: `uniform`, `truncated_normal`. `gaussian_encoder` lets $q$ leave the bin and pays with a decoder. A bound is as
+good as its $q$ resembles the noise that the model was trained with.
 
 The density comes in as any function `log_prob(x)`, `(B, *)` to `(B,)` in nats and in the units of `x`: for a sampler
 `lambda x: sampler.log_prob(x).value`. For a model of standardised data see `rescaled`, or place the bins there by
@@ -31,7 +31,6 @@ from sde_diffusion.bins import Bins, categorical_log_prob
 from sde_diffusion.noise import Streams, seed_list
 
 LogDensity = Callable[[Tensor], Tensor]
-Proposal = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,56 +75,14 @@ def uniform(
         Theis et al., A Note on the Evaluation of Generative Models, 2016; Burda et al., Importance Weighted
         Autoencoders, 2016 (the K-draw bound).
     """
-
-    def q(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        u = torch.special.ndtr(z)
-        return u, rows(torch.zeros_like(u)).sum(1)
-
-    return variational(log_prob, x, bins, q, draws=draws, seed=seed, importance=True)
-
-
-def variational(
-    log_prob: LogDensity,
-    x: Tensor,
-    bins: Bins,
-    q: Proposal,
-    *,
-    draws: int = 1,
-    seed: int | Sequence[int] | None = None,
-    importance: bool = False,
-) -> LevelLogProb:
-    r"""Variational dequantisation, with a density of your own in the bin.
-
-    $$ \log P(v) \ge \mathrm E_{u \sim q}\big[\log p(c_v + h(2u - 1)) + D\log 2h - \log q(u \mid v)\big] $$
-
-    Differentiable in the parameters of `q` if `log_prob` is, so that it can train them. `draws` calls of both.
-
-    Args:
-        log_prob: Log-density, `(B, *)` to `(B,)`, in nats.
-        x: Data at bin centres, shape `(B, *)`.
-        bins: Where the levels lie in the units of `x`.
-        q: Called as `q(x, z)` with unit normal draws `z` like `x`, in float64; answers $u \in [0, 1]$, shape `(B, *)`,
-            and $\log q(u \mid x)$, shape `(B,)`, a density on the unit cube.
-        draws: $K$.
-        seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
-        importance: Take the log of the mean of the $K$ weights, a tighter bound, not the mean of their logs.
-
-    References:
-        Ho et al., Flow++, 2019.
-    """
     bins.index(x)
     cell = x[0].numel() * math.log(bins.width)
 
     def weigh(z: Tensor) -> Tensor:
-        u, log_q = q(x, z)
-        if u.shape != x.shape or log_q.shape != (len(x),):
-            raise ValueError(f"q answered shapes {tuple(u.shape)} and {tuple(log_q.shape)}, wanted those of x and (B,)")
-        if not bool(((u >= 0) & (u <= 1)).all()):
-            raise ValueError("q answered u outside [0, 1]: outside the bin, where it would bound nothing")
-        point = x + (bins.width * (u - 0.5)).to(x)
-        return _nats(log_prob, point) + cell - _wide(log_q)
+        u = torch.special.ndtr(z)
+        return _nats(log_prob, x + (bins.width * (u - 0.5)).to(x)) + cell
 
-    return _bound(weigh, x, draws, seed, importance)
+    return _bound(weigh, x, draws, seed, importance=True)
 
 
 def truncated_normal(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from sde_diffusion._modules import Evaluation
 from sde_diffusion._quadrature import BUDGET, POINTS, integral
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.budget import LogProb
+from sde_diffusion.conditions import Conditions
 from sde_diffusion.likelihood import LikelihoodWarning, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.sampler import SDESampler
@@ -53,9 +54,9 @@ def check_likelihood(
         sampler: The model, its process and its range.
         x0: Data, shape `(B, *)` with `B` of at least 2; by default samples.
         n: Points per row of the report.
-        seed: Of everything random.
-        **cond: Handed to the model. A tensor of `B` rows (`n` rows, without data) has one condition per sample, and
-            they are taken in turn for what is drawn; the integral is that of the density under the first.
+        seed: Seed of the points and the probes, fixed by default so that a check can be repeated.
+        **cond: Handed to the model; see `conditions` for what is per sample. It has `B` rows (`n` without data), which
+            are taken in turn for what is drawn; the integral is that of the density under the first.
 
     Returns:
         The report; of what it finds nothing is raised unless `raise_for_failures` is asked to.
@@ -69,68 +70,16 @@ def check_likelihood(
         >>> print(check_likelihood(SDESampler(sde, model), x0, label=labels))
     """
     _check_call(sampler, x0, n, seed)
-    made_up, given = x0 is None, _Given(cond, n if x0 is None else len(x0))
+    given = Conditions.of(sampler.model, cond, n if x0 is None else len(x0))
+    given.check_apart("that are taken in turn")
     _check_answer(sampler, x0, given, seed)
-    x = sampler.sample(max(n, 256), seed=seed, **given.rows(max(n, 256))) if x0 is None else x0
-    d = x[0].numel()
+    x = sampler.sample(max(n, 256), seed=seed, **_turns(given, max(n, 256))) if x0 is None else x0
+    subject = _Subject(sampler, x, n, seed, given)
     found = Checklist(f"check_likelihood({sampler!r})")
-    wide = x.dtype == torch.float64
-    loose = 1e-3 if wide else 3e-2
-    if d in POINTS:
-        bound = 1e-3 if d == 1 else 1e-2
-
-        @cache
-        def mass() -> tuple[float, float]:
-            return _integral(sampler, x, bound, given, seed)
-
-        found.at_most(
-            "the density integrates to one: |integral - 1|, less the error of the grid",
-            bound,
-            lambda: _beyond(abs(mass()[0] - 1), mass()[1]),
-            note="a divergence that is not that of the velocity, or mass outside of the box around samples",
-        )
-        found.at_most(
-            "the grid resolves the density: change of the integral from half the points per axis",
-            bound,
-            lambda: mass()[1],
-            required=False,
-            note=f"not resolved on {BUDGET[d]} points, or some did not arrive: the row above says less than it might",
-        )
-
-    @cache
-    def trip() -> tuple[LogProb, LogProb]:
-        return _round_trip(sampler, x, n, seed, given)
-
-    found.at_most(
-        "log-density of samples: drawn with them against asked of them, largest difference in nats",
-        loose * max(1.0, math.sqrt(d)),
-        lambda: _largest(trip()[0].value - trip()[1].value),
-        note="the network answers differently at equal input, or is too rough for the tolerances",
-    )
-    found.at_most(
-        "the states at the prior come back, largest difference relative to their size",
-        loose,
-        lambda: _largest(trip()[0].latent - trip()[1].latent) / _largest(trip()[0].latent),
-    )
-
-    @cache
-    def slopes() -> tuple[float, float]:
-        with Evaluation(sampler.model):
-            return _derivatives(sampler, x[:n], seed, given)
-
-    found.at_most(
-        "divergence against differences of the velocity, less the error of these, relative",
-        1e-4 if wide else 1e-2,
-        lambda: slopes()[0],
-        note="part of the network is outside of the graph: torch.no_grad, detach, or a step function",
-    )
-    found.at_most(
-        "the differences resolve the divergence: their error in the median row, relative",
-        1e-4 if wide else 1e-2,
-        lambda: slopes()[1],
-        required=False,
-        note="not resolved: the velocity is rough, or rounded more than its dtype says, as under autocast",
-    )
+    if x[0].numel() in POINTS:
+        _check_integral(found, subject)
+    _check_samples(found, subject)
+    _check_divergence(found, subject)
     if isinstance(sampler.sde, GaussianSDE):
         twin = _twin(sampler.sde, x)
         found.at_least(
@@ -138,43 +87,92 @@ def check_likelihood(
             0.95,
             lambda: _coverage(twin, n, seed),
         )
-    if not made_up and not sampler.problem.prior.holds_data:
+    if x0 is not None and not sampler.problem.prior.holds_data:
         found.at_most(
             "latents of the data: distance of |z|^2 from chi-squared, in units of chance",
             2.0,
-            lambda: _latents(sampler, x[:n], given),
+            lambda: _latents(subject),
             required=False,
             note="the model fits these data less well than its own samples",
         )
     return found.report()
 
 
-class _Given:
-    """The conditions of a check, for any number of rows.
+class _Subject(NamedTuple):
+    """What is checked: a sampler, data or samples, points per row, the seed, and the conditions of the data."""
 
-    Args:
-        cond: As handed to the check.
-        size: Rows of a tensor that holds one condition per sample.
-    """
+    sampler: SDESampler
+    x: Tensor
+    n: int
+    seed: int
+    given: Conditions
 
-    def __init__(self, cond: dict[str, Any], size: int) -> None:
-        self.cond, self.size = cond, size
+    @property
+    def loose(self) -> float:
+        """What rounding may do to an integration, relative."""
+        return 1e-3 if self.x.dtype == torch.float64 else 3e-2
 
-    def rows(self, n: int) -> dict[str, Any]:
-        """Conditions of `n` rows, in turn."""
-        return self._take(torch.arange(n, device="cpu") % self.size)
 
-    def first(self, n: int) -> dict[str, Any]:
-        """The first condition, `n` times."""
-        return self._take(torch.zeros(n, dtype=torch.long, device="cpu"))
+def _turns(given: Conditions, n: int) -> dict[str, Any]:
+    """Conditions of `n` rows, in turn."""
+    return given.rows([i % given.n for i in range(n)])
 
-    def _take(self, index: Tensor) -> dict[str, Any]:
-        return {
-            name: value[index.to(value.device)]
-            if isinstance(value, Tensor) and value.ndim and len(value) == self.size
-            else value
-            for name, value in self.cond.items()
-        }
+
+def _check_integral(found: Checklist, subject: _Subject) -> None:
+    d = subject.x[0].numel()
+    bound = 1e-3 if d == 1 else 1e-2
+    mass = cache(partial(_integral, subject, bound))
+    found.at_most(
+        "the density integrates to one: |integral - 1|, less the error of the grid",
+        bound,
+        lambda: _beyond(abs(mass()[0] - 1), mass()[1]),
+        note="a divergence that is not that of the velocity, or mass outside of the box around samples",
+    )
+    found.at_most(
+        "the grid resolves the density: change of the integral from half the points per axis",
+        bound,
+        lambda: mass()[1],
+        required=False,
+        note=f"not resolved on {BUDGET[d]} points, or some did not arrive: the row above says less than it might",
+    )
+
+
+def _check_samples(found: Checklist, subject: _Subject) -> None:
+    trip = cache(partial(_round_trip, subject))
+    found.at_most(
+        "log-density of samples: drawn with them against asked of them, largest difference in nats",
+        subject.loose * max(1.0, math.sqrt(subject.x[0].numel())),
+        lambda: _largest(trip()[0].value - trip()[1].value),
+        note="the network answers differently at equal input, or is too rough for the tolerances",
+    )
+    found.at_most(
+        "the states at the prior come back, largest difference relative to their size",
+        subject.loose,
+        lambda: _largest(trip()[0].latent - trip()[1].latent) / _largest(trip()[0].latent),
+    )
+
+
+def _check_divergence(found: Checklist, subject: _Subject) -> None:
+    bound = 1e-4 if subject.x.dtype == torch.float64 else 1e-2
+
+    @cache
+    def slopes() -> tuple[float, float]:
+        with Evaluation(subject.sampler.model):
+            return _derivatives(subject)
+
+    found.at_most(
+        "divergence against differences of the velocity, less the error of these, relative",
+        bound,
+        lambda: slopes()[0],
+        note="part of the network is outside of the graph: torch.no_grad, detach, or a step function",
+    )
+    found.at_most(
+        "the differences resolve the divergence: their error in the median row, relative",
+        bound,
+        lambda: slopes()[1],
+        required=False,
+        note="not resolved: the velocity is rough, or rounded more than its dtype says, as under autocast",
+    )
 
 
 def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> None:
@@ -196,16 +194,16 @@ def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> 
             )
 
 
-def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: int) -> None:
+def _check_answer(sampler: SDESampler, x0: Tensor | None, given: Conditions, seed: int) -> None:
     """Raises unless the model answers to two rows: what fails here would fail in every row of the report."""
     problem, span = sampler.problem, (sampler.times[0], sampler.times[-1])
     y = x0[:2] if x0 is not None else problem.start(problem.source(2, [seed, seed + 1], Streams, span).prior(), span[0])
-    eq = problem.equation(given.rows(2))
+    eq = problem.equation(_turns(given, 2))
     try:
         with torch.no_grad(), Evaluation(sampler.model):
             eq.velocity(y, eq.level(sampler.times[len(sampler.times) // 2]))
     except Exception as error:  # the model may raise anything
-        told = ", ".join(given.cond) or "no conditions"
+        told = ", ".join(given.whole) or "no conditions"
         raise (TypeError if isinstance(error, TypeError) else ValueError)(
             f"the model does not answer to {'x0' if x0 is not None else 'a draw of the prior'}, of event shape "
             f"{tuple(y.shape[1:])} and {y.dtype}, with {told}: {type(error).__name__}: {error}. Give data of the shape "
@@ -214,8 +212,9 @@ def _check_answer(sampler: SDESampler, x0: Tensor | None, given: _Given, seed: i
         ) from error
 
 
-def _integral(sampler: SDESampler, x: Tensor, bound: float, given: _Given, seed: int) -> tuple[float, float]:
+def _integral(subject: _Subject, bound: float) -> tuple[float, float]:
     """The integral of the density over a box around samples, and its change at the last refinement of the grid."""
+    sampler, x, _, seed, given = subject
     solver = DormandPrince(1e-4, 1e-4, max_nfe=2000)
 
     def density(at: Tensor) -> tuple[Tensor, bool]:
@@ -223,13 +222,13 @@ def _integral(sampler: SDESampler, x: Tensor, bound: float, given: _Given, seed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LikelihoodWarning)  # rows that did not arrive are told by the report
             found = [
-                log_prob(sampler, part, solver=solver, solver_error=False, **given.first(len(part)))
+                log_prob(sampler, part, solver=solver, solver_error=False, **given.rows([0] * len(part)))
                 for part in points.split(2048)
             ]
         told = LogProb.join(found)
         return told.value.exp().nan_to_num(0.0).double().cpu(), bool(told.converged.all())
 
-    drawn, _ = _with_density(sampler, x, DRAWN, seed, solver, given.first(DRAWN))
+    drawn, _ = _with_density(sampler, x, DRAWN, seed, solver, given.rows([0] * DRAWN))
     return integral(density, rows(drawn).double().cpu(), bound)
 
 
@@ -254,13 +253,14 @@ def _flow(sampler: SDESampler, x: Tensor, solver: Solver) -> SDESampler:
     return SDESampler(replace(sampler.problem, shape=x.shape[1:]), solver=solver, grid=ends)
 
 
-def _round_trip(sampler: SDESampler, x: Tensor, n: int, seed: int, given: _Given) -> tuple[LogProb, LogProb]:
+def _round_trip(subject: _Subject) -> tuple[LogProb, LogProb]:
     """The log-density of samples, from the prior to the data and back."""
+    sampler, x, n, seed, given = subject
     tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
     solver = DormandPrince(tolerance, tolerance)
-    drawn, forward = _with_density(sampler, x, n, seed, solver, given.rows(n))
+    drawn, forward = _with_density(sampler, x, n, seed, solver, _turns(given, n))
     whole = False if isinstance(sampler.sde, GaussianSDE) else None
-    return forward, log_prob(_flow(sampler, x, solver), drawn, whole=whole, solver_error=False, **given.rows(n))
+    return forward, log_prob(_flow(sampler, x, solver), drawn, whole=whole, solver_error=False, **_turns(given, n))
 
 
 def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
@@ -269,7 +269,7 @@ def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
     return sampler.problem.start(z, sampler.times[0])
 
 
-def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tuple[float, float]:
+def _derivatives(subject: _Subject) -> tuple[float, float]:
     r"""$z\cdot Jz$ by autograd against differences, at three times, relative to $|z|\,|Jz|$ and what $J$ may be.
 
     Where the velocity hardly depends on the state there is nothing to be relative to: $|z|\,|Jz|$ is then replaced by
@@ -278,11 +278,12 @@ def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tu
     Returns:
         The largest deviation less the error of the differences, and that error in the median row.
     """
-    generator = torch.Generator().manual_seed(seed)
+    sampler, x = subject.sampler, subject.x[: subject.n]
+    generator = torch.Generator().manual_seed(subject.seed)
     eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     low, high = sampler.times[-1], sampler.times[0]
     worst, unknown = 0.0, 0.0
-    eq = sampler.problem.equation(given.rows(len(x)))
+    eq = sampler.problem.equation(_turns(subject.given, len(x)))
     for fraction in (0.1, 0.4, 0.8):
         at = eq.level(low + fraction * (high - low))
         if math.isnan(at.alpha):
@@ -309,27 +310,20 @@ def _derivatives(sampler: SDESampler, x: Tensor, seed: int, given: _Given) -> tu
 def _differences(
     velocity: Callable[[Tensor], Tensor], y: Tensor, z: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""$z\cdot Jz$ by central differences, extrapolated once, its error, and $|Jz|$, each `(B,)`.
+    r"""$z\cdot Jz$ by central differences, its error, and $|Jz|$, each `(B,)`.
 
-    The step is halved from a quarter on. Too long a step is wrong by the third derivative, too short a one by rounding.
-    Of every three successive values the spread, with the rounding of the dtype, is the error: the smallest is taken.
+    Those of two steps $h$ and $h/2$ are extrapolated: with $h = \epsilon^{1/5}$ of the size of the state, and
+    $\epsilon$ the rounding of its dtype, what is left of order $h^4$ equals the rounding, $\epsilon/h$. The error is
+    the change by the extrapolation, with that rounding.
     """
     rounding, size = torch.finfo(y.dtype).eps, rows(velocity(y)).double().norm(dim=1)
     length_z, length_y = (rows(w).double().norm(dim=1) for w in (z, y))
-    along, lengths, floors = [], [], []
-    for i in range(2, 18 if y.dtype == torch.float64 else 13):
-        h = scale * 2.0**-i
-        change = rows(velocity(y + h * z) - velocity(y - h * z)).double() / (2 * h)
-        along.append((change * rows(z)).sum(1))
-        lengths.append(change.norm(dim=1))
-        floors.append(rounding * (size * length_z + lengths[-1] * length_y) / h)
-    slopes = torch.stack(along)
-    better = ((4 * slopes[1:] - slopes[:-1]) / 3).unfold(0, 3, 1)  # (windows, B, 3)
-    errors = better.amax(2) - better.amin(2) + torch.stack(floors[3:])
-    best = errors.argmin(0, keepdim=True)
-    chosen = (values.gather(0, best)[0] for values in (better[..., 1], errors, torch.stack(lengths[3:])))
-    slope, error, length = chosen
-    return slope, error, length
+    h = scale * rounding**0.2
+    changes = [rows(velocity(y + step * z) - velocity(y - step * z)).double() / (2 * step) for step in (h, h / 2)]
+    coarse, fine = ((change * rows(z)).sum(1) for change in changes)
+    length = changes[1].norm(dim=1)
+    floor = 2 * rounding * (size * length_z + length * length_y) / h
+    return (4 * fine - coarse) / 3, (fine - coarse).abs() / 3 + floor, length
 
 
 def _nan_first(value: float) -> float:
@@ -355,9 +349,10 @@ def _coverage(twin: SDESampler, n: int, seed: int) -> float:
     return float((error <= 2 * found.total_error).double().mean())
 
 
-def _latents(sampler: SDESampler, x: Tensor, given: _Given) -> float:
+def _latents(subject: _Subject) -> float:
     r"""The Kolmogorov-Smirnov distance of $|z|^2$ from $\chi^2_D$, times $\sqrt n$."""
-    found, sde = log_prob(sampler, x, solver_error=False, **given.rows(len(x))), sampler.sde
+    sampler, x, sde = subject.sampler, subject.x[: subject.n], subject.sampler.sde
+    found = log_prob(sampler, x, solver_error=False, **_turns(subject.given, len(x)))
     latent = found.latent.double()
     if isinstance(sde, GaussianSDE) and not found.whole:
         latent = latent / float(sde.levels([sampler.times[0]])[0].sigma)

@@ -366,6 +366,8 @@ def test_the_parts_of_any_tree_of_conditions_make_the_whole(data, n, size):
     assert same(joined([whole] * size, tree), given.stacked(size))
     assert same(given.each(lambda value: value).whole, whole)
     assert same(given.part(slice(None)), whole)
+    assert same(given.rows(range(n)), whole)
+    assert same(given.rows([n - 1]), given.part(slice(n - 1, n)))
 
 
 # --------------------------------------------------------------------------------------------------- networks that fail

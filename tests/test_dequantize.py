@@ -170,53 +170,6 @@ def test_importance_weights_bring_every_proposal_to_the_truth(d):
         assert -0.02 < mean - d * truth(2) < 4 * error
 
 
-# --------------------------------------------------------------------------------------------------------- variational
-
-
-@every_level
-def test_the_best_q_has_no_gap_and_no_variance(v):
-    """The density within the bin itself, by inverting its distribution function."""
-    low, high = cdf(centre(v) - 0.25), cdf(centre(v) + 0.25)
-
-    def q(x, z):
-        aim = low + torch.special.ndtr(z) * (high - low)
-        a, b = x - 0.25, x + 0.25
-        mid = (a + b) / 2
-        for _ in range(60):
-            below = torch.tensor([[cdf(float(m))] for m in mid], dtype=F64) < aim
-            a, b = torch.where(below, mid, a), torch.where(below, b, mid)
-            mid = (a + b) / 2
-        log_q = log_density(mid) - math.log(high - low) + math.log(0.5)
-        return (mid - x) / 0.5 + 0.5, log_q
-
-    found = dequantize.variational(log_density, at(v, 20), BINS, q, draws=2, seed=0)
-    torch.testing.assert_close(found.value, torch.full((20,), truth(v), dtype=F64), rtol=0, atol=1e-9)
-    assert float(found.standard_error.max()) < 1e-9
-
-
-def test_any_other_q_is_a_bound_that_its_parameters_can_train():
-    shift = torch.tensor(1.5, dtype=F64, requires_grad=True)
-
-    def q(x, z):
-        y = z + shift
-        u = torch.sigmoid(y)
-        log_q = torch.distributions.Normal(shift, 1.0).log_prob(y) - torch.log(u * (1 - u))
-        return u, log_q.reshape(len(x), -1).sum(1)
-
-    before = dequantize.variational(log_density, at(1), BINS, q, seed=0)
-    mean, error = mean_of(before)
-    assert mean < truth(1) - 4 * error
-    for _ in range(30):
-        loss = -dequantize.variational(log_density, at(1, 200), BINS, q, seed=0).value.mean()
-        (grad,) = torch.autograd.grad(loss, shift)
-        with torch.no_grad():
-            shift -= 0.5 * grad
-    after, error = mean_of(dequantize.variational(log_density, at(1), BINS, q, seed=0))
-    print(mean, after, truth(1))
-    assert mean + 4 * error < after < truth(1) + 4 * error
-    assert not before.standard_error.requires_grad
-
-
 # ---------------------------------------------------------------------------------------------------- Gaussian encoder
 
 
@@ -342,10 +295,6 @@ def test_float32_data_of_65536_levels_still_find_their_bins():
 X = at(2, 3, 2)
 
 
-def unit(x, z):
-    return torch.full_like(z, 0.5), torch.zeros(len(x), dtype=F64)
-
-
 @refuses(
     (lambda: Bins(1, 0.0, 1.0), V, "at least two levels"),
     (lambda: Bins(wrong(2.5), 0.0, 1.0), T, "levels must be an integer"),
@@ -382,16 +331,6 @@ def unit(x, z):
         lambda: dequantize.gaussian_encoder(log_density, X + 0.1, BINS, std=1.0),
         V,
         "Give centre(v), with no noise added",
-    ),
-    (
-        lambda: dequantize.variational(log_density, X, BINS, lambda x, z: (z, z)),
-        V,
-        "q answered shapes (3, 2) and (3, 2), wanted those of x and (B,)",
-    ),
-    (
-        lambda: dequantize.variational(log_density, X, BINS, lambda x, z: (unit(x, z)[0] + 1, unit(x, z)[1])),
-        V,
-        "q answered u outside [0, 1]",
     ),
 )
 def test_what_makes_no_sense_is_refused(call, error, text):

@@ -14,7 +14,7 @@ from mixtures import mixture
 from refusals import DoubleWell, check, refuses, wrong
 from torch import nn
 
-from sde_diffusion import VESDE, VPSDE, Network, SDESampler, _quadrature, data, predict
+from sde_diffusion import VESDE, VPSDE, Network, PerSample, SDESampler, Shared, _quadrature, data, predict
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.likelihood_check import check_likelihood
 from sde_diffusion.nets import MLP
@@ -158,6 +158,22 @@ def test_a_conditional_model_is_checked_under_the_conditions_given():
     print(report)
     report.raise_for_failures()
     check_likelihood(sampler(labels=4), n=8, label=labels[:8]).raise_for_failures()
+
+
+def test_rows_of_conditions_go_in_turn_and_tables_whole():
+    heard = []
+
+    def net(x, t, c, table):
+        heard.append((c[:, 0].tolist(), table.shape))
+        return 0.1 * x + 0 * c
+
+    subject = SDESampler(VP, Network(net, VP, predict.data, shape=(2,)))
+    c, table = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]), torch.rand(3, 2)
+    check_likelihood(subject, normal(3), n=5, c=PerSample(c), table=Shared(table))
+    assert all(shape == (3, 2) for _, shape in heard)
+    assert [0.0, 1.0, 2.0, 0.0, 1.0] in [rows for rows, _ in heard]
+    text = "condition 'table' is a tensor of shape (3, 2), for 3 samples that are taken in turn: one row for each, or"
+    check(lambda: check_likelihood(subject, normal(3), c=PerSample(c), table=table), ValueError, text)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
