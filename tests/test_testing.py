@@ -811,7 +811,7 @@ def trained(draw: Any, sde: GaussianSDE, kind: Any, steps: int = 400, blind: boo
         source = torch.Generator().manual_seed(0)
         for _ in range(steps):
             model = Network(timeless(net) if blind else net, sde, kind, shape=(2,))
-            losses.denoising_score_matching(model, draw(256, generator=source), generator=source).backward()
+            losses.denoising_score_matching(model, draw(256, seed=source), generator=source).backward()
             opt.step()
             opt.zero_grad()
     return net.eval()
