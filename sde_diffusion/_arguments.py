@@ -1,19 +1,65 @@
-"""How the command line reads its arguments: numbers within limits, and errors of one line."""
+"""How the command line reads its arguments: numbers within limits, and errors of one line.
+
+A module of a command owns its parser and its run: `add_parser(group)` adds it to the commands by `add_command`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+Say = Callable[[str], None]
+"""What prints a line of the report."""
+Run = Callable[[argparse.Namespace, Say], int | None]
+"""What a command does with its arguments; it answers its exit status, None for 0."""
+
+MOST_STEPS, LARGEST_BATCH = 10**7, 10**7
+"""What the `--steps` of training and `--batch-size` may be; memory may set a lower limit."""
+MOST_THREADS = max(256, os.cpu_count() or 1)
+"""More could not be started on some systems, which ends the process without a word."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose errors are one line, too."""
+    """A parser whose errors are one line, too."""
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split())
         self.exit(2, f"{self.prog}: error: {text if len(text) < 400 else text[:400] + ' ...'}\n")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help that shows a default where there is one, and examples as they were written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_command(group: Any, name: str, run: Run, what: str, **more: Any) -> argparse.ArgumentParser:
+    """Adds a command with the options that all of them have, `--seed` and `--threads`.
+
+    Args:
+        group: The commands, as `add_subparsers` of argparse returns them.
+        name: The name of the command.
+        run: What it does.
+        what: A sentence that says so.
+        more: Further arguments of the parser, such as its `epilog`.
+    """
+    command: argparse.ArgumentParser = group.add_parser(
+        name, help=what[0].lower() + what[1:], description=what, formatter_class=Help, **more
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--seed", type=count(2**32 - 1, least=0), default=0, metavar="K", help="seed of everything random, below 2**32"
+    )
+    command.add_argument(
+        "--threads", type=count(MOST_THREADS), default=1, metavar="N", help=f"processor threads, at most {MOST_THREADS}"
+    )
+    return command
 
 
 def count(most: int | None = None, least: int = 1) -> Callable[[str], int]:

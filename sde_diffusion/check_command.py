@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
+
+from sde_diffusion._arguments import Say, add_command, path
 from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.sde import SDE
@@ -18,12 +22,34 @@ from sde_diffusion.solvers import Solver
 from sde_diffusion.testing import Report, check_denoiser, check_sde, check_solver
 
 
+def add_parser(group: Any) -> None:
+    """Adds `check` to the commands."""
+    command = add_command(
+        group,
+        "check",
+        run,
+        "Check an SDE, solver or model of your own: measured orders, consistency, the rules of the house.",
+        epilog="example:\n  sde-diffusion check my_file.py:MySolver --plot orders.png",
+    )
+    command.add_argument(
+        "target", metavar="MODULE:NAME", help="a class, made without arguments, or an instance; or FILE.py:NAME"
+    )
+    command.add_argument("--json", type=path, metavar="FILE", help="file for the report as JSON")
+    command.add_argument("--plot", type=path, metavar="FILE", help=".png of what was measured")
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """Checks what the arguments name: 0 where it passes, else 1."""
+    torch.manual_seed(args.seed)  # for the weights of a model that is made here
+    return 0 if check_target(args.target, json_file=args.json, plot_file=args.plot, say=say) else 1
+
+
 def check_target(
     target: str,
     *,
     json_file: Path | None = None,
     plot_file: Path | None = None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> bool:
     """Runs the check that fits a class or an instance, and tells whether it passed.
 
@@ -39,15 +65,15 @@ def check_target(
         TypeError: A class that needs arguments, or something that is no SDE, solver or denoiser.
         OSError: A file could not be written at the end; the message says where it is instead.
     """
-    for option, path in (("--json", json_file), ("--plot", plot_file)):
-        if path is not None:
-            check_file(path, option)
+    for option, file in (("--json", json_file), ("--plot", plot_file)):
+        if file is not None:
+            check_file(file, option)
     report = _check(load_target(target), target)
     for line in str(report).splitlines():
         say(line)
     if json_file is not None:
         text = json.dumps({"target": target, **report.as_dict()}, indent=1, allow_nan=False) + "\n"
-        keep(lambda path: write_files({path: text.encode()}), json_file)
+        keep(lambda place: write_files({place: text.encode()}), json_file)
     if plot_file is not None:
         keep(report.plot, plot_file)
     return report.passed

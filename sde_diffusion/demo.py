@@ -21,6 +21,7 @@ from torch import Tensor
 
 import sde_diffusion
 from sde_diffusion import grids, plots, predict
+from sde_diffusion._arguments import Say
 from sde_diffusion._files import check_folder, keep, write_files
 from sde_diffusion._network import Network
 from sde_diffusion.checkpoint import save_checkpoint
@@ -76,7 +77,7 @@ QUICK = Settings(
 class _Report:
     """Says what happens, and keeps the seconds of each phase."""
 
-    say: Callable[[str], None]
+    say: Say
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -88,7 +89,7 @@ class _Report:
         self.say(f"   {self.seconds[name]:.1f} s")
 
 
-def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str], None]) -> dict[str, Any]:
+def run(out: str | Path, settings: Settings | None = None, *, say: Say) -> dict[str, Any]:
     """Trains, samples with every solver, scores, evaluates likelihoods, draws.
 
     Args:
@@ -175,9 +176,7 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
     return trained.model.requires_grad_(False), sum(last) / len(last)
 
 
-def _measure(
-    bench: Bench, model: Denoiser, settings: Settings, say: Callable[[str], None]
-) -> tuple[list[Row], Curves, Tensor]:
+def _measure(bench: Bench, model: Denoiser, settings: Settings, say: Say) -> tuple[list[Row], Curves, Tensor]:
     """The table, Frechet distance by evaluations for some solvers, and the images of the headline solver."""
     n, others = settings.headline, settings.others
     say("   " + HEADER)
@@ -274,7 +273,7 @@ def _result(
     }
 
 
-def _close(out: Path, result: dict[str, Any], say: Callable[[str], None]) -> None:
+def _close(out: Path, result: dict[str, Any], say: Say) -> None:
     """The last lines: what was reached, where it is, and what to try next."""
     figures, head, real = result["figures"], result["headline"], result["real"]
     distances = (

@@ -1,12 +1,13 @@
-"""What `sde-diffusion likelihood` does: from a checkpoint and a file of arrays to a file of log-likelihoods."""
+"""`sde-diffusion likelihood`: from a checkpoint and a file of arrays to a file of log-likelihoods."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sde_diffusion._arguments import LARGEST_BATCH, Say, add_command, count, path
 from sde_diffusion._checks import check_state
 from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion._memory import check_batch
@@ -27,17 +29,73 @@ from sde_diffusion.limits import check_seeds
 from sde_diffusion.sampler import SDESampler
 
 
+def add_parser(group: Any) -> None:
+    """Adds `likelihood` to the commands."""
+    command = add_command(
+        group,
+        "likelihood",
+        run,
+        "Log-likelihood of your own arrays under a checkpoint, with its errors.",
+        epilog="example:\n  sde-diffusion likelihood --checkpoint model --data faces.npz --out likelihood.json",
+    )
+    need = command.add_argument_group("required")
+    need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
+    need.add_argument("--data", required=True, type=path, metavar="FILE", help=".npy or .npz, as for train")
+    need.add_argument(
+        "--out",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help=".json, with a summary, or .csv; a file there is replaced",
+    )
+    command.add_argument(
+        "--probes",
+        type=count(),
+        metavar="K",
+        help="random probes of the divergence; unset, exact up to 128",
+    )
+    command.add_argument(
+        "--bin-width", type=float, metavar="W", help="width of a level of (dequantised) data, for bits per dimension"
+    )
+    command.add_argument("--correct", action="store_true", help="extrapolate from the smallest noise level to none")
+    command.add_argument(
+        "--batch-size", type=count(LARGEST_BATCH), default=64, metavar="N", help="samples in memory at once"
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> None:
+    """Weighs as the arguments say."""
+    weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size)
+    likelihood_file(args.checkpoint, args.data, args.out, weigh=weigh, seed=args.seed, say=say)
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """How the log-likelihoods of a file are found.
+
+    Args:
+        probes: The number of random probes of the divergence; None for an exact one up to 128 dimensions, and for 8
+            probes above.
+        bin_width: The width of a level of discrete data in the units of the file, for bits per dimension. The file
+            holds the dequantised data.
+        correct: Whether to extrapolate from the smallest noise level to none.
+        batch_size: The number of samples in memory at once.
+    """
+
+    probes: int | None = None
+    bin_width: float | None = None
+    correct: bool = False
+    batch_size: int = 64
+
+
 def likelihood_file(
     checkpoint: Path,
     data: Path,
     out: Path,
     *,
-    probes: int | None = None,
-    bin_width: float | None = None,
-    correct: bool = False,
-    batch_size: int = 64,
+    weigh: Weigh | None = None,
     seed: int = 0,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     r"""Writes the log-likelihood of every sample of a file, in nats and in the units of the file.
 
@@ -47,15 +105,12 @@ def likelihood_file(
     the rows that converged.
 
     Args:
-        checkpoint: Folder of the checkpoint.
-        data: `.npy` or `.npz` file, see `arrays.load_array`.
-        out: File to write, `.json` (with a summary) or `.csv` (rows alone).
-        probes: Random probes of the divergence; by default it is exact up to 128 dimensions, and above 8 are taken.
-        bin_width: Width of a level of discrete data in the units of the file, for bits per dimension. The file holds
-            the dequantised data.
-        correct: Extrapolates from the smallest noise level to none.
-        batch_size: Samples in memory at once.
-        seed: Sample `i` has the stream `seed + i` for its probes.
+        checkpoint: The folder of the checkpoint.
+        data: An `.npy` or `.npz` file, see `arrays.load_array`.
+        out: The file to write, `.json` (with a summary) or `.csv` (rows alone).
+        weigh: How they are found: `Weigh()` by default.
+        seed: The seed `k` that gives the probes of sample `i` the stream `k + i`; fixed, so that a command can be
+            repeated.
         say: Called with every line of the report.
 
     Raises:
@@ -64,6 +119,8 @@ def likelihood_file(
             into memory. All before any work.
         OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
+    weigh = weigh or Weigh()
+    probes, bin_width, batch_size = weigh.probes, weigh.bin_width, weigh.batch_size
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
     check_file(out, "--out")
@@ -84,7 +141,7 @@ def likelihood_file(
             part = slice(i, i + batch_size)
             seeds = range(seed + i, seed + i + len(z[part]))
             trace = None if probes is None else Orthogonal(probes)
-            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=correct, **cond.part(part)))
+            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=weigh.correct, **cond.part(part)))
             bar.update(len(z[part]))
     dim = x[0].numel()
     found = LogProb.join(parts)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import SDESampler, cli, commands, predict, processes, solvers, training
+from sde_diffusion import SDESampler, cli, predict, processes, sample_command, solvers, train_command, training
 from sde_diffusion.checkpoint import load_checkpoint
 from sde_diffusion.data import moons
 from sde_diffusion.demo import QUICK, Settings, run
@@ -316,7 +316,7 @@ def test_an_interruption_is_one_line_and_writes_nothing(vectors, tmp_path, capsy
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "train", interrupt)
+    monkeypatch.setattr(train_command, "train", interrupt)
     assert call("train", "--data", vectors / "x.npy", "--out", tmp_path / "model") == 130
     assert capsys.readouterr().err == "sde-diffusion: interrupted\n"
     assert not (tmp_path / "model").exists()
@@ -330,7 +330,7 @@ def test_warnings_are_one_line(vectors, capsys, monkeypatch):
             warnings.simplefilter("always")
             warnings.warn("mind\nthe gap", UserWarning, stacklevel=1)
 
-    monkeypatch.setattr(commands, "sample_file", warn)
+    monkeypatch.setattr(sample_command, "sample_file", warn)
     assert call("sample", "--checkpoint", "x", "--out", "x.npy") == 0
     assert capsys.readouterr().err == "sde-diffusion: warning: mind the gap\n"
 

@@ -28,7 +28,9 @@ VP = VPSDE()
 MAKERS = "tensor as_tensor zeros ones full arange linspace logspace empty eye rand randn randint randperm"
 ABOVE = {
     "demo",
-    "commands",
+    "demo_command",
+    "sample_command",
+    "train_command",
     "classifier",
     "trials",
     "plots",

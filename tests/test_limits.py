@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, commands, likelihood_command, predict
+from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, likelihood_command, predict, train_command
 from sde_diffusion._memory import check_batch, parameters_at
 from sde_diffusion._training_input import batches
 from sde_diffusion.checkpoint import save_checkpoint
@@ -42,7 +42,7 @@ def no_work(monkeypatch):
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(_memory, "memory", lambda: 2**35)
-    monkeypatch.setattr(commands, "train", begun)
+    monkeypatch.setattr(train_command, "train", begun)
     monkeypatch.setattr(SDESampler, "_solve", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
     monkeypatch.setattr("sde_diffusion.demo.Bench.prepare", begun)
@@ -153,12 +153,12 @@ def test_memory_that_runs_out_all_the_same_is_one_line(error, place, capsys, mon
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(commands, "train", fails)
+    monkeypatch.setattr(train_command, "train", fails)
     monkeypatch.chdir(place)
     assert cli.main(list(TRAIN)) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("sde-diffusion: error: out of memory: take a smaller --batch-size")
-    monkeypatch.setattr(commands, "train", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(train_command, "train", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):  # a fault of ours is not hidden
         cli.main(list(TRAIN))
 

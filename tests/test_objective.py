@@ -25,9 +25,9 @@ from sde_diffusion import (
     SubVPSDE,
     Wrapper,
     clocks,
-    commands,
     predict,
     processes,
+    train_command,
 )
 from sde_diffusion.data import moons
 from sde_diffusion.losses import (
@@ -231,7 +231,7 @@ def test_a_loop_of_ones_own_over_the_loss_of_the_model_learns_the_moons():
 @pytest.mark.parametrize("kind", predict.NAMES)
 @pytest.mark.parametrize("sde", processes.named())
 def test_the_command_line_makes_models_that_are_told_the_log_noise_level_and_has_no_rule_of_its_own(sde, kind):
-    model = commands._model_for(MLP(2, hidden=8), sde, kind, (2,))
+    model = train_command._model_for(MLP(2, hidden=8), sde, kind, (2,))
     assert (model.sde, model.kind, model.clock) == (processes.named()[sde], predict.NAMES[kind], clocks.edm)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import VPSDE, Network, SDESampler, _files, cli, commands, likelihood_command, predict, training
+from sde_diffusion import VPSDE, Network, SDESampler, _files, cli, likelihood_command, predict, train_command, training
 from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
 from sde_diffusion._streams import Steady
@@ -81,7 +81,7 @@ def no_work(monkeypatch):
     def begun(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(commands, "train", begun)
+    monkeypatch.setattr(train_command, "train", begun)
     monkeypatch.setattr(SDESampler, "sample", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
     monkeypatch.setattr("sde_diffusion.check_command._check", begun)
@@ -232,7 +232,7 @@ def full(monkeypatch, tmp_path):
             fill(patch, disk)
             true(write, out)
 
-    for module in ("commands", "likelihood_command", "check_command", "demo"):
+    for module in ("train_command", "sample_command", "likelihood_command", "check_command", "demo"):
         monkeypatch.setattr(f"sde_diffusion.{module}.keep", keep)
     return disk
 
@@ -331,7 +331,7 @@ def test_what_was_learnt_before_the_end_is_saved_beside_the_whole(stop, place, t
         stop.training = true(*args, **options)
         raise stop
 
-    monkeypatch.setattr(commands, "train", train)
+    monkeypatch.setattr(train_command, "train", train)
     words = commands_to(place, tmp_path / "out")["train"]
     for name in ("out-interrupted", "out-interrupted-1"):
         assert call(*words) == (130 if isinstance(stop, KeyboardInterrupt) else 2)

@@ -1,38 +1,87 @@
-"""What `sde-diffusion train` and `sample` do: from a file of arrays to a checkpoint, and from there to a file."""
+"""`sde-diffusion train`: from a file of arrays to a checkpoint."""
 
 from __future__ import annotations
 
-import io
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import predict, processes, solvers
-from sde_diffusion._files import beside, check_file, keep, write_files
+from sde_diffusion import predict, processes
+from sde_diffusion._arguments import LARGEST_BATCH, MOST_STEPS, Say, add_command, count, path
+from sde_diffusion._files import beside, keep
 from sde_diffusion._memory import check_batch
 from sde_diffusion._network import Network
 from sde_diffusion.arrays import load_array
-from sde_diffusion.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sde_diffusion.limits import (
-    PASSES,
-    check_checkpoint,
-    check_network,
-    check_passes,
-    check_samples,
-    check_seeds,
-    classes_of,
-    columns,
-)
+from sde_diffusion.checkpoint import save_checkpoint
+from sde_diffusion.limits import PASSES, check_checkpoint, check_network, check_passes, classes_of
 from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.plots import picture
-from sde_diffusion.sampler import SDESampler
 from sde_diffusion.standardisation import Standardisation
 from sde_diffusion.training import Recipe, Training, train
+
+WIDEST = 10**5
+"""What `--width` may be; memory may set a lower limit."""
+
+
+def add_parser(group: Any) -> None:
+    """Adds `train` to the commands."""
+    command = add_command(
+        group,
+        "train",
+        run,
+        "Train a model on your own arrays.",
+        epilog="example:\n  sde-diffusion train --data faces.npz --out model --steps 5000 --threads 8",
+    )
+    need = command.add_argument_group("required")
+    need.add_argument(
+        "--data",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help=".npy, or .npz with `x` and perhaps `label`: float vectors (N, D) or images (N, C, H, W), of any scale",
+    )
+    need.add_argument(
+        "--out", required=True, type=path, metavar="DIR", help="folder for the checkpoint, made if need be"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the checkpoint that is there")
+    command.add_argument("--sde", choices=processes.named(), default="edm", help="process under which it is trained")
+    command.add_argument("--kind", choices=predict.NAMES, default="edm", help="what the network predicts")
+    command.add_argument(
+        "--steps", type=count(MOST_STEPS), default=3000, metavar="N", help=f"gradient steps, at most {MOST_STEPS:,}"
+    )
+    command.add_argument(
+        "--batch-size",
+        type=count(LARGEST_BATCH),
+        default=128,
+        metavar="N",
+        help=f"samples per step, at most {LARGEST_BATCH:,}",
+    )
+    command.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    command.add_argument(
+        "--width",
+        "--hidden",
+        type=count(WIDEST),
+        metavar="N",
+        help="width of the network: 128 for vectors, 32 channels (a multiple of 8) for images; at most 100,000",
+    )
+
+
+def run(args: argparse.Namespace, say: Say) -> None:
+    """Trains as the arguments say."""
+    train_file(
+        args.data,
+        args.out,
+        design=Design(args.sde, args.kind, args.width),
+        steps=args.steps,
+        recipe=Recipe(args.batch_size, args.lr),
+        seed=args.seed,
+        overwrite=args.overwrite,
+        say=say,
+    )
 
 
 @dataclass(frozen=True)
@@ -152,76 +201,3 @@ def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
 
 def _model_for(net: nn.Module, sde_name: str, kind_name: str, shape: tuple[int, ...]) -> Network:
     return Network(net, processes.named()[sde_name], predict.NAMES[kind_name], shape=shape)
-
-
-def sample_file(
-    checkpoint: Path,
-    out: Path,
-    *,
-    n: int = 64,
-    solver: str = "dpmpp2",
-    steps: int | None = None,
-    nfe: int | None = None,
-    label: str = "all",
-    batch_size: int = 256,
-    seed: int = 0,
-    say: Callable[[str], None],
-) -> None:
-    """Draws samples from a checkpoint into a file, in the units of the data it was trained on.
-
-    Args:
-        checkpoint: Folder of the checkpoint.
-        out: File to write: `.npy`; `.npz` with `x` and `label`; or `.png`. In float32, or in float64 where that cannot
-            hold the data.
-        n: Number of samples.
-        solver: Name in `solvers.named()`.
-        steps: Solver steps.
-        nfe: Budget of network evaluations instead.
-        label: A class, `"all"` for every class in turn, or `"none"`.
-        batch_size: Samples in memory at once.
-        seed: Sample `i` has the stream `seed + i`.
-        say: Called with every line of the report.
-
-    Raises:
-        FileNotFoundError: No checkpoint.
-        ValueError: A damaged checkpoint, a label or a file name that does not fit, a place that takes no file, or
-            what would not fit into memory. All before any work.
-        OSError: The file could not be written to `out` at the end; the message says where it is instead.
-    """
-    suffix = out.suffix.lower()
-    if suffix not in (".npy", ".npz", ".png"):
-        raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
-    check_file(out, "--out")
-    loaded = load_checkpoint(checkpoint)
-    labels = _labels_for(label, n, loaded.classes)
-    sampler = SDESampler(loaded.model.sde, loaded.model, solver=solvers.named()[solver], steps=steps, nfe=nfe)
-    check_seeds(seed, n)
-    check_samples(loaded, n, batch_size, out)
-    cond: dict[str, Any] = {} if labels is None else {"label": labels}
-    x = sampler.sample(n, seed=seed, batch_size=batch_size, progress=True, **cond)
-    x = loaded.scaling.undo(x)
-    keep(lambda path: _write(path, x, labels, loaded), out)
-    say(f"{n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
-
-
-def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> None:
-    if path.suffix.lower() == ".png":
-        low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
-        picture(path, x, low=low, high=high, columns=columns(len(x), loaded))
-        return
-    content = io.BytesIO()
-    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
-    np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays)
-    write_files({path: content.getvalue()})
-
-
-def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
-    if wanted == "none" or (wanted == "all" and not classes):
-        return None
-    if wanted == "all":
-        return torch.arange(n) % classes
-    if not classes:
-        raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
-    if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= classes:
-        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted[:40]!r}")
-    return torch.full((n,), int(wanted))
