@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import WIDE, as_times, check_real, is_real
+from sde_diffusion._checks import WIDE, check_real, is_real
+from sde_diffusion._times import as_times
 
 SCHEDULES = ("alpha", "sigma", "rates", "half_log_snr", "time_of")
 POINTS = 65  # at which a schedule is looked over

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._bound import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
-from sde_diffusion._checks import as_grid, check_reals
+from sde_diffusion._checks import check_reals
+from sde_diffusion._times import as_grid
 from sde_diffusion.bins import Decoder, GaussianDecoder
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.prior import Prior, Standard

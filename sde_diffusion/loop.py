@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, as_grid, check_state, rows_in_words
+from sde_diffusion._checks import SolverError, check_state, rows_in_words
 from sde_diffusion._linear import broken
+from sde_diffusion._times import as_grid
 from sde_diffusion.equation import ODE, ReverseSDE
 from sde_diffusion.noise import NoiseSource, Silent
 from sde_diffusion.solvers.base import Solver, describe

@@ -8,12 +8,12 @@ What these need of a class stands in its own file: `examples` and `named` of `Ga
 import inspect
 from typing import TYPE_CHECKING
 
+from sde_diffusion.discrete import DiscreteVPSDE as DiscreteVPSDE
 from sde_diffusion.schedules import EDMSDE as EDMSDE
 from sde_diffusion.schedules import VESDE as VESDE
 from sde_diffusion.schedules import VPSDE as VPSDE
 from sde_diffusion.schedules import BrownianSDE as BrownianSDE
 from sde_diffusion.schedules import CosineSDE as CosineSDE
-from sde_diffusion.schedules import DiscreteVPSDE as DiscreteVPSDE
 from sde_diffusion.schedules import FlowSDE as FlowSDE
 from sde_diffusion.schedules import SubVPSDE as SubVPSDE
 from sde_diffusion.sde import GaussianSDE

@@ -11,15 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import grids
-from sde_diffusion._checks import (
-    as_grid,
-    check_count,
-    check_finite,
-    check_flag,
-    check_samples,
-    check_state,
-    check_step_count,
-)
+from sde_diffusion._checks import check_count, check_finite, check_flag, check_samples, check_state, check_step_count
 from sde_diffusion._modules import Evaluation
 from sde_diffusion._request import (
     Chunk,
@@ -27,6 +19,7 @@ from sde_diffusion._request import (
     default_grid,
     grid_name,
 )
+from sde_diffusion._times import as_grid
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE

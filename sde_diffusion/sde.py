@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import as_table, as_time, as_times, check_like, check_state
+from sde_diffusion._checks import check_like, check_state
 from sde_diffusion._linear import rows
 from sde_diffusion._process import SCHEDULES, check_range_of, check_scales, check_schedule, elementwise
+from sde_diffusion._times import as_table, as_time, as_times
 
 Scalar = float | Tensor
 
@@ -163,7 +164,8 @@ class GaussianSDE(SDE):
             t = t.detach().clone().requires_grad_()
             values = self.alpha(t), self.sigma(t)
             found = [torch.autograd.grad(v.sum(), t, allow_unused=True)[0] if v.requires_grad else None for v in values]
-        return tuple(torch.zeros_like(t) if d is None else d.detach() for d in found)  # type: ignore[return-value]
+        dalpha, dsigma = (torch.zeros_like(t) if d is None else d.detach() for d in found)
+        return dalpha, dsigma
 
     @elementwise
     def half_log_snr(self, t: Any) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from checkpoints import edit, model, seal
 from torch import nn
 
-from sde_diffusion import Network, SDESampler, clocks, predict, registry, schedules
+from sde_diffusion import DiscreteVPSDE, Network, SDESampler, clocks, predict, registry, schedules
 from sde_diffusion._checks import SolverError
 from sde_diffusion.checkpoint import MOST_DESCRIPTION, load_checkpoint, save_checkpoint
 from sde_diffusion.nets import MLP, UNet
@@ -252,7 +252,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         net = UNet(1, width=8, classes=3)
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
     else:
-        first = model(schedules.DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
+        first = model(DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
     assert first.shape is not None
     save_checkpoint(tmp_path, first, mean=torch.zeros(first.shape[0]), extra={"a": 1})
     about = json.loads((tmp_path / "model.json").read_text())
@@ -311,7 +311,7 @@ class Loud(Network):
         return super().predict(2 * x, at, **cond)
 
 
-class Table(schedules.DiscreteVPSDE):
+class Table(DiscreteVPSDE):
     pass
 
 

@@ -15,7 +15,7 @@ import torch
 from checkpoints import awake, edit, model, seal
 from torch import nn
 
-from sde_diffusion import Network, SDESampler, clocks, predict, schedules
+from sde_diffusion import DiscreteVPSDE, Network, SDESampler, clocks, predict, schedules
 from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.sde import GaussianSDE
@@ -28,7 +28,7 @@ SDES = [
     schedules.CosineSDE(t_max=0.99),
     schedules.EDMSDE(0.005, 20.0),
     schedules.FlowSDE(),
-    schedules.DiscreteVPSDE.linear(50),
+    DiscreteVPSDE.linear(50),
 ]
 KINDS = [predict.noise, predict.data, predict.score, predict.velocity, predict.v, predict.EDM(0.7)]
 CLOCKS = [clocks.time, clocks.sigma, clocks.log_snr, clocks.edm, clocks.Scaled(999.0), clocks.Index()]
@@ -88,7 +88,7 @@ def test_a_checkpoint_without_a_clock_is_told_that_of_its_kind_as_when_it_was_tr
 
 
 def test_a_checkpoint_of_a_shipped_net_that_was_told_an_index_still_loads(tmp_path):
-    first = model(schedules.DiscreteVPSDE.linear(50), predict.noise)
+    first = model(DiscreteVPSDE.linear(50), predict.noise)
     first.tell(clocks.time)
     save_checkpoint(tmp_path, first)
     assert load_checkpoint(tmp_path).model.clock is clocks.time
@@ -302,7 +302,7 @@ def test_a_net_of_ones_own_need_not_build_on_the_meta_device(tmp_path):
     assert torch.equal(torch.rand(3), wanted)
 
 
-class Tabled(schedules.DiscreteVPSDE):
+class Tabled(DiscreteVPSDE):
     """No dataclass: its `config` tells how it is made."""
 
 

@@ -18,7 +18,7 @@ PACKAGE = "sde_diffusion"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 # module -> what it may import from this package. `*` stands for every file of a folder without a line of its own.
-LEAVES = {"_checks", "_linear", "_brownian", "_modules", "noise", "grids"}
+LEAVES = {"_checks", "_times", "_linear", "_brownian", "_modules", "noise", "grids"}
 LEARNING = {"times", "weights", "matching"}
 MODEL = {
     "_checks",
@@ -38,6 +38,7 @@ MODEL = {
 SOLVERS = {"solvers", "solvers.base", "solvers.*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
+    "_times": {"_checks"},
     "_linear": set(),
     "_brownian": set(),
     "_calls": {"_checks"},
@@ -58,11 +59,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"_checks"},
     "classifier": {"_checks", "data"},
     # processes
-    "_process": {"_checks"},
+    "_process": {"_checks", "_times"},
     "_failure": {"_checks"},
-    "sde": {"_checks", "_linear", "_process"},
+    "sde": {"_checks", "_times", "_linear", "_process"},
     "schedules": {"_checks", "sde"},
-    "processes": {"schedules", "sde"},
+    "discrete": {"_checks", "sde"},
+    "processes": {"schedules", "discrete", "sde"},
     "prior": {"_checks", "_linear", "sde"},
     # models of the score
     "clocks": {"_checks", "sde"},
@@ -89,7 +91,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guidance": MODEL,
     "analytic": MODEL | {"noise"},
     # what a solver sees, and solvers
-    "equation": MODEL,
+    "tables": MODEL,
+    "equation": MODEL | {"tables"},
     "solvers.base": {"_checks", "sde", "noise", "equation"},
     "solvers.*": {"_checks", "_linear", "sde", "noise", "prediction", "equation", "solvers.base", "solvers.*"},
     "solvers": {"solvers.base", "solvers.*"},
@@ -97,7 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": LEAVES | MODEL | {"solvers.base", "equation"},
     "_request": LEAVES | MODEL | {"solvers.base"},
     "moments": LEAVES | MODEL | {"solvers.base", "equation", "loop"},
-    "problem": LEAVES | MODEL | {"equation", "prior"},
+    "problem": LEAVES | MODEL | {"tables", "equation", "prior"},
     "forecast": MODEL | {"solvers.base", "moments"},
     "sampler": LEAVES | MODEL | SOLVERS | {"_request", "equation", "loop", "forecast", "prior", "problem"},
     "divergence": {"_checks", "_linear", "noise"},
@@ -135,6 +138,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {
         "_files",
         "schedules",
+        "discrete",
         "processes",
         "analytic",
         "equation",
