@@ -22,7 +22,7 @@ from sde_diffusion import SDESampler, data
 from sde_diffusion.bins import GaussianDecoder
 from sde_diffusion.checkpoint import load_checkpoint
 from sde_diffusion.elbo import Elbo, Estimate, continuous_elbo, elbo
-from sde_diffusion.likelihood import bits_per_dim
+from sde_diffusion.likelihood import Method, bits_per_dim
 from sde_diffusion.solvers import RK4
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     half = width / 2
 
     sampler = SDESampler(loaded.model.sde, loaded.model)
-    exact = sampler.log_prob(z, solver=RK4(), steps=10, solver_error=False)
+    exact = sampler.log_prob(z, method=Method(RK4(), steps=10, solver_error=False))
     flow = bits_per_dim(exact.value, d, bin_width=width)
     print("| estimate | evaluations | bits/dim | standard error |\n|---|---|---|---|")
     print(f"| probability flow | {exact.nfe} and their divergence | {float(flow.mean()):.3f} | |")

@@ -35,6 +35,7 @@ from torch import Tensor
 from sde_diffusion import VESDE, VPSDE, GaussianSDE, SDESampler
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.sde import standard_normal_log_prob
 from sde_diffusion.solvers import RK4, AdamsMoulton, DormandPrince, Solver
 
@@ -101,7 +102,9 @@ def dopri5(sde: GaussianSDE, model: GaussianMixture, x: Tensor, tolerance: float
 def ours(sde: GaussianSDE, model: GaussianMixture, x: Tensor, tolerance: float) -> tuple[Tensor, int]:
     """`log_prob` by its default solver."""
     sampler = SDESampler(sde, model.on(sde))
-    found = sampler.log_prob(x, level=0.0, solver=DormandPrince(tolerance, tolerance), solver_error=False)
+    found = sampler.log_prob(
+        x, density=Density(level=0.0), method=Method(DormandPrince(tolerance, tolerance), solver_error=False)
+    )
     return found.value, found.nfe
 
 
@@ -110,7 +113,9 @@ def in_steps(solver: Solver) -> Callable[..., tuple[Tensor, int]]:
 
     def weigh(sde: GaussianSDE, model: GaussianMixture, x: Tensor, steps: float) -> tuple[Tensor, int]:
         sampler = SDESampler(sde, model.on(sde))
-        found = sampler.log_prob(x, level=0.0, solver=solver, steps=int(steps), solver_error=False)
+        found = sampler.log_prob(
+            x, density=Density(level=0.0), method=Method(solver, steps=int(steps), solver_error=False)
+        )
         return found.value, found.nfe
 
     return weigh

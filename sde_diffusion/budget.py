@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sde_diffusion.bits import bits_per_dim
 
 PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "converged")
 
@@ -18,9 +20,8 @@ PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "c
 class LogProb:
     r"""The log-likelihood of a batch, in nats, and how far to trust it.
 
-    Adding or subtracting a number or a tensor, such as the Jacobian of a scaling, shifts `value` and keeps the rest;
-    indexing takes rows; `float` takes the value of one row; `to`, `cpu` and `detach` do what they do to tensors.
-    Whatever else is to be computed, compute with `value`.
+    A record: indexing takes rows, `to`, `cpu` and `detach` do what they do to tensors, and whatever is to be computed
+    is computed with `value`. Data that were scaled, $x = s z + m$, have `log_prob(z).value - s.log().sum()`.
 
     Attributes:
         value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
@@ -36,6 +37,7 @@ class LogProb:
             the prior of the sampler, at its first time.
         nfe: Network evaluations of the solve, those of its slowest row, in any batch, not counting the derivatives.
         converged: Mask `(B,)` of the rows whose integration arrived.
+        dim: $D$, coordinates per sample.
         level: Noise level $S = \sigma/\alpha$ of the density; NaN for a general SDE.
         whole: Whether the integration went up to $\alpha = 0$, where the prior is exact.
         corrected: Whether `value` holds the `truncation`, and so estimates $\log p_0$.
@@ -49,16 +51,31 @@ class LogProb:
     latent: Tensor
     nfe: int
     converged: Tensor
+    dim: int
     level: float = math.nan
     whole: bool = False
     corrected: bool = False
     nfe_check: int = 0
-    __array_ufunc__: ClassVar = None  # numpy hands `1.0 + this` over to `__radd__`
 
     @property
     def total_error(self) -> Tensor:
         """Standard error and solver error, added in squares, `(B,)`: of `value` as the density at `level`."""
         return torch.hypot(self.standard_error, self.solver_error)
+
+    def bits_per_dim(self, bin_width: float) -> Tensor:
+        r"""The cost of one coordinate known to bins of width $\Delta$, in bits, shape `(B,)`; of dequantised data.
+
+        $$ -\big(\log p(x)/D + \log\Delta\big)/\log 2 $$
+
+        Args:
+            bin_width: $\Delta$, in the units of the data.
+        """
+        return bits_per_dim(self.value, self.dim, bin_width=bin_width)
+
+    @property
+    def bits_standard_error(self) -> Tensor:
+        """Standard error of `bits_per_dim`, shape `(B,)`."""
+        return self.standard_error / (self.dim * math.log(2))
 
     def mean(self) -> Tensor:
         """Mean of `value` over the rows that converged, shape `()`."""
@@ -81,11 +98,6 @@ class LogProb:
     def __len__(self) -> int:
         return len(self.value)
 
-    def __float__(self) -> float:
-        if len(self) != 1:
-            raise TypeError(f"float() takes the log-likelihood of one sample, this holds {len(self)}: take .mean()")
-        return float(self.value[0])
-
     def __getitem__(self, index: Any) -> LogProb:
         if isinstance(index, Integral) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool):
             index = int(index)
@@ -93,23 +105,6 @@ class LogProb:
             if not len(self.value[index]):
                 raise IndexError(f"row {index.start} of {len(self)}")
         return self._each(lambda v: v[index])
-
-    def __add__(self, other: Any) -> LogProb:
-        if isinstance(other, LogProb):
-            raise TypeError("the errors of two log-likelihoods may be related: compute with their .value")
-        if not isinstance(other, Tensor | Real):
-            raise TypeError(f"a number or a tensor can be added to a log-likelihood, got {type(other).__name__}")
-        if isinstance(other, Tensor) and other.shape not in ((), self.value.shape):
-            raise ValueError(
-                f"wanted one number, or one per sample, shape {tuple(self.value.shape)}, got {tuple(other.shape)}"
-            )
-        return replace(self, value=self.value + (other if isinstance(other, Tensor) else float(other)))
-
-    def __radd__(self, other: Any) -> LogProb:
-        return self + other
-
-    def __sub__(self, other: Any) -> LogProb:
-        return self + (other if isinstance(other, LogProb) else -other)
 
     def __repr__(self) -> str:
         return f"<LogProb of {self}>"

@@ -38,6 +38,7 @@ from sde_diffusion._bound import Estimate, Run, decoder_std_of, one_of, prior_kl
 from sde_diffusion._checks import check_reals
 from sde_diffusion._times import as_grid
 from sde_diffusion.bins import Decoder, GaussianDecoder
+from sde_diffusion.bits import bits_per_dim
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.prior import Prior, Standard
 from sde_diffusion.sde import GaussianSDE
@@ -78,19 +79,13 @@ class Elbo:
 
         Args:
             bin_width: $\Delta$ in the units of the data, if the bound is on a density: $(L/D - \log\Delta)/\log 2$. A
-                bound on the probability of levels, made with `bins=`, has it already.
+                bound on the probability of levels, made with bins, has it already.
         """
-        nats = self.total / self.dim
-        if self.discrete and bin_width is not None:
-            raise ValueError("this bound was made with bins=, whose width it has already: leave bin_width out")
         if not self.discrete:
-            if bin_width is None or not (0 < bin_width < math.inf):
-                raise ValueError(
-                    f"this bounds a density, which costs bits only in bins: give their positive bin_width, "
-                    f"got {bin_width!r}, or ask for the bound with bins="
-                )
-            nats = nats - math.log(bin_width)
-        return nats / math.log(2)
+            return bits_per_dim(-self.total, self.dim, bin_width=bin_width)
+        if bin_width is not None:
+            raise ValueError("this bound is on levels, whose bins have their width already: leave bin_width out")
+        return self.total / (self.dim * math.log(2))
 
     @property
     def bits_standard_error(self) -> Tensor:

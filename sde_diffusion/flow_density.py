@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import SolverError, check_real
+from sde_diffusion._checks import SolverError, check_flag, check_real
 from sde_diffusion._linear import rows
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.divergence import Trace
 from sde_diffusion.equation import ODE, GaussianReverseSDE
 from sde_diffusion.log_density import LogDensityODE, allowance, wide
-from sde_diffusion.loop import UnfinishedWarning, integrate
-from sde_diffusion.sampler import SDESampler
-from sde_diffusion.sde import GaussianSDE, standard_normal_log_prob
+from sde_diffusion.loop import Snapshot, UnfinishedWarning, integrate
+from sde_diffusion.problem import Problem
+from sde_diffusion.sde import standard_normal_log_prob
 from sde_diffusion.solvers import AngleSDE, Solver
 from sde_diffusion.solvers.base import describe
 
@@ -41,6 +41,31 @@ FEW = 8
 
 class LikelihoodWarning(UserWarning):
     """A log-likelihood that is less than it seems: rows that failed, or noise levels that no training has covered."""
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""Which density of a model: at which noise level, and with what at the far end.
+
+    Args:
+        level: Noise level $\sigma/\alpha$ at which to take the density; by default that of the sampler's last time.
+            With 0 it is that of the data themselves, for a model that is regular there.
+        whole: Integrate up to $\alpha = 0$, where the prior is exact; by default where the model answers there. False:
+            up to the first time of the sampler, with its prior: the density of what it draws.
+        correct: Adds the `truncation` to the value, which then estimates the density of the data themselves.
+
+    Example:
+        >>> sampler.log_prob(x0, density=Density(level=0.0))
+    """
+
+    level: float | None = None
+    whole: bool | None = None
+    correct: bool = False
+
+    def __post_init__(self) -> None:
+        if self.whole is not None:
+            check_flag(self.whole, "whole")
+        check_flag(self.correct, "correct")
 
 
 @dataclass(frozen=True)
@@ -119,12 +144,46 @@ class Solved:
     truncation: Tensor
 
 
-def looser(solver: Solver, route: Route, grid: list[float]) -> tuple[Solver, list[float]]:
-    """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`."""
-    cruder = solver.looser()
-    if solver.facts.rtol is not None:
-        return cruder, [grid[0], grid[-1]]
-    return cruder, [*grid[:-1:2], grid[-1]] if len(grid) > FEW else route.grid(cruder, 2 * FEW)
+@dataclass(frozen=True)
+class Flow:
+    """A way of computing a density, ready to be taken: a route and the means.
+
+    Attributes:
+        route: Between which ends, and what the density is worth there.
+        solver: Takes the equation of the route.
+        grid: Its times, rising.
+        trace: How the divergence is found.
+        grad: Whether the graph is kept.
+    """
+
+    route: Route
+    solver: Solver
+    grid: list[float]
+    trace: Trace
+    grad: bool = False
+
+    def ode(self, like: Tensor, part: Part) -> LogDensityODE:
+        """A fresh equation of the state and its log-density, for a batch of the shape and dtype of `like`."""
+        inner = self.route.equation(part.cond)
+        ode = LogDensityODE(inner, like.shape[1:], like.dtype, self.trace, part.probes, grad=self.grad)
+        ode.counter.first = part.before
+        return ode
+
+    def run(self, ode: LogDensityODE, start: Tensor, times: Sequence[float]) -> Snapshot:
+        """The end of a solve."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnfinishedWarning)  # `tell` does, in terms of the rows of the result
+            *_, now = integrate(ode, self.solver, start, times)
+        return now
+
+    def looser(self) -> Flow:
+        """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`."""
+        cruder, grid = self.solver.looser(), self.grid
+        if self.solver.facts.rtol is not None:
+            grid = [grid[0], grid[-1]]
+        else:
+            grid = [*grid[:-1:2], grid[-1]] if len(grid) > FEW else self.route.grid(cruder, 2 * FEW)
+        return replace(self, solver=cruder, grid=grid, grad=False)
 
 
 def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
@@ -149,23 +208,60 @@ def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
     return inner, data_std
 
 
-def general_route(sampler: SDESampler) -> Route:
-    """The route of a general SDE, in `t`."""
-    problem, end = sampler.problem, sampler.sde.t_max
-    return Route((sampler.times[-1], end), math.nan, problem.equation, 1.0, 1.0, partial(problem.log_prior, t=end))
+Span = tuple[float, float]
+"""First and last time of a solve, from noise to data."""
 
 
-def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None) -> Route:
-    """The route of a Gaussian SDE, in the angle."""
-    sde, model = sampler.sde, sampler.model
-    if not (isinstance(sde, GaussianSDE) and isinstance(model, Denoiser)):
-        raise TypeError(f"{type(sde).__name__} is a general SDE: it is integrated in t, from t_min to t_max")
+def route_of(problem: Problem, span: Span, density: Density, data_std: float | None) -> Route:
+    """The way of a density: in the angle on a Gaussian SDE, else in `t`.
+
+    Args:
+        problem: The model, its process and its prior.
+        span: The times between which the model is a sampler.
+        density: Which density.
+        data_std: $c$ of the angle; by default what the model knows.
+    """
+    if isinstance(problem.model, Denoiser):
+        return _gaussian_route(problem, problem.model, span, density, data_std)
+    if density.level is not None or density.whole or density.correct:
+        raise TypeError(
+            f"level=, whole= and correct= speak of noise levels, which {type(problem.sde).__name__}, a general SDE, "
+            "does not have: its density is taken at the last time of the sampler, with the prior at t_max"
+        )
+    end = problem.sde.t_max
+    return Route((span[1], end), math.nan, problem.equation, 1.0, 1.0, partial(problem.log_prior, t=end))
+
+
+def _gaussian_route(problem: Problem, model: Denoiser, span: Span, density: Density, data_std: float | None) -> Route:
     circle = AngleSDE(model.data_std if data_std is None else data_std)
-    first, last = sde.levels([sampler.times[-1], sampler.times[0]])
+    first, last = model.sde.levels([span[1], span[0]])
     start, top = float(first.ratio), float(last.ratio)
     view = model.on(circle)
     low, high = view.noise_range
-    level = start if level is None else _check_level(level, top)
+    level = start if density.level is None else _check_level(density.level, top)
+    whole = _goes_on(density.whole, top, high)
+    if whole:
+        view.check_pure_noise()
+    if level < low * (1 - SLACK):
+        view = _beyond(view, level, low)
+    u = max(math.atan2(level, circle.data_std), circle.t_min)
+    ends = (u, math.pi / 2 if whole else circle.angle(last))
+    radius = 1.0 if whole else circle.radius(last)
+    prior = standard_normal_log_prob if whole else partial(problem.log_prior, t=span[0])
+    return Route(
+        ends,
+        level,
+        lambda cond: GaussianReverseSDE(view, cond),
+        1 / math.hypot(circle.data_std, level),
+        radius,
+        prior,
+        circle.data_std,
+        whole,
+    )
+
+
+def _goes_on(whole: bool | None, top: float, high: float) -> bool:
+    """Whether to integrate up to alpha = 0, for a model made for levels up to `high` and a sampler from `top` on."""
     if whole is None:
         whole = high == math.inf
     if whole and high < math.inf:
@@ -178,24 +274,7 @@ def gaussian_route(sampler: SDESampler, level: float | None, whole: bool | None,
             f"the sampler starts at noise level {top:.6g}, but the model was made for levels up to {high:.6g}: choose "
             "t_max of the sampler inside"
         )
-    if whole:
-        view.check_pure_noise()
-    if level < low * (1 - SLACK):
-        view = _beyond(view, level, low)
-    u = max(math.atan2(level, circle.data_std), circle.t_min)
-    ends = (u, math.pi / 2 if whole else circle.angle(last))
-    radius = 1.0 if whole else circle.radius(last)
-    prior = standard_normal_log_prob if whole else partial(sampler.problem.log_prior, t=sampler.times[0])
-    return Route(
-        ends,
-        level,
-        lambda cond: GaussianReverseSDE(view, cond),
-        1 / math.hypot(circle.data_std, level),
-        radius,
-        prior,
-        circle.data_std,
-        whole,
-    )
+    return whole
 
 
 def _check_level(level: float, top: float) -> float:
@@ -220,32 +299,25 @@ def _beyond(view: Denoiser, level: float, low: float) -> Denoiser:
     return view.beyond()
 
 
-def solve(
-    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, *, grad: bool, warn: bool
-) -> Solved:
+def solve(flow: Flow, part: Part, *, warn: bool) -> Solved:
     """Integrates data to the prior, on a rising grid."""
-    x = part.x
-    ode = LogDensityODE(route.equation(part.cond), x.shape[1:], x.dtype, trace, part.probes, grad=grad)
-    ode.counter.first = part.before
+    x, route, trace = part.x, flow.route, flow.trace
+    ode = flow.ode(x, part)
     start = ode.start(x * route.into if x.device.type == "mps" else wide(x) * route.into)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-        *_, now = integrate(ode, solver, start, grid)
+    now = flow.run(ode, start, flow.grid)
     state, integrals = ode.split(now.x)
     latent = state * route.out
     change = ode.d * (math.log(route.out) + math.log(route.into))
     value = route.prior(latent) + change + trace.estimate(integrals)
     arrived = arrivals(ode, now.finished, value)
     if warn:
-        tell(ode, arrived, route.place, solver, part.before)
+        tell(ode, arrived, flow, part.before)
     value = torch.where(arrived, value, torch.full_like(value, math.nan))
     error = trace.standard_error(integrals.detach(), ode.d)
     return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start))
 
 
-def solve_again(
-    route: Route, solver: Solver, grid: list[float], part: Part, trace: Trace, value: Tensor, latent: Tensor
-) -> tuple[Tensor, Tensor, int]:
+def solve_again(flow: Flow, part: Part, value: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, int]:
     r"""The error of a solve, `(B,)`, from a `looser` one of the same data, its `truncation`, and its evaluations.
 
     $$ \sqrt{(\log p - \log p')^2 + |y_T - y_T'|^2} $$
@@ -257,14 +329,15 @@ def solve_again(
     nothing = torch.full_like(value.detach(), math.inf)
     try:
         with torch.no_grad():
-            rough = solve(route, *looser(solver, route, grid), part, trace, grad=False, warn=False)
+            rough = solve(flow.looser(), part, warn=False)
     except SolverError:  # of a state beyond all numbers
         return nothing, nothing * math.nan, 0
+    route = flow.route
     if route.data_std is None:
         shift = route.prior(rough.latent) - route.prior(wide(latent.detach()))
     else:
         shift = rows(rough.latent - wide(latent.detach())).norm(dim=1) / route.out
-    rtol = solver.facts.rtol
+    rtol = flow.solver.facts.rtol
     floor = 0.0 if rtol is None else allowance(rtol, part.x[0].numel())
     error = torch.hypot(value.detach() - rough.value, shift).clamp_min(floor)
     broken = ~rough.arrived & torch.isfinite(value.detach())
@@ -279,11 +352,11 @@ def arrivals(ode: LogDensityODE, finished: Tensor | None, value: Tensor) -> Tens
     return arrived if ode.failed is None else arrived & ~ode.failed
 
 
-def tell(ode: LogDensityODE, arrived: Tensor, place: Callable[[float], str], solver: Solver, before: int = 0) -> None:
+def tell(ode: LogDensityODE, arrived: Tensor, flow: Flow, before: int = 0) -> None:
     """Warns of rows that did not arrive, counted from `before`, the rows of earlier batches."""
     if bool(arrived.all()):
         return
-    n = len(arrived)
+    n, solver, place = len(arrived), flow.solver, flow.route.place
     lost = ((~arrived).nonzero()[:, 0] + before).tolist()
     broken = [] if ode.failed is None else ode.failed.nonzero()[:, 0].tolist()
     if broken and ode.where is not None and ode.when is not None:

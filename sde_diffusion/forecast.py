@@ -15,7 +15,10 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 
+import torch
+
 from sde_diffusion.moments import misfit
+from sde_diffusion.problem import Problem
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers.base import Solver
 
@@ -118,6 +121,52 @@ def check_steps(
         SamplingWarning,
         stacklevel=4,
     )
+
+
+class Forecast:
+    """What is told of the solves of a sampler, each fault once.
+
+    Args:
+        problem: What is solved.
+        solver: By what.
+        times: On which grid.
+        jump: Whether it ends with the posterior mean.
+        lay_out: The grid of another number of steps, if there is one.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        solver: Solver,
+        times: list[float],
+        *,
+        jump: bool,
+        lay_out: Callable[[int], list[float]] | None,
+    ) -> None:
+        self.problem, self.solver, self.times, self.jump, self.lay_out = problem, solver, times, jump, lay_out
+        self._told = set[str]()
+
+    def tell(self, *, from_prior: bool, steps: bool = True) -> None:
+        """Warns of a start or of steps that do not fit the process.
+
+        Args:
+            from_prior: Whether the states at the first time are drawn.
+            steps: Whether the solver steps on the grid.
+        """
+        sde, c = self.problem.sde, self.problem.data_std
+        if not isinstance(sde, GaussianSDE) or torch.compiler.is_compiling():
+            return
+        if from_prior and not self.problem.prior.holds_data and self._first("start"):
+            check_start(sde, self.times[0], c)
+        if steps and self.jump and self._first("end"):
+            check_end(sde, self.times[-1], c)
+        if steps and self._first("steps"):
+            check_steps(sde, self.solver, self.times, c, self.lay_out)
+
+    def _first(self, what: str) -> bool:
+        new = what not in self._told
+        self._told.add(what)
+        return new
 
 
 _misfit = lru_cache(32)(misfit)  # the same few configurations come again and again

@@ -11,153 +11,108 @@ samples back to the prior, by `looser` steps.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_diffusion._modules import Evaluation
-from sde_diffusion._request import Chunk, default_grid
 from sde_diffusion.budget import LogProb
-from sde_diffusion.divergence import Trace
-from sde_diffusion.flow_density import (
-    Part,
-    Route,
-    arrivals,
-    check_solver,
-    gaussian_route,
-    general_route,
-    solve_again,
-    tell,
-)
-from sde_diffusion.likelihood import choose_trace, ordinary
-from sde_diffusion.log_density import LogDensityODE
-from sde_diffusion.loop import UnfinishedWarning, integrate
+from sde_diffusion.conditions import Chunk
+from sde_diffusion.flow_density import Density, Flow, Part, arrivals, check_solver, route_of, solve_again, tell
+from sde_diffusion.likelihood import Method, ordinary
 from sde_diffusion.noise import NoiseSource
-from sde_diffusion.sampler import SDESampler
+from sde_diffusion.problem import Problem
 from sde_diffusion.sde import GaussianSDE
-from sde_diffusion.solvers import Angle, AngleSDE
+from sde_diffusion.solvers import AngleSDE, Solver
 
 
-def draw_with_log_prob(
-    sampler: SDESampler,
-    batches: Iterable[Chunk],
-    total: int | None,
-    noise: Callable[..., NoiseSource],
-    trace: Trace | None,
-    solver_error: bool,
-    grad: bool,
-) -> tuple[Tensor, LogProb]:
-    """`sampler.sample(return_log_prob=True)`, batch by batch; with a progress bar over `total` samples, if given."""
-    xs, found = [], []
-    with tqdm(total=total, desc="sampling", disable=total is None) as bar:
-        for part in batches:
-            start = _start(sampler, part, noise) if part.start is None else part.start
-            seeds = part.seed
-            if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
-                seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
-            x, log_p = sample_with_log_prob(
-                sampler, start, seeds, trace, part.cond, solver_error=solver_error, grad=grad, before=part.first
-            )
-            xs.append(x)
-            found.append(log_p)
-            bar.update(part.n)
-    return torch.cat(xs), LogProb.join(found)
-
-
-def sample_with_log_prob(
-    sampler: SDESampler,
-    x_T: Tensor,
-    seeds: list[int],
-    trace: Trace | None,
-    cond: dict[str, Any],
-    *,
-    solver_error: bool = True,
-    grad: bool = False,
-    before: int = 0,
-) -> tuple[Tensor, LogProb]:
-    """Carries states at the first grid time of a sampler, `(B, *)`, to the last, and their density along.
+class JointSampling:
+    """Draws samples of a problem together with their log-density.
 
     Args:
-        sampler: Gives the model, the solver and the grid.
-        x_T: The states.
-        seeds: Of the probes, one per row.
-        trace: How the divergence is found.
-        cond: Handed to the model.
-        solver_error: Solves back from the samples, at ten times the tolerance or half the steps, for the error.
-        grad: Keeps the graph.
-        before: Rows of earlier batches, for the warnings.
-
-    Returns:
-        The states there over alpha, in the units of the data and without the final jump, and their log-density: the
-        number that `sampler.log_prob(x, whole=False)` finds, up to `solver_error`.
+        problem: The model, its process and its prior.
+        solver: A solver that integrates any ODE.
+        times: Times of the process, falling: on a Gaussian SDE the solver steps between them in the angle.
+        method: How the divergence is found, and whether the solver error is; its solver and steps are those above.
+        grad: Whether the graph is kept.
 
     Raises:
         TypeError: A solver that cannot integrate a bare ODE.
-        ValueError: A general SDE whose grid starts elsewhere than its prior.
+        ValueError: A method with a solver or steps; a general SDE whose times start elsewhere than its prior.
     """
-    inner, _ = check_solver(sampler.solver, "sample(return_log_prob=True)")
-    route, grid = _way(sampler)
-    trace = choose_trace(trace, sampler.model, x_T)
-    with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
-        x_T, cond = ordinary(x_T), {name: ordinary(value) for name, value in cond.items()}
-        probes = trace.probes(seeds, x_T[0].numel(), x_T)
-        ode = LogDensityODE(route.equation(cond), x_T.shape[1:], x_T.dtype, trace, probes, grad=grad)
-        ode.counter.first = before
+
+    def __init__(
+        self, problem: Problem, solver: Solver, times: Sequence[float], method: Method, *, grad: bool = False
+    ) -> None:
+        if (method.solver, method.steps, method.data_std) != (None, None, None):
+            raise ValueError(
+                f"samples are drawn by the solver and on the grid of the sampler, got method={method!r}: give "
+                "SDESampler(..., solver=, steps=), and to a method trace= and solver_error= alone"
+            )
+        self.problem, self.times, self.method, self.grad = problem, times, method, grad
+        self.solver, data_std = check_solver(solver, "sample_with_log_prob")
+        sde = problem.sde
+        if not isinstance(sde, GaussianSDE) and times[0] != sde.t_max:
+            raise ValueError(
+                f"the grid starts at t = {times[0]:g}, but the density of {type(sde).__name__} is known at "
+                f"t_max = {sde.t_max:g} alone, by its prior: start there"
+            )
+        self.route = route_of(problem, (times[0], times[-1]), Density(whole=False), data_std)
+        self.grid = list(times)
+        if isinstance(sde, GaussianSDE) and self.route.data_std is not None:
+            circle = AngleSDE(self.route.data_std)
+            low, high = self.route.ends
+            self.grid = [high, *(circle.angle(at) for at in sde.levels(times[1:-1])), low]
+
+    def draw(self, part: Chunk, noise: Callable[..., NoiseSource]) -> tuple[Tensor, LogProb]:
+        """The samples of a batch and their log-density, from the states given, or else from the prior."""
+        x_T, seeds, span = part.start, part.seed, (self.times[0], self.times[-1])
+        if x_T is None:
+            x_T = self.problem.start(self.problem.source(part.n, part.seed, noise, span).prior(), span[0])
+        if isinstance(seeds, torch.Generator):  # the probes, too, are drawn from the shared stream
+            seeds = torch.randint(1 << 31, (part.n,), generator=seeds, device=seeds.device).tolist()
+        trace = self.method.trace_of(self.problem.model, x_T)
+        flow = Flow(self.route, self.solver, self.grid[::-1], trace, self.grad)
+        with torch.inference_mode(False), torch.set_grad_enabled(self.grad), Evaluation(self.problem.model):
+            x_T, cond = ordinary(x_T), {name: ordinary(value) for name, value in part.cond.items()}
+            probes = trace.probes(seeds, x_T[0].numel(), x_T)
+            return self._carry(flow, Part(x_T, probes, cond, part.first))
+
+    def _carry(self, flow: Flow, part: Part) -> tuple[Tensor, LogProb]:
+        """Carries states at the first time to the last, and their density along.
+
+        Returns:
+            The states there over alpha, in the units of the data and without the final jump, and their log-density: the
+            number that `log_prob(x, density=Density(whole=False))` finds, up to `solver_error`.
+        """
+        x_T, route = part.x, flow.route
+        ode = flow.ode(x_T, part)
         start = ode.start(x_T)
         start = torch.cat([start[:, : ode.d] / route.out, start[:, ode.d :]], dim=1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnfinishedWarning)  # told below, in terms of the rows of the result
-            *_, now = integrate(ode, inner, start, grid)
+        now = flow.run(ode, start, self.grid)
         state, integrals = ode.split(now.x)
         change = ode.d * (math.log(route.out) + math.log(route.into))
-        value = route.prior(ode.split(start)[0] * route.out) + change - trace.estimate(integrals)
+        value = route.prior(ode.split(start)[0] * route.out) + change - flow.trace.estimate(integrals)
         arrived = arrivals(ode, now.finished, value)
-        tell(ode, arrived, route.place, inner, before)
+        tell(ode, arrived, flow, part.before)
         x = (state / route.into).to(x_T.dtype)
         if not bool(arrived.all()):  # a row that stands where it started, or on the way, is no sample
             x = torch.where(arrived.reshape(-1, *([1] * (x.ndim - 1))), x, torch.full_like(x, math.nan))
         found = LogProb(
             value=torch.where(arrived, value, torch.full_like(value, math.nan)),
-            standard_error=trace.standard_error(integrals.detach(), ode.d),
+            standard_error=flow.trace.standard_error(integrals.detach(), ode.d),
             solver_error=torch.full_like(value, math.nan).detach(),
             truncation=torch.full_like(value, math.nan).detach(),
             latent=x_T.detach(),
             nfe=now.nfe,
             converged=arrived,
+            dim=ode.d,
             level=route.level,
         )
-        if solver_error:
-            part = Part(x.detach(), probes, cond)
-            error, truncation, nfe = solve_again(route, inner, grid[::-1], part, trace, found.value, x_T)
+        if self.method.solver_error:
+            back = Part(x.detach(), part.probes, part.cond)
+            error, truncation, nfe = solve_again(flow, back, found.value, x_T)
             found = replace(found, solver_error=error, truncation=truncation, nfe_check=nfe)
         return x, found
-
-
-def _way(sampler: SDESampler) -> tuple[Route, list[float]]:
-    """The route of the density, and the grid of the sampler, or the default one of the angle, in its coordinate."""
-    sde, solver = sampler.sde, sampler.solver
-    if not isinstance(sde, GaussianSDE):
-        if sampler.times[0] != sde.t_max:
-            raise ValueError(
-                f"the grid starts at t = {sampler.times[0]:g}, but the density of {type(sde).__name__} is known at "
-                f"t_max = {sde.t_max:g} alone, by its prior: start there"
-            )
-        return general_route(sampler), sampler.times
-    route = gaussian_route(sampler, None, False, solver.bare[1])
-    circle = AngleSDE(route.data_std or 1.0)
-    low, high = route.ends
-    times = sampler.times
-    if sampler.grid_is_default:  # of what the solver steps in, which is the angle here
-        times = default_grid(sde, sampler.model, Angle(solver))(sde, sampler.steps).tolist()
-    between = [circle.angle(at) for at in sde.levels(times[1:-1])]
-    return route, [high, *between, low]
-
-
-def _start(sampler: SDESampler, part: Chunk, noise: Callable[..., NoiseSource]) -> Tensor:
-    span = sampler.times[0], sampler.times[-1]
-    return sampler.problem.start(sampler.problem.source(part.n, part.seed, noise, span).prior(), span[0])

@@ -19,95 +19,151 @@ Where the prior is that of a sampler, and not the exact $\mathcal N(0, I)$ at $\
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion import clocks
-from sde_diffusion._checks import (
-    check_count,
-    check_finite,
-    check_flag,
-    check_positive,
-    check_state,
-    check_step_count,
-)
+from sde_diffusion._checks import check_count, check_finite, check_flag, check_state, check_step_count
 from sde_diffusion._modules import Evaluation
-from sde_diffusion._request import chunks
+from sde_diffusion.bits import bits_per_dim
 from sde_diffusion.budget import LogProb
-from sde_diffusion.conditions import Conditions
+from sde_diffusion.conditions import Conditions, check_options, chunks
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
 from sde_diffusion.flow_density import (
+    Density,
+    Flow,
     LikelihoodWarning,
     Part,
-    Route,
+    Span,
     check_solver,
-    gaussian_route,
-    general_route,
+    route_of,
     solve,
     solve_again,
 )
 from sde_diffusion.noise import seed_list
-from sde_diffusion.sampler import SDESampler
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.problem import Problem
 from sde_diffusion.solvers import RK4, DormandPrince, Solver
 
-__all__ = ["LikelihoodWarning", "LogProb", "bits_per_dim", "divergence", "log_prob"]
+__all__ = ["Density", "LikelihoodWarning", "LogProb", "Method", "bits_per_dim", "divergence", "log_prob"]
 
 EVALUATIONS = 128
 
 
-def log_prob(
-    sampler: SDESampler,
-    x0: Tensor,
-    *,
-    solver: Solver | None = None,
-    steps: int | None = None,
-    trace: Trace | None = None,
-    seed: int | Sequence[int] | None = None,
-    level: float | None = None,
-    whole: bool | None = None,
-    data_std: float | None = None,
-    correct: bool = False,
-    solver_error: bool = True,
-    grad: bool = False,
-    batch_size: int | None = None,
-    cond: Mapping[str, Any] | None = None,
-    **conditions: Any,
-) -> LogProb:
-    r"""Log-likelihood of data under the probability flow of a sampler's model, in nats.
+class Posed(Protocol):
+    """What a likelihood asks of a sampler: its problem, and between which times it solves it."""
+
+    @property
+    def problem(self) -> Problem:
+        """The process, the model and the prior."""
+
+    @property
+    def span(self) -> Span:
+        """First and last time, from noise to data."""
+
+
+@dataclass(frozen=True)
+class Method:
+    r"""How a log-likelihood is computed.
 
     Args:
-        sampler: Gives the model, the range of noise levels and the prior.
-        x0: Data, shape `(B, *)`.
         solver: A solver on plain velocities. By default `DormandPrince` with tolerances 1e-6, or 1e-5 for float32 data;
             each row has its own steps. For a network that is told an index, whose velocity jumps between two of them,
             `RK4`.
         steps: Steps of a solver that does not choose them, uniform in $u^{1/1.5}$; by default as many as take 128
             evaluations. Without a solver, of `RK4`.
         trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
-        seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
-        level: Noise level $\sigma/\alpha$ at which to take the density; by default that of the sampler's last time.
-            With 0 it is that of the data themselves, for a model that is regular there.
-        whole: Integrate up to $\alpha = 0$, where the prior is exact; by default where the model answers there. False:
-            up to the first time of the sampler, with its prior: the density of what it draws.
         data_std: $c$ of the angle, the standard deviation of the data; by default what the model knows.
-        correct: Adds the `truncation` to the value, which then estimates the density of the data themselves.
         solver_error: Solves again at ten times the tolerance, at about two thirds of the cost, or with half the steps,
             for the error.
+
+    Raises:
+        TypeError: A solver that cannot integrate a bare ODE, or a trace that is none.
+        ValueError: A number of steps that is none.
+
+    Example:
+        >>> sampler.log_prob(x0, method=Method(RK4(), steps=40))
+    """
+
+    solver: Solver | None = None
+    steps: int | None = None
+    trace: Trace | None = None
+    data_std: float | None = None
+    solver_error: bool = True
+
+    def __post_init__(self) -> None:
+        if self.solver is not None:
+            check_solver(self.solver, "log_prob")
+        if self.steps is not None:
+            check_step_count(self.steps)
+        if self.trace is not None and not isinstance(self.trace, Trace):
+            raise TypeError(f"trace must be Exact(), Orthogonal(k) or Rademacher(k), got {self.trace!r}")
+        check_flag(self.solver_error, "solver_error")
+
+    def flow(self, problem: Problem, span: Span, density: Density, x: Tensor) -> Flow:
+        """The way of a density of data such as `x`, with defaults filled in."""
+        solver, steps = self.solver, self.steps
+        if solver is None and steps is None and _told_an_index(problem.model):
+            steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
+        if solver is None:
+            tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
+            solver = DormandPrince(tolerance, tolerance) if steps is None else RK4()
+        bare, c = solver.bare
+        if steps is None:
+            steps = 1 if bare.facts.adaptive else EVALUATIONS // (bare.facts.evaluations or 4)
+        route = route_of(problem, span, density, c if self.data_std is None else self.data_std)
+        return Flow(route, bare, route.grid(bare, steps), self.trace_of(problem.model, x))
+
+    def trace_of(self, model: object, x: Tensor) -> Trace:
+        """The trace, exact where it can be by default, in forward mode where parameters cannot keep a graph."""
+        trace = self.trace
+        if trace is None:
+            trace = Exact() if x[0].numel() <= EXACT_UP_TO else Orthogonal(DEFAULT_PROBES)
+        if trace.forward is None and isinstance(model, nn.Module):
+            frozen = any(p.is_inference() for p in chain(model.parameters(), model.buffers()))
+            return replace(trace, forward=frozen)  # type: ignore[type-var]  # every trace is a dataclass
+        return trace
+
+
+OPTIONS = {
+    name: f"{kind.__name__.lower()}={kind.__name__}({name}=...)"
+    for kind in (Density, Method)
+    for name in kind.__dataclass_fields__
+}
+"""How the options are written, none of which is an argument by itself."""
+
+
+def log_prob(
+    of: Posed | Problem,
+    x0: Tensor,
+    *,
+    density: Density = Density(),
+    method: Method = Method(),
+    seed: int | Sequence[int] | None = None,
+    grad: bool = False,
+    batch_size: int | None = None,
+    **cond: Any,
+) -> LogProb:
+    r"""Log-likelihood of data under the probability flow of a model, in nats.
+
+    Args:
+        of: A sampler, which gives the model, the range of times and the prior; or a `Problem`, on all of its times.
+        x0: Data, shape `(B, *)`.
+        density: Which density: at which noise level, with which prior.
+        method: How it is computed: solver, divergence, whether its error is estimated.
+        seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
         grad: Keeps the graph: the value can be differentiated in the data and in the parameters.
         batch_size: Rows in one solve, all by default; changes memory, and nothing else but for
             `Torchdiffeq` with an adaptive method, whose steps suit the batch.
-        cond: Conditions by name, for those that are called as an argument here is: `cond={"level": level}`.
-        **conditions: Handed to the model, as those of `cond` are; in batches, what is per sample goes along with the
-            data, see `conditions`.
+        **cond: Handed to the model; in batches, what is per sample goes along with the data, see `conditions`. Those
+            that are called as an argument here is go in by name, `cond={"density": density}`.
 
     Raises:
-        TypeError: A solver that cannot integrate a bare ODE, or integer or half-precision data.
+        TypeError: Integer or half-precision data, or an option of `Density` or `Method` outside of it.
         ValueError: Empty or non-finite data, another event shape, or a level out of range.
 
     Warns:
@@ -117,46 +173,33 @@ def log_prob(
         Chen et al., Neural Ordinary Differential Equations, 2018; Song et al., Score-Based Generative Modeling through
         SDEs, 2021 (Section 4.3); Grathwohl et al., FFJORD, 2019.
     """
-    if not isinstance(sampler, SDESampler):
-        raise TypeError(f"log_prob needs an SDESampler, got {type(sampler).__name__}: SDESampler(sde, model)")
-    check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
-    if whole is not None:
-        check_flag(whole, "whole")
-    for name, flag in (("correct", correct), ("solver_error", solver_error), ("grad", grad)):
-        check_flag(flag, name)
-    given = Conditions.of(sampler.model, {"cond": cond, **conditions}, len(x0))
+    problem, span = _posed(of)
+    check_finite(check_state(x0, "x0", shape=problem.shape), "x0")
+    check_flag(grad, "grad")
+    _check_kind(density, "density", Density)
+    _check_kind(method, "method", Method)
+    check_options(cond, OPTIONS)
+    given = Conditions.of(problem.model, cond, len(x0))
     size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
     if size < len(x0):
         given.check_apart(f"in batches of {size}")
-    if solver is None and steps is None and told_an_index(sampler.model):
-        steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
-    solver, steps, data_std = choose_solver(solver, steps, x0, data_std)
     seeds = seed_list(seed, len(x0))
-    with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(sampler.model):
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), Evaluation(problem.model):
         x, given = ordinary(x0), given.each(ordinary)
-        route = _route(sampler, level, whole, data_std, correct)
-        grid, trace = route.grid(solver, steps), choose_trace(trace, sampler.model, x)
+        flow = replace(method.flow(problem, span, density, x), grad=grad)
         found: list[LogProb] = []
         for part in chunks(len(x), size, seeds, x, given):
             own = slice(part.first, part.first + part.n)
-            probes = trace.probes(seeds[own], x[0].numel(), x[own])
-            batch = Part(x[own], probes, part.cond, part.first)
-            found.append(_weigh(route, solver, grid, batch, trace, correct, solver_error, grad))
+            probes = flow.trace.probes(seeds[own], x[0].numel(), x[own])
+            found.append(
+                _weigh(flow, Part(x[own], probes, part.cond, part.first), density.correct, method.solver_error)
+            )
         return found[0] if len(found) == 1 else LogProb.join(found)
 
 
-def _weigh(
-    route: Route,
-    solver: Solver,
-    grid: list[float],
-    part: Part,
-    trace: Trace,
-    correct: bool,
-    solver_error: bool,
-    grad: bool,
-) -> LogProb:
+def _weigh(flow: Flow, part: Part, correct: bool, solver_error: bool) -> LogProb:
     """The log-likelihood of one batch."""
-    best = solve(route, solver, grid, part, trace, grad=grad, warn=True)
+    best = solve(flow, part, warn=True)
     found = LogProb(
         value=best.value + best.truncation if correct else best.value,
         standard_error=best.standard_error,
@@ -165,45 +208,20 @@ def _weigh(
         latent=best.latent.to(part.x.dtype),
         nfe=best.nfe,
         converged=best.arrived,
-        level=route.level,
-        whole=route.whole,
+        dim=part.x[0].numel(),
+        level=flow.route.level,
+        whole=flow.route.whole,
         corrected=correct,
     )
     if not solver_error:
         return found
-    part = part._replace(x=part.x.detach())
-    error, _, nfe = solve_again(route, solver, grid, part, trace, best.value, best.latent)
+    error, _, nfe = solve_again(flow, part._replace(x=part.x.detach()), best.value, best.latent)
     return replace(found, solver_error=error, nfe_check=nfe)
 
 
-def choose_solver(
-    solver: Solver | None, steps: int | None, x: Tensor, data_std: float | None, what: str = "log_prob"
-) -> tuple[Solver, int, float | None]:
-    """The solver, its steps and the scale of the angle, with defaults filled in and what cannot work refused."""
-    if solver is None:
-        tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
-        solver = DormandPrince(tolerance, tolerance) if steps is None else RK4()
-    inner, c = check_solver(solver, what)
-    if steps is None:
-        steps = 1 if inner.facts.adaptive else EVALUATIONS // (inner.facts.evaluations or 4)
-    return inner, check_step_count(steps), c if data_std is None else data_std
-
-
-def choose_trace(trace: Trace | None, model: object, x: Tensor) -> Trace:
-    """The trace, exact where it can be by default, in forward mode where parameters cannot keep a graph."""
-    if trace is None:
-        trace = Exact() if x[0].numel() <= EXACT_UP_TO else Orthogonal(DEFAULT_PROBES)
-    if not isinstance(trace, Trace):
-        raise TypeError(f"trace must be Exact(), Orthogonal(k) or Rademacher(k), got {trace!r}")
-    if trace.forward is None and isinstance(model, nn.Module):
-        frozen = any(p.is_inference() for p in chain(model.parameters(), model.buffers()))
-        return replace(trace, forward=frozen)  # type: ignore[type-var]  # every trace is a dataclass
-    return trace
-
-
-def told_an_index(model: object) -> bool:
-    """Whether a model is a network that is told the index of a noise level."""
-    return isinstance(getattr(model, "clock", None), clocks.Index)
+def _check_kind(value: object, name: str, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, such as {kind.__name__}(), got {value!r}")
 
 
 def ordinary(value: Any) -> Any:
@@ -211,32 +229,18 @@ def ordinary(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _route(
-    sampler: SDESampler, level: float | None, whole: bool | None, data_std: float | None, correct: bool
-) -> Route:
-    if isinstance(sampler.sde, GaussianSDE):
-        return gaussian_route(sampler, level, whole, data_std)
-    if level is not None or whole or correct:
+def _posed(of: Posed | Problem) -> tuple[Problem, Span]:
+    """The problem, and between which times a density is asked for."""
+    if isinstance(of, Problem):
+        return of, (of.sde.t_max, of.sde.t_min)
+    problem: object = getattr(of, "problem", None)
+    if not isinstance(problem, Problem):
         raise TypeError(
-            f"level=, whole= and correct= speak of noise levels, which {type(sampler.sde).__name__}, a general SDE, "
-            "does not have: its density is taken at the last time of the sampler, with the prior at t_max"
+            f"log_prob needs a sampler, SDESampler(sde, model), or a Problem(sde, model), got {type(of).__name__}"
         )
-    return general_route(sampler)
+    return problem, of.span
 
 
-def bits_per_dim(log_prob: Tensor | LogProb, dim: int, *, bin_width: float) -> Tensor:
-    r"""$-\big(\log p(x)/D + \log\Delta\big)/\log 2$: the cost in bits of one coordinate known to bins of width
-    $\Delta$.
-
-    Args:
-        log_prob: Log-density of uniformly dequantised data, in nats, shape `(B,)`.
-        dim: $D$, coordinates per sample.
-        bin_width: $\Delta$, in the units of the data; there is no default, since it is 2/256 for bytes scaled to
-            `[-1, 1]` by
-            `2 (v + u) / 256 - 1` and 2/17 for the 17 grey levels of the digits.
-    """
-    check_positive(bin_width, "bin_width")
-    value = log_prob.value if isinstance(log_prob, LogProb) else log_prob
-    if not isinstance(value, Tensor):
-        raise TypeError(f"log_prob must be a LogProb or a torch.Tensor of nats, got {type(value).__name__}")
-    return -(value / check_count(dim, "dim") + math.log(bin_width)) / math.log(2)
+def _told_an_index(model: object) -> bool:
+    """Whether a model is a network that is told the index of a noise level."""
+    return isinstance(getattr(model, "clock", None), clocks.Index)

@@ -25,7 +25,7 @@ from sde_diffusion._quadrature import BUDGET, POINTS, integral
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.budget import LogProb
 from sde_diffusion.conditions import Conditions
-from sde_diffusion.likelihood import LikelihoodWarning, log_prob
+from sde_diffusion.likelihood import Density, LikelihoodWarning, Method, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.sde import GaussianSDE
@@ -42,7 +42,7 @@ def check_likelihood(
 
     * In one and two dimensions the density integrates to one, over a box around samples that widens until no mass is
       left at its border, on a grid that is refined until the integral stands.
-    * A sample drawn with its log-density, `sample(return_log_prob=True)`, has that density by `log_prob`, and its state
+    * A sample drawn with its log-density, `sample_with_log_prob`, has that density by `log_prob`, and its state
       at the prior comes back.
     * The divergence agrees with differences of the velocity: a network that leaves the graph is caught.
     * On a Gaussian mixture of the moments of the data, under the same process, the stated error covers the actual one.
@@ -222,7 +222,7 @@ def _integral(subject: _Subject, bound: float) -> tuple[float, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LikelihoodWarning)  # rows that did not arrive are told by the report
             found = [
-                log_prob(sampler, part, solver=solver, solver_error=False, **given.rows([0] * len(part)))
+                log_prob(sampler, part, method=Method(solver, solver_error=False), **given.rows([0] * len(part)))
                 for part in points.split(2048)
             ]
         told = LogProb.join(found)
@@ -242,7 +242,7 @@ def _with_density(
 ) -> tuple[Tensor, LogProb]:
     """Samples of the flow with their log-density, from the prior."""
     there = _flow(sampler, x, solver)
-    return there.sample(n, seed=seed, return_log_prob=True, x_T=_start(there, x, n, seed), **cond)
+    return there.sample_with_log_prob(n, seed=seed, x_T=_start(there, x, n, seed), **cond)
 
 
 def _flow(sampler: SDESampler, x: Tensor, solver: Solver) -> SDESampler:
@@ -259,8 +259,8 @@ def _round_trip(subject: _Subject) -> tuple[LogProb, LogProb]:
     tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
     solver = DormandPrince(tolerance, tolerance)
     drawn, forward = _with_density(sampler, x, n, seed, solver, _turns(given, n))
-    whole = False if isinstance(sampler.sde, GaussianSDE) else None
-    return forward, log_prob(_flow(sampler, x, solver), drawn, whole=whole, solver_error=False, **_turns(given, n))
+    there, quick = _flow(sampler, x, solver), Method(solver_error=False)
+    return forward, log_prob(there, drawn, density=Density(whole=False), method=quick, **_turns(given, n))
 
 
 def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
@@ -344,7 +344,7 @@ def _coverage(twin: SDESampler, n: int, seed: int) -> float:
     if not isinstance(model, GaussianMixture):
         raise TypeError(f"the twin is a {type(model).__name__}")
     x = model.sample(n, seed=seed)
-    found = log_prob(twin, x, seed=seed, level=0.0)
+    found = log_prob(twin, x, seed=seed, density=Density(level=0.0))
     error = (found.value - model.data_log_prob(x)).abs()
     return float((error <= 2 * found.total_error).double().mean())
 
@@ -352,7 +352,7 @@ def _coverage(twin: SDESampler, n: int, seed: int) -> float:
 def _latents(subject: _Subject) -> float:
     r"""The Kolmogorov-Smirnov distance of $|z|^2$ from $\chi^2_D$, times $\sqrt n$."""
     sampler, x, sde = subject.sampler, subject.x[: subject.n], subject.sampler.sde
-    found = log_prob(sampler, x, solver_error=False, **_turns(subject.given, len(x)))
+    found = log_prob(sampler, x, method=Method(solver_error=False), **_turns(subject.given, len(x)))
     latent = found.latent.double()
     if isinstance(sde, GaussianSDE) and not found.whole:
         latent = latent / float(sde.levels([sampler.times[0]])[0].sigma)

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import DESCRIPTION, TENSORS, Checkpoint, load_checkpoint
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.divergence import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
-from sde_diffusion.likelihood import bits_per_dim, log_prob
+from sde_diffusion.likelihood import Density, Method, log_prob
 from sde_diffusion.limits import check_seeds
 from sde_diffusion.sampler import SDESampler
 
@@ -135,23 +135,22 @@ def likelihood_file(
     check_state(x, "--data", shape=loaded.model.shape)
     z = loaded.scaling.apply(x, _dtype(loaded))
     cond = Conditions.of(loaded.model, {} if labels is None else {"label": labels}, len(x))
+    density, method = Density(correct=weigh.correct), Method(trace=None if probes is None else Orthogonal(probes))
     parts: list[LogProb] = []
     with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             seeds = range(seed + i, seed + i + len(z[part]))
-            trace = None if probes is None else Orthogonal(probes)
-            parts.append(log_prob(sampler, z[part], trace=trace, seed=seeds, correct=weigh.correct, **cond.part(part)))
+            parts.append(log_prob(sampler, z[part], density=density, method=method, seed=seeds, **cond.part(part)))
             bar.update(len(z[part]))
-    dim = x[0].numel()
     found = LogProb.join(parts)
-    found = found - loaded.scaling.log_det(x.shape[1:])  # in the units of the file
-    rows = _rows(found, dim, bin_width)
-    about = _summary(found, rows, dim, loaded) | {
+    found = replace(found, value=found.value - loaded.scaling.log_det(x.shape[1:]))  # in the units of the file
+    rows = _rows(found, bin_width)
+    about = _summary(found, rows, loaded) | {
         "checkpoint": str(checkpoint),
         "data": str(data),
         "seed": seed,
-        "probes": probes if probes is not None else None if dim <= EXACT_UP_TO else DEFAULT_PROBES,
+        "probes": probes if probes is not None else None if found.dim <= EXACT_UP_TO else DEFAULT_PROBES,
         "labels": labels is not None,
     }
     text = _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)
@@ -181,7 +180,7 @@ def _check(
         check_batch(net, tuple(x.shape[1:]), min(batch_size, len(x)), passes=columns)
 
 
-def _rows(found: LogProb, dim: int, bin_width: float | None) -> list[dict[str, Any]]:
+def _rows(found: LogProb, bin_width: float | None) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {
         "log_prob": found.value.tolist(),
         "standard_error": found.standard_error.tolist(),
@@ -190,14 +189,14 @@ def _rows(found: LogProb, dim: int, bin_width: float | None) -> list[dict[str, A
         "converged": found.converged.tolist(),
     }
     if bin_width is not None:
-        columns["bits_per_dim"] = bits_per_dim(found, dim, bin_width=bin_width).tolist()
+        columns["bits_per_dim"] = found.bits_per_dim(bin_width).tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _summary(found: LogProb, rows: list[dict[str, Any]], dim: int, loaded: Checkpoint) -> dict[str, Any]:
+def _summary(found: LogProb, rows: list[dict[str, Any]], loaded: Checkpoint) -> dict[str, Any]:
     """Means over the rows that converged, with their standard errors over samples, which hold that of the probes."""
     good = [row for row in rows if row["converged"]]
-    about: dict[str, Any] = {"samples": len(rows), "converged": len(good), "dim": dim}
+    about: dict[str, Any] = {"samples": len(rows), "converged": len(good), "dim": found.dim}
     for name in ("log_prob", "bits_per_dim"):
         values = [row[name] for row in good if name in row]
         if values:

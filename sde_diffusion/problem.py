@@ -26,7 +26,7 @@ from sde_diffusion.sde import SDE, GaussianSDE, check_process
 from sde_diffusion.tables import Tables
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Problem:
     r"""What is to be solved: the reverse equation of a process with a model, and the law of the states it starts from.
 
@@ -46,22 +46,32 @@ class Problem:
 
     sde: SDE
     model: Denoiser | Callable[..., Tensor]
-    shape: Sequence[int] | None = None
-    prior: Prior = Standard()
-    _tables: Tables = field(default_factory=Tables, init=False, repr=False)  # levels that all solves share
+    shape: tuple[int, ...] | None
+    prior: Prior
+    _tables: Tables = field(init=False, repr=False)  # levels that all solves share
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.sde, SDE):
-            raise TypeError(f"sde must be an SDE such as VPSDE(), got {self.sde!r}")
-        check_process(self.sde)
-        object.__setattr__(self, "model", as_model(self.sde, self.model))
-        known = self.model.shape if isinstance(self.model, Denoiser) else None
-        object.__setattr__(self, "shape", known if self.shape is None else check_shape(self.shape))
-        if known is not None and self.shape != known:
-            raise ValueError(f"shape={self.shape}, but the model works on {known}")
-        if not isinstance(self.prior, Prior):
-            raise TypeError(f"prior must be a Prior such as Standard() or Matched(mean, variance), got {self.prior!r}")
-        self.prior.check(self.sde)
+    def __init__(
+        self,
+        sde: SDE,
+        model: Denoiser | Callable[..., Tensor],
+        shape: Sequence[int] | None = None,
+        prior: Prior = Standard(),
+    ) -> None:
+        given: object = sde
+        if not isinstance(given, SDE):
+            raise TypeError(f"sde must be an SDE such as VPSDE(), got {given!r}")
+        check_process(sde)
+        model = as_model(sde, model)
+        known = model.shape if isinstance(model, Denoiser) else None
+        found = known if shape is None else check_shape(shape)
+        if known is not None and found != known:
+            raise ValueError(f"shape={found}, but the model works on {known}")
+        law: object = prior
+        if not isinstance(law, Prior):
+            raise TypeError(f"prior must be a Prior such as Standard() or Matched(mean, variance), got {law!r}")
+        prior.check(sde)
+        for name, value in (("sde", sde), ("model", model), ("shape", found), ("prior", prior), ("_tables", Tables())):
+            object.__setattr__(self, name, value)
 
     @property
     def cost(self) -> int:
@@ -104,7 +114,7 @@ class Problem:
         if like is not None:
             shape, dtype, device = tuple(like.shape[1:]), like.dtype, like.device
         elif self.shape is not None:
-            shape, (dtype, device) = tuple(self.shape), home(self.model)
+            shape, (dtype, device) = self.shape, home(self.model)
         else:
             raise ValueError(
                 "the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32)), "

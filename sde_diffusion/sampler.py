@@ -2,39 +2,35 @@ r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde_diffusion import grids
-from sde_diffusion._checks import check_count, check_finite, check_flag, check_samples, check_state, check_step_count
+from sde_diffusion._checks import check_count, check_finite, check_flag, check_samples, check_state
+from sde_diffusion._layout import angle_grid, default_grid, grid_name, lay_out, times_of
 from sde_diffusion._modules import Evaluation
-from sde_diffusion._request import (
-    Chunk,
-    chunks,
-    default_grid,
-    grid_name,
-)
-from sde_diffusion._times import as_grid
-from sde_diffusion.conditions import Conditions
+from sde_diffusion.budget import LogProb
+from sde_diffusion.conditions import Chunk, Conditions, check_options, chunks
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.forecast import check_end, check_start, check_steps
+from sde_diffusion.forecast import Forecast
 from sde_diffusion.grids import Grid
+from sde_diffusion.joint import JointSampling
+from sde_diffusion.likelihood import Density, Method, log_prob
 from sde_diffusion.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
-from sde_diffusion.noise import NoiseSource, Seed, Silent, Streams, as_seeds
+from sde_diffusion.noise import NoiseSource, Seed, Silent, Streams
 from sde_diffusion.prior import Standard
 from sde_diffusion.problem import Problem
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
-if TYPE_CHECKING:
-    from sde_diffusion.budget import LogProb
-    from sde_diffusion.divergence import Trace
+LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name in ("trace", "solver_error")}
+"""How the options of samples with their log-density are written."""
 
 
 class SDESampler:
@@ -90,51 +86,15 @@ class SDESampler:
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
         self.denoise = check_flag(denoise, "denoise") and gaussian
-        self._forecast_done = set[str]()
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
         self.grid: Grid | Sequence[float] | Tensor = (
             grid if grid is not None else default_grid(self.sde, self.model, self.solver)
         )
-        self.steps, self.times = self._lay_out(steps, nfe)
-
-    def _lay_out(self, steps: int | None, nfe: int | None) -> tuple[int, list[float]]:
-        """The number of steps and the times, from whichever of steps, budget and grid was given."""
-        if steps is not None and nfe is not None:
-            raise ValueError(f"give steps or nfe, not both: got steps={steps} and nfe={nfe}")
-        low, high = self.sde.t_min, self.sde.t_max
-        if not callable(self.grid):
-            times = as_grid(self.grid, low, high)
-            wanted = steps if steps is not None else len(times) - 1
-            if nfe is not None or wanted != len(times) - 1:
-                raise ValueError(
-                    f"the grid given has {len(times) - 1} steps: leave out steps= and nfe=, or give a grid function"
-                )
-        else:
-            if nfe is not None:
-                steps = self._steps_for(nfe)
-            elif steps is None:
-                steps = int(high) if self.grid is grids.integers else self.solver.facts.default_steps
-            times = self._grid_of(check_step_count(steps))
-        if times[0] < times[-1]:
-            raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
-        return len(times) - 1, times
-
-    def _steps_for(self, nfe: int) -> int:
-        cost, per_step = self.problem.cost, self.solver.facts.evaluations
-        jump = cost if self.denoise else 0
-        if per_step is None:
-            raise ValueError(
-                f"{self.solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
-                f"({self.solver.facts.default_steps} by default)"
-            )
-        steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * cost)
-        if steps < 1:
-            raise ValueError(
-                f"a budget of {nfe} evaluations is too small: one step of {self.solver!r} takes {per_step * cost}"
-                + (f" and the final jump {jump}" if jump else "")
-            )
-        return steps
+        self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=self.denoise)
+        self.steps = len(self.times) - 1
+        other = partial(times_of, self.grid, self.sde) if callable(self.grid) else None
+        self._forecast = Forecast(self.problem, solver, self.times, jump=self.denoise, lay_out=other)
 
     @property
     def sde(self) -> SDE:
@@ -149,7 +109,12 @@ class SDESampler:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The event shape of the problem, None if it is not known."""
-        return None if self.problem.shape is None else tuple(self.problem.shape)
+        return self.problem.shape
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time, from noise to data."""
+        return self.times[0], self.times[-1]
 
     def __repr__(self) -> str:
         grid = f"grid={grid_name(self.grid)}"
@@ -159,34 +124,6 @@ class SDESampler:
         if self.problem.prior != Standard():
             about = f"Problem({about}, prior={self.problem.prior!r})"
         return f"SDESampler({about}, solver={self.solver!r}, {steps}{grid}{tail})"
-
-    @overload
-    def sample(
-        self,
-        n: int = ...,
-        *,
-        seed: Seed = ...,
-        x_T: Tensor | None = ...,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        noise: Callable[..., NoiseSource] = ...,
-        grad: bool = ...,
-        return_log_prob: Literal[False] = ...,
-        nonfinite: str = ...,
-        cond: Mapping[str, Any] | None = ...,
-        **conditions: Any,
-    ) -> Tensor: ...
-
-    @overload
-    def sample(
-        self,
-        n: int = ...,
-        *,
-        return_log_prob: Literal[True],
-        trace: Trace | None = ...,
-        solver_error: bool = ...,
-        **options: Any,
-    ) -> tuple[Tensor, LogProb]: ...
 
     def sample(
         self,
@@ -198,13 +135,9 @@ class SDESampler:
         progress: bool = False,
         noise: Callable[..., NoiseSource] = Streams,
         grad: bool = False,
-        return_log_prob: bool = False,
-        trace: Trace | None = None,
-        solver_error: bool = True,
         nonfinite: str = "raise",
-        cond: Mapping[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor | tuple[Tensor, LogProb]:
+        **cond: Any,
+    ) -> Tensor:
         """Draws `n` samples, shape `(n, *)`.
 
         Args:
@@ -217,21 +150,12 @@ class SDESampler:
             progress: Shows a progress bar.
             noise: `noise.Streams` or `noise.BrownianPath`: one path per sample whatever the number of steps.
             grad: Keeps the graph, for gradients through the solve.
-            return_log_prob: Returns the pair of the samples and their `LogProb`, from one solve, by an ODE solver such
-                as `DormandPrince()`. On a Gaussian SDE it is taken in the angle, as by `log_prob`, whatever the
-                solver steps in. The samples are then the states at the last time over alpha, without the final jump:
-                the pair fits, and `log_prob(x, whole=False)` finds the same number within `solver_error`.
-            trace: How that solve finds the divergence; see `log_prob`.
-            solver_error: With `return_log_prob`, solves back from the samples for the error of their density, at ten
-                times the tolerance (two thirds of the cost more) or half the steps (half the cost more).
             nonfinite: What to do with a sample whose state becomes NaN or inf: `"raise"`, or `"keep"` the others, which
-                are bit for bit what they are alone, with NaN in its place. With `return_log_prob` they are always kept.
-            cond: Conditions by name, for those that are called as an argument here is: `cond={"noise": level}`.
-            **conditions: Handed to the model, as those of `cond` are; in batches, what is per sample goes along with
-                the samples, see `conditions`.
+                are bit for bit what they are alone, with NaN in its place.
+            **cond: Handed to the model; in batches, what is per sample goes along with the samples, see `conditions`.
+                Those that are called as an argument here is go in by name, `cond={"noise": level}`.
 
         Raises:
-            TypeError: `return_log_prob` with a solver that cannot integrate a bare ODE.
             ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
             SolverError: A state that is not finite, with its rows.
 
@@ -241,25 +165,12 @@ class SDESampler:
                 the solver, which is tried on Gaussian data first; told once.
             NonFiniteWarning: Samples that are NaN, as `nonfinite="keep"` allows.
         """
-        for name, value in (("progress", progress), ("grad", grad), ("return_log_prob", return_log_prob)):
-            check_flag(value, name)
-        if trace is not None and not return_log_prob:
-            raise ValueError(
-                "trace= says how return_log_prob=True finds a divergence: leave it out. A condition of the model that "
-                "is called so goes in as cond={'trace': ...}"
-            )
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
+        check_options(cond, {"return_log_prob": "sample_with_log_prob(n)", **LOG_PROB})
         keep = _kept(nonfinite)
-        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
-        size = n if batch_size is None else check_count(batch_size, "batch_size")
-        given = Conditions.of(self.model, {"cond": cond, **conditions}, n)
-        if size < n:
-            given.check_apart(f"in batches of {size}")
-        self._forecast(from_prior=x_T is None, steps=not return_log_prob)  # which does not step in t
-        batches = chunks(n, size, seed, x_T, given)
-        if return_log_prob:
-            from sde_diffusion.joint import draw_with_log_prob
-
-            return draw_with_log_prob(self, batches, n if progress else None, noise, trace, solver_error, grad)
+        n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
+        self._forecast.tell(from_prior=x_T is None)
         out: list[Tensor] = []
         with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
@@ -270,6 +181,68 @@ class SDESampler:
                 out.append(now.x)
         return out[0] if len(out) == 1 else torch.cat(out)
 
+    def sample_with_log_prob(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        method: Method = Method(),
+        **cond: Any,
+    ) -> tuple[Tensor, LogProb]:
+        """Draws `n` samples with their log-density, from one solve by an ODE solver such as `DormandPrince()`.
+
+        On a Gaussian SDE the solve is taken in the angle, as by `log_prob`, whatever the solver steps in. The samples
+        are the states at the last time over alpha, without the final jump: the pair fits, and
+        `log_prob(x, density=Density(whole=False))` finds the same number within `solver_error`. Samples that are not
+        finite are NaN, and the others stand.
+
+        Args:
+            n: Number of samples.
+            seed: As in `sample`; of the probes of the divergence too.
+            x_T: As in `sample`.
+            batch_size: As in `sample`.
+            progress: Shows a progress bar.
+            noise: As in `sample`.
+            grad: Keeps the graph.
+            method: `trace` says how the divergence is found. With `solver_error`, the solve goes back from the samples
+                for the error of their density, at ten times the tolerance (two thirds of the cost more) or half the
+                steps (half the cost more). The solver and the steps are those of the sampler.
+            **cond: As in `sample`.
+
+        Returns:
+            The samples, shape `(n, *)`, and the log-density of each.
+
+        Raises:
+            TypeError: A solver that cannot integrate a bare ODE.
+            ValueError: As `sample`, or a method with a solver of its own.
+
+        Warns:
+            LikelihoodWarning: Samples that did not arrive.
+        """
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
+        check_options(cond, LOG_PROB)
+        n, _, batches = self._batches(n, seed, x_T, batch_size, cond)
+        self._forecast.tell(from_prior=x_T is None, steps=False)  # which are taken in the angle
+        times = self.times
+        if self.grid_is_default and isinstance(self.sde, GaussianSDE):
+            between = times_of(angle_grid(self.problem.data_std), self.sde, self.steps)[1:-1]
+            times = [times[0], *between, times[-1]]
+        joint = JointSampling(self.problem, self.solver, times, method, grad=grad)
+        xs, found = [], []
+        with tqdm(total=n, desc="sampling", disable=not progress) as bar:
+            for part in batches:
+                x, log_p = joint.draw(part, noise)
+                xs.append(x)
+                found.append(log_p)
+                bar.update(part.n)
+        return torch.cat(xs), LogProb.join(found)
+
     def iterate(
         self,
         n: int = 1,
@@ -279,8 +252,7 @@ class SDESampler:
         noise: Callable[..., NoiseSource] = Streams,
         grad: bool = False,
         nonfinite: str = "raise",
-        cond: Mapping[str, Any] | None = None,
-        **conditions: Any,
+        **cond: Any,
     ) -> Iterator[Snapshot]:
         """The solve behind `sample`, step by step: for trajectories, previews and stopping early. Arguments as there.
 
@@ -293,21 +265,11 @@ class SDESampler:
         """
         check_flag(grad, "grad")
         keep = _kept(nonfinite)
-        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
-        given = Conditions.of(self.model, {"cond": cond, **conditions}, n).whole
-        self._forecast(from_prior=x_T is None)
-        solve = self._solve(Chunk(n, as_seeds(seed, n), x_T, given), noise, keep)
-        return _guarded(solve, grad, Evaluation(self.model))
+        n, _, batches = self._batches(n, seed, x_T, None, cond)
+        self._forecast.tell(from_prior=x_T is None)
+        return _guarded(self._solve(next(batches), noise, keep), grad, Evaluation(self.model))
 
-    def encode(
-        self,
-        x0: Tensor,
-        *,
-        progress: bool = False,
-        grad: bool = False,
-        cond: Mapping[str, Any] | None = None,
-        **conditions: Any,
-    ) -> Tensor:
+    def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
 
         Starts from $\alpha x_0$ at the last grid time and runs the grid backwards. Not defined for a stochastic solver.
@@ -316,8 +278,7 @@ class SDESampler:
             x0: Data, shape `(B, *)`.
             progress: Shows a progress bar.
             grad: Keeps the graph.
-            cond: Conditions by name, as in `sample`.
-            **conditions: Handed to the model.
+            **cond: Handed to the model, as in `sample`.
 
         Returns:
             The state at the first grid time, shape `(B, *)`; `sample(x_T=...)` decodes it.
@@ -333,7 +294,7 @@ class SDESampler:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
-        eq = self.problem.equation(Conditions.of(self.model, {"cond": cond, **conditions}, len(x0)).whole)
+        eq = self.problem.equation(Conditions.of(self.model, cond, len(x0)).whole)
         times = self.times[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
         with (
@@ -345,37 +306,37 @@ class SDESampler:
                 bar.update(now.index > 0)
         return now.x
 
-    def log_prob(self, x0: Tensor, **options: Any) -> LogProb:
-        """Exact log-likelihood of data, in nats, with its errors; see `likelihood.log_prob` for the options."""
-        from sde_diffusion.likelihood import log_prob
+    def log_prob(
+        self,
+        x0: Tensor,
+        *,
+        density: Density = Density(),
+        method: Method = Method(),
+        seed: int | Sequence[int] | None = None,
+        grad: bool = False,
+        batch_size: int | None = None,
+        **cond: Any,
+    ) -> LogProb:
+        """Exact log-likelihood of data, in nats, with its errors; `likelihood.log_prob` has the options."""
+        return log_prob(self, x0, density=density, method=method, seed=seed, grad=grad, batch_size=batch_size, **cond)
 
-        return log_prob(self, x0, **options)
-
-    def _forecast(self, *, from_prior: bool, steps: bool = True) -> None:
-        """Tells, once, of a start or of steps that do not fit the process."""
-        if not isinstance(self.sde, GaussianSDE) or torch.compiler.is_compiling():
-            return
-        data_std = self.problem.data_std
-        if from_prior and not self.problem.prior.holds_data and "start" not in self._forecast_done:
-            check_start(self.sde, self.times[0], data_std)
-            self._forecast_done.add("start")
-        if steps and self.denoise and "end" not in self._forecast_done:
-            check_end(self.sde, self.times[-1], data_std)
-            self._forecast_done.add("end")
-        if steps and "steps" not in self._forecast_done:
-            check_steps(self.sde, self.solver, self.times, data_std, self._grid_of if callable(self.grid) else None)
-            self._forecast_done.add("steps")
-
-    def _grid_of(self, steps: int) -> list[float]:
-        grid: Any = self.grid
-        return as_grid(grid(self.sde, steps), self.sde.t_min, self.sde.t_max)
+    def _batches(
+        self, n: int, seed: Seed, x_T: Tensor | None, batch_size: int | None, cond: dict[str, Any]
+    ) -> tuple[int, int, Iterator[Chunk]]:
+        """The number of samples, how many are drawn at once, and the batches of them."""
+        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
+        size = n if batch_size is None else check_count(batch_size, "batch_size")
+        given = Conditions.of(self.model, cond, n)
+        if size < n:
+            given.check_apart(f"in batches of {size}")
+        return n, size, chunks(n, size, seed, x_T, given)
 
     def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
         eq, x_T = self.problem.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
         if x_T is None or self.solver.facts.stochastic:
-            source = self.problem.source(part.n, part.seed, noise, (self.times[0], self.times[-1]), x_T)
+            source = self.problem.source(part.n, part.seed, noise, self.span, x_T)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
         for now in integrate(eq, self.solver, x_T, self.times, source):

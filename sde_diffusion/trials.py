@@ -21,7 +21,7 @@ from sde_diffusion import data, grids, metrics
 from sde_diffusion.classifier import DigitsClassifier, train_classifier
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.forecast import SamplingWarning
-from sde_diffusion.likelihood import LogProb, bits_per_dim
+from sde_diffusion.likelihood import LogProb, Method, bits_per_dim
 from sde_diffusion.sampler import SDESampler
 from sde_diffusion.schedules import EDMSDE
 from sde_diffusion.solvers import (
@@ -254,10 +254,10 @@ class Bench:
     def likelihood(self, model: Denoiser, *, n: int, steps: int) -> Likelihood:
         """Log-likelihood of the first `n` test images, with a progress bar."""
         sampler, dim = SDESampler(SDE, model), self.test.images[0].numel()
-        parts: list[LogProb] = []
+        method, parts = Method(steps=steps, solver_error=False), list[LogProb]()
         with tqdm(total=n, desc="likelihood", unit="image") as bar:
             for images in self.test.images[:n].split(12):
-                parts.append(sampler.log_prob((images - self.mean) / self.std, steps=steps, solver_error=False))
+                parts.append(sampler.log_prob((images - self.mean) / self.std, method=method))
                 bar.update(len(images))
         # density of the images themselves, not of the standardised ones
         nats = torch.cat([part.value for part in parts]).double() - dim * math.log(self.std)

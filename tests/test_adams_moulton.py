@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sde_diffusion import VPSDE, SDESampler, integrate
 from sde_diffusion.equation import ODE
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.noise import Silent
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import RK4, AdamsMoulton, Reversible
@@ -178,7 +179,7 @@ def test_what_is_done_to_the_state_between_two_steps_stays() -> None:
 def test_a_log_likelihood_takes_one_evaluation_per_step_and_is_right() -> None:
     model = mixture(4)
     x = model.sample(16, seed=1)
-    found = SDESampler(VPSDE(), model).log_prob(x, level=0.0, solver=AdamsMoulton(), steps=120)
+    found = SDESampler(VPSDE(), model).log_prob(x, density=Density(level=0.0), method=Method(AdamsMoulton(), steps=120))
     assert found.nfe == 120
     assert float((found.value - model.data_log_prob(x)).abs().max()) < 1e-5
 

@@ -141,7 +141,11 @@ BYTES = torch.zeros(3, 2, dtype=torch.uint8)
         V,
         "log-SNR is infinite at t_max of FlowSDE(t_min=0.001, t_max=1.0): choose t_max a little smaller",
     ),
-    (lambda: bits_per_dim(X[:, 0], 2, bin_width=0.0), V, "bin_width must be positive and finite, got 0.0"),
+    (
+        lambda: bits_per_dim(X[:, 0], 2, bin_width=0.0),
+        V,
+        "give their positive bin_width, got 0.0",
+    ),
     (lambda: bits_per_dim(X[:, 0], 0, bin_width=1.0), V, "dim must be at least 1, got 0"),
 )
 def test_data_that_cannot_be_learnt_from_are_refused(call, error, text):

@@ -21,6 +21,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.elbo import Estimate
 from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.noise import BrownianPath, SharedStream
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import (
@@ -303,15 +304,19 @@ def test_a_general_sde_starts_where_its_prior_is_known():
     (lambda: sampler().log_prob(X.long()), T, "x0 has dtype torch.int64"),
     (lambda: sampler().log_prob(X[:0]), V, "x0 is an empty batch"),
     (lambda: sampler().log_prob(X.log()), V, "x0 holds 6 non-finite values of 6"),
-    (lambda: sampler().log_prob(X, steps=0), V, "steps must be at least 1, got 0"),
-    (lambda: sampler().log_prob(X, data_std=-1.0), V, "data_std must be positive and finite, got -1.0"),
+    (lambda: sampler().log_prob(X, method=Method(steps=0)), V, "steps must be at least 1, got 0"),
+    (lambda: sampler().log_prob(X, method=Method(data_std=-1.0)), V, "data_std must be positive and finite, got -1.0"),
     (
-        lambda: sampler().log_prob(X, solver=DPMSolverPP()),
+        lambda: sampler().log_prob(X, method=Method(DPMSolverPP())),
         T,
         " needs a GaussianSDE with a Denoiser or a score: use DormandPrince(), RK4(), Heun() or Torchdiffeq()",
     ),
-    (lambda: sampler().log_prob(X, solver=EulerMaruyama()), T, "but EulerMaruyama(eta=1.0) is stochastic"),
-    (lambda: SDESampler(DoubleWell(), never, shape=(2,)).log_prob(X, whole=True), T, "which DoubleWell, a general SDE"),
+    (lambda: sampler().log_prob(X, method=Method(EulerMaruyama())), T, "but EulerMaruyama(eta=1.0) is stochastic"),
+    (
+        lambda: SDESampler(DoubleWell(), never, shape=(2,)).log_prob(X, density=Density(whole=True)),
+        T,
+        "which DoubleWell, a general SDE",
+    ),
     (
         lambda: solve(DDIM(1.0), model=Network(lambda x, t: x, VP)),
         V,
@@ -336,7 +341,7 @@ def test_a_prior_of_another_shape_is_refused():
     run = SDESampler(Careless(), lambda x, t: -x, shape=(2,), steps=3)
     check(lambda: run.sample(3, seed=0), V, "the prior's answer has shape (1, 2), wanted that of the draws, (3, 2)")
     text = "prior_log_prob of Careless answered shape () to 3 states, wanted shape (3,): one number per state"
-    check(lambda: run.log_prob(torch.zeros(3, 2), solver=RK4(), steps=2), V, text)
+    check(lambda: run.log_prob(torch.zeros(3, 2), method=Method(RK4(), steps=2)), V, text)
 
 
 def test_a_snapshot_that_was_written_to_stops_the_solve():

@@ -16,6 +16,7 @@ from refusals import check, wrong
 from sde_diffusion import DiscreteVPSDE, Network, SDESampler, grids, predict
 from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.divergence import Exact
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import DDIM, Angle, DormandPrince
 
@@ -261,11 +262,11 @@ def test_its_likelihood_and_bound_are_those_of_any_process():
     sde = DiscreteVPSDE(BETAS)
     model = isotropic_mixture(sde, MEANS, std=0.3)
     x = model.sample(16, seed=0)
-    found = SDESampler(sde, model).log_prob(x, level=0.0)
+    found = SDESampler(sde, model).log_prob(x, density=Density(level=0.0))
     assert found.whole
     assert (found.value - model.data_log_prob(x)).abs().max() < 1e-4
-    drawn, density = SDESampler(sde, model, solver=DormandPrince(1e-7, 1e-7), steps=1).sample(
-        8, seed=0, return_log_prob=True, trace=Exact()
+    drawn, density = SDESampler(sde, model, solver=DormandPrince(1e-7, 1e-7), steps=1).sample_with_log_prob(
+        8, method=Method(trace=Exact()), seed=0
     )
     level = float(sde.sigma(torch.tensor(0.0, dtype=F64)) / sde.alpha(torch.tensor(0.0, dtype=F64)))
     means, variance = torch.tensor(MEANS, dtype=F64), 0.09 + level**2

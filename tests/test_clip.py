@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion import VPSDE, Clip, DiscreteVPSDE, Network, SDESampler, grids, predict
 from sde_diffusion.analytic import GaussianMixture
-from sde_diffusion.likelihood import log_prob
+from sde_diffusion.likelihood import Density, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import DDIM, Heun
 
@@ -106,7 +106,7 @@ def test_a_likelihood_of_data_well_inside_of_the_range_is_that_of_the_model() ->
     wanted = -0.5 * x.square().sum(1) / variance - math.log(2 * math.pi * variance)
     torch.testing.assert_close(found.value, wanted, rtol=0, atol=1e-3)
     with pytest.raises(ValueError, match="a data prediction is divided by it: start at the smallest, without Clip"):
-        log_prob(s, x, level=0.0)
+        log_prob(s, x, density=Density(level=0.0))
 
 
 def test_clipping_saves_a_weak_noise_network() -> None:

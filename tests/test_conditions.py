@@ -31,6 +31,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.conditions import Conditions
 from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.losses import denoising_score_matching
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama
@@ -64,7 +65,7 @@ def test_a_condition_may_be_called_as_an_argument_is(name):
         lambda kw: sampler.sample(5, seed=0, batch_size=2, **kw),
         lambda kw: list(sampler.iterate(5, seed=0, **kw))[-1].x,
         lambda kw: sampler.encode(X, **kw),
-        lambda kw: sampler.log_prob(X, steps=2, solver_error=False, **kw).value,
+        lambda kw: sampler.log_prob(X, method=Method(steps=2, solver_error=False), **kw).value,
         lambda kw: denoising_score_matching(model, X, t=torch.full((5,), 0.5), eps=X, **kw),
         lambda kw: elbo(model, X, times=[0.1, 0.5, 0.9], seed=0, **kw).total,
         lambda kw: continuous_elbo(model, X, estimate=Estimate(levels=2), seed=0, **kw).total,
@@ -95,16 +96,18 @@ def test_conditions_by_name_and_by_mapping_are_one():
 def test_a_condition_in_the_place_of_an_argument_is_told_where_it_goes():
     sampler = SDESampler(VP, Network(Told(), VP, predict.data, shape=(2,)), solver=RK4(), steps=3)
     value = wrong(torch.rand(5))
-    for name in ("progress", "grad", "return_log_prob"):
+    for name in ("progress", "grad"):
         text = (
             f"{name} must be True or False, got Tensor: a condition of the model that is called so goes in as cond={{"
         )
         check(lambda name=name: sampler.sample(5, **{name: value}), T, text)
-    for name in ("whole", "correct", "solver_error", "grad"):
-        check(lambda name=name: sampler.log_prob(X, **{name: value}), T, f"{name} must be True or False, got Tensor")
+    check(lambda: sampler.log_prob(X, grad=value), T, "grad must be True or False, got Tensor")
+    for name in ("level", "whole", "correct", "solver", "steps", "trace", "data_std", "solver_error"):
+        text = f"is called so goes in as cond={{{name!r}: ...}}"
+        check(lambda name=name: sampler.log_prob(X, **{name: value}), T, text)
     check(lambda: sampler.encode(X, progress=value), T, "progress must be True or False, got Tensor")
-    check(lambda: sampler.sample(5, trace=value), V, "that is called so goes in as cond={'trace': ...}")
-    check(lambda: sampler.log_prob(X, level=value), T, "level must be a number, got tensor")
+    check(lambda: sampler.sample(5, trace=value), T, "that is called so goes in as cond={'trace': ...}")
+    check(lambda: sampler.log_prob(X, density=Density(level=value)), T, "level must be a number, got tensor")
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -137,7 +140,7 @@ def test_a_label_is_one_for_all_or_one_per_row(label, rows):
     doors = [
         lambda c: sampler.sample(5, seed=0, label=c),
         lambda c: sampler.encode(X, label=c),
-        lambda c: sampler.log_prob(X, steps=2, solver_error=False, label=c).value,
+        lambda c: sampler.log_prob(X, method=Method(steps=2, solver_error=False), label=c).value,
         lambda c: model(X, 0.5, label=c).data,
         lambda c: denoising_score_matching(model, X, t=torch.full((5,), 0.5), eps=X, label=c),
         lambda c: elbo(model, X, times=[0.1, 0.5, 0.9], label=c, seed=0).total,
@@ -199,9 +202,9 @@ def splits(sampler, x, **cond):
     model = sampler.model
     return {
         "sample": lambda: sampler.sample(10, seed=0, batch_size=5, **cond),
-        "likelihood": lambda: sampler.log_prob(x, steps=2, batch_size=5, solver_error=False, **cond),
-        "joint": lambda: SDESampler(sampler.sde, model, solver=RK4(), steps=2).sample(
-            10, seed=0, batch_size=5, return_log_prob=True, solver_error=False, **cond
+        "likelihood": lambda: sampler.log_prob(x, method=Method(steps=2, solver_error=False), batch_size=5, **cond),
+        "joint": lambda: SDESampler(sampler.sde, model, solver=RK4(), steps=2).sample_with_log_prob(
+            10, method=Method(solver_error=False), seed=0, batch_size=5, **cond
         ),
         "bound": lambda: elbo(model, x, times=[0.1, 0.5, 0.9], estimate=Estimate(chunk=20), seed=0, **cond),
         "continuous bound": lambda: continuous_elbo(model, x, estimate=Estimate(levels=2, chunk=20), seed=0, **cond),
@@ -272,7 +275,7 @@ def test_what_may_be_rows_or_a_table_is_handed_on_where_nothing_is_split():
     list(sampler.iterate(10, seed=0, table=TABLE))
     sampler.encode(TEN, table=TABLE)
     sampler.sample(10, seed=0, batch_size=10, table=TABLE)
-    sampler.log_prob(TEN, steps=2, solver_error=False, table=TABLE)
+    sampler.log_prob(TEN, method=Method(steps=2, solver_error=False), table=TABLE)
     elbo(model, TEN, times=[0.1, 0.5, 0.9], table=TABLE, estimate=Estimate(chunk=10), seed=0)
     denoising_score_matching(model, TEN, table=TABLE)
     model(TEN, 0.5, table=TABLE)

@@ -17,7 +17,7 @@ from scipy.integrate import quad
 from sde_diffusion import EDMSDE, Matched, Problem, SDESampler, data, dequantize
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.bins import Bins
-from sde_diffusion.likelihood import bits_per_dim
+from sde_diffusion.likelihood import Method, bits_per_dim
 
 F64 = torch.float64
 BINS = Bins(6, -1.0, 0.5)
@@ -258,7 +258,9 @@ def test_with_a_sampler_it_is_the_probability_of_its_law():
     sde = EDMSDE(0.01, 80.0)
     model = Gaussian(sde, torch.tensor([0.2], dtype=F64), 0.3)
     sampler = SDESampler(Problem(sde, model, prior=Matched(0.2, 0.3)))
-    found = dequantize.uniform(lambda x: sampler.log_prob(x, steps=12).value, at(2, 200), BINS, draws=8, seed=0)
+    found = dequantize.uniform(
+        lambda x: sampler.log_prob(x, method=Method(steps=12)).value, at(2, 200), BINS, draws=8, seed=0
+    )
     mean, error = mean_of(found)
     s = math.sqrt(2 * (0.3 + 1e-4))
     exact = math.log(0.5 * (math.erf((centre(2) + 0.25 - 0.2) / s) - math.erf((centre(2) - 0.25 - 0.2) / s)))

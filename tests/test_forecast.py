@@ -32,7 +32,7 @@ from sde_diffusion import (
     SubVPSDE,
     grids,
 )
-from sde_diffusion._request import default_grid
+from sde_diffusion._layout import default_grid
 from sde_diffusion.analytic import Gaussian, GaussianMixture
 from sde_diffusion.moments import misfit
 from sde_diffusion.noise import NoiseSource

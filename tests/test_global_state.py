@@ -20,6 +20,7 @@ from sde_diffusion import EDMSDE, VPSDE, Clip, DiscreteVPSDE, Matched, Network, 
 from sde_diffusion.analytic import GaussianMixture
 from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.noise import BrownianPath
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import DDIM, RK4, DormandPrince, Heun, Solver, Torchdiffeq, Torchsde
@@ -139,18 +140,24 @@ def mixture() -> GaussianMixture:
 
 
 OTHER: dict[str, Callable[[], Tensor]] = {
-    "log_prob": lambda: SDESampler(VP, model()).log_prob(X, solver=RK4(), steps=4).value,
-    "log_prob by adaptive steps": lambda: SDESampler(VP, model()).log_prob(X, solver=DormandPrince(1e-3, 1e-3)).value,
-    "log_prob by torchdiffeq": lambda: SDESampler(VP, model()).log_prob(X, solver=Torchdiffeq("rk4"), steps=3).value,
-    "log_prob by probes": lambda: (
-        SDESampler(VP, model()).log_prob(X, solver=RK4(), steps=4, trace=Orthogonal(1), seed=0).value
+    "log_prob": lambda: SDESampler(VP, model()).log_prob(X, method=Method(RK4(), steps=4)).value,
+    "log_prob by adaptive steps": lambda: (
+        SDESampler(VP, model()).log_prob(X, method=Method(DormandPrince(1e-3, 1e-3))).value
     ),
-    "log_prob of data": lambda: SDESampler(VP, mixture()).log_prob(X, solver=RK4(), steps=4, level=0.0).value,
+    "log_prob by torchdiffeq": lambda: (
+        SDESampler(VP, model()).log_prob(X, method=Method(Torchdiffeq("rk4"), steps=3)).value
+    ),
+    "log_prob by probes": lambda: (
+        SDESampler(VP, model()).log_prob(X, method=Method(RK4(), steps=4, trace=Orthogonal(1)), seed=0).value
+    ),
+    "log_prob of data": lambda: (
+        SDESampler(VP, mixture()).log_prob(X, density=Density(level=0.0), method=Method(RK4(), steps=4)).value
+    ),
     "log_prob of a general SDE": lambda: (
-        SDESampler(zoo.DoubleWell(), lambda x, t: -x, shape=(2,)).log_prob(0.1 * X, solver=RK4(), steps=4).value
+        SDESampler(zoo.DoubleWell(), lambda x, t: -x, shape=(2,)).log_prob(0.1 * X, method=Method(RK4(), steps=4)).value
     ),
     "samples with their density": lambda: (
-        SDESampler(VP, model(), solver=Heun(), steps=3).sample(3, seed=0, return_log_prob=True)[1].value
+        SDESampler(VP, model(), solver=Heun(), steps=3).sample_with_log_prob(3, seed=0)[1].value
     ),
     "a bound": lambda: continuous_elbo(model(), X, seed=0, estimate=Estimate(levels=4)).total,
     "a bound of a chain": lambda: elbo(model(), X, times=[0.1, 0.5, 0.9], seed=0, estimate=Estimate(levels=2)).total,

@@ -16,7 +16,7 @@ from sde_diffusion import EDMSDE, SDE, VESDE, VPSDE, BrownianSDE, Network, SDESa
 from sde_diffusion.analytic import isotropic_mixture
 from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.flow_density import check_solver
-from sde_diffusion.likelihood import LikelihoodWarning
+from sde_diffusion.likelihood import Density, LikelihoodWarning, Method
 from sde_diffusion.solvers import RK4, AdamsMoulton, DormandPrince, Euler, Heun, Reversible, Torchdiffeq
 
 
@@ -39,12 +39,14 @@ def rms(x):
 
 def exact(sampler, x):
     """The density of the flow from the prior of a sampler, to 1e-6."""
-    return sampler.log_prob(x, whole=False, solver=DormandPrince(1e-8, 1e-8), solver_error=False).value
+    return sampler.log_prob(
+        x, density=Density(whole=False), method=Method(DormandPrince(1e-8, 1e-8), solver_error=False)
+    ).value
 
 
 def within(sampler, n=12, seed=0):
     """The error of a density drawn, once it is found within what was stated."""
-    x, found = sampler.sample(n, seed=seed, return_log_prob=True)
+    x, found = sampler.sample_with_log_prob(n, seed=seed)
     error = (found.value - exact(sampler, x)).abs()
     covered = float((error <= 2 * found.solver_error).double().mean())
     ratio = float((error / found.solver_error).max())
@@ -62,7 +64,7 @@ def within(sampler, n=12, seed=0):
 @pytest.mark.parametrize("sde", [EDMSDE(), VESDE(), VESDE(0.01, 348)], ids=repr)
 def test_a_solver_that_steps_in_t_gives_the_exact_density_of_its_samples(sde, solver, steps):
     model = isotropic_mixture(sde, [[-1.0, 0.0], [1.0, 0.0]], std=0.5)
-    x, found = SDESampler(sde, model, solver=solver, steps=steps).sample(64, seed=0, return_log_prob=True)
+    x, found = SDESampler(sde, model, solver=solver, steps=steps).sample_with_log_prob(64, seed=0)
     truth = model.log_prob(x, sde.t_min)  # alpha is 1; the prior is as wide as the mixture there, up to 1e-3
     assert (found.value - truth).abs().max() < 0.02
     assert rms(found.solver_error) < 0.02
@@ -94,7 +96,7 @@ def test_it_is_so_on_every_process_in_any_number_of_steps(sde, solver):
 def test_a_fixed_solver_states_its_error_on_data_too(solver, steps):
     x = MODEL.sample(32, seed=1)
     sampler = SDESampler(MODEL.sde, MODEL)
-    found = sampler.log_prob(x, whole=False, solver=solver, steps=steps)
+    found = sampler.log_prob(x, density=Density(whole=False), method=Method(solver, steps=steps))
     error = (found.value - exact(sampler, x)).abs()
     assert rms(error) <= 1.5 * rms(found.solver_error)
     assert (error <= 2 * found.solver_error).double().mean() >= 0.9
@@ -126,9 +128,7 @@ class Relaxing(SDE):
 @pytest.mark.parametrize("steps", [4, 30])
 def test_of_a_general_sde_it_is_the_density_that_its_flow_has_in_closed_form(solver, steps):
     sde = Relaxing()
-    x, found = SDESampler(sde, sde.score, solver=solver, steps=steps, shape=(2,)).sample(
-        32, seed=0, return_log_prob=True
-    )
+    x, found = SDESampler(sde, sde.score, solver=solver, steps=steps, shape=(2,)).sample_with_log_prob(32, seed=0)
     a = math.exp(-3.0)
     stretch = math.sqrt(1 - 0.75 * a * a) / 0.5  # of the linear flow from N(1, 0.25) to N(a, 1 - 0.75 a^2)
     truth = sde.prior_log_prob(a + stretch * (x - 1)) + 2 * math.log(stretch)
@@ -142,7 +142,7 @@ def test_of_a_general_sde_it_is_the_density_that_its_flow_has_in_closed_form(sol
 def test_a_general_sde_whose_grid_starts_where_its_prior_is_unknown_has_no_density_to_give():
     sampler = SDESampler(Relaxing(), Relaxing().score, solver=Heun(), grid=[2.0, 1.0, 0.0], shape=(2,))
     check(
-        lambda: sampler.sample(x_T=torch.zeros(3, 2), return_log_prob=True),
+        lambda: sampler.sample_with_log_prob(x_T=torch.zeros(3, 2)),
         ValueError,
         "the grid starts at t = 2, but the density of Relaxing is known at t_max = 3 alone, by its prior: start there",
     )
@@ -150,14 +150,14 @@ def test_a_general_sde_whose_grid_starts_where_its_prior_is_unknown_has_no_densi
 
 def test_the_error_can_be_left_out_and_is_then_unknown():
     sampler = SDESampler(MODEL.sde, MODEL, solver=Heun(), steps=20)
-    x, found = sampler.sample(4, seed=0, return_log_prob=True)
-    y, plain = sampler.sample(4, seed=0, return_log_prob=True, solver_error=False)
+    x, found = sampler.sample_with_log_prob(4, seed=0)
+    y, plain = sampler.sample_with_log_prob(4, method=Method(solver_error=False), seed=0)
     assert torch.equal(x, y)
     assert torch.equal(found.value, plain.value)
     assert plain.solver_error.isnan().all()
     assert (plain.nfe, plain.nfe_check) == (40, 0)
     assert (found.nfe, found.nfe_check) == (40, 20)
-    truth = sampler.log_prob(x, whole=False, solver_error=False)
+    truth = sampler.log_prob(x, density=Density(whole=False), method=Method(solver_error=False))
     torch.testing.assert_close(found.truncation, truth.truncation)
 
 
@@ -177,10 +177,10 @@ POINTS = torch.randn(7, 6, generator=torch.Generator().manual_seed(0), dtype=tor
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 @pytest.mark.parametrize("solver", [None, RK4()], ids=repr)
 def test_a_log_likelihood_is_the_same_bit_for_bit_in_any_batches(size, solver):
-    options = {"seed": 5, "trace": Orthogonal(2), "shift": torch.linspace(0, 1, 7, dtype=torch.float64)}
-    options |= {"solver": solver, "steps": None if solver is None else 8}
-    whole = WAVE.log_prob(POINTS, **options)
-    parts = WAVE.log_prob(POINTS, batch_size=size, **options)
+    shift = torch.linspace(0, 1, 7, dtype=torch.float64)
+    method = Method(solver, steps=None if solver is None else 8, trace=Orthogonal(2))
+    whole = WAVE.log_prob(POINTS, method=method, seed=5, shift=shift)
+    parts = WAVE.log_prob(POINTS, method=method, seed=5, shift=shift, batch_size=size)
     for name in ("value", "standard_error", "solver_error", "truncation", "latent", "converged"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)), name
     assert (parts.nfe, parts.nfe_check) == (whole.nfe, whole.nfe_check)  # of the slowest row
@@ -190,7 +190,7 @@ def test_gradients_go_through_batches():
     grads = []
     for size in (None, 3):
         x = POINTS.clone().requires_grad_()
-        found = WAVE.log_prob(x, solver=RK4(), steps=4, grad=True, solver_error=False, batch_size=size)
+        found = WAVE.log_prob(x, method=Method(RK4(), steps=4, solver_error=False), grad=True, batch_size=size)
         grads.append(torch.autograd.grad(found.value.sum(), x)[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-12, atol=1e-12)
 
@@ -199,11 +199,11 @@ def test_a_row_that_fails_in_a_later_batch_is_named_by_its_own_number():
     shift = torch.zeros(7, dtype=torch.float64)
     shift[5] = math.nan
     with pytest.warns(LikelihoodWarning, match="1 of 3 log-likelihoods are NaN.* first for row 5 at"):
-        found = WAVE.log_prob(POINTS, batch_size=3, shift=shift, solver_error=False)
+        found = WAVE.log_prob(POINTS, method=Method(solver_error=False), batch_size=3, shift=shift)
     assert found.converged.tolist() == [True] * 5 + [False, True]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        WAVE.log_prob(POINTS[:5], batch_size=3, shift=shift[:5], solver_error=False)
+        WAVE.log_prob(POINTS[:5], method=Method(solver_error=False), batch_size=3, shift=shift[:5])
 
 
 @pytest.mark.parametrize("trace", [None, Orthogonal(2)], ids=repr)
@@ -211,8 +211,8 @@ def test_inference_mode_makes_no_difference(trace):
     def both():
         level = torch.linspace(0.5, 1, 4)
         model = Network(lambda x, t, level: torch.tanh(x) * level[:, None], VPSDE(), predict.noise, shape=(2,))
-        x, found = SDESampler(VPSDE(), model, solver=RK4(), steps=8).sample(
-            4, seed=0, return_log_prob=True, trace=trace, level=level
+        x, found = SDESampler(VPSDE(), model, solver=RK4(), steps=8).sample_with_log_prob(
+            4, method=Method(trace=trace), seed=0, level=level
         )
         return x, found.value, found.solver_error
 
@@ -236,7 +236,7 @@ class Broken(torch.nn.Module):
 def test_a_row_without_a_density_is_no_sample(solver):
     sampler = SDESampler(VPSDE(), Network(Broken(), VPSDE(), predict.edm, shape=(2,)), solver=solver, steps=6)
     with pytest.warns(LikelihoodWarning, match="log-likelihoods are NaN"):
-        x, found = sampler.sample(2, seed=0, return_log_prob=True)  # row 0 starts at 1.54
+        x, found = sampler.sample_with_log_prob(2, seed=0)  # row 0 starts at 1.54
     assert not bool(found.converged[0])
     assert bool(x[0].isnan().all())
     assert bool(x[1].isfinite().all())

@@ -24,7 +24,7 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.analytic import Gaussian, GaussianMixture
-from sde_diffusion.likelihood import bits_per_dim, divergence
+from sde_diffusion.likelihood import Density, Method, bits_per_dim, divergence
 from sde_diffusion.solvers import RK4, Heun, Torchdiffeq
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), BrownianSDE(), CosineSDE(), EDMSDE(), FlowSDE(), DiscreteVPSDE.linear(200)]
@@ -43,7 +43,7 @@ def levels(sde):
 def test_gaussian_data_with_the_matched_prior_have_their_closed_form(sde):
     a, _, s, _ = levels(sde)
     problem = Problem(sde, Gaussian(sde, MEAN, COV), prior=Matched(MEAN, COV))
-    found = SDESampler(problem).log_prob(X, steps=100, data_std=0.67)
+    found = SDESampler(problem).log_prob(X, method=Method(steps=100, data_std=0.67))
     smallest = COV + (s / a) ** 2 * torch.eye(2, dtype=torch.float64)  # of the data at the last noise level
     truth = torch.distributions.MultivariateNormal(MEAN, smallest).log_prob(X)
     torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-6)
@@ -55,7 +55,7 @@ def test_with_a_plain_prior_it_is_the_density_of_the_exact_flow_of_that_prior(sd
     """The flow is affine along the eigenvectors of C: log p = log N(latent; 0, s_T^2) + log of the stretch."""
     a, a_T, s, s_T = levels(sde)
     model = Gaussian(sde, MEAN, COV)
-    found = SDESampler(sde, model).log_prob(X, steps=100, data_std=0.67, whole=False)
+    found = SDESampler(sde, model).log_prob(X, density=Density(whole=False), method=Method(steps=100, data_std=0.67))
     latent = model.flow(a * X, sde.t_min, sde.t_max)
     v = torch.linalg.eigvalsh(COV)
     stretch = 0.5 * torch.log((a_T**2 * v + s_T**2) / (a**2 * v + s**2)).sum() + 2 * math.log(a)
@@ -76,7 +76,7 @@ def test_a_mixture_has_its_closed_form_up_to_the_prior(sde):
     model = GaussianMixture(sde, weights, means, v[:, None].expand(2, 2).contiguous())
     mean = weights @ means
     spread = torch.diag((weights @ v).expand(2)) + torch.einsum("k,ki,kj->ij", weights, means - mean, means - mean)
-    found = SDESampler(Problem(sde, model, prior=Matched(mean, spread))).log_prob(X, steps=80)
+    found = SDESampler(Problem(sde, model, prior=Matched(mean, spread))).log_prob(X, method=Method(steps=80))
     parts = [
         torch.log(w) + torch.distributions.Normal(m, torch.sqrt(var + (s / a) ** 2)).log_prob(X).sum(1)
         for w, m, var in zip(weights, means, v, strict=True)
@@ -91,8 +91,8 @@ def test_a_mixture_has_its_closed_form_up_to_the_prior(sde):
 )
 def test_any_ode_solver_integrates_it(solver, steps, tol):
     sde = VPSDE()
-    truth = SDESampler(sde, Gaussian(sde, MEAN, COV)).log_prob(X, steps=200).value
-    found = SDESampler(sde, Gaussian(sde, MEAN, COV)).log_prob(X, solver=solver, steps=steps)
+    truth = SDESampler(sde, Gaussian(sde, MEAN, COV)).log_prob(X, method=Method(steps=200)).value
+    found = SDESampler(sde, Gaussian(sde, MEAN, COV)).log_prob(X, method=Method(solver, steps=steps))
     torch.testing.assert_close(found.value, truth, rtol=0, atol=tol)
 
 
@@ -102,7 +102,7 @@ def test_more_steps_converge_at_the_order_of_the_solver():
     smallest = COV + (s / a) ** 2 * torch.eye(2, dtype=torch.float64)
     truth = torch.distributions.MultivariateNormal(MEAN, smallest).log_prob(X)
     sampler = SDESampler(Problem(sde, Gaussian(sde, MEAN, COV), prior=Matched(MEAN, COV)))
-    errors = [(sampler.log_prob(X, steps=n).value - truth).abs().max().item() for n in (24, 48)]
+    errors = [(sampler.log_prob(X, method=Method(steps=n)).value - truth).abs().max().item() for n in (24, 48)]
     order = math.log2(errors[0] / errors[1])
     print(f"order {order:.2f}")
     assert 3.85 < order < 4.5
@@ -126,7 +126,7 @@ def test_the_density_of_an_untrained_network_integrates_to_one(sde, kind):
     """Whatever the network, mass is conserved; the trapezoid rule is exact on a smooth density that decays."""
     model = Network(Net(1), sde, kind, shape=(1,))
     x = torch.linspace(-16, 16, 1201, dtype=torch.float64)[:, None]
-    density = SDESampler(sde, model).log_prob(x, steps=150).value.exp()
+    density = SDESampler(sde, model).log_prob(x, method=Method(steps=150)).value.exp()
     assert density.max() > 0.05
     assert density[0] < 1e-9
     assert density[-1] < 1e-9
@@ -138,7 +138,7 @@ def test_the_density_in_two_dimensions_integrates_to_one():
     model = Network(Net(2), sde, predict.velocity, shape=(2,))
     line = torch.linspace(-7, 7, 71, dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
-    density = SDESampler(sde, model).log_prob(x, steps=30).value.exp().reshape(71, 71)
+    density = SDESampler(sde, model).log_prob(x, method=Method(steps=30)).value.exp().reshape(71, 71)
     assert torch.trapezoid(torch.trapezoid(density, line), line).item() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_images_have_the_density_of_their_flattened_selves():
 def test_the_latent_decodes_to_the_data():
     sde = VPSDE()
     sampler = SDESampler(sde, Gaussian(sde, MEAN, COV), solver=RK4(), steps=200)
-    back = sampler.sample(x_T=sampler.log_prob(X, steps=100, whole=False).latent)
+    back = sampler.sample(x_T=sampler.log_prob(X, density=Density(whole=False), method=Method(steps=100)).latent)
     # The final jump contracts towards the mean by at most S^2 / (S^2 + 0.16) = 7e-4 of the distance, S = 0.0105.
     torch.testing.assert_close(back, X, rtol=0, atol=3e-3)
 

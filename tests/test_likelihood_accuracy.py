@@ -24,6 +24,7 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.divergence import Exact, Orthogonal, Rademacher
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.solvers import RK4, Angle, BogackiShampine, DormandPrince, Torchdiffeq
 
 SDES = [VPSDE(), VESDE(), SubVPSDE(), EDMSDE(), FlowSDE(), BrownianSDE()]
@@ -47,7 +48,7 @@ def test_every_sde_gives_the_density_of_the_data_and_all_the_same_number(d, n, b
     x = model.sample(n, seed=1)
     truth, values = model.data_log_prob(x), []
     for sde in SDES:
-        found = weigh(model, x, sde, level=0.0, solver_error=False)
+        found = weigh(model, x, sde, density=Density(level=0.0), method=Method(solver_error=False))
         values.append(found.value)
         print(f"d = {d}, {sde}: rms error {rms(found.value - truth):.2g} nats at {found.nfe} evaluations")
         assert rms(found.value - truth) <= bound
@@ -62,8 +63,8 @@ def test_at_the_smallest_level_it_is_the_density_there_and_the_truncation_tells_
     model = mixture(2).on(sde)
     x = model.sample(64, seed=1)
     sampler = SDESampler(sde, model)
-    there = sampler.log_prob(x, solver_error=False)
-    corrected = sampler.log_prob(x, correct=True, solver_error=False)
+    there = sampler.log_prob(x, method=Method(solver_error=False))
+    corrected = sampler.log_prob(x, density=Density(correct=True), method=Method(solver_error=False))
     (first,) = sde.levels([sde.t_min])
     at_level = model.log_prob(first.alpha * x, sde.t_min) + 2 * math.log(first.alpha)
     assert there.level == pytest.approx(first.sigma / first.alpha)
@@ -80,8 +81,11 @@ def test_the_remainder_of_the_correction_is_of_fourth_order():
     x = model.sample(64, seed=1)
     truth = model.data_log_prob(x)
     levels = (0.02, 0.04, 0.08)
-    options = {"correct": True, "solver_error": False, "solver": DormandPrince(1e-9, 1e-9)}
-    errors = [float((weigh(model, x, level=s, **options).value - truth).abs().median()) for s in levels]
+    method = Method(DormandPrince(1e-9, 1e-9), solver_error=False)
+    errors = [
+        float((weigh(model, x, density=Density(s, correct=True), method=method).value - truth).abs().median())
+        for s in levels
+    ]
     order = math.log(errors[2] / errors[0]) / math.log(4)
     print(f"medians {errors}, order {order:.2f}")
     assert order == pytest.approx(4.0, abs=0.25)
@@ -98,7 +102,7 @@ def test_the_error_is_within_twice_the_stated_one(case):
     d = (2, 3, 2, 4, 8)[seed]
     model = mixture(d, 3 + seed, low=(0.05, 0.1, 0.02, 0.1, 0.1)[seed], seed=seed)
     x = model.sample(n, seed=2)
-    found = weigh(model, x, level=0.0)
+    found = weigh(model, x, density=Density(level=0.0))
     error = (found.value - model.data_log_prob(x)).abs()
     covered = float((error <= 2 * found.total_error).double().mean())
     ratio = float((found.total_error / error.clamp_min(1e-12)).median())
@@ -114,8 +118,8 @@ def test_the_standard_error_of_probes_covers_as_a_standard_error_does(k):
     for seed in range(5):
         model = mixture(64, 4, 0.1, 0.6, seed=seed)
         x = model.sample(200, seed=1)
-        options = {"seed": 1000 * seed, "solver": DormandPrince(1e-3, 1e-3), "solver_error": False}
-        found = weigh(model, x, level=0.0, trace=Orthogonal(k), **options)
+        method = Method(DormandPrince(1e-3, 1e-3), trace=Orthogonal(k), solver_error=False)
+        found = weigh(model, x, density=Density(level=0.0), method=method, seed=1000 * seed)
         errors.append(found.value - model.data_log_prob(x))
         stated.append(found.standard_error)
     error, stated_error = torch.cat(errors), torch.cat(stated)
@@ -131,8 +135,8 @@ def test_the_standard_error_of_probes_covers_as_a_standard_error_does(k):
 def test_as_many_orthogonal_probes_as_dimensions_are_exact():
     model = mixture(6, 3)
     x = model.sample(4, seed=0)
-    exact = weigh(model, x, solver_error=False)
-    found = weigh(model, x, trace=Orthogonal(6), seed=5, solver_error=False)
+    exact = weigh(model, x, method=Method(solver_error=False))
+    found = weigh(model, x, method=Method(trace=Orthogonal(6), solver_error=False), seed=5)
     torch.testing.assert_close(found.value, exact.value, rtol=0, atol=1e-4)
     assert bool((found.standard_error == 0).all())
 
@@ -141,27 +145,27 @@ def test_as_many_orthogonal_probes_as_dimensions_are_exact():
 def test_probes_of_a_row_depend_on_its_seed_alone(trace):
     model = mixture(6, 3)
     x = model.sample(5, seed=0)
-    options = {"trace": trace, "solver_error": False}
-    together = weigh(model, x, seed=10, **options)
-    alone = weigh(model, x[3:4], seed=13, **options)
+    method = Method(trace=trace, solver_error=False)
+    together = weigh(model, x, seed=10, method=method)
+    alone = weigh(model, x[3:4], seed=13, method=method)
     assert float((together.value[3] - alone.value[0]).abs()) < 1e-6
-    other = weigh(model, x[3:4], seed=14, **options)
+    other = weigh(model, x[3:4], seed=14, method=method)
     assert float((other.value[0] - alone.value[0]).abs()) > 1e-3
     assert bool((together.standard_error > 0).all())
 
 
 def test_one_probe_has_no_standard_error():
     model = mixture(3, 3)
-    found = weigh(model, model.sample(2, seed=0), trace=Orthogonal(1), seed=0, solver_error=False)
+    found = weigh(model, model.sample(2, seed=0), method=Method(trace=Orthogonal(1), solver_error=False), seed=0)
     assert found.standard_error.tolist() == [math.inf, math.inf]
 
 
 def test_a_row_alone_has_the_number_that_it_has_in_a_batch():
     model = mixture(2)
     x = model.sample(64, seed=3)
-    options = {"solver": DormandPrince(1e-5, 1e-5), "solver_error": False}
-    together = weigh(model, x, **options).value
-    alone = torch.cat([weigh(model, row[None], **options).value for row in x[:8]])
+    method = Method(DormandPrince(1e-5, 1e-5), solver_error=False)
+    together = weigh(model, x, method=method).value
+    alone = torch.cat([weigh(model, row[None], method=method).value for row in x[:8]])
     print(f"largest difference {float((together[:8] - alone).abs().max()):.2g}")
     assert (together[:8] - alone).abs().max() < 1e-6
 
@@ -180,7 +184,7 @@ def test_a_row_alone_has_the_number_that_it_has_in_a_batch():
 def test_every_ode_solver_drives_it_and_tells_its_error(solver, steps, bound):
     model = mixture(2, 3, low=0.2)
     x = model.sample(16, seed=0)
-    found = weigh(model, x, level=0.0, solver=solver, steps=steps)
+    found = weigh(model, x, density=Density(level=0.0), method=Method(solver, steps=steps))
     error = found.value - model.data_log_prob(x)
     print(f"{solver}: rms {rms(error):.2g}, stated {rms(found.solver_error):.2g}, {found.nfe}+{found.nfe_check}")
     assert rms(error) < bound
@@ -209,7 +213,7 @@ def test_the_density_of_an_untrained_network_integrates_to_one(d):
     line = torch.linspace(-6, 6, n, dtype=torch.float64)
     x = torch.cartesian_prod(*[line] * d).reshape(-1, d)
     solver = DormandPrince(1e-7, 1e-7) if d == 1 else None  # by default the error of 2e-6 nats shows in the integral
-    parts = [sampler.log_prob(part, solver=solver, solver_error=False).value for part in x.split(4000)]
+    parts = [sampler.log_prob(part, method=Method(solver, solver_error=False)).value for part in x.split(4000)]
     mass = torch.cat(parts).exp().reshape([n] * d)
     assert mass.flatten()[[0, -1]].max() < 1e-8
     for _ in range(d):
@@ -220,7 +224,7 @@ def test_the_density_of_an_untrained_network_integrates_to_one(d):
 
 def test_latents_of_data_are_standard_normal():
     model = mixture(4, 3)
-    latent = weigh(model, model.sample(400, seed=5), solver_error=False).latent
+    latent = weigh(model, model.sample(400, seed=5), method=Method(solver_error=False)).latent
     assert stats.kstest(latent.square().sum(1).numpy(), stats.chi2(4).cdf).pvalue > 1e-3
     assert stats.kstest(latent.flatten().numpy(), "norm").pvalue > 1e-3
 
@@ -231,8 +235,8 @@ def test_scaling_and_shifting_the_data_shifts_the_density_by_the_jacobian():
     assert one.basis is not None
     cov = one.basis @ torch.diag_embed(one.spread) @ one.basis.mT
     other = type(one)(one.sde, w, 2 * one.means + 0.5, 4 * (cov + cov.mT) / 2)
-    a = weigh(one, x, level=0.0, solver_error=False)
-    b = weigh(other, 2 * x + 0.5, level=0.0, solver_error=False)
+    a = weigh(one, x, density=Density(level=0.0), method=Method(solver_error=False))
+    b = weigh(other, 2 * x + 0.5, density=Density(level=0.0), method=Method(solver_error=False))
     torch.testing.assert_close(b.value, a.value - 2 * math.log(2), rtol=0, atol=1e-4)
 
 
@@ -243,12 +247,12 @@ def test_a_sample_has_the_density_that_it_was_drawn_with(sde, scale):
     model = mixture(2, 3, low=0.1).on(sde)
     inner = DormandPrince(1e-7, 1e-7)
     sampler = SDESampler(sde, model, solver=inner if scale is None else Angle(inner, scale))
-    x, drawn = sampler.sample(8, seed=0, return_log_prob=True)
-    asked = sampler.log_prob(x, whole=False, solver_error=False)
+    x, drawn = sampler.sample_with_log_prob(8, seed=0)
+    asked = sampler.log_prob(x, density=Density(whole=False), method=Method(solver_error=False))
     torch.testing.assert_close(drawn.value, asked.value, rtol=0, atol=1e-4)
     torch.testing.assert_close(drawn.latent, asked.latent, rtol=1e-4, atol=1e-4)
     assert drawn.level == pytest.approx(asked.level)
-    split, parts = sampler.sample(8, seed=0, batch_size=3, return_log_prob=True, trace=Exact())
+    split, parts = sampler.sample_with_log_prob(8, method=Method(trace=Exact()), seed=0, batch_size=3)
     torch.testing.assert_close(split, x, rtol=0, atol=1e-9)
     torch.testing.assert_close(parts.value, drawn.value, rtol=0, atol=1e-8)
 
@@ -257,15 +261,15 @@ def test_the_sample_is_the_state_before_the_final_jump_in_units_of_the_data():
     sde = VPSDE(t_min=0.01)
     sampler = SDESampler(sde, mixture(2, 3, low=0.2).on(sde), solver=Angle(RK4(), 0.8), denoise=False)
     plain = sampler.sample(4, seed=1)
-    x, _ = sampler.sample(4, seed=1, return_log_prob=True)
+    x, _ = sampler.sample_with_log_prob(4, seed=1)
     torch.testing.assert_close(x * sde.levels([0.01])[0].alpha, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_joint_sampling_takes_probes_of_their_own_stream():
     model = mixture(12, 3, low=0.2)
     sampler = SDESampler(model.sde, model, solver=Angle(DormandPrince(1e-4, 1e-4), 0.8))
-    x, drawn = sampler.sample(40, seed=0, return_log_prob=True, trace=Orthogonal(4))
-    truth = sampler.log_prob(x, whole=False, solver_error=False).value
+    x, drawn = sampler.sample_with_log_prob(40, method=Method(trace=Orthogonal(4)), seed=0)
+    truth = sampler.log_prob(x, density=Density(whole=False), method=Method(solver_error=False)).value
     z = (drawn.value - truth) / drawn.standard_error
     print(f"standardised errors: mean {float(z.mean()):.2f}, rms {rms(z):.2f}")
     assert abs(float(z.mean())) < 3 / math.sqrt(40) * rms(z)

@@ -23,7 +23,8 @@ from sde_diffusion.analytic import Gaussian
 from sde_diffusion.budget import LogProb
 from sde_diffusion.checkpoint import save_checkpoint
 from sde_diffusion.divergence import Exact, Orthogonal, Rademacher
-from sde_diffusion.likelihood import LikelihoodWarning, bits_per_dim
+from sde_diffusion.elbo import Elbo
+from sde_diffusion.likelihood import Density, LikelihoodWarning, Method, bits_per_dim, log_prob
 from sde_diffusion.likelihood_check import check_likelihood
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import (
@@ -62,6 +63,9 @@ def points(n=3, d=2, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+X = points()
+
+
 def weigh(net, x, **options):
     return SDESampler(net.sde, net).log_prob(x, **options)
 
@@ -72,7 +76,7 @@ def weigh(net, x, **options):
 @pytest.mark.parametrize("trace", [Exact(), Exact(forward=True), Orthogonal(2), Orthogonal(2, forward=True)], ids=repr)
 def test_gradients_in_data_and_parameters_agree_with_differences(trace):
     net, x = model(3), points(2, 3).requires_grad_()
-    options = {"trace": trace, "seed": 0, "solver_error": False, "solver": RK4(), "steps": 4}
+    options = {"seed": 0, "method": Method(RK4(), steps=4, trace=trace, solver_error=False)}
     weight = net.net.layers[0].weight
     by_x, by_weight = torch.autograd.grad(weigh(net, x, grad=True, **options).value.sum(), (x, weight))
     h = 1e-4
@@ -99,7 +103,7 @@ def test_without_grad_nothing_is_kept():
 def test_the_gradient_of_a_joint_sample_reaches_the_parameters():
     net = model()
     sampler = SDESampler(VP, net, solver=Angle(DormandPrince(1e-4, 1e-4)), shape=(2,))
-    x, found = sampler.sample(2, seed=0, return_log_prob=True, grad=True)
+    x, found = sampler.sample_with_log_prob(2, seed=0, grad=True)
     (x.square().sum() + found.value.sum()).backward()
     assert float(net.net.layers[0].weight.grad.abs().sum()) > 0
 
@@ -116,23 +120,20 @@ def budget(n=3):
         torch.zeros(n, 2),
         120,
         torch.tensor([True] * (n - 1) + [False]),
+        dim=2,
         level=0.01,
     )
 
 
-def test_a_log_prob_can_be_shifted_indexed_joined_and_read():
+def test_a_log_prob_can_be_indexed_joined_and_read():
     found = budget()
-    assert (found + 1.5).value.tolist() == [1.5, 2.5, 3.5]
-    assert (1.5 + found - torch.ones(3)).value.tolist() == [0.5, 1.5, 2.5]
-    assert (found - 1).solver_error.tolist() == [4.0] * 3
     assert found.total_error.tolist() == [5.0] * 3
     assert float(found.mean()) == 0.5  # of the rows that converged
-    assert (np.float64(1.0) + found).value.tolist() == [1.0, 2.0, 3.0]
-    assert float(found[np.int64(1)]) == float(found[torch.tensor(1)]) == 1.0
+    assert float(found[np.int64(1)].value) == float(found[torch.tensor(1)].value) == 1.0
     moved = found.to(torch.float64).cpu().detach()
     assert moved.value.dtype == moved.latent.dtype == torch.float64
     assert moved.converged.dtype == torch.bool
-    assert float(found[1]) == float(found[-2:-1]) == 1.0
+    assert float(found[1].value) == float(found[-2:-1].value) == 1.0
     assert found[-1].converged.tolist() == [False]
     assert found[found.converged].value.tolist() == [0.0, 1.0]
     assert len(LogProb.join([found, found[0]])) == 4
@@ -141,17 +142,11 @@ def test_a_log_prob_can_be_shifted_indexed_joined_and_read():
         "solver_error 4.0e+00, truncation 1.0e-02, nfe 120, 1 not converged"
     )
     assert repr(found) == f"<LogProb of {found}>"
-    assert "corrected" in str(weigh(model(), points(), correct=True))
+    assert "corrected" in str(weigh(model(), points(), density=Density(correct=True)))
 
 
 @refuses(
-    (lambda: float(budget()), TypeError, "float() takes the log-likelihood of one sample, this holds 3: take .mean()"),
-    (lambda: budget() - budget(), TypeError, "the errors of two log-likelihoods may be related"),
-    (lambda: budget() + budget(), TypeError, "compute with their .value"),
     (lambda: budget()[3], IndexError, "row 3 of 3"),
-    (lambda: budget() + torch.ones(5, 1), ValueError, "wanted one number, or one per sample, shape (3,), got (5, 1)"),
-    (lambda: np.ones(3) + budget(), TypeError, "a number or a tensor can be added to a log-likelihood, got ndarray"),
-    (lambda: budget() + "1", TypeError, "a number or a tensor can be added to a log-likelihood, got str"),
     (
         lambda: LogProb.join([budget(), replace(budget(), corrected=True)]),
         ValueError,
@@ -162,9 +157,63 @@ def test_what_is_ambiguous_is_refused(call, error, text):
     check(call, error, text)
 
 
-def test_bits_are_taken_of_a_log_prob_too():
+def test_a_log_prob_and_a_bound_have_their_bits_as_a_tensor_has():
     found = budget()
-    assert torch.equal(bits_per_dim(found, 2, bin_width=0.1), bits_per_dim(found.value, 2, bin_width=0.1))
+    bits = bits_per_dim(found.value, 2, bin_width=0.1)
+    assert torch.equal(found.bits_per_dim(0.1), bits)
+    assert found.bits_standard_error.tolist() == pytest.approx([3.0 / (2 * math.log(2))] * 3)
+    nothing = torch.zeros(3)
+    bound = Elbo(nothing, nothing[:, None], -found.value, found.standard_error, 2, discrete=False, nfe=1)
+    assert torch.equal(bound.bits_per_dim(0.1), bits)
+    assert torch.equal(bound.bits_standard_error, found.bits_standard_error)
+    for call in (lambda: bits_per_dim(found.value, 2, bin_width=0.0), lambda: found.bits_per_dim(0.0)):
+        with pytest.raises(
+            ValueError,
+            match=r"a density costs bits only in bins, as wide as levels are apart .* positive bin_width, got 0",
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"got LogProb, which knows its dimension: ask its own bits_per_dim\(bin_w"):
+        bits_per_dim(wrong(found), 2, bin_width=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda s: s.log_prob(X, level=0.0),
+            r"level= is no argument here: write density=Density\(level=...\)",
+        ),
+        (
+            lambda s: s.log_prob(X, steps=4),
+            r"steps= is no argument here: write method=Method\(steps=...\)",
+        ),
+        (
+            lambda s: s.sample(2, return_log_prob=True),
+            r"write sample_with_log_prob\(n\)\. A condition of the model that",
+        ),
+        (lambda s: s.sample_with_log_prob(2, trace=Exact()), r"sample_with_log_prob\(n, method=Method\(trace=...\)\)"),
+        (
+            lambda s: s.sample_with_log_prob(2, method=Method(steps=4)),
+            "by the solver and on the grid of the sampler, got",
+        ),
+        (lambda s: s.log_prob(X, density=wrong(RK4())), r"density must be a Density, such as Density\(\), got RK4\(\)"),
+        (
+            lambda s: log_prob(wrong(model()), X),
+            r"needs a sampler, SDESampler\(sde, model\), or a Problem\(sde, model\), got N",
+        ),
+    ],
+)
+def test_an_option_in_the_wrong_place_is_told_its_own(call, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        call(SDESampler(VP, Gaussian(VP, X[0], 1.0), solver=RK4()))
+
+
+def test_a_problem_has_the_density_of_a_sampler_on_all_of_its_times():
+    x, sampler = points(), SDESampler(VP, model(), solver=RK4(), steps=3)
+    quick = Method(RK4(), steps=4, solver_error=False)
+    for density in (Density(), Density(whole=False)):
+        found = log_prob(sampler.problem, x, density=density, method=quick)
+        assert torch.equal(found.value, sampler.log_prob(x, density=density, method=quick).value)
 
 
 # ------------------------------------------------------------------------------------------------------ kinds of input
@@ -174,8 +223,8 @@ def test_bits_are_taken_of_a_log_prob_too():
 @pytest.mark.parametrize("trace", [Exact(), Orthogonal(2), Exact(forward=True)], ids=repr)
 def test_vectors_images_and_sequences_have_one_density(shape, trace):
     x = points(2, 4)
-    flat = weigh(model(4), x, trace=trace, seed=0, solver_error=False)
-    found = weigh(model(4), x.reshape(2, *shape), trace=trace, seed=0, solver_error=False)
+    flat = weigh(model(4), x, method=Method(trace=trace, solver_error=False), seed=0)
+    found = weigh(model(4), x.reshape(2, *shape), method=Method(trace=trace, solver_error=False), seed=0)
     torch.testing.assert_close(found.value, flat.value, rtol=1e-10, atol=1e-10)
     assert found.latent.shape == (2, *shape)
 
@@ -192,13 +241,13 @@ def test_float32_data_are_weighed_in_float32_and_added_up_in_float64():
 
 def test_in_inference_mode_it_is_the_same_number():
     net, x = model(), points()
-    expected = weigh(net, x, solver_error=False).value
+    expected = weigh(net, x, method=Method(solver_error=False)).value
     with torch.inference_mode():
-        torch.testing.assert_close(weigh(net, x, solver_error=False).value, expected)
+        torch.testing.assert_close(weigh(net, x, method=Method(solver_error=False)).value, expected)
         made_there = model()
-        inside = weigh(made_there, points(), solver_error=False, shift=torch.zeros(3, 2)).value
+        inside = weigh(made_there, points(), method=Method(solver_error=False), shift=torch.zeros(3, 2)).value
     torch.testing.assert_close(inside, expected, rtol=0, atol=1e-7)
-    outside = weigh(made_there, points(), trace=Orthogonal(2), seed=0, solver_error=False)
+    outside = weigh(made_there, points(), method=Method(trace=Orthogonal(2), solver_error=False), seed=0)
     torch.testing.assert_close(outside.value, expected, rtol=0, atol=1e-4)
 
 
@@ -266,7 +315,7 @@ def test_a_row_that_no_step_is_short_enough_for_is_flagged_and_the_others_stand(
 )
 def test_a_fixed_solver_whose_state_overflows_is_told_to_take_more_steps(grows, steps, told):
     with pytest.warns(LikelihoodWarning, match=told):
-        found = weigh(Network(grows, VP, predict.edm), 3 * points(), solver=RK4(), steps=steps)
+        found = weigh(Network(grows, VP, predict.edm), 3 * points(), method=Method(RK4(), steps=steps))
     assert not found.converged.any()
 
 
@@ -280,7 +329,7 @@ def test_a_network_that_is_told_an_index_is_weighed_in_fixed_steps():
 def test_probes_of_a_shared_stream_are_drawn_from_it():
     sampler = SDESampler(VP, model(), solver=RK4(), steps=4, shape=(2,))
     (x, a), (y, b) = (
-        sampler.sample(3, seed=torch.Generator().manual_seed(0), return_log_prob=True, trace=Rademacher(1))
+        sampler.sample_with_log_prob(3, method=Method(trace=Rademacher(1)), seed=torch.Generator().manual_seed(0))
         for _ in range(2)
     )
     assert torch.equal(x, y)
@@ -289,7 +338,10 @@ def test_probes_of_a_shared_stream_are_drawn_from_it():
 
 def test_nothing_is_left_to_correct_at_level_zero():
     with pytest.warns(LikelihoodWarning, match="extrapolates"):
-        found, plain = (weigh(model(), points(), level=0.0, correct=c, solver_error=False) for c in (True, False))
+        found, plain = (
+            weigh(model(), points(), density=Density(level=0.0, correct=c), method=Method(solver_error=False))
+            for c in (True, False)
+        )
     assert torch.equal(found.truncation, torch.zeros_like(found.value))
     assert torch.equal(found.value, plain.value)
 
@@ -298,7 +350,7 @@ def test_gradients_through_torchdiffeq_are_those_of_the_equation():
     x = points().requires_grad_()
     net = Network(Net(2), VP, predict.noise).eval()
     ours, theirs = (
-        torch.autograd.grad(weigh(net, x, grad=True, solver_error=False, solver=solver).value.sum(), x)[0]
+        torch.autograd.grad(weigh(net, x, method=Method(solver, solver_error=False), grad=True).value.sum(), x)[0]
         for solver in (DormandPrince(1e-8, 1e-8), Torchdiffeq(rtol=1e-6, atol=1e-6))
     )
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
@@ -306,42 +358,69 @@ def test_gradients_through_torchdiffeq_are_those_of_the_equation():
 
 def test_rows_that_use_up_their_evaluations_are_flagged():
     with pytest.warns(LikelihoodWarning, match="used up its evaluations before row 0 arrived"):
-        found = weigh(model(), points(), solver=HeunEuler(1e-6, 1e-6, max_nfe=40), solver_error=False)
+        found = weigh(model(), points(), method=Method(HeunEuler(1e-6, 1e-6, max_nfe=40), solver_error=False))
     assert not found.converged.any()
     assert bool(found.value.isnan().all())
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
-X = points()
 STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic: use DormandPrince()"
 
 
 @refuses(
-    (lambda: weigh(model(), X, solver=EulerMaruyama()), TypeError, STOCHASTIC),
-    (lambda: weigh(model(), X, solver=DDIM()), TypeError, "log_prob integrates a bare ODE, but DDIM(eta=0.0"),
-    (lambda: weigh(model(), X, solver=Angle(DPMSolverPP())), TypeError, "log_prob integrates a bare ODE, but Angle("),
-    (lambda: weigh(model(), X, solver=wrong("rk4")), TypeError, "solver must be a Solver such as DormandPrince()"),
-    (lambda: weigh(model(), X, trace=wrong(8)), TypeError, "trace must be Exact(), Orthogonal(k) or Rademacher(k)"),
-    (lambda: weigh(model(), X, trace=Orthogonal(3)), ValueError, "2 dimensions hold 2 orthogonal directions"),
+    (lambda: weigh(model(), X, method=Method(EulerMaruyama())), TypeError, STOCHASTIC),
+    (lambda: weigh(model(), X, method=Method(DDIM())), TypeError, "log_prob integrates a bare ODE, but DDIM(eta=0.0"),
+    (
+        lambda: weigh(model(), X, method=Method(Angle(DPMSolverPP()))),
+        TypeError,
+        "log_prob integrates a bare ODE, but Angle(",
+    ),
+    (
+        lambda: weigh(model(), X, method=Method(wrong("rk4"))),
+        TypeError,
+        "solver must be a Solver such as DormandPrince()",
+    ),
+    (
+        lambda: weigh(model(), X, method=Method(trace=wrong(8))),
+        TypeError,
+        "trace must be Exact(), Orthogonal(k) or Rademacher(k)",
+    ),
+    (
+        lambda: weigh(model(), X, method=Method(trace=Orthogonal(3))),
+        ValueError,
+        "2 dimensions hold 2 orthogonal directions",
+    ),
     (lambda: Rademacher(0), ValueError, "k must be at least 1"),
     (lambda: weigh(model(), X.half()), TypeError, "x0 has dtype torch.float16"),
     (lambda: weigh(model(), X[:0]), ValueError, "x0 is an empty batch"),
     (lambda: weigh(model(), X * math.nan), ValueError, "x0 holds 6 non-finite values"),
     (lambda: weigh(model(), X.long()), TypeError, "x0 has dtype torch.int64"),
-    (lambda: weigh(model(), X, steps=0), ValueError, "steps must be at least 1"),
-    (lambda: weigh(model(), X, solver=Hold()), TypeError, "log_prob follows an ODE, but Hold() never asks for its"),
+    (lambda: weigh(model(), X, method=Method(steps=0)), ValueError, "steps must be at least 1"),
+    (
+        lambda: weigh(model(), X, method=Method(Hold())),
+        TypeError,
+        "log_prob follows an ODE, but Hold() never asks for its",
+    ),
     (
         lambda: weigh(Gaussian(VP, X[0], 1.0), X, solver_eror=False),
         TypeError,
         "Gaussian takes no conditions, and there is no option solver_eror",
     ),
-    (lambda: weigh(model(), X, level=-1.0), ValueError, "level must be a noise level sigma/alpha of at least 0"),
-    (lambda: weigh(model(), X, whole=True), ValueError, "whole=True integrates to alpha = 0, but the model was made"),
-    (lambda: weigh(model(kind=predict.data), X, level=0.0), ValueError, "level=0 lies below 0.010486"),
+    (
+        lambda: weigh(model(), X, density=Density(level=-1.0)),
+        ValueError,
+        "level must be a noise level sigma/alpha of at least 0",
+    ),
+    (
+        lambda: weigh(model(), X, density=Density(whole=True)),
+        ValueError,
+        "whole=True integrates to alpha = 0, but the model was made",
+    ),
+    (lambda: weigh(model(kind=predict.data), X, density=Density(level=0.0)), ValueError, "level=0 lies below 0.010486"),
     (lambda: weigh(model(sde=FlowSDE(), kind=predict.noise), X), ValueError, "a noise prediction tells nothing of the"),
     (
-        lambda: SDESampler(DoubleWell(), lambda x, t: -x).log_prob(X, level=0.1),
+        lambda: SDESampler(DoubleWell(), lambda x, t: -x).log_prob(X, density=Density(level=0.1)),
         TypeError,
         "level=, whole= and correct= speak of noise levels, which DoubleWell",
     ),
@@ -351,14 +430,14 @@ STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic:
         "the sampler starts at noise level 500, but the model was made for levels up to 152.167: choose t_max of",
     ),
     (
-        lambda: SDESampler(VP, model(), shape=(2,)).sample(2, seed=0, return_log_prob=True),
+        lambda: SDESampler(VP, model(), shape=(2,)).sample_with_log_prob(2, seed=0),
         TypeError,
-        "sample(return_log_prob=True) integrates a bare ODE, but DPMSolverPP(",
+        "sample_with_log_prob integrates a bare ODE, but DPMSolverPP(",
     ),
     (
-        lambda: SDESampler(VP, model(), solver=EulerMaruyama(), shape=(2,)).sample(2, return_log_prob=True),
+        lambda: SDESampler(VP, model(), solver=EulerMaruyama(), shape=(2,)).sample_with_log_prob(2),
         TypeError,
-        "sample(return_log_prob=True) follows an ODE, but EulerMaruyama(eta=1.0) is stochastic",
+        "sample_with_log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic",
     ),
 )
 def test_what_cannot_be_weighed_is_refused_in_words(call, error, text):
@@ -373,9 +452,9 @@ def test_nothing_is_evaluated_before_a_refusal():
         calls += 1
         return x
 
-    for sde, options in [(VP, {"solver": DDIM()}), (FlowSDE(), {})]:
+    for sde, solver in [(VP, DDIM()), (FlowSDE(), None)]:
         with pytest.raises((TypeError, ValueError)):
-            SDESampler(sde, Network(net, sde, predict.noise)).log_prob(X, **options)
+            SDESampler(sde, Network(net, sde, predict.noise)).log_prob(X, method=Method(solver))
     assert calls == 0
 
 
@@ -384,14 +463,14 @@ def test_a_view_is_weighed_up_to_the_prior_of_its_process_where_its_network_know
     assert weigh(flow, points()).whole
     top = VP.levels([VP.t_max])[0].ratio
     ends = VP, FlowSDE(t_max=top / (1 + top))  # at the same noise level, where both have the same prior
-    a, b = (weigh(flow.on(sde), points(), level=0.02) for sde in ends)
+    a, b = (weigh(flow.on(sde), points(), density=Density(level=0.02)) for sde in ends)
     assert (a.whole, b.whole) == (False, False)
     torch.testing.assert_close(a.value, b.value, rtol=0, atol=1e-5)
 
 
 def test_a_level_below_the_trained_ones_is_told_with_both_numbers():
     with pytest.warns(LikelihoodWarning) as told:
-        found = weigh(model(), X, level=0.0)
+        found = weigh(model(), X, density=Density(level=0.0))
     text = str(told[0].message)
     assert "starts at noise level 0, but the smallest that the model was made for is 0.010486" in text
     assert found.level == 0.0
@@ -532,9 +611,9 @@ def test_torchdiffeq_couples_rows_within_its_tolerance_alone():
     net, x = model(), points(8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        together = weigh(net, x, solver=Torchdiffeq(rtol=1e-8, atol=1e-8), solver_error=False)
-        alone = weigh(net, x[:1], solver=Torchdiffeq(rtol=1e-8, atol=1e-8), solver_error=False)
+        together = weigh(net, x, method=Method(Torchdiffeq(rtol=1e-8, atol=1e-8), solver_error=False))
+        alone = weigh(net, x[:1], method=Method(Torchdiffeq(rtol=1e-8, atol=1e-8), solver_error=False))
     assert (together.value[0] - alone.value[0]).abs() < 1e-5
-    unasked = weigh(net, x, solver=RK4(), steps=1, solver_error=False)
+    unasked = weigh(net, x, method=Method(RK4(), steps=1, solver_error=False))
     assert bool(unasked.solver_error.isnan().all())
     assert bool(unasked.total_error.isnan().all())

@@ -13,6 +13,7 @@ from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, like
 from sde_diffusion._memory import check_batch, parameters_at
 from sde_diffusion._training_input import batches
 from sde_diffusion.checkpoint import save_checkpoint
+from sde_diffusion.likelihood import Method
 from sde_diffusion.limits import check_passes, classes_of
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
@@ -170,7 +171,7 @@ def test_a_sampler_of_more_than_a_million_steps_is_refused_at_once(how):
     with pytest.raises(ValueError, match=r"steps must be at most 1,000,000, got .*laid out before the first"):
         SDESampler(model.sde, model, **how)
     with pytest.raises(ValueError, match="steps must be at most 1,000,000"):
-        SDESampler(model.sde, model).log_prob(torch.zeros(1, 2), solver=Heun(), steps=next(iter(how.values())))
+        SDESampler(model.sde, model).log_prob(torch.zeros(1, 2), method=Method(Heun(), steps=next(iter(how.values()))))
     assert time.perf_counter() - start < 1
     assert SDESampler(model.sde, model, steps=1000).steps == 1000
 

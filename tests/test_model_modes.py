@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sde_diffusion import VESDE, VPSDE, Network, SDESampler, predict
 from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.ema import EMA
+from sde_diffusion.likelihood import Method
 from sde_diffusion.likelihood_check import check_likelihood
 from sde_diffusion.solvers import RK4, Heun
 from sde_diffusion.training import train
@@ -58,9 +59,9 @@ WORK: dict[str, Callable[[SDESampler], Tensor]] = {
     "sample with gradients": lambda s: s.sample(3, seed=0, grad=True).detach(),
     "iterate": lambda s: [now.x for now in s.iterate(3, seed=0)][-1],
     "encode": lambda s: s.encode(X),
-    "log_prob": lambda s: s.log_prob(X, solver=RK4(), steps=4).value,
+    "log_prob": lambda s: s.log_prob(X, method=Method(RK4(), steps=4)).value,
     "sample with its density": lambda s: (
-        SDESampler(VP, s.model, solver=Heun(), steps=4).sample(3, seed=0, return_log_prob=True)[1].value
+        SDESampler(VP, s.model, solver=Heun(), steps=4).sample_with_log_prob(3, seed=0)[1].value
     ),
     "bound": lambda s: continuous_elbo(wrong(s.model), X, seed=0, estimate=Estimate(levels=4)).total,
     "bound of a chain": lambda s: elbo(wrong(s.model), X, times=[0.1, 0.5, 0.9], seed=0).total,

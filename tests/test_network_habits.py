@@ -13,7 +13,7 @@ import zoo
 from torch import Tensor, nn
 
 from sde_diffusion import EDMSDE, VPSDE, Denoiser, Network, Prediction, SDESampler, SolverError, losses, predict
-from sde_diffusion.likelihood import log_prob
+from sde_diffusion.likelihood import Method, log_prob
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import DDIM, RK4, Angle, DPMSolver, DPMSolverPP, Euler, EulerMaruyama, Heun, Solver, UniPC
 
@@ -191,8 +191,8 @@ def test_the_gradient_of_a_loss_is_that_of_the_clean_network() -> None:
 
 @pytest.mark.parametrize("name", NETS)
 def test_a_likelihood_is_that_of_the_clean_network(name: str) -> None:
-    wanted = log_prob(sampler(clean, Heun()), X_T, solver=RK4(), steps=4)
-    found = log_prob(sampler(NETS[name](), Heun()), X_T, solver=RK4(), steps=4)
+    wanted = log_prob(sampler(clean, Heun()), X_T, method=Method(RK4(), steps=4))
+    found = log_prob(sampler(NETS[name](), Heun()), X_T, method=Method(RK4(), steps=4))
     assert torch.equal(found.value, wanted.value) or "buffer" in name or "turn" in name  # a buffer has no graph
     torch.testing.assert_close(found.value, wanted.value, rtol=1e-12, atol=1e-12)
 

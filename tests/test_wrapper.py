@@ -30,6 +30,7 @@ from sde_diffusion import (
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.denoiser import On
 from sde_diffusion.flow_density import LikelihoodWarning
+from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.nets import MLP
 from sde_diffusion.prediction import Coefficients
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun, Solver
@@ -189,7 +190,12 @@ def test_nor_of_a_view_of_it_and_of_a_likelihood_beyond_its_levels(make):
     for wrap in (lambda m: m, Wrapper, lambda m: Wrapper(Wrapper(m).on(sde))):
         sampler = SDESampler(sde, wrap(made(make)).on(sde))
         with pytest.warns(LikelihoodWarning, match="extrapolates"):
-            found.append((sampler.sample(3, seed=0), sampler.log_prob(X, level=1e-3, steps=8).value))
+            found.append(
+                (
+                    sampler.sample(3, seed=0),
+                    sampler.log_prob(X, density=Density(level=1e-3), method=Method(steps=8)).value,
+                )
+            )
     assert all(torch.equal(a, found[0][0]) for a, _ in found)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0)
     torch.testing.assert_close(found[2][1], found[0][1], rtol=1e-9, atol=1e-9)

@@ -21,7 +21,7 @@ from sde_diffusion.bins import GaussianDecoder
 from sde_diffusion.divergence import Orthogonal
 from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
 from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay
-from sde_diffusion.likelihood import bits_per_dim, log_prob
+from sde_diffusion.likelihood import Density, Method, bits_per_dim, log_prob
 from sde_diffusion.losses import (
     DenoisingScoreMatching,
     EDMWeight,
@@ -81,16 +81,16 @@ DOORS = {
     "sample: noise": lambda v: SAMPLER.sample(2, noise=v),
     "sample: cond": lambda v: SAMPLER.sample(2, cond=v),
     "sample: nonfinite": lambda v: SAMPLER.sample(2, nonfinite=v),
-    "sample: trace": lambda v: SAMPLER.sample(2, return_log_prob=True, trace=v),
+    "sample: trace": lambda v: SAMPLER.sample_with_log_prob(2, method=Method(trace=v)),
     "encode: x0": SAMPLER.encode,
-    "log_prob: x0": lambda v: SAMPLER.log_prob(v, steps=2),
-    "log_prob: solver": lambda v: SAMPLER.log_prob(X, solver=v, steps=2),
-    "log_prob: steps": lambda v: SAMPLER.log_prob(X, solver=RK4(), steps=v, solver_error=False),
-    "log_prob: level": lambda v: SAMPLER.log_prob(X, steps=2, level=v),
-    "log_prob: whole": lambda v: SAMPLER.log_prob(X, steps=2, whole=v),
-    "log_prob: data_std": lambda v: SAMPLER.log_prob(X, steps=2, data_std=v),
-    "log_prob: seed": lambda v: SAMPLER.log_prob(X, steps=2, trace=Orthogonal(1), seed=v),
-    "log_prob: sampler": lambda v: log_prob(v, X, steps=2),
+    "log_prob: x0": lambda v: SAMPLER.log_prob(v, method=Method(steps=2)),
+    "log_prob: solver": lambda v: SAMPLER.log_prob(X, method=Method(v, steps=2)),
+    "log_prob: steps": lambda v: SAMPLER.log_prob(X, method=Method(RK4(), steps=v, solver_error=False)),
+    "log_prob: level": lambda v: SAMPLER.log_prob(X, density=Density(level=v), method=Method(steps=2)),
+    "log_prob: whole": lambda v: SAMPLER.log_prob(X, density=Density(whole=v), method=Method(steps=2)),
+    "log_prob: data_std": lambda v: SAMPLER.log_prob(X, method=Method(steps=2, data_std=v)),
+    "log_prob: seed": lambda v: SAMPLER.log_prob(X, method=Method(steps=2, trace=Orthogonal(1)), seed=v),
+    "log_prob: sampler": lambda v: log_prob(v, X, method=Method(steps=2)),
     "bits: log_prob": lambda v: bits_per_dim(v, 2, bin_width=0.1),
     "bits: bin_width": lambda v: bits_per_dim(X[:, 0], 2, bin_width=v),
     "network: net": lambda v: Network(v, VP)(X, 0.5),
