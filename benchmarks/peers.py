@@ -359,7 +359,7 @@ def plain_sa(predictor: int, corrector: int, tau: int, **options: Any) -> Any:
     """SA-Solver's scheduler with the rows of its paper: without what it adds to rows of two nodes."""
     diffusers = peer()
 
-    class Plain(diffusers.SASolverScheduler):  # type: ignore[misc, name-defined]
+    class Plain(diffusers.SASolverScheduler):
         def get_coefficients_fn(self, order: int, start: Any, end: Any, nodes: list[Any], tau: Any) -> list[Any]:
             row: list[Any] = super().get_coefficients_fn(order, start, end, nodes, tau)
             if order == 2:
@@ -562,7 +562,7 @@ def findings() -> dict[str, str]:
         scheduler.set_timesteps(20)
         levels = scheduler.sigmas.double()
         alpha = torch.rsqrt(1 + levels**2)
-        out = loop(scheduler, start(torch.float32), lambda x, i: noise(x, alpha[i], alpha[i] * levels[i]), 20)  # noqa: B023
+        out = loop(scheduler, start(torch.float32), lambda x, i: noise(x, alpha[i], alpha[i] * levels[i]), 20)  # noqa: B023 - called in this turn
         bad = int((~torch.isfinite(out)).sum())
         found[f"{name}, order 3, Karras, sigma_min, 20 steps"] = f"{bad} of {out.numel()} values are not finite"
     ddim = diffusers.DDIMScheduler(timestep_spacing="linspace")

@@ -134,13 +134,13 @@ def spread(model: GaussianMixture, x: Tensor) -> float:
 
 def markdown(rows: list[dict[str, object]], key: str, digits: int) -> str:
     """One table."""
-    budgets = list(rows[0][key])  # type: ignore[call-overload]
+    budgets = list(rows[0][key])
     lines = [
         "| steps in | solver | grid | " + " | ".join(budgets) + " |",
         "|---|---|---|" + "---|" * len(budgets),
     ]
     for row in rows:
-        cells = " | ".join(f"{row[key][b]:.{digits}g}" for b in budgets)  # type: ignore[index]
+        cells = " | ".join(f"{row[key][b]:.{digits}g}" for b in budgets)
         where = "noise level" if row["process"] == "any" else f"t of `{row['process']}`"
         where = "angle" if str(row["solver"]).startswith("Angle") else where
         lines.append(f"| {where} | `{row['solver']}` | `{row['grid']}` | {cells} |")

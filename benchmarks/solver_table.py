@@ -43,7 +43,7 @@ def _place(s: Solver) -> tuple[bool, bool, bool, str, int]:
 
 def _parts(cls: type[Solver]) -> list[str]:
     """The fields that have to be given."""
-    return [f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING]  # type: ignore[arg-type]
+    return [f.name for f in dataclasses.fields(cls) if _default(f) is dataclasses.MISSING]
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:
@@ -53,7 +53,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 def spelling(solver: Solver) -> str:
     """How one writes it, without the arguments left at their defaults; by name behind one that is left out."""
     given, behind = [], False
-    for f in dataclasses.fields(solver):  # type: ignore[arg-type]
+    for f in dataclasses.fields(solver):
         value = getattr(solver, f.name)
         if value == _default(f):
             behind = True
@@ -65,10 +65,10 @@ def spelling(solver: Solver) -> str:
 
 def randomness(solver: Solver) -> str:
     """`yes`, `no`, or the condition on `eta`."""
-    if not any(f.name == "eta" for f in dataclasses.fields(solver)):  # type: ignore[arg-type]
+    if not any(f.name == "eta" for f in dataclasses.fields(solver)):
         return "yes" if solver.facts.stochastic else "no"
     try:
-        off, on = (dataclasses.replace(solver, eta=eta).facts.stochastic for eta in (0.0, 1.0))  # type: ignore[type-var]
+        off, on = (dataclasses.replace(solver, eta=eta).facts.stochastic for eta in (0.0, 1.0))
     except ValueError:
         return "yes"
     return "yes" if off else "if eta > 0" if on else "no"

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 Say = Callable[[str], None]
-"""What prints a line of the report."""
+"""A function that prints a line of the report."""
 Run = Callable[[argparse.Namespace, Say], int | None]
-"""What a command does with its arguments; it answers its exit status, None for 0."""
+"""A function that does what a command is asked for, and returns its exit status, None for 0."""
 
 MOST_STEPS, LARGEST_BATCH = 10**7, 10**7
-"""What the `--steps` of training and `--batch-size` may be; memory may set a lower limit."""
+"""The largest `--steps` of a training and the largest `--batch-size`; memory may set a lower limit."""
 MOST_THREADS = max(256, os.cpu_count() or 1)
-"""More could not be started on some systems, which ends the process without a word."""
+"""The largest `--threads`: more cannot be started on some systems, which ends the process without a word."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def add_command(group: Any, name: str, run: Run, what: str, **more: Any) -> argp
 
 
 def count(most: int | None = None, least: int = 1) -> Callable[[str], int]:
-    """Reads a whole number within limits, which an error names."""
+    """Makes a reader of whole numbers within limits, which its error names."""
 
     def read(text: str) -> int:
         try:

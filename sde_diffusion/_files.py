@@ -1,4 +1,4 @@
-"""Where results are written: looked at before the work, written whole or not at all, and elsewhere if that fails."""
+"""Files and folders for results: looked at before the work, written whole or not at all, elsewhere if that fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 BLOCK = 4096
-"""Bytes that are written, and removed again, to see whether a place takes them."""
+"""How many bytes are written, and removed again, to see whether a place takes them."""
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
@@ -96,14 +96,14 @@ def keep(write: Callable[[Path], object], out: Path) -> None:
 
 
 def beside(out: Path, what: str) -> Path:
-    """A name next to `out`, with `what` added, under which there is nothing yet."""
+    """Returns a path next to `out`, its name followed by `what`, where there is nothing yet."""
     out = out.absolute()
     names = (f"{out.name}-{what}" + (f"-{i}" if i else "") for i in count())
     return next(path for name in names if not os.path.lexists(path := out.parent / name))
 
 
 def _draft(folder: Path) -> Path:
-    """A new name of bounded length, whatever the name of the file."""
+    """Returns a new path in a folder, whose name is short however long that of the file is."""
     return folder / f".sde-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -127,7 +127,7 @@ def _check_kind(path: Path, option: str, wanted: Callable[[int], bool], what: st
 
 
 def _try(folder: Path, size: int) -> None:
-    """Permissions do not tell: they do not bind every user, nor know of a full or read-only disk."""
+    """Writes a few bytes to a folder, and removes them: permissions tell neither of every user nor of a full disk."""
     draft = _draft(folder)
     try:
         with open(draft, "xb") as file:

@@ -1,4 +1,4 @@
-"""What fits into memory, asked before it is taken."""
+"""Estimates of memory, made before it is taken."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sde_diffusion._modules import Evaluation
 
 GUESS = 2**34
-"""Bytes taken for the memory of a machine that does not tell."""
+"""The memory, in bytes, that a machine is taken to have which does not tell."""
 _GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def memory() -> int:
-    """Bytes of memory of this machine, or of the group of processes that a container is."""
+    """Returns the bytes of memory of this machine, or of the container that this process runs in."""
     found = [GUESS]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -33,7 +33,7 @@ def _limit(name: str) -> int:
 
 
 def check_memory(needed: float, what: str, advice: str) -> None:
-    """Raises `ValueError` if `needed` bytes are more than the machine has, saying for what and what to do."""
+    """Raises `ValueError` if `needed` bytes are more than the machine has; the message names `what`, and the advice."""
     limit = memory()
     if needed > limit:
         raise ValueError(
@@ -43,7 +43,7 @@ def check_memory(needed: float, what: str, advice: str) -> None:
 
 
 def parameters_at(make: Callable[[int], nn.Module], width: int) -> int:
-    """Number of parameters of `make(width)`, which is not made: a quadratic in the width, known by three small ones."""
+    """Counts the parameters of `make(width)` without making it: a quadratic in the width, known by three small ones."""
     at = (8, 16, 24)
     counts = [sum(p.numel() for p in make(w).parameters()) for w in at]
     others = [math.prod(width - v for v in at if v != w) for w in at]
@@ -52,13 +52,13 @@ def parameters_at(make: Callable[[int], nn.Module], width: int) -> int:
 
 
 def check_batch(net: nn.Module, shape: tuple[int, ...], n: int, *, passes: float, option: str = "--batch-size") -> None:
-    """Raises `ValueError` if a batch would not fit into memory, by what a pass of three samples keeps, and of one.
+    """Raises `ValueError` if a batch would not fit into memory, estimated from passes of three samples and of one.
 
     Args:
-        net: Called as `net(x, t)`, in evaluation mode.
-        shape: Of one sample.
-        n: Samples of the batch.
-        passes: How often what a pass keeps for its gradient is in memory.
+        net: The network, called as `net(x, t)` in evaluation mode.
+        shape: The shape of one sample.
+        n: The number of samples in the batch.
+        passes: How often the tensors that a pass keeps for its gradient are in memory.
         option: What the caller calls the size of a batch.
     """
     with Evaluation(net):

@@ -26,7 +26,7 @@ from sde_diffusion._memory import check_memory
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LONGEST_HEADER = 10_000
-"""Bytes: that of a plain array has about a hundred; NumPy's own limit."""
+"""How many bytes a header may have, which is NumPy's own limit; that of a plain array has about a hundred."""
 LARGE, RATIO = 2**30, 100
 """A member of a `.npz` of more bytes than this may be at most so many times as large as it is compressed."""
 COPIES = 3
@@ -39,7 +39,7 @@ _PLAIN = re.compile(r"[<>|=]?[A-Za-z?]\d{0,9}(\[\w*\])?")
 
 
 def members(path: Path) -> dict[str, Callable[[], Array]]:
-    """The arrays of a file by name, each to be read by calling it; that of a `.npy` file is called `x`."""
+    """Finds the arrays of a file by name, each to be read by calling it; that of a `.npy` file is called `x`."""
     with open(path, "rb") as file:
         start = file.read(64)
     if not start.startswith(_ZIP):
@@ -83,7 +83,7 @@ def _from_zip(path: Path, entry: zipfile.ZipInfo) -> Array:
 
 
 def _read(file: IO[bytes], size: int) -> Array:
-    """An array from a stream of `size` bytes, neither more nor fewer."""
+    """Reads an array from a stream of `size` bytes, neither more nor fewer."""
     dtype, fortran, shape, start = _header(file)
     claimed = math.prod(shape) * dtype.itemsize
     if claimed != size - start:
@@ -102,7 +102,7 @@ def _read(file: IO[bytes], size: int) -> Array:
 
 
 def _header(file: IO[bytes]) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """Kind of number, whether the first index runs fastest, shape, and the bytes that the header takes."""
+    """Reads a header: dtype, whether the first index runs fastest, shape, and the bytes that the header takes."""
     start = file.read(8)
     _check_magic(start)
     if len(start) < 8 or start[6] not in (1, 2, 3):
@@ -157,7 +157,7 @@ def _check_magic(start: bytes) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of a parser at work on garbage."""
+    """A context without warnings, such as those of a parser at work on garbage."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -21,11 +21,11 @@ class Steady:
 
     @property
     def encoding(self) -> str:
-        """That of the stream behind it."""
+        """The encoding of the stream behind it."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Writes, with what the encoding cannot say in backslashes; never fails."""
+        """Writes text, with what the encoding cannot say in backslashes, and returns its length; never fails."""
         if self._stream is not None:
             try:
                 self._stream.write(text)
@@ -36,7 +36,7 @@ class Steady:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes; never fails."""
+        """Flushes the stream behind it; never fails."""
         if self._stream is not None:
             try:
                 self._stream.flush()
@@ -66,7 +66,7 @@ class Steady:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Within it standard output and error may be lost."""
+    """A context in which standard output and error may be lost."""
     _occupy()
     with redirect_stdout(Steady(sys.stdout)) as out, redirect_stderr(Steady(sys.stderr)) as err:
         try:

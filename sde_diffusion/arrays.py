@@ -17,11 +17,11 @@ __all__ = ["load_array"]
 T = TypeVar("T")
 
 MOST_CLASSES = 100_000
-"""Labels lie below: the largest makes the number of classes, each a row of an embedding."""
+"""Labels lie below this number: the largest sets the number of classes, each of which is a row of an embedding."""
 
 
 def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
-    """Read your own data from a `.npy` file, or from a `.npz` file with an array `x` and perhaps `label`.
+    """Reads your own data from a `.npy` file, or from a `.npz` file with an array `x` and perhaps `label`.
 
     Accepted as well are the names `data` for `x`, and `labels` or `y` for `label`. Pickled objects are never loaded,
     and nothing is allocated that the size of the file does not bear out: an array and its copies must fit into the
@@ -62,7 +62,7 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
 
 
 def _guard(path: Path, read: Callable[[], T]) -> T:
-    """What a reader returns; its errors with the path, and what to do."""
+    """Returns what a reader returns, or raises its errors with the path in front and the advice behind."""
     try:
         return read()
     except TypeError as error:

@@ -39,7 +39,7 @@ def add_parser(group: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> int:
-    """Checks what the arguments name: 0 where it passes, else 1."""
+    """Checks what the arguments name, and returns 0 where it passes, else 1."""
     torch.manual_seed(args.seed)  # for the weights of a model that is made here
     return 0 if check_target(args.target, json_file=args.json, plot_file=args.plot, say=say) else 1
 
@@ -80,7 +80,7 @@ def check_target(
 
 
 def load_target(target: str) -> object:
-    """The instance that `module:Name` or `path/to/file.py:Name` names; errors as in `check_target`."""
+    """Returns the instance that `module:Name` or `path/to/file.py:Name` names; it raises what `check_target` does."""
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name.isidentifier():
         raise ValueError(f"wanted module:Name or path/to/file.py:Name, got {target!r}")
@@ -102,7 +102,7 @@ def load_target(target: str) -> object:
 
 
 def _is_meant(value: object, module: ModuleType) -> bool:
-    """Whether a value of a module is there to be checked: made in it, and not abstract."""
+    """Whether a value of a module is one to check: a process, solver or denoiser made in it, and not abstract."""
     kinds = (SDE, Solver, Denoiser)
     if isinstance(value, type):
         return issubclass(value, kinds) and value.__module__ == module.__name__ and not inspect.isabstract(value)

@@ -32,12 +32,12 @@ from sde_diffusion.registry import build, describe, own_classes
 from sde_diffusion.standardisation import Standardisation
 
 VERSION = 2
-"""Of the format, in `model.json`. Version 1, with one mean and std for all columns and no digest, is read as well."""
+"""The version of the format. Version 1, with one mean and std for all columns and no digest, is read as well."""
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 MOST_DESCRIPTION = 16 * 2**20
-"""Bytes of `model.json` at most: a beta table of 1,000 levels takes 35,000."""
+"""How many bytes `model.json` has at most: a beta table of 1,000 levels takes 35,000."""
 MOST_VALUES = 2**30
-"""Values of one sample at most, in the `shape` of a checkpoint."""
+"""How many values one sample has at most, by the `shape` of a checkpoint."""
 
 _ENTRIES: dict[str, Any] = {
     **dict.fromkeys(("net", "sde", "kind", "extra"), dict),
@@ -69,12 +69,12 @@ class Checkpoint:
 
     @property
     def mean(self) -> Tensor:
-        """Mean that was taken from the data: float64, `()`, or per column, `(D,)` or `(C, 1, 1)`."""
+        """The mean that was taken from the data: float64, `()`, or per column, `(D,)` or `(C, 1, 1)`."""
         return self.scaling.mean
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation by which the data were then divided, of the same shape; samples are `z * std + mean`."""
+        """The standard deviation by which they were then divided, of the same shape; samples are `z * std + mean`."""
         return self.scaling.std
 
 
@@ -162,7 +162,7 @@ def _safetensors() -> ModuleType:
 
 
 def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """What a net holds, copied, and finite."""
+    """Copies the tensors of a net, and looks that they are finite."""
     tensors = {}
     for name, t in net.state_dict().items():
         if not isinstance(t, Tensor):
@@ -185,7 +185,7 @@ def _scaling(about: Mapping[str, Any], shape: tuple[int, ...] | None) -> Standar
 
 
 def _sealed(about: Mapping[str, Any]) -> bytes:
-    """A description as JSON, with the digest of its own text as the last entry."""
+    """Writes a description as JSON, with the digest of its own text as the last entry."""
     try:
         bare = json.dumps({**about, "digest": ""}, indent=2, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -208,7 +208,7 @@ def _is_sealed(raw: bytes, digest: object) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The description, whole and of the right types."""
+    """Reads a description, and refuses one that is not whole or has an entry of a wrong type."""
     if path.stat().st_size > MOST_DESCRIPTION:
         raise ValueError(
             f"{path} has {path.stat().st_size:,} bytes, and a description has {MOST_DESCRIPTION:,} at most: it is "
@@ -260,18 +260,18 @@ def _finite(text: str) -> float:
 
 
 def _announced(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a file, from its header, whose claims fit the size of the file."""
+    """Reads names and shapes of the tensors from the header of a file; safetensors holds it to the size of the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no dict
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
         raise ValueError(f"{_other(path)} ({error})") from error
 
 
 def _verified(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a file that has this digest."""
+    """Reads the tensors of a file, and refuses one with another digest."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ValueError(_other(path))

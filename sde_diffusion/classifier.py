@@ -18,7 +18,7 @@ __all__ = ["DigitsClassifier", "train_classifier"]
 
 
 class DigitsClassifier(nn.Module):
-    """Three convolutions and 64 features, 0.08M parameters; right on about 98% of the test digits.
+    """A net of three convolutions and 64 features, 0.08M parameters, which knows about 98% of the test digits.
 
     Args:
         classes: Number of classes.
@@ -41,20 +41,20 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(64, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The 64 features before the last layer: (B, 1, 8, 8) -> (B, 64)."""
+        """Returns the 64 features before the last layer: (B, 1, 8, 8) -> (B, 64)."""
         if x.ndim != 4 or x.shape[1:] != (1, 8, 8):
             raise ValueError(f"x must have shape (B, 1, 8, 8), got {tuple(x.shape)}. Try x.reshape(-1, 1, 8, 8).")
         out: Tensor = self.body(x)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits: (B, 1, 8, 8) -> (B, classes)."""
+        """Returns logits: (B, 1, 8, 8) -> (B, classes)."""
         out: Tensor = self.head(self.features(x))
         return out
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Fraction of images x (N, 1, 8, 8) classified as their labels (N,); puts the net in evaluation mode."""
+        """Returns the share of images x (N, 1, 8, 8) classified as their labels (N,); sets the net to evaluate."""
         if labels.shape != (len(x),):
             raise ValueError(f"labels must have shape ({len(x)},), one per image, got {tuple(labels.shape)}.")
         return float((self.eval()(x).argmax(dim=1) == labels).double().mean())
@@ -69,7 +69,7 @@ def train_classifier(
     batch_size: int = 128,
     progress: Callable[[int, float], None] | None = None,
 ) -> DigitsClassifier:
-    """Train a `DigitsClassifier` in seconds; the same seed and data give the same net on one machine and thread count.
+    """Trains a `DigitsClassifier` in seconds; the same seed and data give the same net on one machine and thread count.
 
     Cross-entropy, AdamW with a one-cycle learning rate. torch's global random state is left as it was.
 

@@ -41,7 +41,7 @@ BIN_WIDTH = 2 / LEVELS
 """Width of one grey level in [-1, 1]."""
 
 Seed = int | torch.Generator | None
-"""An integer, a generator, or None for fresh entropy."""
+"""What `seed=` takes here: an integer, a generator, or None for fresh entropy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +61,12 @@ class Digits:
 
     @property
     def mean(self) -> float:
-        """Mean over all pixels; use the training split's for both splits."""
+        """The mean over all pixels; use the training split's for both splits."""
         return float(self.images.double().mean())
 
     @property
     def std(self) -> float:
-        """Standard deviation over all pixels (population); use the training split's for both splits."""
+        """The standard deviation over all pixels (population); use the training split's for both splits."""
         return float(self.images.double().std(correction=0))
 
 

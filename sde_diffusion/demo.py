@@ -37,7 +37,7 @@ Curves = dict[str, list[tuple[int, float]]]
 BUDGETS = (5, 9, 13)
 """Evaluations at which the curves are drawn, besides those of the table."""
 BARS = {"accuracy": 0.95, "frechet_ratio": 2.0, "bits_per_dim": 2.1}
-"""What the full run is held to: at least, at most, at most."""
+"""The bars of the full run: an accuracy of at least, a ratio and bits per dimension of at most so much."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Say) -> dict[
 
 
 def _check(settings: Settings) -> None:
-    """Refuses, before any work, what would fail minutes later."""
+    """Refuses settings out of range and missing packages, before any work."""
     for name, low, high in (("headline", 2, 1437), ("others", 2, 360), ("likelihoods", 2, 360)):
         if not low <= getattr(settings, name) <= high:
             raise ValueError(f"{name} must lie in {low}..{high}, got {getattr(settings, name)!r}")
@@ -158,7 +158,7 @@ def _check(settings: Settings) -> None:
 
 
 def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
-    """The averaged model, and the mean loss of the last hundred steps."""
+    """Trains, and returns the averaged model and the mean loss of the last hundred steps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = UNet(1, width=settings.width, classes=10, label_drop=0.1, dropout=0.1)
@@ -177,7 +177,7 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
 
 
 def _measure(bench: Bench, model: Denoiser, settings: Settings, say: Say) -> tuple[list[Row], Curves, Tensor]:
-    """The table, Frechet distance by evaluations for some solvers, and the images of the headline solver."""
+    """Measures the table, Frechet distance by evaluations for some solvers, and the images of the headline solver."""
     n, others = settings.headline, settings.others
     say("   " + HEADER)
     rows: list[Row] = []
@@ -222,7 +222,7 @@ def _pictures(
 
 
 def _film(path: Path, bench: Bench, model: Denoiser, seed: int) -> None:
-    """Three digits on their way, every third step of thirty."""
+    """Draws three digits on their way, every third step of thirty."""
     label = torch.tensor([3, 5, 0])
     sampler = SDESampler(SDE, model, solver=HEADLINE, steps=30, grid=grids.angle)
     shots = [now for now in sampler.iterate(3, seed=seed, label=label) if now.index % 3 == 0 or now.index > 30]
@@ -245,7 +245,7 @@ def _result(
     right: float,
     loss: float,
 ) -> dict[str, Any]:
-    """Everything that goes to `metrics.json`."""
+    """Gathers everything that goes to `metrics.json`."""
     real, headline = rows[0], next(row for row in rows if row.nfe)
     figures = {
         "accuracy": headline.accuracy,
@@ -274,7 +274,7 @@ def _result(
 
 
 def _close(out: Path, result: dict[str, Any], say: Say) -> None:
-    """The last lines: what was reached, where it is, and what to try next."""
+    """Says what was reached, where it is, and what to try next."""
     figures, head, real = result["figures"], result["headline"], result["real"]
     distances = (
         f"{head['frechet']:.2f}, real training images {real['frechet']:.2f}: {figures['frechet_ratio']:.2f} times"

@@ -64,7 +64,7 @@ def add_parser(group: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
-    """Weighs as the arguments say."""
+    """Evaluates log-likelihoods as the arguments say."""
     weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size)
     likelihood_file(args.checkpoint, args.data, args.out, weigh=weigh, seed=args.seed, say=say)
 
@@ -162,7 +162,7 @@ def likelihood_file(
 
 
 def _dtype(loaded: Checkpoint) -> torch.dtype:
-    """The dtype of data for a model: float64 for a net in float64."""
+    """Returns the dtype in which a model takes data: float64 for a net in float64, else float32."""
     double = any(p.dtype == torch.float64 for p in loaded.model.parameters())
     return torch.float64 if double else torch.float32
 
@@ -170,7 +170,7 @@ def _dtype(loaded: Checkpoint) -> torch.dtype:
 def _check(
     loaded: Checkpoint, x: Tensor, labels: Tensor | None, seed: int, batch_size: int, probes: int | None
 ) -> None:
-    """Refuses, before the first batch, what the last would fail by."""
+    """Refuses, before the first batch, what would fail in a later one."""
     if labels is not None and int(labels.max()) >= loaded.classes:
         raise ValueError(f"the labels go up to {int(labels.max())}, and the model knows 0..{loaded.classes - 1}")
     check_seeds(seed, len(x))
@@ -221,7 +221,7 @@ def _json(about: dict[str, Any], rows: list[dict[str, Any]]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """With null for what JSON has no number for."""
+    """Replaces what JSON has no number for, NaN and infinity, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

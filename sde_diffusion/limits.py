@@ -1,7 +1,7 @@
-"""What `sde-diffusion train` and `sample` refuse before they work, because it would fail at the end or never get there.
+"""What the commands refuse before they work, because it would fail at the end or never get there.
 
-Memory is that of the machine. What is asked for is estimated from small cases of the same: three small networks, a pass
-of three samples.
+Memory is that of the machine. How much a run will need is estimated from small cases of the same: three small
+networks, a pass of three samples.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from sde_diffusion.plots import check_picture
 COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
 PASSES = 2
-"""How often what a pass keeps for its gradient is in memory while that is found."""
+"""How often the tensors that a pass keeps for its gradient are in memory while the gradient is found."""
 BY_HEART = 1000
-"""Passes over the samples from which a network may have learnt them by heart."""
+"""After how many passes over the samples a network may have learnt them by heart."""
 SAMPLE, SEED = 32, 64
-"""Bytes of a number of a sample, in four copies of float64 at the end, and of the seed and label of a sample."""
+"""Bytes in memory at the end: for each number of a sample, four copies in float64; for each sample, seed and label."""
 
 
 def check_checkpoint(out: Path, overwrite: bool) -> None:
-    """Raises `ValueError` unless `out` takes a checkpoint: a folder, or to be made one, without a checkpoint in it."""
+    """Raises `ValueError` unless `out` is a folder without a checkpoint in it, or can be made one."""
     check_folder(out, "--out")
     for file in (out / TENSORS, out / DESCRIPTION):
         if file.is_dir():
@@ -42,7 +42,7 @@ def check_checkpoint(out: Path, overwrite: bool) -> None:
 
 
 def classes_of(labels: Tensor | None) -> int:
-    """The number of classes that labels make, one more than the largest; 0 without labels.
+    """Counts the classes that labels make, one more than the largest label; 0 without labels.
 
     Raises:
         ValueError: More classes than there are labels, or a class without a sample.
@@ -104,5 +104,5 @@ def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path) -> Non
 
 
 def columns(n: int, loaded: Checkpoint) -> int:
-    """Of a board of `n` samples: one for each class, or as many as rows."""
+    """Returns the number of columns of a picture of `n` samples: one for each class, or as many as rows."""
     return loaded.classes or math.ceil(math.sqrt(n))

@@ -112,26 +112,26 @@ def _root(c: Tensor) -> Tensor:
 
 
 def _quantile_cells(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut [0, 1] where either empirical quantile function jumps: widths, and the order statistics that meet there."""
+    """Cuts [0, 1] where either empirical quantile function jumps: widths, and the order statistics that meet there."""
     # Cuts in units of 1 / (n m) are integers, so that coinciding ones coincide exactly.
     cuts = torch.cat([torch.arange(n + 1, device=device) * m, torch.arange(1, m, device=device) * n]).unique()
     return cuts.diff().double() / (n * m), cuts[:-1] // m, cuts[:-1] // n
 
 
 def _within(x: Tensor) -> float:
-    """Mean distance of two distinct points."""
+    """Returns the mean distance of two distinct points."""
     return _distances(x, x) / (len(x) * (len(x) - 1))
 
 
 def _distances(x: Tensor, y: Tensor) -> float:
-    """The sum of all distances between rows of both, in parts that fit into memory."""
+    """Sums all distances between rows of `x` and rows of `y`, in parts that fit into memory."""
     # The matrix-product shortcut loses half the digits for near neighbours, and puts points off themselves.
     far = "donot_use_mm_for_euclid_dist"
     return sum(float(torch.cdist(part, y, compute_mode=far).sum()) for part in x.split(max(1, 2**22 // len(y))))
 
 
 def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two samples and flatten them to float64: (n, *), (m, *) -> (n, D), (m, D)."""
+    """Checks two samples and flatten them to float64: (n, *), (m, *) -> (n, D), (m, D)."""
     for name, value in (("first", x), ("second", y)):
         if not isinstance(value, Tensor):
             raise TypeError(

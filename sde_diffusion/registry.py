@@ -32,11 +32,11 @@ _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
 _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
 
 CALLS = 200
-"""Calls of torch that the construction of a net may make, per tensor it is to hold."""
+"""How many calls of torch the construction of a net may make, for each tensor that it is to hold."""
 
 
 def describe(model: Network) -> dict[str, Any]:
-    """Net, process, parametrisation, clock and shape of a model, ready for JSON.
+    """Describes a model for JSON: its net, process, parametrisation, clock and shape.
 
     Raises:
         TypeError: A net, SDE, parametrisation or clock that cannot be described by name.
@@ -57,7 +57,11 @@ def describe(model: Network) -> dict[str, Any]:
 
 
 def own_classes(known: Iterable[type]) -> dict[str, Any]:
-    """Classes by their name."""
+    """Returns classes by their name, after a look that they are classes.
+
+    Raises:
+        TypeError: One of them is an instance.
+    """
     known = list(known)
     for c in known:
         if not isinstance(c, type):
@@ -66,12 +70,15 @@ def own_classes(known: Iterable[type]) -> dict[str, Any]:
 
 
 def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[Network, tuple[float, float]]:
-    """The model of a description, with the weights of its construction, on the CPU, and its range of noise levels.
+    """Builds the model of a description, with the weights of its construction, on the CPU.
 
     Args:
         about: What `describe` gave.
         own: Classes by name, besides those of this library.
         held: Names and shapes of the tensors that are to fill the net.
+
+    Returns:
+        The model, and the least and greatest sigma / alpha of its process.
 
     Raises:
         ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
@@ -154,7 +161,7 @@ def _name_of(cls: type, what: str) -> str:
 
 
 def _named(thing: object, what: str) -> dict[str, Any]:
-    """A frozen dataclass, what tells its `config` as a net does, or a function of `clocks`, by name and fields."""
+    """Describes a frozen dataclass, an object with a `config` like that of a net, or a function of `clocks`."""
     config = getattr(thing, "config", None)
     if isinstance(config, Mapping):
         return {"name": _name_of(type(thing), what), "fields": dict(config)}
@@ -171,7 +178,7 @@ def _named(thing: object, what: str) -> dict[str, Any]:
 
 
 def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: type) -> Any:
-    """The object that an entry of a description names."""
+    """Builds the object that an entry of a description names, and looks that it is a `base`."""
     name, fields = str(entry.get("name")), entry.get("fields")
     if name not in known:
         short = reprlib.repr(name)

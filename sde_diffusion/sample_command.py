@@ -21,7 +21,7 @@ from sde_diffusion.plots import picture
 from sde_diffusion.sampler import SDESampler
 
 MOST_SAMPLES = 10**8
-"""What `--n` may be; memory may set a lower limit."""
+"""The largest `--n`; memory may set a lower limit."""
 
 
 def add_parser(group: Any) -> None:
@@ -64,14 +64,14 @@ def add_parser(group: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
-    """Samples as the arguments say."""
+    """Draws samples as the arguments say."""
     draw = Draw(args.n, args.solver, args.steps, args.nfe, args.label, args.batch_size)
     sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is drawn from a checkpoint, and how.
+    """How many samples are drawn from a checkpoint, of which class, and how.
 
     Args:
         n: The number of samples.

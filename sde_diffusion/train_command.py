@@ -24,7 +24,7 @@ from sde_diffusion.standardisation import Standardisation
 from sde_diffusion.training import Recipe, Training, train
 
 WIDEST = 10**5
-"""What `--width` may be; memory may set a lower limit."""
+"""The largest `--width`; memory may set a lower limit."""
 
 
 def add_parser(group: Any) -> None:
@@ -71,7 +71,7 @@ def add_parser(group: Any) -> None:
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
-    """Trains as the arguments say."""
+    """Trains a model as the arguments say."""
     train_file(
         args.data,
         args.out,
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
 
 @dataclass(frozen=True)
 class Design:
-    """Which model a training makes for its data, by the names of the command line.
+    """The model that a training makes for its data, by the names of the command line.
 
     Args:
         sde: The name of the process in `processes.named()`.
@@ -99,7 +99,7 @@ class Design:
     width: int | None = None
 
     def net(self, x: Tensor, classes: int, seed: int) -> nn.Module:
-        """A network for data `x`, with the initial weights of a seed; torch's random state is left alone."""
+        """Makes a network for data `x`, with the initial weights of a seed; torch's random state is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _net_for(x, classes, self.width)
@@ -187,7 +187,7 @@ def _describe(net: nn.Module) -> str:
 
 
 def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
-    """A residual MLP for vectors, a U-Net for images."""
+    """Makes a residual MLP for vectors, a U-Net for images."""
     if x.ndim == 2:
         # input frequencies sharpen edges in the plane and throw points far away in many dimensions
         return MLP(x.shape[1], hidden=width or 128, features=16 if x.shape[1] <= 3 else 0, classes=classes)

@@ -73,7 +73,7 @@ class Trial:
 
 
 def trials(effort: float = 1.0) -> list[Trial]:
-    """Every solver of the library on this model; those that need many evaluations get `effort` times as many."""
+    """Lists the solvers of the table; those that need many evaluations get `effort` times as many."""
 
     def many(nfe: int) -> int:
         return max(11, round(effort * nfe))
@@ -148,7 +148,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-likelihood of dequantised test images, without their labels.
+    """The log-likelihood of dequantised test images, without their labels.
 
     Attributes:
         images: How many.
@@ -156,7 +156,7 @@ class Likelihood:
         nats_error: Its standard error over the images.
         bits_per_dim: Mean cost in bits per pixel.
         bits_error: Its standard error.
-        bin_width: Of one of the 17 grey levels.
+        bin_width: The width of one of the 17 grey levels.
         steps: Steps of `RK4` in the angle.
         nfe: Network evaluations per image, not counting the backward passes of the divergence.
     """
@@ -171,7 +171,7 @@ class Likelihood:
     nfe: int
 
     def lines(self) -> list[str]:
-        """The figures in words."""
+        """Tells the figures in words."""
         return [
             f"{self.nats:.2f} nats an image (log-density on [-1, 1]), standard error {self.nats_error:.2f}",
             f"{self.bits_per_dim:.3f} bits/dim, standard error {self.bits_error:.3f}: 17 grey levels, uniform",
@@ -213,11 +213,11 @@ class Bench:
         return cls(levels, centres.labels, real, test, centres.mean, std, judge.requires_grad_(False))
 
     def fresh(self, levels: Tensor, generator: torch.Generator) -> Tensor:
-        """Grey levels to standardised data with fresh dequantisation noise: the transform of the training."""
+        """Turns grey levels into standardised data with fresh dequantisation noise: the transform of the training."""
         return (data.dequantise(levels, seed=generator) - self.mean) / self.std
 
     def floor(self, n: int) -> Row:
-        """What `n` real training images score; for accuracy, what the classifier reaches on the test images.
+        """Measures `n` real training images; for accuracy, what the classifier reaches on the test images.
 
         All of them, or as many of each class as the first `n` test images have.
         """
@@ -232,13 +232,13 @@ class Bench:
         )
 
     def row(self, name: str, grid: str, nfe: int, x: Tensor, labels: Tensor, seconds: float) -> Row:
-        """Measures images in `[-1, 1]`."""
+        """Measures images in `[-1, 1]` against the test images, as a row of the table."""
         frechet = metrics.frechet_distance(self.judge.features(x), self.judge.features(self.test.images))
         sliced = metrics.sliced_wasserstein(x, self.test.images)
         return Row(name, grid, nfe, len(x), frechet, sliced, self.judge.accuracy(x, labels), seconds)
 
     def draw(self, model: Denoiser, trial: Trial, labels: Tensor, seed: int) -> tuple[Row, Tensor]:
-        """Samples with a solver, from the streams `seed, seed + 1, ...`: its row, and the images in `[-1, 1]`."""
+        """Draws with a solver, from streams `seed, seed + 1, ...`; returns its row and the images in `[-1, 1]`."""
         start = time.perf_counter()
         steps = 1 if trial.nfe is None else None
         sampler = SDESampler(SDE, model, solver=trial.solver, nfe=trial.nfe, steps=steps, grid=trial.grid)
@@ -252,7 +252,7 @@ class Bench:
         return self.row(concise(trial.solver), grid, last.nfe, x, labels, seconds), x
 
     def likelihood(self, model: Denoiser, *, n: int, steps: int) -> Likelihood:
-        """Log-likelihood of the first `n` test images, with a progress bar."""
+        """Evaluates the log-likelihood of the first `n` test images, with a progress bar."""
         sampler, dim = SDESampler(SDE, model), self.test.images[0].numel()
         method, parts = Method(steps=steps, solver_error=False), list[LogProb]()
         with tqdm(total=n, desc="likelihood", unit="image") as bar:
@@ -269,7 +269,7 @@ class Bench:
 
 
 def concise(solver: object) -> str:
-    """The `repr` of a solver without fields at their default, floats to four digits: still Python, and short."""
+    """Writes the `repr` of a solver without fields at their default, floats to four digits: still Python, and short."""
     if isinstance(solver, float):
         return f"{solver:.4g}"
     if not is_dataclass(solver) or isinstance(solver, type):

@@ -17,7 +17,7 @@ import torch
 from checkpoints import edit, model, seal
 from torch import nn
 
-from sde_diffusion import DiscreteVPSDE, Network, SDESampler, clocks, predict, registry, schedules
+from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clocks, predict, registry, schedules
 from sde_diffusion._checks import SolverError
 from sde_diffusion.checkpoint import MOST_DESCRIPTION, load_checkpoint, save_checkpoint
 from sde_diffusion.nets import MLP, UNet
@@ -311,8 +311,16 @@ class Loud(Network):
         return super().predict(2 * x, at, **cond)
 
 
-class Table(DiscreteVPSDE):
-    pass
+class Plain(GaussianSDE):
+    """Neither a dataclass nor with a `config`."""
+
+    t_min, t_max = 1e-3, 0.9
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return t
 
 
 class Extra(nn.Module):
@@ -332,7 +340,7 @@ def test_classes_that_would_come_back_as_another_are_refused(tmp_path):
     cases = [
         (Loud(MLP(2, hidden=8), schedules.VPSDE()), "a checkpoint holds a Network; this is a Loud"),
         (Network(own(2, hidden=8), schedules.VPSDE()), "the net MLP has the name of another class of this library"),
-        (Network(MLP(2, hidden=8), Table([0.1, 0.2])), "the SDE Table cannot be written down by name"),
+        (Network(MLP(2, hidden=8), Plain()), "the SDE Plain cannot be written down by name"),
         (Network(Extra(), schedules.VPSDE()), "the net holds _extra_state, a int: a checkpoint keeps tensors alone"),
     ]
     for spoilt, message in cases:

@@ -211,7 +211,7 @@ def _ways(probe: _Probe) -> float:
 
 
 def _blind(probe: _Probe) -> str:
-    """Complaint if the answers at two levels are the same function of the state, up to a multiple of the state.
+    """Complains if the answers at two levels are the same function of the state, up to a multiple of the state.
 
     They are compared at the same state, and, since a network may scale its input, at states of the sizes of the two
     levels. Answers that are linear in the state, as those of a fresh network are, tell nothing and pass.
@@ -244,7 +244,7 @@ def _unexplained(columns: Tensor, wanted: Tensor) -> float:
 
 
 def _mixing(probe: _Probe) -> str:
-    """Complaint if the first row changes when all others do; dropout draws the same masks both times."""
+    """Complains if the first row changes when all others do; dropout draws the same masks both times."""
     if probe.rows < 2:
         return ""
     other = torch.cat([probe.z[:1], 3 * probe.z[1:].flip(0) + 1])

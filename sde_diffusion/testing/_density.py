@@ -31,7 +31,7 @@ ROUNDINGS = 100  # units of rounding by which a difference of two values may be 
 
 
 class Rate(NamedTuple):
-    """A derivative by time.
+    """A derivative by time, with its doubt.
 
     Attributes:
         value: The derivative.
@@ -43,10 +43,10 @@ class Rate(NamedTuple):
 
 
 def rate_of(f: Callable[[Tensor], Tensor], t: Tensor, h: float) -> Rate:
-    """`f'(t)` of a function that answers times `()` or `(B,)`, all equal, elementwise with that shape or `(B, *)`.
+    """Differentiates a function of times `()` or `(B,)`, all equal, which answers with that shape or `(B, *)`.
 
-    By autograd where central differences of order 6, which reach as far as `h`, confirm it up to their rounding; the
-    differences where they do not, as for a function that leaves torch on its way.
+    The derivative is that of autograd where central differences of order 6, which reach as far as `h`, confirm it up to
+    their rounding. Where they do not, as for a function that leaves torch on its way, it is theirs.
     """
     with torch.no_grad():
         here = f(t)
@@ -75,7 +75,7 @@ def _by_autograd(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor | None:
 
 
 def worst(found: Iterable[float]) -> float:
-    """The greatest; NaN if there is one."""
+    """Returns the greatest, or NaN if there is one."""
     return max(found, key=lambda v: math.inf if math.isnan(v) else v, default=0.0)
 
 
@@ -133,7 +133,7 @@ def residual_of_density(sde: SDE, log_prob: Field, x: Tensor, t: float) -> float
 
 
 def residual_of_mixture(sde: GaussianSDE, x: Tensor, t: float) -> float:
-    r"""The same for the mixture: $\partial_t\ell$ is $\alpha'\,\partial_\alpha\ell + \sigma'\,\partial_\sigma\ell$."""
+    r"""The residual for the mixture: $\partial_t\ell = \alpha'\,\partial_\alpha\ell + \sigma'\,\partial_\sigma\ell$."""
     time = torch.tensor(t, dtype=torch.float64)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -148,7 +148,7 @@ def residual_of_mixture(sde: GaussianSDE, x: Tensor, t: float) -> float:
 
 
 def residual_of_score(sde: SDE, score: Field, x: Tensor, t: float) -> float:
-    """The residual of the gradient of the equation, which knows the score alone."""
+    """The residual of the gradient of the equation, into which the score alone enters."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         s = score(x, _at(t, x))
@@ -181,7 +181,7 @@ def mixture_log_prob(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def mixture_draws(n: int) -> tuple[Tensor, Tensor]:
-    """Data of the mixture and unit noise, `(n, 2)` each."""
+    """Draws data of the mixture and unit noise, `(n, 2)` each."""
     source = torch.Generator().manual_seed(0)
     k = torch.randint(2, (n,), generator=source)
     z, eps = torch.randn(2, n, 2, generator=source, dtype=torch.float64)

@@ -61,13 +61,13 @@ def steps_of(solver: Solver) -> int:
 def sampler_of(
     solver: Solver, model: Denoiser, steps: int | None = None, between: tuple[float, float] = WIDE
 ) -> SDESampler:
-    """A sampler over most of the range, without the final jump."""
+    """Makes a sampler over most of the range, without the final jump."""
     grid = times(model.sde, steps or steps_of(solver), between)
     return SDESampler(model.sde, model, solver=solver, grid=grid, denoise=False)
 
 
 def attributes(solver: Solver) -> str:
-    """Complaint about what a solver says of itself."""
+    """Complains about facts of a solver that make no sense; empty for none, as every complaint of this file."""
     facts: Any = solver.facts
     if not isinstance(facts, Facts):
         return f"facts must be a Facts(...), got {facts!r}"
@@ -83,7 +83,7 @@ def attributes(solver: Solver) -> str:
 
 
 def parts(thing: object) -> Iterator[object]:
-    """A solver, the values of its fields, and of theirs."""
+    """Yields a solver, the values of its fields, and of theirs."""
     yield thing
     if dataclasses.is_dataclass(thing):
         for f in dataclasses.fields(thing):
@@ -97,7 +97,7 @@ def tolerances(solver: Solver) -> tuple[float, float] | None:
 
 
 def representation(solver: Solver) -> str:
-    """Complaint about the repr."""
+    """Complains about a `repr` that is not Python, or not of this solver."""
     names: dict[str, object] = {"inf": math.inf, "nan": math.nan, **vars(solvers)}
     for part in parts(solver):
         module = sys.modules.get(type(part).__module__)
@@ -105,13 +105,13 @@ def representation(solver: Solver) -> str:
     told = re.sub(r"[\w.]+\.<locals>\.", "", repr(solver))  # a class made in a function
     try:
         again = eval(told, names)
-    except Exception as error:  # noqa: BLE001  # a repr may be any code, with any error
+    except Exception as error:  # noqa: BLE001 - a repr may be any code, with any error
         return f"{solver!r} is not Python ({type(error).__name__}): make the class a frozen dataclass"
     return "" if again == solver else f"{solver!r} evaluates to another solver: make the class a frozen dataclass"
 
 
 def frozen(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about state kept on the solver: two solves step by step in turn must give what each gives alone."""
+    """Complains about state kept on the solver: two solves step by step in turn must give what each gives alone."""
     sampler = sampler_of(solver, model_of(sde))
     before = repr(vars(solver))
     alone = [[now.x for now in sampler.iterate(2, seed=k)] for k in (0, 7)]
@@ -126,7 +126,7 @@ def frozen(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def input_kept(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about a state that is modified in place."""
+    """Complains about a state that is modified in place."""
     x = _draws(sde, 3)
     kept = x.clone()
     sampler_of(solver, model_of(sde)).sample(x_T=x, seed=0)
@@ -139,7 +139,7 @@ def _draws(sde: GaussianSDE, n: int) -> Tensor:
 
 
 def batch_gap(solver: Solver, sdes: Iterable[GaussianSDE]) -> float:
-    """The most by which a row in a batch of 64 differs from the row alone."""
+    """Returns the most by which a row in a batch of 64 differs from the row alone."""
     worst = 0.0
     for sde in sdes:
         sampler = sampler_of(solver, model_of(sde))
@@ -150,7 +150,7 @@ def batch_gap(solver: Solver, sdes: Iterable[GaussianSDE]) -> float:
 
 
 def evaluations(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about the count of evaluations: calls of the model, of the equation, and per step by claim."""
+    """Complains about the count of evaluations: calls of the model, of the equation, and per step by claim."""
     model = Counted(model_of(sde))
     *_, last = sampler_of(solver, model).iterate(2, seed=0)
     if last.nfe != model.calls:
@@ -163,7 +163,7 @@ def evaluations(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def reproducible(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about randomness that does not come from the seed."""
+    """Complains about randomness that does not come from the seed."""
     sampler = sampler_of(solver, model_of(sde))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -176,7 +176,7 @@ def reproducible(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def randomness(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about `stochastic`, from two seeds at one start."""
+    """Complains about `stochastic`, from two seeds at one start."""
     sampler, x = sampler_of(solver, model_of(sde)), _draws(sde, 3)
     differ = not torch.equal(sampler.sample(x_T=x, seed=1), sampler.sample(x_T=x, seed=2))
     told = solver.facts.stochastic
@@ -184,7 +184,7 @@ def randomness(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def dtypes(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about the dtype of samples."""
+    """Complains about the dtype of samples."""
     for dtype in (torch.float32, torch.float64):
         found = sampler_of(solver, model_of(sde, dtype)).sample(2, seed=0)
         if found.dtype != dtype or not bool(torch.isfinite(found).all()):
@@ -209,7 +209,7 @@ def coarseness(solver: Solver, sde: GaussianSDE) -> float:
 
 
 def shapes(solver: Solver, sde: GaussianSDE) -> str:
-    """Complaint about event shapes."""
+    """Complains about event shapes."""
     for shape in ((), (5,), (2, 4, 4), (2, 3, 4, 2)):
         model = Network(lambda x, t: 0.1 * x, sde, predict.v, shape=shape)
         found = sampler_of(solver, model).sample(2, seed=0)
@@ -219,7 +219,7 @@ def shapes(solver: Solver, sde: GaussianSDE) -> str:
 
 
 def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
-    """Complaint about solves of a few steps on every grid: finite, or refused with the cause."""
+    """Complains about solves of a few steps on every grid: finite, or refused with the cause."""
     bad, n = [], 0
     for sde in sdes:
         for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine):
@@ -232,7 +232,7 @@ def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
 
 
 def _solve_or_told(solver: Solver, sde: GaussianSDE, grid: Callable[[SDE, int], Tensor], steps: int) -> str:
-    """Empty for a finite result, the message of a refusal, or a `!` and what went wrong."""
+    """Solves, and returns nothing for a finite result, the message of a refusal, or a `!` and what went wrong."""
     try:
         sampler = SDESampler(sde, model_of(sde), solver=solver, steps=steps, grid=grid)
         found = sampler.sample(2, seed=0)

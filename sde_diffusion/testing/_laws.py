@@ -3,8 +3,8 @@ r"""The law that a solver leaves, for one that claims no order: mean and varianc
 * `law`: at the end of a solve in many steps.
 * `stationary`: after many calls of a corrector, which start from the right law.
 
-Both are exact for a solver that is affine in state and noise, whose response is all of it; those of a sample for
-another.
+Both are exact for a solver that is affine in state and noise, whose response tells them. For another solver they are
+those of a sample.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import Solver
 from sde_diffusion.testing import orders
 
-DATA, BROAD = (2.0, 0.25), (2.0, 1.7)  # mean and variance of the data: of `law`, of `stationary`
-STEPS, FEW = 200, 50  # of the grid; of an adaptive solver, which takes steps of its own in each
-CALLS = 400  # of a corrector: Langevin steps of r = 0.16 forget 1.3 % of a variance in each
+DATA, BROAD = (2.0, 0.25), (2.0, 1.7)  # mean and variance of the data, in `law` and in `stationary`
+STEPS, FEW = 200, 50  # steps of the grid; fewer for an adaptive solver, which takes steps of its own in each
+CALLS = 400  # how often a corrector is called: Langevin steps of r = 0.16 forget 1.3 % of a variance in each
 DRAWS = (2048, 16)  # rows and coordinates of a sample
 
 
@@ -49,10 +49,10 @@ def _compared(mean: float, variance: float, wanted: float, spread: float, draws:
 
 
 def law(solver: Solver, sde: GaussianSDE, *, steps: int = STEPS, affine: bool = True) -> Law:
-    """The law at the end of a solve, of Gaussian data of mean 2 and standard deviation 0.5, against the exact one.
+    """Compares the law at the end of a solve with the exact one, of data of mean 2 and standard deviation 0.5.
 
-    From the angle 1.25 to 0.4, where `Hold` with Langevin steps, which forget the noise slowly, comes near enough; to
-    0.05 for a solver that refuses this window, such as a `Restart` whose own lies below.
+    The solve goes from the angle 1.25 to 0.4, where `Hold` with Langevin steps, which forget the noise slowly, comes
+    near enough; to 0.05 for a solver that refuses this window, such as a `Restart` whose own lies below.
 
     Args:
         solver: Any solver that moves in time.
@@ -61,7 +61,7 @@ def law(solver: Solver, sde: GaussianSDE, *, steps: int = STEPS, affine: bool = 
         affine: Whether to try its response first, which is exact.
 
     Raises:
-        ValueError: The solver refuses both.
+        ValueError: The solver refuses both windows.
     """
     try:
         return _law(solver, sde, orders.times(sde, steps, (orders.TOP, 0.4)), affine)
@@ -93,14 +93,14 @@ def _shared() -> SharedStream:
 
 
 def stationary(corrector: Solver, sde: GaussianSDE) -> Law:
-    r"""The law after many calls of a corrector, from the exact marginal of Gaussian data of mean 2 and variance 1.7.
+    r"""Compares the law after many calls of a corrector with the exact one, from which they start, of data of mean 2.
 
     Where $\sigma/\alpha = 0.5$ the data outweigh the noise, and the bias of Langevin steps, $\tau/2v$ with
-    $\tau = 2r^2\sigma^2$, is $0.13\,r^2$: 3 % for steps of $r = 0.5$, and half of the variance for a lost factor. At 3
-    for a corrector that does nothing there.
+    $\tau = 2r^2\sigma^2$, is $0.13\,r^2$: 3 % for steps of $r = 0.5$, and half of the variance for a lost factor. A
+    corrector that does nothing there is asked where $\sigma/\alpha = 3$.
 
     Raises:
-        ValueError: It does nothing at either level.
+        ValueError: The corrector does nothing at either level.
     """
     for ratio in (0.5, 3.0):
         t = float(sde.time_of(torch.tensor([-math.log(ratio)], dtype=torch.float64)).clamp(sde.t_min, sde.t_max))

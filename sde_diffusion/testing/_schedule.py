@@ -17,7 +17,7 @@ RATES = "rates must return (alpha', sigma'), the derivatives by t; leave it out 
 
 
 def check_schedule(sheet: Checklist, sde: GaussianSDE) -> None:
-    """The rows on what a Gaussian SDE is given by: `alpha`, `sigma`, their rates and inverse."""
+    """Adds the rows on what a Gaussian SDE is given by: `alpha`, `sigma`, their rates and inverse."""
     sheet.at_most("alpha, sigma and rates work elementwise on times", 1e-12, partial(_elementwise, sde))
     sheet.at_most(
         "times at which not alpha >= 0, sigma > 0, both finite",
@@ -38,7 +38,7 @@ def check_schedule(sheet: Checklist, sde: GaussianSDE) -> None:
 
 
 def _grid(sde: GaussianSDE) -> Tensor:
-    """Many times, both ends among them, dense near the data."""
+    """Returns many times, both ends among them, dense near the data."""
     u = torch.cat([torch.zeros(1), torch.logspace(-6, -2, 200), torch.linspace(0.011, 1, 1000)]).double()
     return (sde.t_min + (sde.t_max - sde.t_min) * u).clamp(sde.t_min, sde.t_max)
 
@@ -112,7 +112,7 @@ def _beyond(told: float, rate: Rate) -> float:
 
 
 def check_kernel(sheet: Checklist, sde: GaussianSDE) -> None:
-    """The rows on what follows from the schedule: drift, diffusion, marginal, posterior."""
+    """Adds the rows on what follows from the schedule: drift, diffusion, marginal, posterior."""
     sheet.at_most("drift is alpha'/alpha x: relative error", 1e-5, partial(_drift_error, sde))
     sheet.at_most(
         "g^2 is d(sigma^2)/dt - 2 (alpha'/alpha) sigma^2: relative error",
@@ -175,7 +175,7 @@ def _posterior_error(sde: GaussianSDE) -> float:
 
 
 def draw_schedule(sheet: Checklist, sde: GaussianSDE) -> None:
-    """The curves of `alpha` and `sigma`, if they can be drawn."""
+    """Adds the curves of `alpha` and `sigma`, if they can be drawn."""
     try:
         t = torch.linspace(sde.t_min, sde.t_max, 101, dtype=torch.float64)
         for name, f in (("alpha", sde.alpha), ("sigma", sde.sigma)):

@@ -28,9 +28,9 @@ def check_sde(
 
     Args:
         sde: The process.
-        log_prob: Of a general SDE: $\log p_t(x)$, called with `x` of shape `(B, *)` and `t` of shape `(B,)`, `(B,)`;
-            differentiable in `x`.
-        score: Of a general SDE: $\nabla\log p_t(x)$, likewise, `(B, *)`.
+        log_prob: The log-density $\log p_t(x)$ of a general SDE: called with `x` of shape `(B, *)` and `t` of shape
+            `(B,)`, it answers `(B,)`, differentiable in `x`.
+        score: The score $\nabla\log p_t(x)$ of a general SDE: called in the same way, it answers `(B, *)`.
         shape: Event shape of the states, for a general SDE or a prior that has one. Small: the Fokker-Planck equation
             costs a backward pass per coordinate.
 
@@ -210,7 +210,7 @@ def _prior_form(sde: SDE, shape: tuple[int, ...]) -> str:
 
 
 def _mismatch(sde: GaussianSDE) -> float:
-    r"""$\tfrac12(r - 1 - \log r)$ with $r = (\alpha^2 + \sigma^2)/v$, where $v$ is the variance of the prior."""
+    r"""Returns $\tfrac12(r - 1 - \log r)$ with $r = (\alpha^2 + \sigma^2)/v$, $v$ the variance of the prior."""
     (at,) = sde.levels([sde.t_max])
     ends = sde.prior(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
     r = (at.alpha**2 + at.sigma**2) / float(ends[1] - ends[0]) ** 2

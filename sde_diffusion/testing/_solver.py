@@ -71,7 +71,7 @@ def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:
 
 
 def _in_motion(solver: Solver, sde: GaussianSDE) -> Solver:
-    """The solver, or what carries it where it is a corrector."""
+    """Returns the solver, or a solver that carries it where it is a corrector."""
     try:
         habits.sampler_of(solver, habits.model_of(sde), 1).sample(1, seed=0)
     except ValueError:
@@ -117,7 +117,7 @@ def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
 
 
 def _check_upward(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
-    """The rows of a solver that goes up in time; none of one that refuses to, with a cause."""
+    """Adds the rows of a solver that goes up in time, and none for one that refuses to and says why."""
     claim, allowed = float(solver.facts.order), habits.tolerances(solver)
     note = "the step from less noise to more: encode and likelihoods take it"
     for name, sde in sdes.items():
@@ -131,7 +131,7 @@ def _check_upward(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
 
 
 def _check_law(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE], *, corrector: bool) -> None:
-    """Mean and variance of a solver that claims no order."""
+    """Adds the rows on mean and variance, for a solver that claims no order."""
     adaptive = habits.tolerances(solver) is not None
     steps = laws.FEW if adaptive else laws.STEPS
     where = "after 400 calls at one level" if corrector else "at the end of a solve"
@@ -168,12 +168,12 @@ def _check_law(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE], *
 
 
 def _refuses(measure: Callable[[], object]) -> str:
-    """Why a solver refuses a solve, or empty; whatever else it raises is for the row to tell."""
+    """Returns the message by which a solver refuses a solve, or an empty one; the row tells whatever else it raises."""
     try:
         measure()
     except ValueError as error:
         return str(error) if len(str(error)) >= habits.ADVICE else ""
-    except Exception:  # noqa: BLE001 - as said
+    except Exception:  # noqa: BLE001 - the row, which tries it again, tells any error
         return ""
     return ""
 

@@ -70,7 +70,7 @@ class Convergence:
 
 
 def slope(steps: Sequence[int], errors: Sequence[float]) -> float:
-    """The order of convergence: minus the slope of log error against log steps."""
+    """Returns the order of convergence: minus the slope of log error against log steps."""
     n = torch.tensor([math.log(k) for k in steps], dtype=torch.float64)
     e = torch.tensor(errors, dtype=torch.float64).log()
     return float(-((n - n.mean()) * (e - e.mean())).sum() / (n - n.mean()).square().sum())
@@ -91,28 +91,28 @@ def times(sde: GaussianSDE, steps: int, between: tuple[float, float] = (TOP, BOT
 
 
 def gaussian(sde: GaussianSDE) -> Gaussian:
-    """Data with unequal scales, all different from any that a solver is exact for, and a mean."""
+    """Makes data with unequal scales, all different from any that a solver is exact for, and a mean."""
     return Gaussian(sde, torch.tensor([0.7, -0.4, 0.2]).double(), torch.tensor([0.3, 1.4, 0.05]).double())
 
 
 def mixture(sde: GaussianSDE) -> GaussianMixture:
-    """Three round components in the plane: a flow that is not linear."""
+    """Makes data of three round components in the plane: a flow that is not linear."""
     return isotropic_mixture(sde, [[-1.0, 0.0], [1.0, 0.3], [0.2, -1.0]], 0.4)
 
 
 def solve(model: Denoiser, solver: Solver, x: Tensor, steps: int, noise: NoiseSource | None = None) -> Tensor:
-    """The state at the end of the window."""
+    """Solves over the window, and returns the state at its end."""
     return along(model, solver, x, times(model.sde, steps), noise)
 
 
 def along(model: Denoiser, solver: Solver, x: Tensor, grid: Tensor, noise: NoiseSource | None = None) -> Tensor:
-    """The state at the end of a grid."""
+    """Solves over a grid, and returns the state at its end."""
     *_, last = integrate(GaussianReverseSDE(model), solver, x, grid, noise)
     return last.x
 
 
 def deterministic(solver: Solver, sde: GaussianSDE, data: str = "gaussian") -> Convergence:
-    """Distance to the exact probability flow, down in time.
+    """Measures the distance to the exact probability flow, down in time.
 
     Args:
         solver: A deterministic solver with a claimed order.
@@ -135,14 +135,14 @@ def deterministic(solver: Solver, sde: GaussianSDE, data: str = "gaussian") -> C
 
 
 def error_in_tolerances(solver: Solver, sde: GaussianSDE, rtol: float, atol: float) -> float:
-    """The error of an adaptive solver on Gaussian data, over `atol + rtol |x|`, root mean square."""
+    """Measures the error of an adaptive solver on Gaussian data, over `atol + rtol |x|`, root mean square."""
     x, t, s = states(sde, 16)
     exact = gaussian(sde).flow(x, t, s)
     return float(((solve(gaussian(sde), solver, x, 1) - exact) / (atol + rtol * exact.abs())).square().mean().sqrt())
 
 
 def upward(solver: Solver, sde: GaussianSDE) -> Convergence:
-    """Distance to the exact probability flow of Gaussian data, up in time, as `encode` goes."""
+    """Measures the distance to the exact probability flow of Gaussian data, up in time, as `encode` goes."""
     steps = STEPS.get(max(1, round(solver.facts.order)), HIGH_ORDER_STEPS)
     model, (x, t, s) = gaussian(sde), states(sde, 16)
     low = model.flow(x, t, s)
@@ -151,14 +151,14 @@ def upward(solver: Solver, sde: GaussianSDE) -> Convergence:
 
 
 def upward_in_tolerances(solver: Solver, sde: GaussianSDE, rtol: float, atol: float) -> float:
-    """`error_in_tolerances`, up in time."""
+    """Measures the same as `error_in_tolerances`, up in time."""
     model, (x, t, s) = gaussian(sde), states(sde, 16)
     found = along(model, solver, model.flow(x, t, s), times(sde, 1).flip(0))
     return float(((found - x) / (atol + rtol * x.abs())).square().mean().sqrt())
 
 
 def states(sde: GaussianSDE, n: int) -> tuple[Tensor, float, float]:
-    """Draws of the marginal at the noisy end of the window, and the times of both ends."""
+    """Draws from the marginal at the noisy end of the window; also returns the times of both ends."""
     t, s = times(sde, 1).tolist()
     z = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (at,) = sde.levels([t])
@@ -166,7 +166,7 @@ def states(sde: GaussianSDE, n: int) -> tuple[Tensor, float, float]:
 
 
 def mixture_states(sde: GaussianSDE) -> tuple[Tensor, Tensor]:
-    """States at the noisy end of the window, and where the probability flow of the mixture takes them, `(64, 2)`."""
+    """Returns states at the noisy end, and where the probability flow of the mixture takes them, `(64, 2)` each."""
     start, end = _mixture_flow(*window(sde))
     a, b = sde.levels(times(sde, 1).tolist())
     return start * math.hypot(a.alpha, a.sigma), end * math.hypot(b.alpha, b.sigma)
@@ -184,7 +184,7 @@ def _mixture_flow(top: float, bottom: float) -> tuple[Tensor, Tensor]:
 
 
 def strong(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = None) -> Convergence:
-    """Root mean square distance between the solutions at `n` and `2 n` steps on one Brownian path.
+    """Measures the root mean square distance between solutions at `n` and `2 n` steps on one Brownian path.
 
     Args:
         solver: A stochastic solver that takes its noise as increments over its steps.
@@ -202,7 +202,7 @@ def strong(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = Non
 def moments(
     solver: Solver, sde: GaussianSDE, steps: int, mean: float, variance: float, draws: int | None = None
 ) -> tuple[float, float, int]:
-    """Exact mean and variance of what a solver makes of Gaussian data over the window.
+    """Finds the exact mean and variance of what a solver makes of Gaussian data over the window.
 
     Args:
         solver: A solver that is affine on Gaussian data.
@@ -228,7 +228,7 @@ def moments(
 
 
 def weak(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = None) -> Convergence:
-    """Bias of mean and variance, added, on Gaussian data of mean 0.5 and variance 2.
+    """Measures the bias of mean and variance, added, on Gaussian data of mean 0.5 and variance 2.
 
     Args:
         solver: A stochastic solver, affine on Gaussian data.

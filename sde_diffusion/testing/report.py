@@ -113,7 +113,7 @@ class Report:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything in types that JSON knows; infinities and NaN as words."""
+        """Returns everything in types that JSON knows, infinities and NaN as words."""
         found = {**asdict(self), "passed": self.passed}
         plain: dict[str, Any] = _plain(found)
         return plain
@@ -134,7 +134,7 @@ class Report:
 
 
 def table(entries: tuple[Entry, ...]) -> str:
-    """Rows in aligned columns, notes of those that do not hold below them."""
+    """Writes rows in aligned columns, with notes below those that do not hold."""
     cells = [(e.verdict, e.claim, _figure(e.measured), e.bound) for e in entries]
     a, b, c = (max((len(row[i]) for row in cells), default=0) for i in range(3))
     lines = []
@@ -146,7 +146,7 @@ def table(entries: tuple[Entry, ...]) -> str:
 
 
 def described(thing: object) -> str:
-    """What was handed over in place of an instance."""
+    """Says what was handed over in place of an instance."""
     return (
         f"the class {thing.__name__}: give an instance, {thing.__name__}()" if isinstance(thing, type) else repr(thing)
     )
@@ -183,17 +183,17 @@ class Checklist:
     def at_most(
         self, claim: str, bound: float, measure: Callable[[], float], *, required: bool = True, note: str = ""
     ) -> None:
-        """A row that holds if `measure()` is at most `bound`."""
+        """Adds a row that holds if `measure()` is at most `bound`."""
         self._compare(claim, "<=", bound, measure, required, note)
 
     def at_least(
         self, claim: str, bound: float, measure: Callable[[], float], *, required: bool = True, note: str = ""
     ) -> None:
-        """A row that holds if `measure()` is at least `bound`."""
+        """Adds a row that holds if `measure()` is at least `bound`."""
         self._compare(claim, ">=", bound, measure, required, note)
 
     def holds(self, claim: str, complaint: Callable[[], str], *, required: bool = True) -> None:
-        """A row that holds if `complaint()` is empty."""
+        """Adds a row that holds if `complaint()` is empty."""
         try:
             found = complaint()
         except Exception as error:  # noqa: BLE001 - the code under test may raise anything
@@ -206,14 +206,14 @@ class Checklist:
         limit = f"{sign} {bound:.3g}"
         try:
             value = float(measure())
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - the code under test may raise anything
             self.add(Entry(claim, "raised", limit, False, required, _told(error)))
             return
         passed = value <= bound if sign == "<=" else value >= bound
         self.add(Entry(claim, value, limit, passed, required, "" if passed else note))
 
     def report(self) -> Report:
-        """The rows so far, as a report."""
+        """Returns the rows so far, as a report."""
         return Report(self.subject, tuple(self.entries), tuple(self.curves), time.perf_counter() - self.began)
 
 
