@@ -40,8 +40,8 @@ class Estimate:
     r"""How a bound is estimated: from which levels, how many draws, and with what taken out of them.
 
     Args:
-        levels: Of a chain, random levels per draw instead of all. Of the bound in continuous time, slices of its range,
-            64 by default.
+        levels: In the bound of a chain, the number of levels drawn at random instead of visiting all. In continuous
+            time, the number of slices of the range, 64 by default.
         importance: Draws the levels of a chain uniformly in log-SNR, rather than in the index, where few carry most of
             the bound and the standard error misses those that no draw has met.
         control: Scale $c \ge 0$ on which the data are smooth, by default a quarter of the model's `data_std`. A square
@@ -105,7 +105,7 @@ class Run:
         return (torch.arange(n, dtype=torch.float64, device="cpu")[:, None] + torch.stack(u, 1)) / n
 
     def expected(self, z: Tensor, at: Level) -> Tensor:
-        r"""What to take from a square error of the data for its noise, shape `(B,)`: a control variate, of mean zero.
+        r"""The control variate of a square error of the data, of mean zero, to be taken from it; shape `(B,)`.
 
         $\rho^2S^2(|z|^2 - D)$ with $\rho = c^2/(c^2 + S^2)$, the part of the noise that a model of smooth data misses.
         """
@@ -134,7 +134,7 @@ class Run:
 
         Args:
             t: The lowest level.
-            std: Of a Gaussian decoder that has none of its own.
+            std: The standard deviation of a Gaussian decoder that has none of its own.
         """
         (at,) = self.model.levels([t])
         noise = self.streams(0.0, 0.0)
@@ -158,7 +158,7 @@ class Run:
 
 
 def weights(chain: Sequence[Level], variance: str) -> tuple[Tensor, Tensor]:
-    """Of every step, the weight of the square error of the data, and the rest of its KL per coordinate, `(T - 1,)`."""
+    """The weight of the square error of the data in each step, and the rest of its KL per coordinate, `(T - 1,)`."""
     out = []
     for s, t in pairwise(chain):
         gain = -math.expm1(-2 * (s.lam - t.lam))
@@ -174,7 +174,11 @@ def proposal(chain: Sequence[Level], importance: bool) -> Tensor:
 
 
 def decoder_std_of(first: Level, second: Level, variance: str) -> float:
-    """DDPM's: of the forward step from the data, or of the posterior a step above, as the one there is a point."""
+    """The standard deviation of DDPM's decoder.
+
+    It is that of the forward step from the data, or of the posterior a step above, as the posterior at the data is a
+    point.
+    """
     gain = -math.expm1(-2 * (first.lam - second.lam))
     return float(first.sigma) * (1.0 if variance == "forward" else math.sqrt(gain))
 

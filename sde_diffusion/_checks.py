@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 MOST_STEPS = 10**6
-"""Of one solve; laying them out takes a minute, and at this many float32 rounds every step away."""
+"""The most steps of one solve: laying them out takes a minute, and at this many float32 rounds every step away."""
 MOST_SAMPLES = 10**8
-"""Of one call, as on the command line: each has a seed of its own."""
+"""The most samples of one call, as on the command line: each has a seed of its own."""
 MOST_VALUES = 2**31
-"""Of one sample: 8 GiB in float32."""
+"""The most numbers in one sample: 8 GiB in float32."""
 WIDE = frozenset((torch.float64, torch.float32))
 HALF = frozenset((torch.float16, torch.bfloat16))
 

@@ -79,7 +79,7 @@ class _Grid:
         return float(values)
 
     def rim(self) -> float:
-        """What of the integral lies in the two outermost layers."""
+        """The part of the integral that lies in the two outermost layers."""
         outside = torch.ones_like(self.values)
         outside[(slice(2, -2),) * self.values.ndim] = 0.0
         return self.mass(self.values * outside)

@@ -14,7 +14,7 @@ def bits_per_dim(log_prob: Tensor, dim: int, *, bin_width: float | None) -> Tens
     r"""$-\big(\log p(x)/D + \log\Delta\big)/\log 2$: the cost in bits of one coordinate known to bins of width
     $\Delta$.
 
-    For a log-density in a tensor; `LogProb`, `Elbo` and `LevelLogProb` know their dimension and have a method of this
+    For a log-density in a tensor; `LogProb`, `Elbo` and `BinLogProb` know their dimension and have a method of this
     name.
 
     Args:
@@ -38,7 +38,13 @@ def check_bin_width(bin_width: object) -> float:
     """Returns the width of bins; raises unless it is a positive number."""
     if bin_width is None or not 0 < check_real(bin_width, "bin_width") < math.inf:
         raise ValueError(
-            "a density costs bits only in bins, as wide as levels are apart in the data: give their positive "
+            "a density costs bits only in bins, as wide as values are apart in the data: give their positive "
             f"bin_width, got {bin_width!r}"
         )
     return float(cast("float", bin_width))
+
+
+def check_no_width(bin_width: object) -> None:
+    """Raises `ValueError` if a width is given for bits of a probability of discrete values, which has it already."""
+    if bin_width is not None:
+        raise ValueError("this is the probability of discrete values, whose bins have a width: leave bin_width out")

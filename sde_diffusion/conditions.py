@@ -74,7 +74,7 @@ class _Tree(NamedTuple):
 
 
 class Conditions:
-    """What a model is told of `n` samples, sorted into what has a row for each and what is shared.
+    """The conditions of `n` samples, sorted into those that have a row for each and those that are shared.
 
     Args:
         given: The conditions by name. One called `cond` that is a mapping holds others, whose names may be those of
@@ -101,7 +101,7 @@ class Conditions:
 
     @classmethod
     def of(cls, model: object, given: Mapping[str, Any], n: int) -> Conditions:
-        """Those that a model is told, by what it declares in `per_sample`."""
+        """The conditions of a call, by what its model declares in `per_sample`."""
         return cls(given, n, getattr(model, "per_sample", None))
 
     def _sorted(self, value: Any, name: str, meant: str) -> _Leaf | _Tree:
@@ -139,11 +139,11 @@ class Conditions:
 
     @property
     def whole(self) -> dict[str, Any]:
-        """What the model is told of all samples at once."""
+        """The conditions of all samples at once."""
         return self._handed(lambda leaf: _expanded(leaf.value, self.n) if leaf.rows else leaf.value)
 
     def part(self, rows: slice) -> dict[str, Any]:
-        """What the model is told of some of the samples; all of them are what is `whole`."""
+        """The conditions of a run of samples; of all of them, those that are `whole`."""
         count = len(range(*rows.indices(self.n)))
 
         def taken(leaf: _Leaf) -> Any:
@@ -154,7 +154,7 @@ class Conditions:
         return self.whole if count == self.n else self._handed(taken)
 
     def rows(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """What the model is told of samples by number, each as often as it is named."""
+        """The conditions of samples by number, each as often as it is named."""
 
         def taken(leaf: _Leaf) -> Any:
             value = leaf.value
@@ -169,7 +169,7 @@ class Conditions:
         return self._handed(taken)
 
     def stacked(self, k: int) -> dict[str, Any]:
-        """What the model is told of all samples, `k` times one after the other."""
+        """The conditions of all samples, `k` times one after the other."""
         return self.whole if k == 1 else self._handed(lambda leaf: _repeated(leaf.value, self.n, k, leaf.rows))
 
     def each(self, change: Callable[[Any], Any]) -> Conditions:
@@ -270,7 +270,7 @@ def _expanded(value: Any, n: int) -> Any:
 
 
 def _repeated(value: Any, n: int, k: int, rows: bool | None) -> Any:
-    """What has rows, `k` times; all else as it is."""
+    """A value `k` times over, if it has rows."""
     if not rows:
         return value
     if len(value) == 1:

@@ -1,6 +1,6 @@
-r"""Likelihood of discrete data from a density: what probability a density gives to a level.
+r"""Likelihood of discrete data from a density: what probability a density gives to a value.
 
-Data take levels $v = 0, \dots, Q - 1$ in every coordinate, placed at the centres $c_v$ of bins of width $2h$ (`Bins`).
+Data take values $v = 0, \dots, Q - 1$ in every coordinate, placed at the centres $c_v$ of bins of width $2h$ (`Bins`).
 A density $p$ gives the bin around $c_v$ the probability $P(v) = \int_{|x - c_v| < h} p(x)\,dx$, and every function here
 bounds $\log P(v)$ from below, in nats per sample:
 
@@ -13,7 +13,7 @@ good as its $q$ resembles the noise that the model was trained with.
 
 The density comes in as any function `log_prob(x)`, `(B, *)` to `(B,)` in nats and in the units of `x`: for a sampler
 `lambda x: sampler.log_prob(x).value`. For a model of standardised data see `rescaled`, or place the bins there by
-`Bins.scaled`; a probability of a level does not depend on the units.
+`Bins.scaled`; a probability of a value does not depend on the units.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion._linear import as_float64, rows
 from sde_diffusion.bins import Bins, categorical_log_prob
+from sde_diffusion.bits import check_no_width
 from sde_diffusion.noise import Streams, seed_list
 
 LogDensity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class LevelLogProb:
+class BinLogProb:
     r"""A lower bound on the log-probability of discrete data.
 
     Attributes:
         value: Bound on $\log P(v)$, in nats, shape `(B,)`, float64 on the CPU.
-        standard_error: Of `value` over its random draws, shape `(B,)`; NaN for one draw, which cannot tell.
+        standard_error: Standard error of `value` over its random draws, shape `(B,)`; NaN for one draw.
         dim: $D$, coordinates per sample.
     """
 
@@ -47,19 +48,27 @@ class LevelLogProb:
     standard_error: Tensor
     dim: int
 
-    def bits_per_dim(self) -> Tensor:
-        r"""$-\mathrm{value}/(D\log 2)$, shape `(B,)`: the cost of one coordinate; no bin width, $P$ has it already."""
+    def bits_per_dim(self, bin_width: None = None) -> Tensor:
+        r"""$-\mathrm{value}/(D\log 2)$, shape `(B,)`: the cost of one coordinate, in bits.
+
+        Args:
+            bin_width: No width is needed, as $P$ is that of bins already.
+
+        Raises:
+            ValueError: A width.
+        """
+        check_no_width(bin_width)
         return -self.value / (self.dim * math.log(2))
 
     @property
     def bits_standard_error(self) -> Tensor:
-        """Standard error of `bits_per_dim()`, shape `(B,)`."""
+        """Standard error of `bits_per_dim`, shape `(B,)`."""
         return self.standard_error / (self.dim * math.log(2))
 
 
 def uniform(
     log_prob: LogDensity, x: Tensor, bins: Bins, *, draws: int = 1, seed: int | Sequence[int] | None = None
-) -> LevelLogProb:
+) -> BinLogProb:
     r"""Uniform dequantisation: $\log P(v) \ge \mathrm E\log\frac1K\sum_k p(c_v + h(2u_k - 1)) + D\log 2h$.
 
     With `draws=1` it is the usual bound; with more it rises towards $\log P(v)$. `draws` calls of `log_prob`.
@@ -67,7 +76,7 @@ def uniform(
     Args:
         log_prob: Log-density, `(B, *)` to `(B,)`, in nats.
         x: Data at bin centres, shape `(B, *)`.
-        bins: Where the levels lie in the units of `x`.
+        bins: Where the values lie in the units of `x`.
         draws: $K$.
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
 
@@ -94,8 +103,8 @@ def truncated_normal(
     draws: int = 1,
     seed: int | Sequence[int] | None = None,
     importance: bool = False,
-) -> LevelLogProb:
-    r"""Truncated-normal dequantisation, which needs no training: the noise of the model's own smallest level.
+) -> BinLogProb:
+    r"""Truncated-normal dequantisation, which needs no training: the noise is that of the model's own smallest level.
 
     $$ \log P(v) \ge \mathrm E\log p(c_v + S\epsilon) + D\Big[\tfrac12(1 + \log 2\pi S^2) + \log Z -
        \frac{\tau e^{-\tau^2/2}}{\sqrt{2\pi}Z}\Big], \quad \epsilon \sim \mathcal N(0, 1) \text{ on } |\epsilon| < \tau,
@@ -107,7 +116,7 @@ def truncated_normal(
     Args:
         log_prob: Log-density at noise level `std`, `(B, *)` to `(B,)`, in nats.
         x: Data at bin centres, shape `(B, *)`.
-        bins: Where the levels lie in the units of `x`.
+        bins: Where the values lie in the units of `x`.
         std: $S$, in the units of `x`; about $h/2$ does well.
         draws: $K$.
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
@@ -139,8 +148,8 @@ def gaussian_encoder(
     draws: int = 1,
     seed: int | Sequence[int] | None = None,
     importance: bool = False,
-) -> LevelLogProb:
-    r"""Gaussian noise for the bin, and a categorical decoder to find the level again.
+) -> BinLogProb:
+    r"""Gaussian noise for the bin, and a categorical decoder to find the value again.
 
     $$ \log P(v) \ge \mathrm E\big[\log p(z) + \log P(v \mid z)\big] + \tfrac D2(1 + \log 2\pi S^2), \quad
        z = c_v + S\epsilon, \quad P(v \mid z) \propto e^{-(z - c_v)^2/2S^2} $$
@@ -150,7 +159,7 @@ def gaussian_encoder(
     Args:
         log_prob: Log-density at noise level `std`, `(B, *)` to `(B,)`, in nats.
         x: Data at bin centres, shape `(B, *)`.
-        bins: Where the levels lie in the units of `x`.
+        bins: Where the values lie in the units of `x`.
         std: $S$, in the units of `x`.
         draws: $K$.
         seed: Sample `i` draws from stream `seed + i`, or from that of its own entry in a sequence; None: fresh entropy.
@@ -191,7 +200,7 @@ def rescaled(log_prob: LogDensity, mean: float | Tensor, std: float | Tensor) ->
 
 def _bound(
     weigh: Callable[[Tensor], Tensor], x: Tensor, draws: int, seed: int | Sequence[int] | None, importance: bool
-) -> LevelLogProb:
+) -> BinLogProb:
     """The bound from `draws` log-weights per sample, and its standard error: by the jackknife under the log."""
     k = check_count(draws, "draws")
     source = Streams(seed_list(seed, len(x)), x.shape[1:], torch.float64, x.device)
@@ -208,7 +217,7 @@ def _bound(
         else:
             spread = parts.var(0) / k
         error = spread.sqrt()
-    return LevelLogProb(value, error, x[0].numel())
+    return BinLogProb(value, error, x[0].numel())
 
 
 def _nats(log_prob: LogDensity, x: Tensor) -> Tensor:

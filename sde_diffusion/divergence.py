@@ -45,8 +45,9 @@ class Trace(ABC):
     """How the divergence is found. Subclasses are frozen dataclasses.
 
     Attributes:
-        forward: Forward-mode derivatives, which keep no graph, in place of vector-Jacobian products. They cost about
-            1.5 times as much on a CPU, and work on parameters made under `torch.inference_mode`. None: only there.
+        forward: Whether derivatives are taken in forward mode, which keeps no graph, in place of vector-Jacobian
+            products. It costs about 1.5 times as much on a CPU, and works on parameters made under
+            `torch.inference_mode`. None takes it for such parameters alone.
     """
 
     forward: bool | None
@@ -66,7 +67,7 @@ class Trace(ABC):
         Args:
             field: A velocity `(B, *) -> (B, *)`, whose rows do not mix.
             x: The state.
-            probes: What `probes` gave.
+            probes: The answer of `probes`.
             grad: Keeps the graph, so that both can be differentiated.
 
         Raises:
@@ -133,7 +134,7 @@ class _Probed(Trace):
 
     @abstractmethod
     def gather(self, products: Tensor) -> Tensor:
-        """What is carried, `(B, m)` with the estimates first, of all products $z_i^TJz_j$, `(B, k, k)`."""
+        """The quantities that a solve integrates, `(B, m)` with the estimates first, from $z_i^TJz_j$, `(B, k, k)`."""
 
     def __call__(self, field: Field, x: Tensor, probes: Tensor | None, *, grad: bool = False) -> tuple[Tensor, Tensor]:
         if probes is None:

@@ -38,12 +38,21 @@ from sde_diffusion._bound import Estimate, Run, decoder_std_of, one_of, prior_kl
 from sde_diffusion._checks import check_reals
 from sde_diffusion._times import as_grid
 from sde_diffusion.bins import Decoder, GaussianDecoder
-from sde_diffusion.bits import bits_per_dim
+from sde_diffusion.bits import bits_per_dim, check_no_width
+from sde_diffusion.conditions import check_options
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.prior import Prior, Standard
 from sde_diffusion.sde import GaussianSDE
 
 __all__ = ["Elbo", "Estimate", "continuous_elbo", "elbo"]
+
+_ESTIMATE = ("levels", "importance", "control", "draws", "chunk")
+OPTIONS = {name: f"estimate=Estimate({name}=...)" for name in _ESTIMATE} | {
+    "bins": "decoder=GaussianDecoder(bins=...)",
+    "decoder_std": "decoder=GaussianDecoder(std=...)",
+    "sde": "model.on(sde) for another process, prior=Matched(mean, variance) for another prior",
+}
+"""What belongs into a value, by the name under which it may be looked for among the arguments."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,9 @@ class Elbo:
         transitions: Shape `(B, T - 1)`; column `i` is the step from level `i + 1` to level `i`. Where levels are drawn
             at random, each column is unbiased and most are zero. Of the continuous bound, the `n` slices.
         reconstruction: $L_0$, shape `(B,)`.
-        standard_error: Of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
+        standard_error: Standard error of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
         dim: $D$, coordinates per sample.
-        discrete: Whether it bounds a probability of levels, not a density.
+        discrete: Whether it bounds the probability of discrete values, not a density.
         nfe: Network evaluations per sample.
     """
 
@@ -79,12 +88,11 @@ class Elbo:
 
         Args:
             bin_width: $\Delta$ in the units of the data, if the bound is on a density: $(L/D - \log\Delta)/\log 2$. A
-                bound on the probability of levels, made with bins, has it already.
+                bound on the probability of discrete values, by a decoder with bins, has it already.
         """
         if not self.discrete:
             return bits_per_dim(-self.total, self.dim, bin_width=bin_width)
-        if bin_width is not None:
-            raise ValueError("this bound is on levels, whose bins have their width already: leave bin_width out")
+        check_no_width(bin_width)
         return self.total / (self.dim * math.log(2))
 
     @property
@@ -124,10 +132,11 @@ def elbo(
     Args:
         model: A denoiser; seen through another process it is `model.on(sde)`.
         x0: Data, shape `(B, *)`; at bin centres if the decoder has bins.
-        prior: Of the last level: $\mathcal N(0, \sigma_T^2 I)$ by default, `Matched(0.0, 1.0)` for the
-            $\mathcal N(0, I)$ of DDPM.
+        prior: The law of the state at the last level: $\mathcal N(0, \sigma_T^2 I)$ by default; `Matched(0.0, 1.0)` is
+            the $\mathcal N(0, I)$ of DDPM.
         times: Levels of the chain, on any Gaussian SDE; by default all indices of a process that is one.
-        variance: Of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear schedule.
+        variance: The variance of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear
+            schedule.
         decoder: The last step, by default a Gaussian one without bins, whose `std` is that of DDPM:
             $\beta_0^{1/2}$ for `"forward"`, else that of the step above it.
         estimate: Random levels instead of all, draws of the noise, and what is taken out of them.
@@ -145,6 +154,7 @@ def elbo(
     References:
         Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 5 to 13).
     """
+    check_options(cond, OPTIONS)
     one_of("variance", variance, "posterior", "forward")
     sde = _process(model, prior)
     if times is None and not sde.time_is_index:
@@ -212,6 +222,7 @@ def continuous_elbo(
     References:
         Kingma et al., Variational Diffusion Models, 2021 (equation 11).
     """
+    check_options(cond, OPTIONS)
     sde = _process(model, prior)
     last, first = sde.levels(_span(sde, lam))
     run = Run(model, x0, decoder, estimate, seed, cond)
@@ -243,7 +254,7 @@ def _collect(
         transitions: Makes one draw: values `(k, B)` and the columns that they belong to, of `n`.
         n: Number of transitions.
         t: Time of the lowest level.
-        std: Of the decoder there, unless it has its own.
+        std: The standard deviation of a Gaussian decoder that has none of its own.
     """
     draws = run.draws
     found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64, device="cpu")

@@ -99,7 +99,7 @@ def check_likelihood(
 
 
 class _Subject(NamedTuple):
-    """What is checked: a sampler, data or samples, points per row, the seed, and the conditions of the data."""
+    """The subject of a check: a sampler, data or samples, points per row, the seed, the conditions of the data."""
 
     sampler: SDESampler
     x: Tensor
@@ -109,7 +109,7 @@ class _Subject(NamedTuple):
 
     @property
     def loose(self) -> float:
-        """What rounding may do to an integration, relative."""
+        """The relative error that rounding may leave in an integration."""
         return 1e-3 if self.x.dtype == torch.float64 else 3e-2
 
 
@@ -233,7 +233,7 @@ def _integral(subject: _Subject, bound: float) -> tuple[float, float]:
 
 
 def _beyond(found: float, error: float) -> float:
-    """What is left of a deviation if twice the error of its measurement is granted."""
+    """The rest of a deviation if twice the error of its measurement is granted."""
     return found - 2 * error if found > 2 * error else found * 0.0
 
 

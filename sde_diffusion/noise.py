@@ -3,7 +3,7 @@ r"""Sources of randomness for a solve, all called the same way.
 A source is called as `noise(t, s)` and answers unit normal draws `(B, *)` for the step from `t` to `s`; `prior()`
 gives the draws behind the initial state. With the sources `Streams` and `BrownianPath`, row `i` depends on seed `i`
 alone: not on the batch, its order or its splitting. Draws are made on the CPU, so that they do not depend on the
-    device either.
+device either.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NoiseSource(ABC):
         return self
 
     def beside(self, t: float, s: float, key: float) -> NoiseSource:
-        """What a wrapper draws from on top of the step from `t` to `s`, independent of `self(t, s)`; see `fork`."""
+        """A source for what a wrapper draws beside the step from `t` to `s`, independent of `self(t, s)`."""
         return self
 
 
@@ -187,7 +187,7 @@ class BrownianPath(NoiseSource):
     it: refining the steps refines the same sample, and solvers of the same equation tend to the same sample. Both are
     built by bisection, each half drawn given the whole from a stream keyed by (seed, depth, position), so that a path
     needs no storage and answers in any order. Memory is that of a few states, whatever the number of steps; a step
-    costs at most `4 * depth` draws. Made in float64, whatever the dtype.
+    costs at most `4 * depth` draws. It is computed in float64, whatever the dtype.
 
     An exponential solver, whose noise is a weighted integral of the path over the step, takes the plain increment: what
     differs is of strong order 1, as the solver is. Measured at 20 against 40 steps, no clock does better than time.
@@ -251,7 +251,7 @@ class BrownianPath(NoiseSource):
         return path_at(self._keys, self.shape, (t - self.low) / self.width, self.depth)
 
     def _ends(self, t: float, s: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """What `_at` says of both ends of a step; the step before ended where this one starts."""
+        """The path and its integral at both ends of a step; the step before ended where this one starts."""
         self._known = {time: self._known.get(time) or self._at(time) for time in (t, s)}
         return self._known[t], self._known[s]
 

@@ -3,9 +3,8 @@ r"""Forward processes: what an SDE must tell, and all that follows for one with 
 Time grows with noise: data sit at `t_min`, the prior at `t_max`. Two levels of generality:
 
 * `SDE`: $dx = f(x, t)\,dt + g(t)\,dw$, given by its drift, diffusion and prior. Any additive-noise SDE.
-* `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest is
-  forced:
-  $f = \alpha'/\alpha$, $g^2 = 2\sigma(\sigma' - f\sigma)$, $\lambda = \log(\alpha/\sigma)$ (half the log-SNR).
+* `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest
+  follows: $f = \alpha'/\alpha$, $g^2 = 2\sigma(\sigma' - f\sigma)$, $\lambda = \log(\alpha/\sigma)$ (half the log-SNR).
 
 Schedules are evaluated in float64 and cast at the end; a solver receives them as Python floats, in a `Level`.
 """
@@ -76,6 +75,11 @@ class SDE(ABC):
 
     A subclass sets `t_min` and `t_max` and writes the four methods. In a solver `t` is a tensor of shape `()`, and in
     general one that broadcasts against `x`; `g` may be a scalar or hold one value per coordinate.
+
+    Attributes:
+        t_min: Smallest time, at the data.
+        t_max: Largest time, at the prior.
+        time_is_index: Whether the process is a chain of levels, 0 to `t_max`, between which it is interpolated.
     """
 
     t_min: float
@@ -117,9 +121,9 @@ class GaussianSDE(SDE):
     I)$.
 
     A subclass sets `t_min` and `t_max` and writes `alpha` and `sigma`, elementwise on a float64 tensor of times.
-    Optional: `rates` (autograd by default) and `time_of` (bisection by default) in closed form. $\alpha / \sigma$
-        must fall with `t`. What a subclass writes may then be asked of a number as well, which becomes a float64
-        tensor of shape `()`, and may answer a constant, which is spread over the times.
+    It may write `rates` (automatic differentiation by default) and `time_of` (bisection by default) in closed form.
+    $\alpha / \sigma$ must fall with `t`. These methods may then be asked of a number as well, which becomes a float64
+    tensor of shape `()`, and may answer a constant, which is spread over the times.
 
     Example:
         >>> class Ornstein(GaussianSDE):

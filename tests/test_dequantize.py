@@ -107,6 +107,7 @@ def test_a_flat_density_gives_its_mass_at_any_number_of_draws(draws):
     )
     torch.testing.assert_close(found.value, torch.full((5,), 3 * math.log(0.25), dtype=F64))
     torch.testing.assert_close(found.bits_per_dim(), torch.full((5,), 2.0, dtype=F64))
+    check(lambda: found.bits_per_dim(wrong(0.5)), V, "whose bins have a width: leave bin_width out")
     if draws > 1:
         assert float(found.standard_error.max()) < 1e-12
 
@@ -298,15 +299,15 @@ X = at(2, 3, 2)
 
 
 @refuses(
-    (lambda: Bins(1, 0.0, 1.0), V, "at least two levels"),
-    (lambda: Bins(wrong(2.5), 0.0, 1.0), T, "levels must be an integer"),
+    (lambda: Bins(1, 0.0, 1.0), V, "at least two values"),
+    (lambda: Bins(wrong(2.5), 0.0, 1.0), T, "count must be an integer"),
     (lambda: Bins(4, 0.0, 0.0), V, "a finite first centre and a positive width, got 0.0, 0.0"),
     (lambda: Bins.tiling(4, 1.0, -1.0), V, "a positive width"),
-    (lambda: BINS.centre(X), T, "centre takes integer levels, got torch.float64"),
-    (lambda: BINS.centre(torch.tensor([6])), V, "levels run from 0 to 5, got 6 to 6"),
-    (lambda: dequantize.uniform(log_density, X.long(), BINS), T, "x holds levels as torch.int64: give their place"),
+    (lambda: BINS.centre(X), T, "centre takes integer values, got torch.float64"),
+    (lambda: BINS.centre(torch.tensor([6])), V, "values run from 0 to 5, got 6 to 6"),
+    (lambda: dequantize.uniform(log_density, X.long(), BINS), T, "x holds values as torch.int64: give their place"),
     (lambda: dequantize.uniform(log_density, X + 0.1, BINS), V, "6 of 6 values lie between them"),
-    (lambda: dequantize.uniform(log_density, X + 5.0, BINS), V, "levels run from 12 to 12"),
+    (lambda: dequantize.uniform(log_density, X + 5.0, BINS), V, "values run from 12 to 12"),
     (lambda: dequantize.uniform(log_density, X.half(), BINS), T, "half-precision"),
     (lambda: dequantize.uniform(log_density, X[:0], BINS), V, "empty batch"),
     (lambda: dequantize.uniform(log_density, X * math.nan, BINS), V, "non-finite"),

@@ -516,7 +516,7 @@ def test_the_continuous_bound_does_not_depend_on_the_process():
 def test_the_probabilities_of_a_decoder_sum_to_one(bins, std):
     mean = torch.linspace(-3, 3, 41, dtype=F64)
     for log_prob in (discretised_gaussian_log_prob, categorical_log_prob):
-        all_levels = torch.stack([log_prob(mean, std, torch.full((41,), k), bins) for k in range(bins.levels)])
+        all_levels = torch.stack([log_prob(mean, std, torch.full((41,), k), bins) for k in range(bins.count)])
         torch.testing.assert_close(torch.logsumexp(all_levels, 0), torch.zeros(41, dtype=F64), rtol=0, atol=1e-11)
 
 
@@ -712,7 +712,7 @@ ONE = torch.ones(1, dtype=F64)
     (
         lambda: elbo(MODEL, X.long(), decoder=GaussianDecoder(bins=Bins.tiling(17))),
         T,
-        "x0 holds levels as torch.int64: give their place",
+        "x0 holds values as torch.int64: give their place",
     ),
     (
         lambda: elbo(MODEL, X + 0.01, decoder=GaussianDecoder(bins=Bins.tiling(17))),
@@ -736,6 +736,12 @@ ONE = torch.ones(1, dtype=F64)
     (lambda: continuous_elbo(MODEL, X, estimate=Estimate(importance=False)), V, "leave it out, here there is none"),
     (lambda: Estimate(control=-1.0), V, "control must be a scale >= 0"),
     (lambda: Estimate(draws=0), V, "draws must be at least 1, got 0"),
+    (
+        lambda: elbo(MODEL, X, levels=4),
+        T,
+        "levels= is no argument here: write estimate=Estimate(levels=...). A condition",
+    ),
+    (lambda: continuous_elbo(MODEL, X, sde=VPSDE()), T, "sde= is no argument here: write model.on(sde) for another"),
     (lambda: Estimate(levels=0), V, "levels must be at least 1, got 0"),
     (lambda: Estimate(chunk=wrong(2.5)), T, "chunk must be an integer, got 2.5"),
     (lambda: elbo(MODEL, X, times=[3.0]), V, "at least two times"),

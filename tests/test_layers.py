@@ -118,7 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": LEAVES | MODEL | {"sampler"},
     # bounds on the likelihood
     "bins": {"_checks"},
-    "dequantize": {"_checks", "_linear", "noise", "bins"},
+    "dequantize": {"_checks", "_linear", "noise", "bins", "bits"},
     "_bound": LEAVES | MODEL | {"bins", "prior"},
     "elbo": LEAVES | MODEL | {"bins", "bits", "prior", "_bound"},
     # training never sees a solver
