@@ -5,29 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-
-from sde_diffusion import SDE
 
 T, V = TypeError, ValueError  # a capability or a kind of thing; a wrong value
-
-
-class DoubleWell(SDE):
-    """dx = (x - x^3) dt + dw: not Gaussian."""
-
-    t_min, t_max = 0.0, 1.0
-
-    def drift(self, x, t):
-        return x - x**3
-
-    def diffusion(self, t):
-        return torch.ones(())
-
-    def prior(self, z):
-        return z
-
-    def prior_log_prob(self, x):
-        return -0.5 * x.square().flatten(1).sum(1)
 
 
 def refuses(*cases: Any) -> pytest.MarkDecorator:

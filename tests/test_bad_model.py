@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check, refuses, wrong
+from refusals import T, V, check, refuses, wrong
+from zoo import DoubleWell
 
 from sde_diffusion import (
     EDMSDE,

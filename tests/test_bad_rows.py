@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check, wrong
-from zoo import SOLVERS
+from refusals import T, V, check, wrong
+from zoo import SOLVERS, DoubleWell
 
 from sde_diffusion import VPSDE, Network, NonFiniteWarning, SDESampler, SolverError, integrate, predict
 from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check, refuses
+from refusals import T, V, check, refuses
+from zoo import DoubleWell
 
 from sde_diffusion import (
     EDMSDE,

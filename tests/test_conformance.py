@@ -27,15 +27,14 @@ from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.noise import BrownianPath
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import DDIM, AdamsMoulton, Angle, DPMSolverPP, EulerMaruyama, Heun, Solver
+from sde_diffusion.testing._habits import model_of
 
 ALONE = [s for s in zoo.SOLVERS if s not in zoo.COUPLED]
 
 
 def mixture(sde: GaussianSDE, dtype: torch.dtype = torch.float32) -> GaussianMixture:
-    """Two unequal components along the axes: no matrix products, whose rounding depends on the batch."""
-    means = torch.tensor([[0.6, -0.3, 0.0], [-0.5, 0.4, 0.2]], dtype=dtype)
-    variances = torch.tensor([[0.2, 0.1, 0.3], [0.05, 0.4, 0.1]], dtype=dtype)
-    return GaussianMixture(sde, torch.tensor([0.4, 0.6], dtype=dtype), means, variances)
+    """The problem of the conformance suite, in float32: no matrix products, whose rounding depends on the batch."""
+    return model_of(sde, dtype)
 
 
 def sampler(sde: GaussianSDE, solver: Solver, steps: int = 7, dtype: torch.dtype = torch.float32) -> SDESampler:

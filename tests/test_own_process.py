@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check, wrong
-from zoo import SDES
+from refusals import T, V, check, wrong
+from zoo import SDES, DoubleWell
 
 from sde_diffusion import VPSDE, DiscreteVPSDE, GaussianSDE, Network, SDESampler
 from sde_diffusion.analytic import Gaussian
