@@ -110,7 +110,7 @@ class Network(Denoiser):
     def tell(self, clock: Clock) -> None:
         """Sets what the network is told of the time, unchecked: for one that was trained so, however unwise it was."""
         self.clock: Clock = clock
-        self._integer = isinstance(clock, clocks.Index)
+        self._integer = clocks.tells_integers(clock)
 
     def check_pure_noise(self) -> None:
         self.kind.coefficients(self.sde.levels([self.sde.t_max])[0])

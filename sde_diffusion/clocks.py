@@ -1,14 +1,15 @@
 r"""What a network is told of the time: functions of a `Level`, given to `Network` as `clock=`.
 
 A clock answers a float, or a tensor that broadcasts like the fields of the level. `Network` expands it to `(B,)` in the
-dtype of the state, or in int64 where the clock is an `Index`. Clocks without arguments have a name: `clock="edm"`.
+dtype of the state, or in int64 where the clock says `integer = True`, as `Index` does. Clocks without arguments have a
+name: `clock="edm"`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -64,6 +65,8 @@ class Index:
     Between two indices the network is asked at the nearer one, while the schedule keeps the exact time.
     """
 
+    integer: ClassVar[bool] = True
+
     def __call__(self, at: Level) -> Scalar:
         return at.t.round() if isinstance(at.t, torch.Tensor) else float(round(at.t))
 
@@ -93,6 +96,11 @@ def named(clock: object) -> Clock:
     )
 
 
+def tells_integers(clock: object) -> bool:
+    """Whether a network is told integers, between which its answer jumps."""
+    return bool(getattr(clock, "integer", False))
+
+
 def check_order_one(clock: Clock, ends: Iterable[Level], net: str) -> None:
     """Refuses a clock that tells a net, which embeds numbers of order one, numbers that it cannot tell apart.
 
@@ -101,7 +109,7 @@ def check_order_one(clock: Clock, ends: Iterable[Level], net: str) -> None:
         ValueError: The clock tells a number beyond `FAR` at one of the `ends` of the process.
     """
     said, advice = getattr(clock, "__name__", repr(clock)), "leave clock= out, and it is told log(sigma/alpha)/4"
-    if isinstance(clock, Index):
+    if tells_integers(clock):
         raise TypeError(f"{net} embeds floats of order one, but clock {said} tells it integers: {advice}")
     for at in ends:
         told = float(clock(at))

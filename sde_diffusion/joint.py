@@ -2,7 +2,7 @@ r"""Sampling and the log-density of what is sampled, in one solve: the likelihoo
 
 $$ \log p_s(x_s) = \log p_T(x_T) - \int_T^s \nabla\cdot v\,dt $$
 
-Samples and density come from one integration, in the coordinate of `flow_density`, whatever the solver steps in: in `t`
+Samples and density come from one integration, in the coordinate of `route`, whatever the solver steps in: in `t`
 a process whose state grows with the noise would make an error of nats in the number of steps that suits its samples.
 How far the number is from the density of these very samples, the solve does not know: it is asked once more, from the
 samples back to the prior, by `looser` steps.
@@ -20,10 +20,11 @@ from torch import Tensor
 from sde_diffusion._modules import Evaluation
 from sde_diffusion.budget import LogProb
 from sde_diffusion.conditions import Chunk
-from sde_diffusion.flow_density import Density, Flow, Part, arrivals, check_solver, route_of, solve_again, tell
+from sde_diffusion.flow_density import Flow, Part, arrivals, check_solver, solve_again, tell
 from sde_diffusion.likelihood import Method, ordinary
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.problem import Problem
+from sde_diffusion.route import Density, route_of
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import AngleSDE, Solver
 

@@ -4,7 +4,7 @@ The density of a model is that of its probability flow, $dx/dt = v$, along which
 
 $$ \frac{d}{dt}\log p_t(x_t) = -\nabla\cdot v $$
 
-so that one solve from the data to the prior gives $\log p$. `flow_density` says in which coordinate and between which
+so that one solve from the data to the prior gives $\log p$. `route` says in which coordinate and between which
 levels, `divergence` how $\nabla\cdot v$ is found, `log_density` how the solvers see it. What separates the number from
 the truth is told apart:
 
@@ -22,31 +22,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import clocks
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_state, check_step_count
 from sde_diffusion._modules import Evaluation
 from sde_diffusion.bits import bits_per_dim
 from sde_diffusion.budget import LogProb
+from sde_diffusion.clocks import tells_integers
 from sde_diffusion.conditions import Conditions, check_options, chunks
 from sde_diffusion.divergence import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
-from sde_diffusion.flow_density import (
-    Density,
-    Flow,
-    LikelihoodWarning,
-    Part,
-    Span,
-    check_solver,
-    route_of,
-    solve,
-    solve_again,
-)
+from sde_diffusion.flow_density import Flow, Part, check_solver, solve, solve_again
 from sde_diffusion.noise import seed_list
 from sde_diffusion.problem import Problem
+from sde_diffusion.route import Density, LikelihoodWarning, Span, route_of
 from sde_diffusion.solvers import RK4, DormandPrince, Solver
 
 __all__ = ["Density", "LikelihoodWarning", "LogProb", "Method", "bits_per_dim", "divergence", "log_prob"]
@@ -107,7 +98,7 @@ class Method:
     def flow(self, problem: Problem, span: Span, density: Density, x: Tensor) -> Flow:
         """The way of a density of data such as `x`, with defaults filled in."""
         solver, steps = self.solver, self.steps
-        if solver is None and steps is None and _told_an_index(problem.model):
+        if solver is None and steps is None and tells_integers(getattr(problem.model, "clock", None)):
             steps = EVALUATIONS // 4  # of RK4: its velocity jumps, where no adaptive step is short enough
         if solver is None:
             tolerance = 1e-6 if x.dtype == torch.float64 else 1e-5
@@ -125,7 +116,7 @@ class Method:
             trace = Exact() if x[0].numel() <= EXACT_UP_TO else Orthogonal(DEFAULT_PROBES)
         if trace.forward is None and isinstance(model, nn.Module):
             frozen = any(p.is_inference() for p in chain(model.parameters(), model.buffers()))
-            return replace(trace, forward=frozen)  # type: ignore[type-var]  # every trace is a dataclass
+            return cast("Trace", replace(cast("Any", trace), forward=frozen))  # a frozen dataclass, as every trace
         return trace
 
 
@@ -239,8 +230,3 @@ def _posed(of: Posed | Problem) -> tuple[Problem, Span]:
             f"log_prob needs a sampler, SDESampler(sde, model), or a Problem(sde, model), got {type(of).__name__}"
         )
     return problem, of.span
-
-
-def _told_an_index(model: object) -> bool:
-    """Whether a model is a network that is told the index of a noise level."""
-    return isinstance(getattr(model, "clock", None), clocks.Index)

@@ -105,9 +105,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bits": {"_checks"},
     "budget": {"bits"},
     "log_density": {"_linear", "sde", "equation", "divergence", "solvers.*"},
-    "flow_density": LEAVES | MODEL | SOLVERS | {"equation", "loop", "problem", "divergence", "log_density"},
-    "likelihood": LEAVES | MODEL | SOLVERS | {"problem", "divergence", "flow_density", "bits", "budget"},
-    "joint": LEAVES | MODEL | SOLVERS | {"problem", "flow_density", "budget", "likelihood"},
+    "route": LEAVES | MODEL | SOLVERS | {"equation", "problem"},
+    "flow_density": LEAVES | MODEL | SOLVERS | {"equation", "loop", "route", "divergence", "log_density"},
+    "likelihood": LEAVES | MODEL | SOLVERS | {"problem", "route", "divergence", "flow_density", "bits", "budget"},
+    "joint": LEAVES | MODEL | SOLVERS | {"problem", "route", "flow_density", "budget", "likelihood"},
     # the sampler
     "_layout": LEAVES | MODEL | {"problem", "solvers.base"},
     "forecast": MODEL | {"solvers.base", "moments", "problem"},

@@ -29,8 +29,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.analytic import Gaussian
 from sde_diffusion.denoiser import On
-from sde_diffusion.flow_density import LikelihoodWarning
-from sde_diffusion.likelihood import Density, Method
+from sde_diffusion.likelihood import Density, LikelihoodWarning, Method
 from sde_diffusion.nets import MLP
 from sde_diffusion.prediction import Coefficients
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun, Solver
