@@ -224,8 +224,8 @@ def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:
         cond: The conditions by name.
         options: What to write instead, by name.
     """
-    for name, instead in options.items():
-        if name in cond:
+    for name in cond:
+        if instead := options.get(name):
             raise TypeError(
                 f"{name}= is no argument here: write {instead}. A condition of the model that is called so goes in as "
                 f"cond={{{name!r}: ...}}"

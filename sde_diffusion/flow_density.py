@@ -47,7 +47,7 @@ class Solved:
 
     Attributes:
         value: Log-density, `(B,)`; NaN where the row did not arrive.
-        standard_error: Of the probes, `(B,)`.
+        standard_error: What random probes of the divergence leave open, `(B,)`.
         latent: State at the last end, `(B, *)`.
         arrived: Mask `(B,)`.
         nfe: Network evaluations.

@@ -146,7 +146,8 @@ def log_prob(
         x0: Data, shape `(B, *)`.
         density: Which density: at which noise level, with which prior.
         method: How it is computed: solver, divergence, whether its error is estimated.
-        seed: Of the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
+        seed: Decides the probes: `k` gives row `i` the stream `k + i`, a sequence gives those streams, None fresh
+            entropy.
         grad: Keeps the graph: the value can be differentiated in the data and in the parameters.
         batch_size: Rows in one solve, all by default; changes memory, and nothing else but for
             `Torchdiffeq` with an adaptive method, whose steps suit the batch.

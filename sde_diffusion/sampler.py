@@ -31,6 +31,7 @@ from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 
 LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name in ("trace", "solver_error")}
 """How the options of samples with their log-density are written."""
+SAMPLE = {"return_log_prob": "sample_with_log_prob(n)", **LOG_PROB}
 
 
 class SDESampler:
@@ -85,6 +86,7 @@ class SDESampler:
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
+        self._stochastic = solver.facts.stochastic  # facts are made anew where they depend on arguments
         self.denoise = check_flag(denoise, "denoise") and gaussian
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
@@ -167,7 +169,7 @@ class SDESampler:
         """
         check_flag(progress, "progress")
         check_flag(grad, "grad")
-        check_options(cond, {"return_log_prob": "sample_with_log_prob(n)", **LOG_PROB})
+        check_options(cond, SAMPLE)
         keep = _kept(nonfinite)
         n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
         self._forecast.tell(from_prior=x_T is None)
@@ -203,7 +205,7 @@ class SDESampler:
 
         Args:
             n: Number of samples.
-            seed: As in `sample`; of the probes of the divergence too.
+            seed: As in `sample`; the probes of the divergence are drawn by it too.
             x_T: As in `sample`.
             batch_size: As in `sample`.
             progress: Shows a progress bar.
@@ -290,7 +292,7 @@ class SDESampler:
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
         check_flag(progress, "progress")
         check_flag(grad, "grad")
-        if self.solver.facts.stochastic:
+        if self._stochastic:
             raise ValueError(
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
@@ -335,7 +337,7 @@ class SDESampler:
         eq, x_T = self.problem.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
         source: NoiseSource = Silent()
-        if x_T is None or self.solver.facts.stochastic:
+        if x_T is None or self._stochastic:
             source = self.problem.source(part.n, part.seed, noise, self.span, x_T)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
