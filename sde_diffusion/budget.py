@@ -27,9 +27,9 @@ class LogProb:
         value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
         standard_error: What random probes of the divergence leave open, `(B,)`; 0 where it is exact.
         solver_error: Error of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or on
-            every second time (of less than 8 steps: in 16), and to its latent in units of the prior, added in squares; not
-            less than what one adaptive step is allowed. It exceeds the error in most rows, often tenfold. NaN if not
-            asked for, `inf` where the second solve broke down.
+            every second time (of less than 8 steps: in 16), and to its latent in units of the prior, added in squares;
+            not less than what one adaptive step is allowed. It exceeds the error in most rows, often tenfold. NaN if
+            not asked for, `inf` where the second solve broke down.
         truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$ for an exact score; NaN
             where unknown. Of a trained network its own error at the smallest noise level may be larger than this
             difference: there `Density(level=0.0)` tells, not this. If `corrected`, it is part of `value`.

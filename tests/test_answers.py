@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from refusals import DoubleWell, T, V, check
+from refusals import T, V, check
 from torch import nn
+from zoo import DoubleWell
 
 from sde_diffusion import (
     EDMSDE,

@@ -13,7 +13,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from refusals import T, V, check, wrong
 from torch import nn
-from zoo import DoubleWell
 
 from sde_diffusion import (
     EDMSDE,
