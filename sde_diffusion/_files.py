@@ -66,9 +66,14 @@ def check_folder(path: Path, option: str, *, size: int = 0) -> None:
             path.mkdir(parents=True, exist_ok=True)
             _try(path, size)
         finally:
-            for p in made:
-                with suppress(OSError):
-                    p.rmdir()
+            _remove(made)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Removes the folders that are there and empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def keep(write: Callable[[Path], object], out: Path) -> None:
@@ -84,15 +89,22 @@ def keep(write: Callable[[Path], object], out: Path) -> None:
     try:
         write(out)
     except OSError as error:
-        why = error.strerror or str(error)
-        for other in _elsewhere(out):
-            try:
-                write(other)
-            except OSError:
-                shutil.rmtree(other, ignore_errors=True)  # what of a folder there is
-                continue
+        why, other = error.strerror or str(error), _written_elsewhere(write, out)
+        if other is not None:
             raise OSError(f"{out} cannot be written ({why}): it is in {other} instead") from error
         raise OSError(f"{out} cannot be written ({why}), nor can the folder for temporary files: it is lost") from error
+
+
+def _written_elsewhere(write: Callable[[Path], object], out: Path) -> Path | None:
+    """Writes a result to the first other place that takes it, and returns that place, or None where none does."""
+    for other in _elsewhere(out):
+        try:
+            write(other)
+        except OSError:
+            shutil.rmtree(other, ignore_errors=True)  # what of a folder there is
+            continue
+        return other
+    return None
 
 
 def beside(out: Path, what: str) -> Path:

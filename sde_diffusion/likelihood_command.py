@@ -120,7 +120,7 @@ def likelihood_file(
         OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
     weigh = weigh or Weigh()
-    probes, bin_width, batch_size = weigh.probes, weigh.bin_width, weigh.batch_size
+    probes, bin_width = weigh.probes, weigh.bin_width
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
     check_file(out, "--out")
@@ -130,21 +130,8 @@ def likelihood_file(
     loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)
     if labels is not None and not loaded.classes:
         labels = None
-    _check(loaded, x, labels, seed, batch_size, probes)
-    sampler = SDESampler(loaded.model.sde, loaded.model)
-    check_state(x, "--data", shape=loaded.model.shape)
-    z = loaded.scaling.apply(x, _dtype(loaded))
-    cond = Conditions.of(loaded.model, {} if labels is None else {"label": labels}, len(x))
-    density, method = Density(correct=weigh.correct), Method(trace=None if probes is None else Orthogonal(probes))
-    parts: list[LogProb] = []
-    with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
-        for i in range(0, len(x), batch_size):
-            part = slice(i, i + batch_size)
-            seeds = range(seed + i, seed + i + len(z[part]))
-            parts.append(log_prob(sampler, z[part], density=density, method=method, seed=seeds, **cond.part(part)))
-            bar.update(len(z[part]))
-    found = LogProb.join(parts)
-    found = replace(found, value=found.value - loaded.scaling.log_det(x.shape[1:]))  # in the units of the file
+    _check(loaded, x, labels, weigh, seed)
+    found = _evaluate(loaded, x, labels, weigh, seed)
     rows = _rows(found, bin_width)
     about = _summary(found, rows, loaded) | {
         "checkpoint": str(checkpoint),
@@ -161,23 +148,39 @@ def likelihood_file(
     say(f"{len(x)} log-likelihoods in {out}")
 
 
+def _evaluate(loaded: Checkpoint, x: Tensor, labels: Tensor | None, weigh: Weigh, seed: int) -> LogProb:
+    """Evaluates the log-likelihoods batch by batch, with a progress bar, in the units of the file."""
+    sampler, z = SDESampler(loaded.model.sde, loaded.model), loaded.scaling.apply(x, _dtype(loaded))
+    cond = Conditions.of(loaded.model, {} if labels is None else {"label": labels}, len(x))
+    trace = None if weigh.probes is None else Orthogonal(weigh.probes)
+    density, method = Density(correct=weigh.correct), Method(trace=trace)
+    parts: list[LogProb] = []
+    with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
+        for i in range(0, len(x), weigh.batch_size):
+            part = slice(i, i + weigh.batch_size)
+            seeds = range(seed + i, seed + i + len(z[part]))
+            parts.append(log_prob(sampler, z[part], density=density, method=method, seed=seeds, **cond.part(part)))
+            bar.update(len(z[part]))
+    found = LogProb.join(parts)
+    return replace(found, value=found.value - loaded.scaling.log_det(x.shape[1:]))
+
+
 def _dtype(loaded: Checkpoint) -> torch.dtype:
     """Returns the dtype in which a model takes data: float64 for a net in float64, else float32."""
     double = any(p.dtype == torch.float64 for p in loaded.model.parameters())
     return torch.float64 if double else torch.float32
 
 
-def _check(
-    loaded: Checkpoint, x: Tensor, labels: Tensor | None, seed: int, batch_size: int, probes: int | None
-) -> None:
+def _check(loaded: Checkpoint, x: Tensor, labels: Tensor | None, weigh: Weigh, seed: int) -> None:
     """Refuses, before the first batch, what would fail in a later one."""
     if labels is not None and int(labels.max()) >= loaded.classes:
         raise ValueError(f"the labels go up to {int(labels.max())}, and the model knows 0..{loaded.classes - 1}")
     check_seeds(seed, len(x))
+    check_state(x, "--data", shape=loaded.model.shape)
     net, dim = loaded.model.net, x[0].numel()
     if isinstance(net, nn.Module) and tuple(x.shape[1:]) == loaded.model.shape:
-        columns = min(CHUNK, probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
-        check_batch(net, tuple(x.shape[1:]), min(batch_size, len(x)), passes=columns)
+        columns = min(CHUNK, weigh.probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
+        check_batch(net, tuple(x.shape[1:]), min(weigh.batch_size, len(x)), passes=columns)
 
 
 def _rows(found: LogProb, bin_width: float | None) -> list[dict[str, Any]]:

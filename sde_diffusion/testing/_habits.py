@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
 import torch
@@ -220,15 +220,14 @@ def shapes(solver: Solver, sde: GaussianSDE) -> str:
 
 def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
     """Complains about solves of a few steps on every grid: finite, or refused with the cause."""
-    bad, n = [], 0
-    for sde in sdes:
-        for grid in (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine):
-            for steps in range(1, 6 if solver.facts.evaluations is not None else 3):
-                n += 1
-                told = _solve_or_told(solver, sde, grid, steps)
-                if told.startswith("!"):
-                    bad.append(f"{type(sde).__name__}, {grid.__name__}, {steps} steps: {told[1:]}")
-    return f"{len(bad)} of {n} fail; {bad[0]}" if bad else ""
+    some = (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine)
+    tried = list(product(sdes, some, range(1, 6 if solver.facts.evaluations is not None else 3)))
+    bad = []
+    for sde, grid, steps in tried:
+        told = _solve_or_told(solver, sde, grid, steps)
+        if told.startswith("!"):
+            bad.append(f"{type(sde).__name__}, {grid.__name__}, {steps} steps: {told[1:]}")
+    return f"{len(bad)} of {len(tried)} fail; {bad[0]}" if bad else ""
 
 
 def _solve_or_told(solver: Solver, sde: GaussianSDE, grid: Callable[[SDE, int], Tensor], steps: int) -> str:
