@@ -19,11 +19,9 @@ from pathlib import Path
 import torch
 
 from sde_diffusion import SDESampler, data
-from sde_diffusion.bins import GaussianDecoder
-from sde_diffusion.checkpoint import load_checkpoint
-from sde_diffusion.elbo import Elbo, Estimate, continuous_elbo, elbo
-from sde_diffusion.likelihood import Method, bits_per_dim
+from sde_diffusion.likelihood import Elbo, Estimate, GaussianDecoder, Method, bits_per_dim, continuous_elbo, elbo
 from sde_diffusion.solvers import RK4
+from sde_diffusion.training import load_checkpoint
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import VPSDE, SDESampler, grids
-from sde_diffusion.analytic import isotropic_mixture
+from sde_diffusion.denoiser.analytic import isotropic_mixture
 from sde_diffusion.solvers import DDIM, DPMSolverPP, EulerMaruyama, Heun, Solver
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "solvers.png"

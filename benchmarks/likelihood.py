@@ -33,11 +33,11 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sde_diffusion import VESDE, VPSDE, GaussianSDE, SDESampler
-from sde_diffusion.analytic import GaussianMixture
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion._tensors import standard_normal_log_prob
+from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.likelihood import Density, Method
-from sde_diffusion.sde import standard_normal_log_prob
 from sde_diffusion.solvers import RK4, AdamsMoulton, DormandPrince, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

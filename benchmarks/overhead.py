@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import EDMSDE, Network, SDESampler, predict
-from sde_diffusion.discrete import DiscreteVPSDE
-from sde_diffusion.grids import karras, trailing
+from sde_diffusion.sde.discrete import DiscreteVPSDE
+from sde_diffusion.sde.grids import karras, trailing
 from sde_diffusion.solvers import DDIM, IPNDM, Adams, DPMSolverPP, Euler, Heun, SASolver, SDEDPMSolverPP, Solver, UniPC
 
 ROOT = Path(__file__).resolve().parents[1]

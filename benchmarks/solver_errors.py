@@ -22,7 +22,7 @@ from solver_table import spelling
 from torch import Tensor
 
 from sde_diffusion import EDMSDE, VPSDE, GaussianSDE, SDESampler, grids
-from sde_diffusion.analytic import GaussianMixture, isotropic_mixture
+from sde_diffusion.denoiser.analytic import GaussianMixture, isotropic_mixture
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import (
     DDIM,

@@ -1,4 +1,4 @@
-"""A process, a model and a prior: which equation is to be solved, and from where.
+"""Which equation is to be solved?  That of a process and a model, from a draw of a prior: a `Problem`.
 
 The sampler and the likelihood both take a `Problem`; how its equation is solved is no part of it.
 """
@@ -14,16 +14,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import predict
 from sde_diffusion._checks import check_shape
-from sde_diffusion._modules import home, unbound
-from sde_diffusion._network import Network
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
-from sde_diffusion.noise import NoiseSource, SharedStream, check_noise
-from sde_diffusion.prior import Prior, Standard
-from sde_diffusion.sde import SDE, GaussianSDE, check_process
-from sde_diffusion.tables import Tables
+from sde_diffusion.denoiser import predict
+from sde_diffusion.denoiser._modules import home, unbound
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.network import Network
+from sde_diffusion.noise.sources import NoiseSource, SharedStream, check_noise
+from sde_diffusion.sde.base import SDE, GaussianSDE, check_process
+from sde_diffusion.sde.prior import Prior, Standard
+from sde_diffusion.solvers.equation import GaussianReverseSDE, ReverseSDE
+from sde_diffusion.solvers.tables import Tables
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -8,8 +8,9 @@ import json
 import torch
 from torch import nn
 
-from sde_diffusion import Network, predict, schedules
+from sde_diffusion import Network, predict
 from sde_diffusion.nets import MLP
+from sde_diffusion.sde import schedules
 
 
 def awake(net: nn.Module) -> nn.Module:

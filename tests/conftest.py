@@ -15,5 +15,5 @@ def untried(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leaves out the trial of the steps, which would take a tenth of the suite; the files above ask for it."""
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__.rpartition(".")[2] not in TRYING:
-            patch.setattr("sde_diffusion.forecast.check_steps", lambda *_: None)
+            patch.setattr("sde_diffusion.sampler.forecast.check_steps", lambda *_: None)
         yield

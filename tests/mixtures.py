@@ -7,7 +7,7 @@ import math
 import torch
 
 from sde_diffusion import VPSDE
-from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.denoiser.analytic import GaussianMixture
 
 
 def mixture(d: int, components: int = 5, low: float = 0.05, high: float = 0.4, seed: int = 0) -> GaussianMixture:

@@ -19,11 +19,11 @@ from mixtures import mixture
 from torch import Tensor
 
 from sde_diffusion import VPSDE, SDESampler, integrate
-from sde_diffusion.equation import ODE
 from sde_diffusion.likelihood import Density, Method
 from sde_diffusion.noise import Silent
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import RK4, AdamsMoulton, Reversible
+from sde_diffusion.solvers.equation import ODE
 from sde_diffusion.testing import orders
 
 BASHFORTH = {1: [1.0], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}

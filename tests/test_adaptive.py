@@ -31,9 +31,8 @@ from sde_diffusion import (
     integrate,
     predict,
 )
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.noise import BrownianPath, NoiseSource, Silent, Streams
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import (
@@ -50,9 +49,10 @@ from sde_diffusion.solvers import (
     Solver,
     StochasticHeunEuler,
     Torchdiffeq,
-    adaptive_diffusion,
 )
 from sde_diffusion.solvers.adaptive import Walk
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE
+from sde_diffusion.solvers.stochastic import heun_euler
 from sde_diffusion.testing import orders
 
 LOOSE = 1e9  # a tolerance that any step meets
@@ -259,7 +259,7 @@ def test_an_easy_row_stands_still_while_a_hard_one_goes_on() -> None:
 # ----------------------------------------------------------------------------------------------- the noise of a refusal
 
 
-class Redrawn(adaptive_diffusion.Bridge):
+class Redrawn(heun_euler.Bridge):
     """What not to do: fresh noise after a refusal."""
 
     def read(self) -> Tensor:
@@ -270,11 +270,11 @@ class Redrawn(adaptive_diffusion.Bridge):
         pass
 
 
-@pytest.mark.parametrize(("bridge", "biased"), [(adaptive_diffusion.Bridge, False), (Redrawn, True)])
+@pytest.mark.parametrize(("bridge", "biased"), [(heun_euler.Bridge, False), (Redrawn, True)])
 def test_refused_steps_do_not_bias_the_samples(bridge: Any, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # Gaussian data, from the exact prior. A quarter of the attempts are refused. Standard error of the variance: 1.8 %.
     # With noise drawn afresh after a refusal the variance comes out 70 % too large.
-    monkeypatch.setattr(adaptive_diffusion, "Bridge", bridge)
+    monkeypatch.setattr(heun_euler, "Bridge", bridge)
     attempts = torch.zeros(2)
     judge = Walk.judge
 
@@ -309,7 +309,7 @@ def test_the_increments_of_the_steps_add_up_to_that_of_the_interval_whatever_is_
     n, rounds = 1000, 12
     noise, same = (Streams(range(n), (2,), torch.float64, "cpu") for _ in range(2))
     walk = Walk(torch.zeros(n, 2, dtype=torch.float64), (1.0, 0.2), None)
-    bridge = adaptive_diffusion.Bridge(noise, walk, (1.0, 0.2))
+    bridge = heun_euler.Bridge(noise, walk, (1.0, 0.2))
     dice = torch.Generator().manual_seed(1)
     total = torch.zeros(n, 2, dtype=torch.float64)
     for k in range(rounds):
@@ -329,7 +329,7 @@ def test_the_values_of_a_bridge_have_the_covariance_of_brownian_motion() -> None
     # Read at times in no order, each refused: W_t given on a random order of ten times. Standard error 1 / sqrt(n).
     n = 20_000
     walk = Walk(torch.zeros(n, 1, dtype=torch.float64), (0.0, 1.0), None)
-    bridge = adaptive_diffusion.Bridge(Streams(range(n), (1,), torch.float64, "cpu"), walk, (0.0, 1.0))
+    bridge = heun_euler.Bridge(Streams(range(n), (1,), torch.float64, "cpu"), walk, (0.0, 1.0))
     lengths = torch.stack([torch.randperm(10, generator=torch.Generator().manual_seed(i)) + 1 for i in range(n // 100)])
     lengths = lengths.repeat(100, 1).double() / 10
     values = torch.zeros(n, 11, dtype=torch.float64)

@@ -24,7 +24,7 @@ from sde_diffusion import (
     SubVPSDE,
     grids,
 )
-from sde_diffusion.analytic import Empirical, Gaussian, GaussianMixture, isotropic_mixture
+from sde_diffusion.denoiser.analytic import Empirical, Gaussian, GaussianMixture, isotropic_mixture
 from sde_diffusion.solvers import DDIM, DPMSolverPP, EulerMaruyama
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(), BrownianSDE(), CosineSDE(), EDMSDE(), FlowSDE(), DiscreteVPSDE.linear(1000)]

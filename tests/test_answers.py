@@ -10,20 +10,10 @@ from refusals import T, V, check
 from torch import nn
 from zoo import DoubleWell
 
-from sde_diffusion import (
-    EDMSDE,
-    VPSDE,
-    Denoiser,
-    DiscreteVPSDE,
-    Network,
-    Prediction,
-    SDESampler,
-    clocks,
-    predict,
-)
-from sde_diffusion.losses import denoising_score_matching
+from sde_diffusion import EDMSDE, VPSDE, Denoiser, DiscreteVPSDE, Network, Prediction, SDESampler, clocks, predict
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import RK4, EulerMaruyama
+from sde_diffusion.training.losses import denoising_score_matching
 
 VP = VPSDE()
 X = torch.linspace(-1, 1, 10).reshape(5, 2)

@@ -17,10 +17,12 @@ import torch
 from checkpoints import edit, model, seal
 from torch import nn
 
-from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clocks, predict, registry, schedules
+from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clocks, predict
 from sde_diffusion._checks import SolverError
-from sde_diffusion.checkpoint import MOST_DESCRIPTION, load_checkpoint, save_checkpoint
 from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.sde import schedules
+from sde_diffusion.training import load_checkpoint, registry, save_checkpoint
+from sde_diffusion.training.checkpoint import MOST_DESCRIPTION
 
 
 @pytest.fixture

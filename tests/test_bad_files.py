@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import _memory, _npy, cli
-from sde_diffusion.arrays import load_array
+from sde_diffusion.cli import main as cli
+from sde_diffusion.data import _memory, _npy, load_array
 
 X = np.random.default_rng(0).normal(size=(10, 2))
 DESCR = "'descr': '<f8', 'fortran_order': False, 'shape': (10, 2)"

@@ -26,7 +26,7 @@ from sde_diffusion import (
     Network,
     SubVPSDE,
 )
-from sde_diffusion.analytic import Gaussian
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.solvers import AngleSDE
 
 X = torch.zeros(3, 2)

@@ -11,7 +11,6 @@ from refusals import T, V, check, wrong
 from zoo import SOLVERS, DoubleWell
 
 from sde_diffusion import VPSDE, Network, NonFiniteWarning, SDESampler, SolverError, integrate, predict
-from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
 from sde_diffusion.solvers import (
     DDIM,
     RK4,
@@ -27,6 +26,7 @@ from sde_diffusion.solvers import (
     Torchdiffeq,
 )
 from sde_diffusion.solvers.base import describe
+from sde_diffusion.solvers.equation import GaussianReverseSDE, ReverseSDE
 
 VP = VPSDE()
 BAD = [1, 4]

@@ -10,19 +10,8 @@ import torch
 from refusals import T, V, check, refuses
 from zoo import DoubleWell
 
-from sde_diffusion import (
-    EDMSDE,
-    VPSDE,
-    FlowSDE,
-    Network,
-    SDESampler,
-    grids,
-    integrate,
-    predict,
-)
-from sde_diffusion.elbo import Estimate
-from sde_diffusion.equation import ODE, GaussianReverseSDE
-from sde_diffusion.likelihood import Density, Method
+from sde_diffusion import EDMSDE, VPSDE, FlowSDE, Network, SDESampler, grids, integrate, predict
+from sde_diffusion.likelihood import Density, Estimate, Method
 from sde_diffusion.noise import BrownianPath, SharedStream
 from sde_diffusion.sde import Level
 from sde_diffusion.solvers import (
@@ -39,6 +28,7 @@ from sde_diffusion.solvers import (
     Torchdiffeq,
     Torchsde,
 )
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE
 
 VP = VPSDE()
 X = torch.zeros(3, 2)

@@ -22,8 +22,7 @@ from sde_diffusion import (
     integrate,
     predict,
 )
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.solvers import (
     DDIM,
     RK4,
@@ -46,6 +45,7 @@ from sde_diffusion.solvers import (
     Torchsde,
     annealed_langevin,
 )
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 
 VP = VPSDE()
 X = torch.zeros(3, 2)

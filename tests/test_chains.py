@@ -14,9 +14,8 @@ import zoo
 from refusals import check, wrong
 
 from sde_diffusion import DiscreteVPSDE, Network, SDESampler, grids, predict
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.divergence import Exact
-from sde_diffusion.likelihood import Density, Method
+from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
+from sde_diffusion.likelihood import Density, Exact, Method
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import DDIM, Angle, DormandPrince
 

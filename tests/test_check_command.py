@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sde_diffusion import cli
+from sde_diffusion.cli import main as cli
 
 MINE = """
 from __future__ import annotations

@@ -15,10 +15,10 @@ import torch
 from checkpoints import awake, edit, model, seal
 from torch import nn
 
-from sde_diffusion import DiscreteVPSDE, Network, SDESampler, clocks, predict, schedules
-from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from sde_diffusion import DiscreteVPSDE, Network, SDESampler, clocks, predict
 from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.sde import GaussianSDE, schedules
+from sde_diffusion.training import load_checkpoint, save_checkpoint
 
 SDES = [
     schedules.VPSDE(0.2, 15.0, t_min=2e-3),

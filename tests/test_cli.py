@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import SDESampler, cli, predict, processes, sample_command, solvers, train_command, training
-from sde_diffusion.checkpoint import load_checkpoint
+from sde_diffusion import SDESampler, predict, solvers
+from sde_diffusion.cli import main as cli
+from sde_diffusion.cli import sample as sample_command
+from sde_diffusion.cli import train as train_command
 from sde_diffusion.data import moons
-from sde_diffusion.demo import QUICK, Settings, run
+from sde_diffusion.demo.demonstration import QUICK, Settings, run
+from sde_diffusion.demo.table import trials
+from sde_diffusion.sde import processes
 from sde_diffusion.solvers import DPMSolverPP
-from sde_diffusion.trials import trials
+from sde_diffusion.training import load_checkpoint
+from sde_diffusion.training import loop as training
 
 
 def call(*words: object) -> int:

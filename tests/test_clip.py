@@ -12,7 +12,7 @@ from refusals import T, V, check, refuses, wrong
 from torch import Tensor
 
 from sde_diffusion import VPSDE, Clip, DiscreteVPSDE, Network, SDESampler, grids, predict
-from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.likelihood import Density, log_prob
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import DDIM, Heun

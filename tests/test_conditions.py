@@ -14,23 +14,13 @@ from hypothesis import strategies as st
 from refusals import T, V, check, wrong
 from torch import nn
 
-from sde_diffusion import (
-    EDMSDE,
-    VPSDE,
-    Clip,
-    Network,
-    PerSample,
-    SDESampler,
-    Shared,
-    predict,
-)
-from sde_diffusion.conditions import Conditions
-from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
-from sde_diffusion.likelihood import Density, Method
-from sde_diffusion.losses import denoising_score_matching
+from sde_diffusion import EDMSDE, VPSDE, Clip, Network, PerSample, SDESampler, Shared, predict
+from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.likelihood import Density, Estimate, Method, continuous_elbo, elbo
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, RK4
 from sde_diffusion.testing import check_denoiser
+from sde_diffusion.training.losses import denoising_score_matching
 
 VP = VPSDE()
 X = torch.linspace(-1, 1, 10).reshape(5, 2)

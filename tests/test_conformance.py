@@ -10,23 +10,13 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from sde_diffusion import (
-    EDMSDE,
-    VESDE,
-    VPSDE,
-    FlowSDE,
-    Matched,
-    Network,
-    Problem,
-    SDESampler,
-    predict,
-)
+from sde_diffusion import EDMSDE, VESDE, VPSDE, FlowSDE, Matched, Network, Problem, SDESampler, predict
 from sde_diffusion import solvers as solvers_module
-from sde_diffusion.analytic import Gaussian, GaussianMixture
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.noise import BrownianPath
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import DDIM, AdamsMoulton, Angle, DPMSolverPP, EulerMaruyama, Heun, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing._habits import model_of
 
 ALONE = [s for s in zoo.SOLVERS if s not in zoo.COUPLED]

@@ -13,12 +13,13 @@ import torch
 import zoo
 from torch import Tensor
 
-from sde_diffusion import EDMSDE, VESDE, VPSDE, FlowSDE, SDESampler, integrate, moments
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion import EDMSDE, VESDE, VPSDE, FlowSDE, SDESampler, integrate
+from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.noise import NoiseSource, Streams
+from sde_diffusion.sampler import moments
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import DDIM, RK4, SRA1, Angle, Heun, Hold, Langevin, PredictorCorrector, Renoise, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
 F64 = torch.float64

@@ -15,9 +15,8 @@ from refusals import T, V, check, refuses, wrong
 from scipy.integrate import quad
 
 from sde_diffusion import EDMSDE, Matched, Problem, SDESampler, data, dequantize
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.bins import Bins
-from sde_diffusion.likelihood import Method, bits_per_dim
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.likelihood import Bins, Method, bits_per_dim
 
 F64 = torch.float64
 BINS = Bins(6, -1.0, 0.5)

@@ -28,16 +28,10 @@ from sde_diffusion import (
     Wrapper,
     predict,
 )
-from sde_diffusion._bound import weights
-from sde_diffusion.analytic import Gaussian, GaussianMixture, isotropic_mixture
-from sde_diffusion.bins import (
-    Bins,
-    CategoricalDecoder,
-    GaussianDecoder,
-    categorical_log_prob,
-    discretised_gaussian_log_prob,
-)
-from sde_diffusion.elbo import Elbo, Estimate, continuous_elbo, elbo
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture, isotropic_mixture
+from sde_diffusion.likelihood import Bins, CategoricalDecoder, Elbo, Estimate, GaussianDecoder, continuous_elbo, elbo
+from sde_diffusion.likelihood.bound_terms import weights
+from sde_diffusion.likelihood.decoder import categorical_log_prob, discretised_gaussian_log_prob
 
 F64 = torch.float64
 DDPM = DiscreteVPSDE.linear(1000)

@@ -43,8 +43,6 @@ from sde_diffusion import (
     grids,
     predict,
 )
-from sde_diffusion.equation import ReverseSDE
-from sde_diffusion.loop import Snapshot, UnfinishedWarning
 from sde_diffusion.noise import BrownianPath, NoiseSource, Streams
 from sde_diffusion.sde import SDE, GaussianSDE
 from sde_diffusion.solvers import (
@@ -85,7 +83,9 @@ from sde_diffusion.solvers import (
     Torchsde,
     UniPC,
 )
-from sde_diffusion.solvers.adams import QUANTITIES
+from sde_diffusion.solvers.equation import ReverseSDE
+from sde_diffusion.solvers.exponential.adams import QUANTITIES
+from sde_diffusion.solvers.loop import Snapshot, UnfinishedWarning
 
 Result = TypeVar("Result")
 

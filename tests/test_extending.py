@@ -23,9 +23,9 @@ from sde_diffusion import (
     losses,
     predict,
 )
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
 

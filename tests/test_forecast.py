@@ -32,10 +32,10 @@ from sde_diffusion import (
     SubVPSDE,
     grids,
 )
-from sde_diffusion._layout import default_grid
-from sde_diffusion.analytic import Gaussian, GaussianMixture
-from sde_diffusion.moments import misfit
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sampler._layout import default_grid
+from sde_diffusion.sampler.moments import misfit
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import (
     DDIM,
@@ -202,7 +202,7 @@ def test_steps_that_are_too_few_are_told_of_once_with_a_number_that_will_do() ->
 
 
 def test_no_number_of_steps_is_recommended_that_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.forecast.ADVISED", 20)
+    monkeypatch.setattr("sde_diffusion.sampler.forecast.ADVISED", 20)
     sampler = SDESampler(BrownianSDE(), mixture(BrownianSDE()), solver=Heun(), nfe=20)  # 36 steps would do
     with pytest.warns(SamplingWarning, match="take more steps, or another grid"):
         sampler.sample(8, seed=0)
@@ -221,7 +221,7 @@ def test_a_solve_that_would_take_long_to_try_is_not_tried(monkeypatch: pytest.Mo
     def tried(*_: object) -> None:
         raise AssertionError("tried")
 
-    monkeypatch.setattr("sde_diffusion.forecast._misfit", tried)
+    monkeypatch.setattr("sde_diffusion.sampler.forecast._misfit", tried)
     sde, many = VESDE(), PredictorCorrector(Hold(), Langevin(100, 0.1))
     next(SDESampler(sde, mixture(sde), solver=many, steps=50).iterate(2, seed=0))
     next(SDESampler(sde, mixture(sde), solver=Heun(), steps=1200).iterate(2, seed=0))

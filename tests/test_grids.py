@@ -23,7 +23,7 @@ from sde_diffusion import (
     SubVPSDE,
     grids,
 )
-from sde_diffusion.analytic import Gaussian
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.solvers import Heun
 
 

@@ -13,10 +13,9 @@ from mixtures import mixture
 from refusals import check
 
 from sde_diffusion import EDMSDE, SDE, VESDE, VPSDE, BrownianSDE, Network, SDESampler, predict
-from sde_diffusion.analytic import isotropic_mixture
-from sde_diffusion.divergence import Orthogonal
-from sde_diffusion.flow_density import check_solver
-from sde_diffusion.likelihood import Density, LikelihoodWarning, Method
+from sde_diffusion.denoiser.analytic import isotropic_mixture
+from sde_diffusion.likelihood import Density, LikelihoodWarning, Method, Orthogonal
+from sde_diffusion.likelihood.flow import check_solver
 from sde_diffusion.solvers import RK4, AdamsMoulton, DormandPrince, Euler, Heun, Reversible, Torchdiffeq
 
 

@@ -32,8 +32,7 @@ from sde_diffusion import (
     integrate,
     predict,
 )
-from sde_diffusion.analytic import Gaussian, GaussianMixture
-from sde_diffusion.equation import GaussianReverseSDE
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.noise import NoiseSource
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import (
@@ -59,6 +58,7 @@ from sde_diffusion.solvers import (
     UniPC,
     annealed_langevin,
 )
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
 

@@ -23,7 +23,7 @@ from sde_diffusion import (
     SubVPSDE,
     predict,
 )
-from sde_diffusion.analytic import Gaussian, GaussianMixture
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.likelihood import Density, Method, bits_per_dim, divergence
 from sde_diffusion.solvers import RK4, Heun, Torchdiffeq
 

@@ -12,19 +12,8 @@ import torch
 from mixtures import mixture
 from scipy import stats
 
-from sde_diffusion import (
-    EDMSDE,
-    VESDE,
-    VPSDE,
-    BrownianSDE,
-    FlowSDE,
-    Network,
-    SDESampler,
-    SubVPSDE,
-    predict,
-)
-from sde_diffusion.divergence import Exact, Orthogonal, Rademacher
-from sde_diffusion.likelihood import Density, Method
+from sde_diffusion import EDMSDE, VESDE, VPSDE, BrownianSDE, FlowSDE, Network, SDESampler, SubVPSDE, predict
+from sde_diffusion.likelihood import Density, Exact, Method, Orthogonal, Rademacher
 from sde_diffusion.solvers import RK4, Angle, BogackiShampine, DormandPrince, Torchdiffeq
 
 SDES = [VPSDE(), VESDE(), SubVPSDE(), EDMSDE(), FlowSDE(), BrownianSDE()]

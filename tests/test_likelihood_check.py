@@ -15,10 +15,10 @@ from refusals import check, refuses, wrong
 from torch import nn
 from zoo import DoubleWell
 
-from sde_diffusion import VESDE, VPSDE, Network, PerSample, SDESampler, Shared, _quadrature, data, predict
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.likelihood_check import check_likelihood
+from sde_diffusion import VESDE, VPSDE, Network, PerSample, SDESampler, Shared, data, predict
+from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.nets import MLP
+from sde_diffusion.testing import _quadrature, check_likelihood
 
 VP = VPSDE()
 

@@ -19,14 +19,21 @@ from refusals import check, refuses, wrong
 from torch import nn
 from zoo import DoubleWell
 
-from sde_diffusion import VESDE, VPSDE, DiscreteVPSDE, FlowSDE, Network, SDESampler, cli, clocks, predict
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.budget import LogProb
-from sde_diffusion.checkpoint import save_checkpoint
-from sde_diffusion.divergence import Exact, Orthogonal, Rademacher
-from sde_diffusion.elbo import Elbo
-from sde_diffusion.likelihood import Density, LikelihoodWarning, Method, bits_per_dim, log_prob
-from sde_diffusion.likelihood_check import check_likelihood
+from sde_diffusion import VESDE, VPSDE, DiscreteVPSDE, FlowSDE, Network, SDESampler, clocks, predict
+from sde_diffusion.cli import main as cli
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.likelihood import (
+    Density,
+    Elbo,
+    Exact,
+    LikelihoodWarning,
+    LogProb,
+    Method,
+    Orthogonal,
+    Rademacher,
+    bits_per_dim,
+    log_prob,
+)
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import (
     DDIM,
@@ -39,6 +46,8 @@ from sde_diffusion.solvers import (
     Hold,
     Torchdiffeq,
 )
+from sde_diffusion.testing import check_likelihood
+from sde_diffusion.training import save_checkpoint
 
 VP = VPSDE()
 
@@ -564,7 +573,7 @@ def test_the_command_writes_a_number_for_every_sample(saved, tmp_path, capsys):
     bits = -(np.array(values) / 2 + math.log(0.1)) / math.log(2)
     assert [row["bits_per_dim"] for row in found["rows"]] == pytest.approx(bits.tolist())
     # against the model itself, on standardised data
-    from sde_diffusion.checkpoint import load_checkpoint
+    from sde_diffusion.training import load_checkpoint
 
     net = load_checkpoint(saved / "model").model
     z = (torch.from_numpy(np.load(saved / "x.npy")) - 1) / 2

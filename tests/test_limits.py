@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, _memory, cli, likelihood_command, predict, train_command
-from sde_diffusion._memory import check_batch, parameters_at
-from sde_diffusion._training_input import batches
-from sde_diffusion.checkpoint import save_checkpoint
+from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
+from sde_diffusion.cli import likelihood as likelihood_command
+from sde_diffusion.cli import main as cli
+from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli.limits import check_batch, check_passes, classes_of, parameters_at
+from sde_diffusion.data import _memory
 from sde_diffusion.likelihood import Method
-from sde_diffusion.limits import check_passes, classes_of
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
 from sde_diffusion.solvers import Heun
+from sde_diffusion.training import save_checkpoint
+from sde_diffusion.training._input import batches
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr(train_command, "train", begun)
     monkeypatch.setattr(SDESampler, "_solve", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
-    monkeypatch.setattr("sde_diffusion.demo.Bench.prepare", begun)
+    monkeypatch.setattr("sde_diffusion.demo.table.Bench.prepare", begun)
 
 
 TRAIN = ("train", "--data", "x.npy", "--out", "new")

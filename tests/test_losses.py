@@ -22,20 +22,11 @@ from sde_diffusion import (
     SubVPSDE,
     predict,
 )
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.losses import (
-    DenoisingScoreMatching,
-    EDMWeight,
-    LogNormalSigma,
-    MinSNR,
-    data_weight,
-    denoising_score_matching,
-    likelihood_weight,
-    noise_weight,
-    stratified,
-    uniform_log_snr,
-    uniform_time,
-)
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.time_samplers import LogNormalSigma, stratified, uniform_log_snr, uniform_time
+from sde_diffusion.denoiser.weights import EDMWeight, MinSNR, data_weight, likelihood_weight, noise_weight
+from sde_diffusion.training.losses import denoising_score_matching
 
 SDES = [
     VPSDE(),

@@ -10,8 +10,8 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from sde_diffusion.classifier import DigitsClassifier, train_classifier
 from sde_diffusion.data import digits
+from sde_diffusion.demo.classifier import DigitsClassifier, train_classifier
 from sde_diffusion.metrics import energy_distance, frechet_distance, sliced_wasserstein
 
 METRICS = [sliced_wasserstein, energy_distance, frechet_distance]

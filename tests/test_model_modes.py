@@ -17,12 +17,10 @@ from refusals import T, check, refuses, wrong
 from torch import Tensor, nn
 
 from sde_diffusion import VESDE, VPSDE, Network, SDESampler, predict
-from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
-from sde_diffusion.ema import EMA
-from sde_diffusion.likelihood import Method
-from sde_diffusion.likelihood_check import check_likelihood
+from sde_diffusion.likelihood import Estimate, Method, continuous_elbo, elbo
 from sde_diffusion.solvers import RK4, Heun
-from sde_diffusion.training import train
+from sde_diffusion.testing import check_likelihood
+from sde_diffusion.training import EMA, train
 
 VP = VPSDE()
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from sde_diffusion import VPSDE, SDESampler, grids
-from sde_diffusion.analytic import Gaussian
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.noise import BrownianPath, SharedStream, Silent, Streams, seed_list
 from sde_diffusion.solvers import DDIM, Angle, Churn, EulerMaruyama, Heun
 

@@ -26,24 +26,17 @@ from sde_diffusion import (
     Wrapper,
     clocks,
     predict,
-    processes,
-    train_command,
 )
+from sde_diffusion.cli import train as train_command
 from sde_diffusion.data import moons
-from sde_diffusion.losses import (
-    DenoisingScoreMatching,
-    EDMWeight,
-    LogNormalSigma,
-    data_weight,
-    denoising_score_matching,
-    noise_weight,
-    uniform_log_snr,
-    uniform_time,
-)
+from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.time_samplers import LogNormalSigma, uniform_log_snr, uniform_time
+from sde_diffusion.denoiser.weights import EDMWeight, data_weight, noise_weight
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.nets import MLP
-from sde_diffusion.sde import Level
+from sde_diffusion.sde import Level, processes
 from sde_diffusion.training import Recipe, train
+from sde_diffusion.training.losses import denoising_score_matching
 
 SMALL = [VPSDE(), SubVPSDE(), CosineSDE(), DiscreteVPSDE.linear()]  # states of order one, some data left at the end
 LARGE = [EDMSDE(), EDMSDE(0.005, 80.0), VESDE(), BrownianSDE()]

@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
-from sde_diffusion import predict, processes, solvers
+from sde_diffusion import predict, solvers
+from sde_diffusion.sde import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sde_diffusion"
 
 # The list, the new file, the module of the base: what a move of the files changes.
-PROCESSES, ORNSTEIN, SDE = "processes.py", "ornstein.py", f"{PACKAGE}.sde"
-SOLVERS, RALSTON, BASE = "solvers/__init__.py", "solvers/ralston.py", f"{PACKAGE}.solvers.base"
-TABLEAU = f"{PACKAGE}.solvers.runge_kutta"
+PROCESSES, ORNSTEIN, SDE = "sde/processes.py", "sde/ornstein.py", f"{PACKAGE}.sde.base"
+SOLVERS, RALSTON, BASE = "solvers/__init__.py", "solvers/ode/ralston.py", f"{PACKAGE}.solvers.base"
+TABLEAU = f"{PACKAGE}.solvers.ode.runge_kutta"
 
 PROCESS = f'''
 from dataclasses import dataclass
@@ -83,25 +84,26 @@ LOOK = """
 import contextlib, io, json, sys
 import numpy as np
 import sde_diffusion as sd
-from sde_diffusion import cli, solvers, testing
-from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from sde_diffusion import solvers, testing
+from sde_diffusion.cli.main import main
 from sde_diffusion.nets import MLP
 from sde_diffusion.testing import orders
+from sde_diffusion.training import load_checkpoint, save_checkpoint
 import solver_table, zoo
 
 def said(*words):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        cli.main(words)
+        main(words)
     return out.getvalue()
 
 found = {"package": sd.__file__}
 found["choices"] = ["ornstein" in said("train", "--help"), "ralston" in said("sample", "--help")]
 np.save("x.npy", np.random.default_rng(0).normal(size=(64, 2)).astype("float32"))
 with contextlib.redirect_stdout(io.StringIO()):
-    found["train"] = cli.main(
+    found["train"] = main(
         "train --data x.npy --out model --sde ornstein --steps 2 --batch-size 16 --width 8".split()
     )
-    found["sample"] = cli.main("sample --checkpoint model --solver ralston --steps 3 --n 5 --out y.npy".split())
+    found["sample"] = main("sample --checkpoint model --solver ralston --steps 3 --n 5 --out y.npy".split())
 found["samples"] = np.load("y.npy").shape
 found["trained"] = repr(load_checkpoint("model").model.sde)
 save_checkpoint("again", sd.Network(MLP(2, hidden=8), sd.Ornstein(0.5), sd.predict.noise, shape=(2,)))

@@ -10,12 +10,12 @@ import zoo
 from torch import Tensor
 
 from sde_diffusion import VPSDE, integrate
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.moments import response
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.noise import NoiseSource
+from sde_diffusion.sampler.moments import response
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import DDIM, EulerMaruyama, Langevin, PredictorCorrector, Solver, Torchsde
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
 

@@ -17,15 +17,19 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import VPSDE, Network, SDESampler, _files, cli, likelihood_command, predict, train_command, training
+from sde_diffusion import VPSDE, Network, SDESampler, _files, predict
 from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
-from sde_diffusion._streams import Steady
-from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from sde_diffusion.cli import likelihood as likelihood_command
+from sde_diffusion.cli import main as cli
+from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli._streams import Steady
 from sde_diffusion.nets import MLP
+from sde_diffusion.training import load_checkpoint, save_checkpoint
+from sde_diffusion.training import loop as training
 
 ROOT = Path(cli.__file__).parents[1]
-TARGET = "sde_diffusion.schedules:VPSDE"
+TARGET = "sde_diffusion.sde.schedules:VPSDE"
 
 
 def call(*words: object) -> int:
@@ -84,8 +88,8 @@ def no_work(monkeypatch):
     monkeypatch.setattr(train_command, "train", begun)
     monkeypatch.setattr(SDESampler, "sample", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
-    monkeypatch.setattr("sde_diffusion.check_command._check", begun)
-    monkeypatch.setattr("sde_diffusion.demo.Bench.prepare", begun)
+    monkeypatch.setattr("sde_diffusion.cli.check._check", begun)
+    monkeypatch.setattr("sde_diffusion.demo.table.Bench.prepare", begun)
 
 
 def target_of(words: tuple[object, ...]) -> Path:

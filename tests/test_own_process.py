@@ -13,10 +13,10 @@ from refusals import T, V, check, wrong
 from zoo import SDES, DoubleWell
 
 from sde_diffusion import VPSDE, DiscreteVPSDE, GaussianSDE, Network, SDESampler
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.losses import denoising_score_matching
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import AngleSDE
+from sde_diffusion.training.losses import denoising_score_matching
 
 F64 = torch.float64
 X = torch.zeros(3, 2)

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import (
-    EDMSDE,
-    VESDE,
-    VPSDE,
-    BrownianSDE,
-    CosineSDE,
-    DiscreteVPSDE,
-    FlowSDE,
-    SubVPSDE,
-)
+from sde_diffusion import EDMSDE, VESDE, VPSDE, BrownianSDE, CosineSDE, DiscreteVPSDE, FlowSDE, SubVPSDE
 
 ALL = [
     VPSDE(),

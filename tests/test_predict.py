@@ -31,8 +31,8 @@ from sde_diffusion import (
     losses,
     predict,
 )
-from sde_diffusion.analytic import Gaussian, GaussianMixture
 from sde_diffusion.denoiser import On
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.solvers import DDIM, RK4, Angle, DPMSolverPP, EulerMaruyama, Heun
 

@@ -21,7 +21,7 @@ from sde_diffusion import (
     Standard,
     SubVPSDE,
 )
-from sde_diffusion.analytic import Gaussian
+from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.solvers import RK4
 
 SHIPPED = [

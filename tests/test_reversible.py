@@ -13,7 +13,6 @@ from test_conformance import mixture
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, BrownianSDE, Network, SDESampler, SolverError, grids, integrate, predict
-from sde_diffusion.equation import GaussianReverseSDE
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
     DDIM,
@@ -29,7 +28,8 @@ from sde_diffusion.solvers import (
     Solver,
     Torchdiffeq,
 )
-from sde_diffusion.solvers.reversible import inverse
+from sde_diffusion.solvers.equation import GaussianReverseSDE
+from sde_diffusion.solvers.wrappers.reversible import inverse
 from sde_diffusion.testing import orders
 
 F64 = torch.float64

@@ -27,7 +27,7 @@ from sde_diffusion import (
     SDESampler,
     SubVPSDE,
 )
-from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.solvers import AngleSDE
 
 SHIPPED = [

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import zoo
 
-from sde_diffusion.equation import ODE, GaussianReverseSDE, ReverseSDE
 from sde_diffusion.solvers import (
     DDIM,
     AdamsMoulton,
@@ -28,6 +27,7 @@ from sde_diffusion.solvers import (
     Solver,
     Torchdiffeq,
 )
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE, ReverseSDE
 
 INNER = [Heun(), EulerMaruyama(), DPMSolverPP(3), AdamsMoulton(4), DormandPrince(1e-4, 1e-6), Torchdiffeq()]
 

@@ -31,7 +31,7 @@ from sde_diffusion import (
     grids,
     predict,
 )
-from sde_diffusion.analytic import GaussianMixture
+from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.noise import Streams
 from sde_diffusion.solvers import DDIM, Churn, DPMSolverPP, Euler, EulerMaruyama, Heun, Torchdiffeq, annealed_langevin
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import EDMSDE, Network, cli, predict, standardisation
-from sde_diffusion.arrays import load_array
-from sde_diffusion.checkpoint import load_checkpoint, save_checkpoint
+from sde_diffusion import EDMSDE, Network, predict
+from sde_diffusion.cli import main as cli
+from sde_diffusion.data import Standardisation, load_array, standardisation
 from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.standardisation import Standardisation
+from sde_diffusion.training import load_checkpoint, save_checkpoint
 
 OFFSETS = (0.0, 1e4, 1e6, 1e7, 1.7e9)
 KINDS = ("<f2", "<f4", ">f4", "<f8", ">f8", "longdouble")

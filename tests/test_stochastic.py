@@ -18,10 +18,9 @@ from scipy import integrate as quadrature
 from torch import Tensor
 
 from sde_diffusion import EDMSDE, VESDE, VPSDE, DiscreteVPSDE, FlowSDE, Network, SDESampler, grids, integrate
-from sde_diffusion.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.equation import GaussianReverseSDE, ReverseSDE
-from sde_diffusion.moments import response
+from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.noise import BrownianPath, NoiseSource, Streams
+from sde_diffusion.sampler.moments import response
 from sde_diffusion.sde import GaussianSDE
 from sde_diffusion.solvers import (
     DDIM,
@@ -43,7 +42,8 @@ from sde_diffusion.solvers import (
     Solver,
     Torchsde,
 )
-from sde_diffusion.solvers.multistep import lagrange_integrals
+from sde_diffusion.solvers.equation import GaussianReverseSDE, ReverseSDE
+from sde_diffusion.solvers.quadrature import lagrange_integrals
 from sde_diffusion.testing import orders
 
 F64 = torch.float64

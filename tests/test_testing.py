@@ -27,12 +27,11 @@ from sde_diffusion import (
     predict,
     testing,
 )
-from sde_diffusion.analytic import isotropic_mixture
-from sde_diffusion.clocks import Scaled
 from sde_diffusion.data import moons, ring
-from sde_diffusion.equation import ODE, GaussianReverseSDE
+from sde_diffusion.denoiser import Prediction
+from sde_diffusion.denoiser.analytic import isotropic_mixture
+from sde_diffusion.denoiser.clocks import Scaled
 from sde_diffusion.nets import MLP
-from sde_diffusion.prediction import Prediction
 from sde_diffusion.sde import SDE, Level
 from sde_diffusion.solvers import (
     DDIM,
@@ -59,6 +58,7 @@ from sde_diffusion.solvers import (
     StochasticHeunEuler,
     Torchdiffeq,
 )
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE
 from sde_diffusion.testing import ConformanceError, Report, check_denoiser, check_sde, check_solver, orders
 from sde_diffusion.testing import _laws as laws
 
@@ -146,7 +146,7 @@ def test_without_a_process_a_solver_is_measured_on_all_that_are_smooth() -> None
 def test_the_orders_of_the_suite_are_those_of_the_tests() -> None:
     # An independent fit: another problem, a grid uniform in t, errors against the closed form of one Gaussian.
     from sde_diffusion import SDESampler
-    from sde_diffusion.analytic import Gaussian
+    from sde_diffusion.denoiser.analytic import Gaussian
 
     sde = VPSDE()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.25)

@@ -16,20 +16,18 @@ import torch
 from torch import nn
 
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, SolverError, predict
-from sde_diffusion.analytic import Gaussian
 from sde_diffusion.data import dequantise
-from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay, horizon
-from sde_diffusion.losses import (
-    DenoisingScoreMatching,
-    LogNormalSigma,
-    denoising_score_matching,
-    noise_weight,
-    uniform_time,
-)
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.predict import Parametrisation
+from sde_diffusion.denoiser.time_samplers import LogNormalSigma, uniform_time
+from sde_diffusion.denoiser.weights import noise_weight
 from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.predict import Parametrisation
-from sde_diffusion.training import Recipe, Training, TrainingInterrupted, learning_rate
+from sde_diffusion.training import EMA, ConstantDecay, PowerDecay, Recipe, Training, TrainingInterrupted
 from sde_diffusion.training import train as train_with
+from sde_diffusion.training.ema import horizon
+from sde_diffusion.training.loop import learning_rate
+from sde_diffusion.training.losses import denoising_score_matching
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:
@@ -436,7 +434,7 @@ def test_what_a_run_has_done_goes_with_what_ends_it(error, training):
             losses.append(weights(self.model).clone())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sde_diffusion.training.EMA", Spy)
+        patch.setattr("sde_diffusion.training.loop.EMA", Spy)
         with pytest.raises(type(error)):
             train(replay, gaussian(64), steps=100, recipe=Recipe(lr=1e-2))
     assert torch.equal(weights(done.model), losses[-1])

@@ -27,11 +27,11 @@ from sde_diffusion import (
     clocks,
     predict,
 )
-from sde_diffusion.analytic import Gaussian
 from sde_diffusion.denoiser import On
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.denoiser.prediction import Coefficients
 from sde_diffusion.likelihood import Density, LikelihoodWarning, Method
 from sde_diffusion.nets import MLP
-from sde_diffusion.prediction import Coefficients
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun, Solver
 from sde_diffusion.testing._habits import Counted
 

@@ -17,20 +17,23 @@ import torch
 
 import sde_diffusion
 from sde_diffusion import VPSDE, Network, SDESampler, clocks, integrate, metrics, noise, predict, solvers
-from sde_diffusion.bins import GaussianDecoder
-from sde_diffusion.divergence import Orthogonal
-from sde_diffusion.elbo import Estimate, continuous_elbo, elbo
-from sde_diffusion.ema import EMA, ConstantDecay, PowerDecay
-from sde_diffusion.likelihood import Density, Method, bits_per_dim, log_prob
-from sde_diffusion.losses import (
-    DenoisingScoreMatching,
-    EDMWeight,
-    LogNormalSigma,
-    MinSNR,
-    denoising_score_matching,
-    stratified,
+from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.time_samplers import LogNormalSigma, stratified
+from sde_diffusion.denoiser.weights import EDMWeight, MinSNR
+from sde_diffusion.likelihood import (
+    Density,
+    Estimate,
+    GaussianDecoder,
+    Method,
+    Orthogonal,
+    bits_per_dim,
+    continuous_elbo,
+    elbo,
+    log_prob,
 )
 from sde_diffusion.solvers import RK4, DormandPrince, DPMSolverPP, EulerMaruyama, Heun, Langevin, Torchdiffeq, UniPC
+from sde_diffusion.training import EMA, ConstantDecay, PowerDecay
+from sde_diffusion.training.losses import denoising_score_matching
 
 ROOT = str(Path(sde_diffusion.__file__).parent)
 VP = VPSDE()

@@ -1,7 +1,7 @@
 """Every SDE, solver and parametrisation, as the library lists them, and what is special to the tests.
 
-A new one is one line in `sde_diffusion.processes`, `sde_diffusion.solvers` or `predict.NAMES`, and every conformance
-test applies to its examples.
+A new one is one line in `sde_diffusion.sde.processes`, `sde_diffusion.solvers` or `predict.NAMES`, and every
+conformance test applies to its examples.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion import DiscreteVPSDE, FlowSDE, predict, processes, solvers
-from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion import DiscreteVPSDE, FlowSDE, predict, solvers
+from sde_diffusion.sde import SDE, GaussianSDE, processes
 from sde_diffusion.solvers import (
     IPNDM,
     SRA1,

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_positive
-from sde_diffusion.noise import NoiseSource
-from sde_diffusion.sde import Level
+from sde_diffusion.noise.sources import NoiseSource
+from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.base import E, Facts, Solver
 
 Clock = Callable[[Tensor], Tensor]

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import SolverError, check_count, check_positive, rows_in_words
-from sde_diffusion._linear import broken, rows
-from sde_diffusion.equation import ODE, ReverseSDE
-from sde_diffusion.noise import NoiseSource
-from sde_diffusion.sde import Level
+from sde_diffusion._tensors import broken, rows
+from sde_diffusion.noise.sources import NoiseSource
+from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.adaptive import per_row
 from sde_diffusion.solvers.base import Facts, Solver
-from sde_diffusion.solvers.stochastic import check_eta, check_falling
+from sde_diffusion.solvers.checks import check_eta, check_falling
+from sde_diffusion.solvers.equation import ODE, ReverseSDE
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 
 from torch import Tensor
 
-from sde_diffusion.equation import ODE
-from sde_diffusion.noise import NoiseSource
-from sde_diffusion.sde import Level
+from sde_diffusion.noise.sources import NoiseSource
+from sde_diffusion.sde.level import Level
+from sde_diffusion.solvers.equation import ODE
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with defaults: a `Solver` is one of any equation and state

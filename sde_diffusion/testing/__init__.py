@@ -1,4 +1,4 @@
-"""The conformance suite: hold your own SDE, solver or model to what this library holds its own to.
+"""Does my part keep its claims?  The conformance suite holds your SDE, solver or model to what ours are held to.
 
 Each check measures, in a script or a notebook and in well under a minute of one core, and hands back a `Report`: the
 claims, the figures found, their bounds. Nothing is raised unless asked for.
@@ -15,8 +15,19 @@ On the command line: `sde-diffusion check my_file.py:MySDE`.
 """
 
 from sde_diffusion.testing._denoiser import check_denoiser
+from sde_diffusion.testing._likelihood import check_likelihood
+from sde_diffusion.testing._picture import Curve
 from sde_diffusion.testing._sde import check_sde
 from sde_diffusion.testing._solver import check_solver
-from sde_diffusion.testing.report import ConformanceError, Curve, Entry, Report
+from sde_diffusion.testing.report import ConformanceError, Entry, Report
 
-__all__ = ["ConformanceError", "Curve", "Entry", "Report", "check_denoiser", "check_sde", "check_solver"]
+__all__ = [
+    "ConformanceError",
+    "Curve",
+    "Entry",
+    "Report",
+    "check_denoiser",
+    "check_likelihood",
+    "check_sde",
+    "check_solver",
+]

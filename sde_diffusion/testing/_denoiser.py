@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_finite, check_state
-from sde_diffusion._linear import rows
-from sde_diffusion.conditions import Conditions
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.prediction import Prediction
-from sde_diffusion.testing.report import Checklist, Curve, Report
+from sde_diffusion._tensors import rows
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.prediction import Prediction
+from sde_diffusion.testing._picture import Curve
+from sde_diffusion.testing.report import Checklist, Report
 
 RATIOS = (0.1, 0.3, 1.0, 3.0, 10.0)  # sigma / alpha, in units of the standard deviation of the data
 JUDGED = (0.2, 0.3, 0.5, 1.0, 2.0, 3.0)  # where a network of any parametrisation is soon calibrated

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion._linear import rows
-from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion._tensors import rows
+from sde_diffusion.sde.base import SDE, GaussianSDE
 
 EPS = torch.finfo(torch.float64).eps
 Field = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> log-density (B,) or score (B, *), with t of shape (B,)

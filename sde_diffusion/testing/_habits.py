@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion import grids, predict, solvers
+from sde_diffusion import solvers
 from sde_diffusion._checks import SolverError
-from sde_diffusion._network import Network
-from sde_diffusion.analytic import GaussianMixture
-from sde_diffusion.denoiser import Denoiser, Wrapper
-from sde_diffusion.equation import ODE
-from sde_diffusion.prediction import Prediction
-from sde_diffusion.sampler import SDESampler
-from sde_diffusion.sde import SDE, GaussianSDE, Level
+from sde_diffusion.denoiser import predict
+from sde_diffusion.denoiser.analytic import GaussianMixture
+from sde_diffusion.denoiser.base import Denoiser, Wrapper
+from sde_diffusion.denoiser.network import Network
+from sde_diffusion.denoiser.prediction import Prediction
+from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sde import grids
+from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers import Facts, Solver
+from sde_diffusion.solvers.equation import ODE
 from sde_diffusion.testing.orders import times
 
 STEPS = 6

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion import moments
-from sde_diffusion.analytic import Gaussian
-from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.noise import NoiseSource, SharedStream
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.noise.sources import NoiseSource, SharedStream
+from sde_diffusion.sampler import moments
+from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers import Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
 DATA, BROAD = (2.0, 0.25), (2.0, 1.7)  # mean and variance of the data, in `law` and in `stationary`

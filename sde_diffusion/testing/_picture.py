@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sde_diffusion._files import write_files
 
-if TYPE_CHECKING:
-    from sde_diffusion.testing.report import Curve, Report
+
+@dataclass(frozen=True)
+class Curve:
+    """A measured curve behind some rows, for `Report.plot`.
+
+    Args:
+        panel: Title of the panel that it is drawn in.
+        name: Its name in the legend.
+        x: Abscissas.
+        y: Ordinates, of the same number.
+        axes: Names of the two axes.
+        log: Whether each of the two axes is logarithmic.
+    """
+
+    panel: str
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    axes: tuple[str, str]
+    log: tuple[bool, bool] = (True, True)
 
 
-def draw(report: Report, path: str | Path) -> None:
+def draw(subject: str, measured: Sequence[Curve], path: str | Path) -> None:
     """Writes the curves of a report as a .png."""
-    if not report.curves:
-        raise ValueError(f"nothing was measured along the way of {report.subject}: there is no curve to draw")
+    if not measured:
+        raise ValueError(f"nothing was measured along the way of {subject}: there is no curve to draw")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'sde-diffusion[examples]'") from error
     panels: dict[str, list[Curve]] = {}
-    for curve in report.curves:
+    for curve in measured:
         panels.setdefault(curve.panel, []).append(curve)
     figure = Figure(figsize=(5.2 * len(panels), 4.4), dpi=150, layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _panel(axes, title, curves)
-    figure.suptitle(_short(report.subject, 52 * len(panels)), fontsize=10)
+    figure.suptitle(_short(subject, 52 * len(panels)), fontsize=10)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     write_files({Path(path): drawn.getvalue()})

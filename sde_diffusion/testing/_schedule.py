@@ -9,9 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.testing._density import Rate, interior, mixture_draws, rate_of, reach, worst
-from sde_diffusion.testing.report import Checklist, Curve
+from sde_diffusion.testing._picture import Curve
+from sde_diffusion.testing.report import Checklist
 
 RATES = "rates must return (alpha', sigma'), the derivatives by t; leave it out and autograd finds them"
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count
-from sde_diffusion._linear import rows
-from sde_diffusion.sde import SDE, GaussianSDE
+from sde_diffusion._tensors import rows
+from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.testing import _density
 from sde_diffusion.testing._density import Field, interior
+from sde_diffusion.testing._picture import Curve
 from sde_diffusion.testing._schedule import check_kernel, check_schedule, draw_schedule
-from sde_diffusion.testing.report import Checklist, Curve, Report, described
+from sde_diffusion.testing.report import Checklist, Report, described
 
 
 def check_sde(

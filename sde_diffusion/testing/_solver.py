@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
-from sde_diffusion.forecast import SamplingWarning
-from sde_diffusion.loop import UnfinishedWarning
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.sampler.forecast import SamplingWarning
+from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers import Hold, PredictorCorrector, Solver
+from sde_diffusion.solvers.loop import UnfinishedWarning
 from sde_diffusion.testing import _habits as habits
 from sde_diffusion.testing import _laws as laws
 from sde_diffusion.testing import orders
-from sde_diffusion.testing.report import Checklist, Curve, Measured, Report, described
+from sde_diffusion.testing._picture import Curve
+from sde_diffusion.testing.report import Checklist, Measured, Report, described
 
 
 def check_solver(solver: Solver, sde: GaussianSDE | None = None) -> Report:

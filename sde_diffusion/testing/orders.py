@@ -21,16 +21,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_diffusion import processes
-from sde_diffusion.analytic import Gaussian, GaussianMixture, isotropic_mixture
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.equation import GaussianReverseSDE
-from sde_diffusion.loop import integrate
-from sde_diffusion.moments import NotAffineError, response
-from sde_diffusion.noise import BrownianPath, NoiseSource
-from sde_diffusion.schedules import VPSDE
-from sde_diffusion.sde import GaussianSDE
+from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture, isotropic_mixture
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.noise.brownian import BrownianPath
+from sde_diffusion.noise.sources import NoiseSource
+from sde_diffusion.sampler.moments import NotAffineError, response
+from sde_diffusion.sde import processes
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.sde.schedules import VPSDE
 from sde_diffusion.solvers import RK4, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
+from sde_diffusion.solvers.loop import integrate
 
 TOP, BOTTOM = 1.25, 0.15
 FLOOR = 1e-12  # below, rounding rules and a slope says nothing

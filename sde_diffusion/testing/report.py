@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sde_diffusion.testing._picture import Curve, draw
+
 Measured = float | str
 
 
@@ -40,27 +42,6 @@ class Entry:
     def verdict(self) -> str:
         """`ok`, `warn` or `FAIL`."""
         return "ok" if self.passed else "FAIL" if self.required else "warn"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A measured curve behind some rows, for `Report.plot`.
-
-    Args:
-        panel: Title of the panel that it is drawn in.
-        name: Its name in the legend.
-        x: Abscissas.
-        y: Ordinates, of the same number.
-        axes: Names of the two axes.
-        log: Whether each of the two axes is logarithmic.
-    """
-
-    panel: str
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    axes: tuple[str, str]
-    log: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -128,9 +109,7 @@ class Report:
             ImportError: matplotlib is not installed.
             ValueError: Nothing was measured that could be drawn.
         """
-        from sde_diffusion.testing._picture import draw
-
-        draw(self, path)
+        draw(self.subject, self.curves, path)
 
 
 def table(entries: tuple[Entry, ...]) -> str:

@@ -1,0 +1,94 @@
+"""The command line: `sde-diffusion train`, `sample`, `likelihood`, `demo`, `check`. An error is one line, status 2.
+
+A terminal that is gone, or a pipe without a reader, ends nothing: what would be said is dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sde_diffusion._checks import SolverError
+from sde_diffusion.cli import check as check_command
+from sde_diffusion.cli import demo as demo_command
+from sde_diffusion.cli import likelihood as likelihood_command
+from sde_diffusion.cli import sample as sample_command
+from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli._arguments import Parser
+from sde_diffusion.cli._streams import steady
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        0, or 1 where a check did not pass, or 2 after an error, or 130 after an interruption.
+    """
+    with steady(), warnings.catch_warnings():
+        warnings.showwarning = _warn
+        args = _parser().parse_args(argv)
+        torch.set_num_threads(args.threads)
+        try:
+            with _ending_as_interrupted():
+                status: int | None = args.run(args, _say)
+        except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
+            _complain("error: " + " ".join(str(error).split()))
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+                raise
+            _complain("error: out of memory: take a smaller --batch-size, a smaller model or fewer samples")
+            return 2
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            return 130
+    return status or 0
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """A run that is told to end is interrupted, and saves what it has; the process's own answer comes back after it."""
+    before = None
+    with suppress(ValueError):  # in another thread than the main one, where no signal comes
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(f"sde-diffusion: {line}", file=sys.stderr, flush=True)
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    _complain("warning: " + " ".join(str(message).split()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="sde-diffusion",
+        description="Generative modelling with stochastic differential equations: train, sample, or see it work.",
+        epilog="`sde-diffusion COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=version("sde-diffusion"))
+    group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (train_command, sample_command, likelihood_command, demo_command, check_command):
+        command.add_parser(group)
+    return parser

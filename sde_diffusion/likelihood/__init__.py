@@ -1,0 +1,33 @@
+"""What does a model say of data?  Their exact log-density with its errors, or a bound on it."""
+
+from sde_diffusion.likelihood import dequantize
+from sde_diffusion.likelihood.bits import bits_per_dim
+from sde_diffusion.likelihood.bound import Elbo, continuous_elbo, elbo
+from sde_diffusion.likelihood.bound_terms import Estimate
+from sde_diffusion.likelihood.decoder import Bins, CategoricalDecoder, GaussianDecoder
+from sde_diffusion.likelihood.exact import Method, log_prob
+from sde_diffusion.likelihood.result import LogProb
+from sde_diffusion.likelihood.route import Density, LikelihoodWarning
+from sde_diffusion.likelihood.trace import Exact, Orthogonal, Rademacher, Trace, divergence
+
+__all__ = [
+    "Bins",
+    "CategoricalDecoder",
+    "Density",
+    "Elbo",
+    "Estimate",
+    "Exact",
+    "GaussianDecoder",
+    "LikelihoodWarning",
+    "LogProb",
+    "Method",
+    "Orthogonal",
+    "Rademacher",
+    "Trace",
+    "bits_per_dim",
+    "continuous_elbo",
+    "dequantize",
+    "divergence",
+    "elbo",
+    "log_prob",
+]

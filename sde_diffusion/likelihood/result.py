@@ -1,0 +1,144 @@
+r"""A log-likelihood with its error budget: what `likelihood.log_prob` answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.likelihood.bits import bits_per_dim
+
+PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "converged")
+
+
+@dataclass(frozen=True, eq=False)
+class LogProb:
+    r"""The log-likelihood of a batch, in nats, and how far to trust it.
+
+    A record: indexing takes rows, `to`, `cpu` and `detach` do what they do to tensors, and whatever is to be computed
+    is computed with `value`. Data that were scaled, $x = s z + m$, have `log_prob(z).value - s.log().sum()`.
+
+    Attributes:
+        value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
+        standard_error: What random probes of the divergence leave open, `(B,)`; 0 where it is exact.
+        solver_error: Error of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or on
+            every second time (of less than 8 steps: in 16), and to its latent in units of the prior, added in squares;
+            not less than what one adaptive step is allowed. It exceeds the error in most rows, often tenfold. NaN if
+            not asked for, `inf` where the second solve broke down.
+        truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$ for an exact score; NaN
+            where unknown. Of a trained network its own error at the smallest noise level may be larger than this
+            difference: there `Density(level=0.0)` tells, not this. If `corrected`, it is part of `value`.
+        latent: The state at the end of the integration, `(B, *)`: a draw of $\mathcal N(0, I)$ if `whole`, and else of
+            the prior of the sampler, at its first time.
+        nfe: Network evaluations of the solve, those of its slowest row, in any batch, not counting the derivatives.
+        converged: Mask `(B,)` of the rows whose integration arrived.
+        dim: $D$, coordinates per sample.
+        level: Noise level $S = \sigma/\alpha$ of the density; NaN for a general SDE.
+        whole: Whether the integration went up to $\alpha = 0$, where the prior is exact.
+        corrected: Whether `value` holds the `truncation`, and so estimates $\log p_0$.
+        nfe_check: Evaluations of the second solve, behind `solver_error`.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    solver_error: Tensor
+    truncation: Tensor
+    latent: Tensor
+    nfe: int
+    converged: Tensor
+    dim: int
+    level: float = math.nan
+    whole: bool = False
+    corrected: bool = False
+    nfe_check: int = 0
+
+    @property
+    def total_error(self) -> Tensor:
+        """Standard error and solver error, added in squares, `(B,)`: of `value` as the density at `level`."""
+        return torch.hypot(self.standard_error, self.solver_error)
+
+    def bits_per_dim(self, bin_width: float) -> Tensor:
+        r"""The cost of one coordinate known to bins of width $\Delta$, in bits, shape `(B,)`; of dequantised data.
+
+        $$ -\big(\log p(x)/D + \log\Delta\big)/\log 2 $$
+
+        Args:
+            bin_width: $\Delta$, in the units of the data.
+        """
+        return bits_per_dim(self.value, self.dim, bin_width=bin_width)
+
+    @property
+    def bits_standard_error(self) -> Tensor:
+        """Standard error of `bits_per_dim`, shape `(B,)`."""
+        return self.standard_error / (self.dim * math.log(2))
+
+    def mean(self) -> Tensor:
+        """Mean of `value` over the rows that converged, shape `()`."""
+        return self.value[self.converged].mean()
+
+    def to(self, *args: Any, **options: Any) -> LogProb:
+        """The same on another device or in another dtype, as `Tensor.to` takes them."""
+        return self._each(
+            lambda v: v.to(*args, **options) if v.is_floating_point() else v.to(v.to(*args, **options).device)
+        )
+
+    def cpu(self) -> LogProb:
+        """The same on the CPU."""
+        return self._each(Tensor.cpu)
+
+    def detach(self) -> LogProb:
+        """The same without its graph."""
+        return self._each(Tensor.detach)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __getitem__(self, index: Any) -> LogProb:
+        if isinstance(index, Integral) or (isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool):
+            index = int(index)
+            index = slice(index, None if index == -1 else index + 1)
+            if not len(self.value[index]):
+                raise IndexError(f"row {index.start} of {len(self)}")
+        return self._each(lambda v: v[index])
+
+    def __repr__(self) -> str:
+        return f"<LogProb of {self}>"
+
+    def __str__(self) -> str:
+        n, v = len(self), self.value.detach()[self.converged]
+        at = "" if math.isnan(self.level) else f" at noise level {self.level:.3g}"
+        spread = f" +- {float(v.std()) / math.sqrt(len(v)):.2g} (over samples)" if len(v) > 1 else ""
+        parts = [f"{n} sample{'s' * (n > 1)}: {float(v.mean()):.4f}{spread} nats{at}"]
+        for name in ("standard_error", "solver_error", "truncation"):
+            errors = getattr(self, name).detach()[self.converged]
+            if bool(errors.isnan().all()) or bool((errors == 0).all()):
+                continue
+            what = f"{name} {float(errors.square().mean().sqrt()):.1e}"
+            parts.append(what + " corrected" * (name == "truncation" and self.corrected))
+        lost = int((~self.converged).sum())
+        parts += [f"nfe {self.nfe}"] + [f"{lost} not converged"] * bool(lost)
+        return ", ".join(parts)
+
+    def _each(self, take: Callable[[Tensor], Tensor]) -> LogProb:
+        rows: dict[str, Any] = {name: take(getattr(self, name)) for name in PER_ROW}
+        return replace(self, **rows)
+
+    @staticmethod
+    def join(parts: Sequence[LogProb]) -> LogProb:
+        """The batches of one computation as one batch; `nfe` is that of the slowest.
+
+        Raises:
+            ValueError: Densities at different levels, or of which some are corrected.
+        """
+        kinds = {(str(part.level), part.whole, part.corrected) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"wanted parts of one density, got (level, whole, corrected) = {sorted(kinds)}")
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_ROW}
+        for name in ("nfe", "nfe_check"):
+            joined[name] = max(getattr(part, name) for part in parts)
+        return replace(parts[0], **joined)

@@ -1,0 +1,95 @@
+"""A multilayer perceptron for vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.nets.embedding import Condition, Config, _same_dtype, _zero, fixed_normal
+
+
+class MLP(nn.Module):
+    r"""Residual MLP for vectors; its defaults learn a 2-D density to a few hundredths of a nat within a CPU minute.
+
+    $$ h_0 = A\,[x, \cos \pi W x, \sin \pi W x], \quad h_{l+1} = h_l + L_l\,\mathrm{SiLU}(h_l + T_l e),
+    \quad F(x, t) = L\,\mathrm{SiLU}(h_L) $$
+
+    with e the embedding of time plus that of the class, and W a fixed `(features, dim)` matrix of N(0, 1) entries.
+    162k parameters by default. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is .008 nats on
+    moons.
+
+    Args:
+        dim: Dimensions D of one sample.
+        hidden: Width of every layer.
+        layers: Number of residual layers.
+        features: Number of frequencies that describe `x`, expected to have standard deviation about 1. They sharpen
+            edges in two or three dimensions; more than 16, or many dimensions, throw rare samples far away. 0 leaves
+            them out.
+        classes: Number of classes; 0 makes an unconditional net.
+        label_drop: Probability that a label becomes the null label, in training mode only.
+
+    Shapes:
+        x (B, D), t (B,), label (B,) integer or None -> (B, D)
+
+    Raises:
+        TypeError, ValueError: A size is not a positive integer, a probability is outside [0, 1], `x`, `t` or `label`
+            has another shape or type, or a label is out of range.
+
+    References:
+        He et al., Identity Mappings in Deep Residual Networks, 2016; Tancik et al., 2020; Ho and Salimans,
+        Classifier-Free Diffusion Guidance, 2022 (label dropping).
+    """
+
+    clock: ClassVar[str] = "edm"
+    per_sample: ClassVar[tuple[str, ...]] = ("label",)
+    waves: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        hidden: int = 128,
+        layers: int = 4,
+        features: int = 16,
+        classes: int = 0,
+        label_drop: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers), ("features", features or 1)):
+            check_count(value, name)
+        self._config: Config = dict(
+            dim=dim, hidden=hidden, layers=layers, features=features, classes=classes, label_drop=label_drop
+        )
+        self.dim = dim
+        self.register_buffer("waves", math.pi * fixed_normal(features, dim))
+        self.condition = Condition(64, hidden, classes, label_drop)
+        self.enter = nn.Linear(dim + 2 * features, hidden)
+        self.times = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.leave = _zero(nn.Linear(hidden, dim))
+
+    @property
+    def config(self) -> Config:
+        """The constructor's arguments, ready for JSON: `MLP(**net.config)` rebuilds the architecture."""
+        return dict(self._config)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Evaluate the net: x (B, D), t (B,), label (B,) or None -> (B, D)."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"x must have shape (B, {self.dim}) for this MLP, got {tuple(x.shape)}. "
+                "Flatten each sample, or build MLP(dim=D)."
+            )
+        _same_dtype(x, self.enter.weight)
+        e = self.condition(t, label, len(x))
+        phase = x @ self.waves.T
+        h = self.enter(torch.cat([x, phase.cos(), phase.sin()], dim=1))
+        for time, layer in zip(self.times, self.layers, strict=True):
+            h = h + layer(F.silu(h + time(e)))
+        out: Tensor = self.leave(F.silu(h))
+        return out

@@ -1,0 +1,120 @@
+"""How the steps of a solve are laid out: which grid, how many steps, which times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor
+
+from sde_diffusion._checks import check_count, check_step_count
+from sde_diffusion.problem import Problem
+from sde_diffusion.sde import grids
+from sde_diffusion.sde._times import as_grid
+from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.sde.grids import Grid
+from sde_diffusion.solvers.base import Solver
+
+
+def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:
+    """The grid of a solver that is given none: uniform on a general SDE, else by what the solver steps in.
+
+    In the noise level or the angle: `grids.angle`, at the scale of the data that the model knows. In the time, where
+    the state grows with the noise or the solver adds some: `grids.karras`, since a long step in a large state leaves
+    an error that no later step takes back.
+    """
+    if not isinstance(sde, GaussianSDE):
+        return grids.uniform
+    if solver.facts.in_time and _long_steps_hurt(sde, solver, model.data_std):
+        return grids.karras
+    return angle_grid(model.data_std)
+
+
+def angle_grid(data_std: float) -> Grid:
+    """`grids.angle` at the scale of the data."""
+    return grids.angle if data_std == 1.0 else partial(grids.angle, data_std=data_std)
+
+
+def _long_steps_hurt(sde: GaussianSDE, solver: Solver, data_std: float) -> bool:
+    """Whether noise is added, or the state at `t_max` several times as large as the data; and data are left there."""
+    low, high = sde.levels([sde.t_min, sde.t_max])
+    small, large = (math.hypot(at.alpha * data_std, at.sigma) for at in (low, high))
+    return high.alpha > 0 and (solver.facts.stochastic or large > 3 * small)
+
+
+def grid_name(grid: Any) -> str:
+    """A grid as one would write it."""
+    if isinstance(grid, partial):
+        options = "".join(f", {k}={v!r}" for k, v in grid.keywords.items())
+        return f"partial({grid_name(grid.func)}{options})"
+    if callable(grid):
+        name = getattr(grid, "__name__", repr(grid))
+        return f"grids.{name}" if getattr(grids, name, None) is grid else name
+    return str([float(t) for t in grid])
+
+
+def lay_out(
+    problem: Problem,
+    solver: Solver,
+    grid: Grid | Sequence[float] | Tensor,
+    *,
+    steps: int | None,
+    nfe: int | None,
+    jump: bool,
+) -> list[float]:
+    """The times of a solve, falling, from whichever of steps, budget and grid was given.
+
+    Args:
+        problem: Its process has the range of times, its model the cost of an evaluation.
+        solver: Has the default number of steps, and the evaluations that each takes.
+        grid: The times themselves, or a function of the process and the number of steps.
+        steps: Number of steps.
+        nfe: Budget of network evaluations.
+        jump: Whether one of these is for the final jump.
+
+    Raises:
+        ValueError: Both steps and a budget, a budget that is too small, or times that do not fit.
+    """
+    if steps is not None and nfe is not None:
+        raise ValueError(f"give steps or nfe, not both: got steps={steps} and nfe={nfe}")
+    sde = problem.sde
+    if not callable(grid):
+        times = as_grid(grid, sde.t_min, sde.t_max)
+        wanted = steps if steps is not None else len(times) - 1
+        if nfe is not None or wanted != len(times) - 1:
+            raise ValueError(
+                f"the grid given has {len(times) - 1} steps: leave out steps= and nfe=, or give a grid function"
+            )
+    else:
+        if nfe is not None:
+            steps = _steps_for(nfe, solver, problem.cost, problem.cost if jump else 0)
+        elif steps is None:
+            steps = int(sde.t_max) if grid is grids.integers else solver.facts.default_steps
+        times = times_of(grid, sde, check_step_count(steps))
+    if times[0] < times[-1]:
+        raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
+    return times
+
+
+def times_of(grid: Grid, sde: SDE, steps: int) -> list[float]:
+    """The times of a grid function, once they are found to be times of the process."""
+    return as_grid(grid(cast("Any", sde), steps), sde.t_min, sde.t_max)  # what the grid needs of it, it will say
+
+
+def _steps_for(nfe: int, solver: Solver, cost: int, jump: int) -> int:
+    """As many steps as fit into a budget with the final jump."""
+    per_step = solver.facts.evaluations
+    if per_step is None:
+        raise ValueError(
+            f"{solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
+            f"({solver.facts.default_steps} by default)"
+        )
+    steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * cost)
+    if steps < 1:
+        raise ValueError(
+            f"a budget of {nfe} evaluations is too small: one step of {solver!r} takes {per_step * cost}"
+            + (f" and the final jump {jump}" if jump else "")
+        )
+    return steps

@@ -1,0 +1,389 @@
+r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode and weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sde_diffusion._checks import check_count, check_finite, check_flag, check_samples, check_state
+from sde_diffusion.denoiser._modules import Evaluation
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import Chunk, Conditions, check_options, chunks
+from sde_diffusion.likelihood.exact import Method, log_prob
+from sde_diffusion.likelihood.result import LogProb
+from sde_diffusion.likelihood.route import Density
+from sde_diffusion.likelihood.sampling import JointSampling
+from sde_diffusion.noise.seeds import Seed
+from sde_diffusion.noise.sources import NoiseSource, Silent, Streams
+from sde_diffusion.problem import Problem
+from sde_diffusion.sampler._layout import angle_grid, default_grid, grid_name, lay_out, times_of
+from sde_diffusion.sampler.forecast import Forecast
+from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.sde.grids import Grid
+from sde_diffusion.sde.prior import Standard
+from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
+from sde_diffusion.solvers.equation import GaussianReverseSDE
+from sde_diffusion.solvers.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
+
+LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name in ("trace", "solver_error")}
+"""How the options of samples with their log-density are written."""
+SAMPLE = {"return_log_prob": "sample_with_log_prob(n)", **LOG_PROB}
+
+
+class SDESampler:
+    r"""Draws samples of a model by a solver on a grid of times.
+
+    Args:
+        sde: The process; or a `Problem`, which holds the process, the score, the shape and a prior of choice.
+        score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
+            in evaluation mode in every solve, and in their own again after it.
+        solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
+        steps: Solver steps, at most 10^6; by default the `facts.default_steps` of the solver: 30 for most, 1000 for
+            Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
+        nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
+        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
+            with the scale of the data that the model knows, `grids.karras` for a solver that steps in `t` where that
+            needs it, or `grids.uniform` on a general SDE.
+        shape: Event shape, without the batch; needed where the model does not know it.
+        denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
+
+    Raises:
+        TypeError: The solver needs more than the SDE and the score give, or a network did not say what it answers.
+        ValueError: A denoiser made for another SDE, or a grid, a budget or a shape that does not fit.
+
+    Example:
+        >>> x = SDESampler(sde, model).sample(64, seed=0)
+    """
+
+    def __init__(
+        self,
+        sde: SDE | Problem,
+        score: Denoiser | Callable[..., Tensor] | None = None,
+        *,
+        solver: Solver | None = None,
+        steps: int | None = None,
+        nfe: int | None = None,
+        grid: Grid | Sequence[float] | Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        denoise: bool = True,
+    ) -> None:
+        if isinstance(sde, Problem):
+            if score is not None or shape is not None:
+                raise TypeError(
+                    "a Problem has its model and its event shape: leave out score and shape=, or give them to "
+                    "Problem(sde, score, shape=...)"
+                )
+            self.problem = sde
+        else:
+            self.problem = Problem(sde, cast("Any", score), shape)  # which refuses None
+        gaussian = isinstance(self.sde, GaussianSDE)
+        if solver is None:
+            solver = DPMSolverPP(order=2) if gaussian else EulerMaruyama()
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
+        self.solver: Solver = solver
+        self._stochastic = solver.facts.stochastic  # facts are made anew where they depend on arguments
+        self.denoise = check_flag(denoise, "denoise") and gaussian
+        check_capable(self.problem.equation(), self.solver)
+        self.grid_is_default = grid is None
+        self.grid: Grid | Sequence[float] | Tensor = (
+            grid if grid is not None else default_grid(self.sde, self.model, self.solver)
+        )
+        self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=self.denoise)
+        self.steps = len(self.times) - 1
+        other = partial(times_of, self.grid, self.sde) if callable(self.grid) else None
+        self._forecast = Forecast(self.problem, solver, self.times, jump=self.denoise, lay_out=other)
+
+    @property
+    def sde(self) -> SDE:
+        """The process of the problem."""
+        return self.problem.sde
+
+    @property
+    def model(self) -> Denoiser | Callable[..., Tensor]:
+        """The model of the problem."""
+        return self.problem.model
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The event shape of the problem, None if it is not known."""
+        return self.problem.shape
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time, from noise to data."""
+        return self.times[0], self.times[-1]
+
+    def __repr__(self) -> str:
+        grid = f"grid={grid_name(self.grid)}"
+        tail = "" if self.denoise or not isinstance(self.sde, GaussianSDE) else ", denoise=False"
+        steps = f"steps={self.steps}, " if callable(self.grid) else ""
+        about = f"{self.sde!r}, model"
+        if self.problem.prior != Standard():
+            about = f"Problem({about}, prior={self.problem.prior!r})"
+        return f"SDESampler({about}, solver={self.solver!r}, {steps}{grid}{tail})"
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        nonfinite: str = "raise",
+        **cond: Any,
+    ) -> Tensor:
+        """Draws `n` samples, shape `(n, *)`.
+
+        Args:
+            n: Number of samples.
+            seed: `k` gives sample `i` the random stream `k + i`, whatever the batch, so `sample(8, seed=0)[3]` is
+                `sample(1, seed=3)[0]`; a sequence gives those streams; a `torch.Generator` gives one shared stream
+                (fastest, but dependent on the batch); None draws fresh entropy.
+            x_T: Start from this state at the first grid time, shape `(n, *)`, instead of a draw from the prior.
+            batch_size: Samples in flight at once; changes memory and nothing else.
+            progress: Shows a progress bar.
+            noise: `noise.Streams` or `noise.BrownianPath`: one path per sample whatever the number of steps.
+            grad: Keeps the graph, for gradients through the solve.
+            nonfinite: What to do with a sample whose state becomes NaN or inf: `"raise"`, or `"keep"` the others, which
+                are bit for bit what they are alone, with NaN in its place.
+            **cond: Handed to the model; in batches, what is per sample goes along with the samples, see `conditions`.
+                Those that are called as an argument here is go in by name, `cond={"noise": level}`.
+
+        Raises:
+            ValueError: A missing shape, or `x_T`, seeds or conditions that do not fit.
+            SolverError: A state that is not finite, with its rows.
+
+        Warns:
+            UnfinishedWarning: An adaptive solver left samples on the way; `iterate` tells which.
+            SamplingWarning: A prior that leaves out data still there at the first time, or steps that are too few for
+                the solver, which is tried on Gaussian data first; told once.
+            NonFiniteWarning: Samples that are NaN, as `nonfinite="keep"` allows.
+        """
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
+        check_options(cond, SAMPLE)
+        keep = _kept(nonfinite)
+        n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
+        self._forecast.tell(from_prior=x_T is None)
+        out: list[Tensor] = []
+        with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
+            for part in batches:
+                with torch.set_grad_enabled(grad), Evaluation(self.model):
+                    for now in self._solve(part, noise, keep):
+                        if bar is not None:
+                            bar.update(0 < now.index <= self.steps)
+                out.append(now.x)
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def sample_with_log_prob(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        method: Method = Method(),
+        **cond: Any,
+    ) -> tuple[Tensor, LogProb]:
+        """Draws `n` samples with their log-density, from one solve by an ODE solver such as `DormandPrince()`.
+
+        On a Gaussian SDE the solve is taken in the angle, as by `log_prob`, whatever the solver steps in. The samples
+        are the states at the last time over alpha, without the final jump: the pair fits, and
+        `log_prob(x, density=Density(whole=False))` finds the same number within `solver_error`. Samples that are not
+        finite are NaN, and the others stand.
+
+        Args:
+            n: Number of samples.
+            seed: As in `sample`; the probes of the divergence are drawn by it too.
+            x_T: As in `sample`.
+            batch_size: As in `sample`.
+            progress: Shows a progress bar.
+            noise: As in `sample`.
+            grad: Keeps the graph.
+            method: `trace` says how the divergence is found. With `solver_error`, the solve goes back from the samples
+                for the error of their density, at ten times the tolerance (two thirds of the cost more) or half the
+                steps (half the cost more). The solver and the steps are those of the sampler.
+            **cond: As in `sample`.
+
+        Returns:
+            The samples, shape `(n, *)`, and the log-density of each.
+
+        Raises:
+            TypeError: A solver that cannot integrate a bare ODE.
+            ValueError: As `sample`, or a method with a solver of its own.
+
+        Warns:
+            LikelihoodWarning: Samples that did not arrive.
+        """
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
+        check_options(cond, LOG_PROB)
+        n, _, batches = self._batches(n, seed, x_T, batch_size, cond)
+        self._forecast.tell(from_prior=x_T is None, steps=False)  # which are taken in the angle
+        times = self.times
+        if self.grid_is_default and isinstance(self.sde, GaussianSDE):
+            between = times_of(angle_grid(self.problem.data_std), self.sde, self.steps)[1:-1]
+            times = [times[0], *between, times[-1]]
+        joint = JointSampling(self.problem, self.solver, times, method, grad=grad)
+        xs, found = [], []
+        with tqdm(total=n, desc="sampling", disable=not progress) as bar:
+            for part in batches:
+                x, log_p = joint.draw(part, noise)
+                xs.append(x)
+                found.append(log_p)
+                bar.update(part.n)
+        return torch.cat(xs), LogProb.join(found)
+
+    def iterate(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        nonfinite: str = "raise",
+        **cond: Any,
+    ) -> Iterator[Snapshot]:
+        """The solve behind `sample`, step by step: for trajectories, previews and stopping early. Arguments as there.
+
+        The first snapshot is the initial state and the last, with `denoise`, the posterior mean at the last time. A
+        state that is not finite may be handed out, and is reported within four steps; with `nonfinite="keep"` its rows
+        are NaN from there on.
+
+        Raises:
+            ValueError: As `sample`; and a snapshot's state that was written to, from which the solve would go on.
+        """
+        check_flag(grad, "grad")
+        keep = _kept(nonfinite)
+        n, _, batches = self._batches(n, seed, x_T, None, cond)
+        self._forecast.tell(from_prior=x_T is None)
+        return _guarded(self._solve(next(batches), noise, keep), grad, Evaluation(self.model))
+
+    def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
+        r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
+
+        Starts from $\alpha x_0$ at the last grid time and runs the grid backwards. Not defined for a stochastic solver.
+
+        Args:
+            x0: Data, shape `(B, *)`.
+            progress: Shows a progress bar.
+            grad: Keeps the graph.
+            **cond: Handed to the model, as in `sample`.
+
+        Returns:
+            The state at the first grid time, shape `(B, *)`; `sample(x_T=...)` decodes it.
+
+        Raises:
+            ValueError: A stochastic solver, or data of another shape, empty or not finite.
+            TypeError: Integer or half-precision data.
+        """
+        check_finite(check_state(x0, "x0", shape=self.shape), "x0")
+        check_flag(progress, "progress")
+        check_flag(grad, "grad")
+        if self._stochastic:
+            raise ValueError(
+                f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
+            )
+        eq = self.problem.equation(Conditions.of(self.model, cond, len(x0)).whole)
+        times = self.times[::-1]
+        x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
+        with (
+            tqdm(total=self.steps, disable=not progress, desc="encoding") as bar,
+            torch.set_grad_enabled(grad),
+            Evaluation(self.model),
+        ):
+            for now in integrate(eq, self.solver, x, times):
+                bar.update(now.index > 0)
+        return now.x
+
+    def log_prob(
+        self,
+        x0: Tensor,
+        *,
+        density: Density = Density(),
+        method: Method = Method(),
+        seed: int | Sequence[int] | None = None,
+        grad: bool = False,
+        batch_size: int | None = None,
+        **cond: Any,
+    ) -> LogProb:
+        """Exact log-likelihood of data, in nats, with its errors; `likelihood.log_prob` has the options."""
+        return log_prob(self, x0, density=density, method=method, seed=seed, grad=grad, batch_size=batch_size, **cond)
+
+    def _batches(
+        self, n: int, seed: Seed, x_T: Tensor | None, batch_size: int | None, cond: dict[str, Any]
+    ) -> tuple[int, int, Iterator[Chunk]]:
+        """The number of samples, how many are drawn at once, and the batches of them."""
+        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
+        size = n if batch_size is None else check_count(batch_size, "batch_size")
+        given = Conditions.of(self.model, cond, n)
+        if size < n:
+            given.check_apart(f"in batches of {size}")
+        return n, size, chunks(n, size, seed, x_T, given)
+
+    def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
+        eq, x_T = self.problem.equation(part.cond), part.start
+        eq.counter.first, eq.counter.keep = part.first, keep
+        source: NoiseSource = Silent()
+        if x_T is None or self._stochastic:
+            source = self.problem.source(part.n, part.seed, noise, self.span, x_T)
+            z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
+            x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
+        for now in integrate(eq, self.solver, x_T, self.times, source):
+            yield now  # and not `yield from`, whose value a compiled solve would lose
+        if self.denoise and isinstance(eq, GaussianReverseSDE):
+            # The posterior mean at the last time: the only place where the noise goes to zero.
+            x = eq.denoise(now.x, eq.level(now.t)).data
+            if now.finished is not None:  # rows left on the way are not at this level: they stay as they are
+                x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
+            now = Snapshot(now.index + 1, now.t, eq.counter.blank(x) if keep else x, eq.nfe, now.finished)
+            if not keep:
+                check_numbers([now], x, 0, part.first)
+            yield now
+        warn_lost(eq)
+
+    def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
+        check_state(x_T, "x_T", shape=self.shape)
+        if n not in (1, len(x_T)):
+            raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
+        return check_finite(x_T, "x_T")
+
+
+def _kept(nonfinite: str) -> bool:
+    """Whether rows that are not finite are kept apart."""
+    if str(nonfinite) not in ("raise", "keep"):
+        raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
+    return nonfinite == "keep"
+
+
+def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterator[Snapshot]:
+    """Runs each step of a solve with gradients on or off and the model in evaluation mode, as neither is between them.
+
+    The caller has its own modes between two steps, and may change them there.
+    """
+    while True:
+        with torch.set_grad_enabled(grad), mode:
+            now = next(solve, None)
+        if now is None:
+            return
+        before = 0 if now.x.is_inference() else now.x._version
+        yield now
+        if not now.x.is_inference() and now.x._version != before:
+            raise ValueError(
+                f"the state of snapshot {now.index} was written to between two steps, and the solve goes on from it: "
+                "work on a copy, now.x.clone()"
+            )

@@ -1,0 +1,52 @@
+"""The process whose time is the angle of the noise level, and whose state has unit variance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_positive
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.sde.level import Level
+
+
+@dataclass(frozen=True)
+class AngleSDE(GaussianSDE):
+    r"""$\alpha(u) = \cos(u)/c$, $\sigma(u) = \sin u$, with the angle $u \in (0, \pi/2]$ as time.
+
+    Args:
+        data_std: $c$.
+    """
+
+    data_std: float = 1.0
+    t_min: float = 1e-12
+    t_max: float = math.pi / 2
+
+    def __post_init__(self) -> None:
+        check_positive(self.data_std, "data_std")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 - t) / self.data_std
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(t)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.sin(t) / self.data_std, torch.sin(math.pi / 2 - t)
+
+    def half_log_snr(self, t: Tensor) -> Tensor:
+        return torch.log(torch.sin(math.pi / 2 - t)) - torch.log(torch.sin(t)) - math.log(self.data_std)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.atan(torch.exp(-lam) / self.data_std)
+
+    def angle(self, at: Level) -> float:
+        """The angle of a level of any Gaussian SDE."""
+        return math.atan2(at.sigma, at.alpha * self.data_std)
+
+    def radius(self, at: Level) -> float:
+        r"""$\sqrt{\alpha^2c^2 + \sigma^2}$, the factor between the state of a Gaussian SDE and $y$."""
+        return math.hypot(at.alpha * self.data_std, at.sigma)

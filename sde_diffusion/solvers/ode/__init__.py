@@ -1,0 +1,1 @@
+"""Solvers of an ordinary differential equation, which ask for its velocity alone."""

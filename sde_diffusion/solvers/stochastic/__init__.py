@@ -1,0 +1,1 @@
+"""Solvers of the reverse-time SDE, which draw noise."""

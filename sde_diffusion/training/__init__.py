@@ -1,0 +1,20 @@
+"""How does a network become a model?  By denoising score matching: an objective, a loop, an average, a checkpoint."""
+
+from sde_diffusion.training import losses
+from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
+from sde_diffusion.training.loop import Recipe, Training, TrainingInterrupted, train
+
+__all__ = [
+    "EMA",
+    "Checkpoint",
+    "ConstantDecay",
+    "PowerDecay",
+    "Recipe",
+    "Training",
+    "TrainingInterrupted",
+    "load_checkpoint",
+    "losses",
+    "save_checkpoint",
+    "train",
+]

@@ -1,0 +1,76 @@
+"""Objectives: what `train` minimises, and what a loop of one's own may.
+
+An objective is called as `loss(model, x0, generator=..., **cond)` and answers a scalar. The one here is denoising score
+matching, a value that holds a draw of noise levels and a weight; any function of that form is another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.time_samplers import LogNormalSigma, TimeSampler, stratified, uniform_log_snr, uniform_time
+from sde_diffusion.denoiser.weights import EDMWeight, MinSNR, Weighting, data_weight, likelihood_weight, noise_weight
+
+__all__ = [
+    "DenoisingScoreMatching",
+    "EDMWeight",
+    "LogNormalSigma",
+    "MinSNR",
+    "Objective",
+    "TimeSampler",
+    "Weighting",
+    "data_weight",
+    "denoising_score_matching",
+    "likelihood_weight",
+    "noise_weight",
+    "stratified",
+    "uniform_log_snr",
+    "uniform_time",
+]
+
+
+Objective = Callable[..., Tensor]
+"""What is minimised: called as `loss(model, x0, generator=generator, **cond)`, it answers a scalar with a graph to the
+parameters of the model. `x0` are data `(B, *)` on the device of the model, `generator` is the source of all it draws,
+on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given."""
+
+
+def denoising_score_matching(
+    model: Denoiser,
+    x0: Tensor,
+    *,
+    weight: Weighting | None = None,
+    times: TimeSampler = uniform_time,
+    generator: torch.Generator | None = None,
+    t: Tensor | None = None,
+    eps: Tensor | None = None,
+    reduction: str = "mean",
+    **cond: Any,
+) -> Tensor:
+    """The denoising score matching loss of a model on one batch, with levels and weight of one's choice.
+
+    The same as `DenoisingScoreMatching(times, weight)(model, x0, ...)`, where the other arguments, the errors and the
+    sources are described. `model.loss(x0)` has the levels and the weight that suit the model.
+
+    Args:
+        model: A `Network` (loss on what it answers), or any `Denoiser`.
+        x0: Data, shape `(B, *)`.
+        weight: The weight on the loss on $x_0$; by default the plain square error of the answer.
+        times: A map from uniform draws to times.
+        generator: The source of the times and the noise, on the CPU; None for torch's global random state.
+        t: Times, shape `(B,)`, instead of drawn ones.
+        eps: Noise, of the shape of `x0`, instead of drawn noise.
+        reduction: `"mean"` over the batch, or `"none"` for one value per sample, shape `(B,)`.
+        **cond: Conditions, handed to the model by name, or in a mapping `cond={...}`.
+
+    Returns:
+        A scalar, or `(B,)`; differentiable in the parameters. One network evaluation.
+    """
+    loss = DenoisingScoreMatching(times, weight)
+    return loss(model, x0, generator=generator, t=t, eps=eps, reduction=reduction, **cond)

@@ -1,0 +1,203 @@
+"""What a model is, in names and fields that JSON can hold, and the model built from them again.
+
+Only classes known by name are built: those of this library, and those a caller names. Fields come from a file that may
+be damaged or made to harm: a net is built on the meta device first, which allocates nothing, and held against the
+shapes of the tensors that are to fill it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sde_diffusion import nets
+from sde_diffusion.denoiser import clocks, predict
+from sde_diffusion.denoiser.network import Network
+from sde_diffusion.denoiser.predict import Parametrisation
+from sde_diffusion.sde import processes
+from sde_diffusion.sde.base import GaussianSDE
+
+__all__ = ["build", "describe", "own_classes"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NETS = {c.__name__: c for c in nets.CLASSES}
+_SDES = {c.__name__: c for c in processes.CLASSES}
+_KINDS = {type(kind).__name__: type(kind) for kind in predict.NAMES.values()}
+_CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
+_LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
+
+CALLS = 200
+"""How many calls of torch the construction of a net may make, for each tensor that it is to hold."""
+
+
+def describe(model: Network) -> dict[str, Any]:
+    """Describes a model for JSON: its net, process, parametrisation, clock and shape.
+
+    Raises:
+        TypeError: A net, SDE, parametrisation or clock that cannot be described by name.
+    """
+    net, config = model.net, getattr(model.net, "config", None)
+    if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
+        raise TypeError(
+            f"{type(net).__name__} has no `config` property: give it one that returns its constructor's arguments, "
+            "as a dict"
+        )
+    return {
+        "net": {"name": _name_of(type(net), "net"), "fields": dict(config)},
+        "sde": _named(model.sde, "SDE"),
+        "kind": _named(model.kind, "parametrisation"),
+        "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
+        "shape": None if model.shape is None else list(model.shape),
+    }
+
+
+def own_classes(known: Iterable[type]) -> dict[str, Any]:
+    """Returns classes by their name, after a look that they are classes.
+
+    Raises:
+        TypeError: One of them is an instance.
+    """
+    known = list(known)
+    for c in known:
+        if not isinstance(c, type):
+            raise TypeError(f"known= takes classes, got {reprlib.repr(c)}: known=[Mine], without making one")
+    return {c.__name__: c for c in known}
+
+
+def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[Network, tuple[float, float]]:
+    """Builds the model of a description, with the weights of its construction, on the CPU.
+
+    Args:
+        about: What `describe` gave.
+        own: Classes by name, besides those of this library.
+        held: Names and shapes of the tensors that are to fill the net.
+
+    Returns:
+        The model, and the least and greatest sigma / alpha of its process.
+
+    Raises:
+        ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
+    """
+    sde = _build(about["sde"], _SDES | own, "SDE", GaussianSDE)
+    kind = _build(about["kind"], _KINDS | own, "parametrisation", Parametrisation)
+    clock = kind.clock if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
+    net = _build_net(about["net"], own, held)
+    try:
+        model = Network(net, sde, kind, shape=about["shape"])
+        model.tell(clock)  # what it was trained on, even where a new network would be refused it
+        ends = model.levels([sde.t_min, sde.t_max])
+        for at in ends:
+            torch.full((1,), float(at.plan[1]), dtype=torch.float32)  # what the network is told there
+        low, high = (float(at.ratio) for at in ends)
+        if not 0 < low < high:
+            raise ValueError(f"its noise levels go from {low:g} to {high:g}")
+    except Exception as error:
+        raise ValueError(f"the checkpoint's model cannot be put together: {_brief(error)}") from error
+    return model.eval(), (low, high)
+
+
+def _build_net(entry: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> nn.Module:
+    try:
+        with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
+            net: nn.Module = _build(entry, _NETS | own, "net", nn.Module)
+            wanted = _shapes(net)
+    except Exception as error:
+        if str(entry.get("name")) not in own or isinstance(error, _TooMuchError):
+            raise
+        wanted = None  # a class of one's own need not be one that builds on the meta device
+    if wanted is not None:
+        _check_fit(wanted, held)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        net = _build(entry, _NETS | own, "net", nn.Module)
+    _check_fit(_shapes(net), held)
+    return net
+
+
+def _shapes(net: nn.Module) -> Shapes:
+    return {name: tuple(t.shape) for name, t in net.state_dict().items()}
+
+
+class _TooMuchError(ValueError):
+    """A construction that goes on for too long."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends a construction after so many calls of torch: `layers=10**9` is slow even where it allocates nothing."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = most
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise _TooMuchError("it is far larger than the tensors of the checkpoint")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_fit(wanted: Shapes, held: Shapes) -> None:
+    """Raises `ValueError` for the first tensor that does not fit."""
+    advice = "model.safetensors is not the file that model.json describes, but from another architecture"
+    for name, shape in wanted.items():
+        if name not in held:
+            raise ValueError(f"tensor {name!r} is missing: {advice}")
+        if held[name] != shape:
+            raise ValueError(f"tensor {name!r} has shape {held[name]}, the net {shape}: {advice}")
+    for name in held:
+        if name not in wanted:
+            raise ValueError(f"tensor {name!r} has no place in the net: {advice}")
+
+
+def _name_of(cls: type, what: str) -> str:
+    name = cls.__name__
+    if _LIBRARY.get(name, cls) is not cls:
+        raise TypeError(f"the {what} {name} has the name of another class of this library: rename yours")
+    return name
+
+
+def _named(thing: object, what: str) -> dict[str, Any]:
+    """Describes a frozen dataclass, an object with a `config` like that of a net, or a function of `clocks`."""
+    config = getattr(thing, "config", None)
+    if isinstance(config, Mapping):
+        return {"name": _name_of(type(thing), what), "fields": dict(config)}
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+        return {"name": _name_of(type(thing), what), "fields": fields}
+    name = getattr(thing, "__name__", type(thing).__name__)
+    if _CLOCKS.get(name) is thing:
+        return {"name": name, "fields": None}
+    raise TypeError(
+        f"the {what} {name} cannot be written down by name: make it a dataclass, give it a `config` property that "
+        "returns its constructor's arguments as a dict, or save net.state_dict() yourself"
+    )
+
+
+def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: type) -> Any:
+    """Builds the object that an entry of a description names, and looks that it is a `base`."""
+    name, fields = str(entry.get("name")), entry.get("fields")
+    if name not in known:
+        short = reprlib.repr(name)
+        raise ValueError(
+            f"the checkpoint names the {what} {short}, which is not known here. Known are {', '.join(sorted(known))}; "
+            f"for a class of your own, load_checkpoint(path, known=[{name:.40}])"
+        )
+    try:
+        built = known[name] if fields is None else known[name](**fields)
+    except Exception as error:
+        kind = _TooMuchError if isinstance(error, _TooMuchError) else ValueError
+        given = reprlib.repr(fields)
+        raise kind(f"the checkpoint's {what} {name} cannot be built from {given}: {_brief(error)}") from error
+    if not isinstance(built, base) or isinstance(built, type):
+        raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
+    return built
+
+
+def _brief(error: Exception) -> str:
+    return f"{error!s:.300}" if str(error) else type(error).__name__
