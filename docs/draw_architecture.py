@@ -39,11 +39,11 @@ ROWS: list[dict[str, str]] = [
     {
         "noise": "Where does randomness come from?",
         "nets": "Which networks are here to start with?",
-        "data": "Which data are here, and how are your own read?",
+        "data": "How do data come in?",
         "metrics": "How far are two sets of samples apart?",
         "plots": "How are samples drawn?",
         "_checks": "What is refused at the door?",
-        "_tensors": "Which operations on rows does everybody need?",
+        "_tensors": "How are rows computed with?",
         "_files": "How is a file written whole, or not at all?",
     },
 ]
@@ -133,7 +133,7 @@ def without_shortcuts(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 # ------------------------------------------------------------------------------------------------------- the picture
 
-WIDTH, HOUSE, ROW, LEFT, TOP = 1180, 740, 84, 24, 64
+WIDTH, HOUSE, ROW, BOX_HEIGHT, LEFT, TOP = 1220, 740, 92, 70, 24, 64
 INK, PAPER, BOX, LINE, CALL = "#1f2933", "#ffffff", "#eef3f8", "#9aa8b6", "#b4490b"
 
 
@@ -145,23 +145,39 @@ def _box(x: float, y: float, w: float, h: float, fill: str, stroke: str) -> str:
     return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6" fill="{fill}" stroke="{stroke}"/>'
 
 
-def _arrow(x1: float, y1: float, x2: float, y2: float, colour: str, marker: str, bend: float = 0.0) -> str:
-    if bend:
-        middle = (y1 + y2) / 2
-        path = f"M {x1:g} {y1:g} C {x1 + bend:g} {middle:g}, {x2 + bend:g} {middle:g}, {x2:g} {y2:g}"
-    else:
-        path = f"M {x1:g} {y1:g} L {x2:g} {y2:g}"
-    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.4" marker-end="url(#{marker})"/>'
+def _arrow(points: list[tuple[float, float]], colour: str, marker: str) -> str:
+    """An arrow along straight lines."""
+    path = " L ".join(f"{x:g} {y:g}" for x, y in points)
+    return f'<path d="M {path}" fill="none" stroke="{colour}" stroke-width="1.4" marker-end="url(#{marker})"/>'
 
 
-def _places(present: list[list[str]]) -> dict[str, tuple[float, float, float]]:
+def _places(rows: list[list[str]]) -> dict[str, tuple[float, float, float]]:
     """Left, top and width of the box of each folder."""
     places = {}
-    for i, row in enumerate(present):
+    for i, row in enumerate(rows):
         width = (HOUSE - 2 * LEFT - 12 * (len(row) - 1)) / len(row)
         for j, folder in enumerate(row):
             places[folder] = (LEFT + j * (width + 12), TOP + i * ROW, width)
     return places
+
+
+def _imports(graph: dict[str, set[str]], places: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """The arrows between the rooms: straight down to the next row, else in a lane of its own beside the boxes."""
+    out, lane = [], HOUSE - LEFT + 10.0
+    for folder, below in without_shortcuts(graph).items():
+        x, y, w = places[folder]
+        for other in sorted(below, key=lambda o: places[o][1]):
+            x2, y2, w2 = places[other]
+            if y2 == y:
+                points = [(x + w, y + 20), (x2, y2 + 20)]
+            elif y2 - y <= ROW:
+                middle = min(max(x + w / 2, x2 + 20), x2 + w2 - 20)
+                points = [(middle, y + BOX_HEIGHT), (middle, y2)]
+            else:
+                points = [(x + w, y + 40), (lane, y + 40), (lane, y2 + 20), (x2 + w2, y2 + 20)]
+                lane += 9
+            out.append(_arrow(points, LINE, "import"))
+    return out
 
 
 def draw(root: Path = ROOT) -> str:
@@ -171,9 +187,8 @@ def draw(root: Path = ROOT) -> str:
     present = [[f for f in row if f in graph] for row in ROWS]
     *upper, ground = [row for row in present if row]
     folders = [f for f in ground if len([m for m in found if folder_of(m) == f]) > 1]
-    rows = [*upper, folders, [f for f in ground if f not in folders]]
-    places = _places(rows)
-    height = TOP + len(rows) * ROW + 10
+    places = _places([*upper, folders, [f for f in ground if f not in folders]])
+    height = TOP + (len(upper) + 2) * ROW + 10
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>',
@@ -184,19 +199,12 @@ def draw(root: Path = ROOT) -> str:
             f'orient="auto-start-reverse"><path d="M0 0 L8 4 L0 8 z" fill="{colour}"/></marker>'
         )
     out.append(_text(LEFT, 30, "The house: a row imports from those below it, never from above", 16, "bold"))
-    out.append(
-        _text(LEFT, 48, "grey arrows: imports, without those that a longer way makes superfluous", 11, fill=LINE)
+    note = (
+        "arrows: what imports what, but for shortcuts, and for the two rows of the ground, on which every room stands"
     )
-    for folder, below in without_shortcuts(graph).items():
-        x, y, w = places[folder]
-        for other in sorted(below):
-            x2, y2, w2 = places[other]
-            if y2 == y:
-                out.append(_arrow(x + w, y + 20, x2, y2 + 20, LINE, "import"))
-            elif y2 - y <= ROW:
-                out.append(_arrow(x + w / 2, y + ROW - 24, x2 + w2 / 2, y2, LINE, "import"))
-            else:
-                out.append(_arrow(x + w - 30, y + ROW - 24, x2 + w2 - 30, y2, LINE, "import", 26))
+    out.append(_text(LEFT, 48, note, 11, fill="#52606d"))
+    rooms = {f: {b for b in graph[f] if b not in ground} for row in upper for f in row}
+    out += _imports(rooms, places)
     for folder, (x, y, w) in places.items():
         out += _folder(folder, x, y, w, found)
     out += _way(places)
@@ -205,22 +213,19 @@ def draw(root: Path = ROOT) -> str:
 
 def _folder(folder: str, x: float, y: float, w: float, found: Mapping[str, Path]) -> list[str]:
     """The box of one folder: its name, its question, what stands in it."""
-    inside = sorted(
-        {m.split(".")[1] + ("/" if m.count(".") > 1 else "") for m in found if m.startswith(folder + ".")},
-        key=str.lower,
-    )
-    inside = [m for m in inside if m + "/" not in inside]
+    inside = {m.split(".")[1] + ("/" if m.count(".") > 1 else "") for m in found if m.startswith(folder + ".")}
+    inside = {m for m in inside if m + "/" not in inside and not m.startswith("__")}
     single = not inside
-    out = [_box(x, y, w, ROW - 24, BOX, LINE)]
-    out.append(_text(x + 8, y + 17, folder + (".py" if single else "/"), 13 if w > 200 or not single else 11, "bold"))
+    out = [_box(x, y, w, BOX_HEIGHT, BOX, LINE)]
+    out.append(_text(x + 8, y + 17, folder + (".py" if single else "/"), 13, "bold"))
     question = next(row[folder] for row in ROWS if folder in row)
+    listed = " ".join(sorted(inside, key=lambda m: m.strip("_").lower()))
     if w > 400:
-        out.append(_text(x + 130, y + 17, question, 12))
-        out.append(_text(x + 8, y + 37, " ".join(inside)[:120], 11, fill="#52606d"))
-        if len(" ".join(inside)) > 120:
-            out.append(_text(x + 8, y + 52, " ".join(inside)[120:240], 11, fill="#52606d"))
+        out.append(_text(x + 110, y + 17, question, 12))
+        lines = _wrapped(listed, int(w / 6))
     else:
-        out += [_text(x + 8, y + 34 + 14 * i, line, 10) for i, line in enumerate(_wrapped(question, int(w / 5.6)))]
+        lines = [*_wrapped(question, int(w / 6)), *(_wrapped(listed, int(w / 6)) if len(listed) < 80 else [])]
+    out += [_text(x + 8, y + 35 + 14 * i, line, 11 if w > 400 else 10, fill="#52606d") for i, line in enumerate(lines)]
     return out
 
 
@@ -235,18 +240,19 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _way(places: Mapping[str, tuple[float, float, float]]) -> list[str]:
     """The way of a call, in the column on the right: down to the network, and back."""
-    x, w = HOUSE + 24.0, WIDTH - HOUSE - 70.0
-    top, bottom = places["sampler"][1], places["denoiser"][1] + ROW - 24
+    x, w = HOUSE + 60.0, WIDTH - HOUSE - 110.0
+    top, bottom = places["sampler"][1], places["denoiser"][1] + ROW
     step = (bottom - top) / len(WAY)
     out = [_text(x, 30, "The way of a call, and back", 16, "bold")]
     for i, (folder, call, what) in enumerate(WAY):
         y = top + i * step
-        out.append(_box(x, y, w, step - 16, "#fff4ec", CALL))
+        out.append(_box(x, y, w, step - 18, "#fff4ec", CALL))
         out.append(_text(x + 8, y + 17, call, 12, "bold"))
         out.append(_text(x + 8, y + 33, f"{folder}{'.py' if folder == 'problem' else '/'}: {what}", 11, fill="#52606d"))
         if i:
-            out.append(_arrow(x + w / 2, y - 16, x + w / 2, y, CALL, "call"))
-    out.append(_arrow(x + w, bottom - 40, x + w, top + 20, CALL, "call", 44))
+            out.append(_arrow([(x + w / 2, y - 18), (x + w / 2, y)], CALL, "call"))
+    last, right = bottom - step + 20, x + w
+    out.append(_arrow([(right, last), (right + 24, last), (right + 24, top + 20), (right, top + 20)], CALL, "call"))
     return out
 
 

@@ -236,7 +236,7 @@ def full(monkeypatch, tmp_path):
             fill(patch, disk)
             true(write, out)
 
-    for module in ("train_command", "sample_command", "likelihood_command", "check_command", "demo"):
+    for module in ("cli.train", "cli.sample", "cli.likelihood", "cli.check", "demo.demonstration"):
         monkeypatch.setattr(f"sde_diffusion.{module}.keep", keep)
     return disk
 

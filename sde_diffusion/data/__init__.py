@@ -1,4 +1,4 @@
-"""Which data are here, and how are your own read?  Digits and toys; arrays from files, brought to unit scale."""
+"""How do data come in?  As digits, as toys, or as arrays from your files, brought to unit scale."""
 
 from sde_diffusion.data.files import load_array
 from sde_diffusion.data.images import BIN_WIDTH, LEVELS, Digits, bin_centres, dequantise, digits, quantise

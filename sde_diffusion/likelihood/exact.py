@@ -5,7 +5,7 @@ The density of a model is that of its probability flow, $dx/dt = v$, along which
 $$ \frac{d}{dt}\log p_t(x_t) = -\nabla\cdot v $$
 
 so that one solve from the data to the prior gives $\log p$. `route` says in which coordinate and between which
-levels, `divergence` how $\nabla\cdot v$ is found, `log_density` how the solvers see it. What separates the number from
+levels, `trace` how $\nabla\cdot v$ is found, `equation` how the solvers see it. What separates the number from
 the truth is told apart:
 
 * `solver_error`: the equation is solved with a tolerance;
