@@ -178,7 +178,9 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
     return trained.model.requires_grad_(False), sum(last) / len(last)
 
 
-def _measure(bench: Bench, model: Denoiser, settings: Settings, say: Callable[[str], None]) -> tuple[list[Row], Curves, Tensor]:
+def _measure(
+    bench: Bench, model: Denoiser, settings: Settings, say: Callable[[str], None]
+) -> tuple[list[Row], Curves, Tensor]:
     """Measures the table, Frechet distance by evaluations for some solvers, and the images of the headline solver."""
     n, others = settings.headline, settings.others
     say("   " + HEADER)

@@ -27,7 +27,30 @@ from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.bits import bits_per_dim
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.schedules import EDMSDE
-from sde_diffusion.solvers import DDIM, IPNDM, RK4, Adams, Angle, Churn, DormandPrince, DPMSolver, DPMSolverPP, Euler, EulerMaruyama, Heun, Langevin, Midpoint, PredictorCorrector, SASolver, SDEDPMSolverPP, Solver, Torchdiffeq, Torchsde, UniPC, annealed_langevin
+from sde_diffusion.solvers import (
+    DDIM,
+    IPNDM,
+    RK4,
+    Adams,
+    Angle,
+    Churn,
+    DormandPrince,
+    DPMSolver,
+    DPMSolverPP,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    Midpoint,
+    PredictorCorrector,
+    SASolver,
+    SDEDPMSolverPP,
+    Solver,
+    Torchdiffeq,
+    Torchsde,
+    UniPC,
+    annealed_langevin,
+)
 
 SDE = EDMSDE(sigma_min=0.005, sigma_max=20.0)
 """The process, on data of standard deviation 1."""
