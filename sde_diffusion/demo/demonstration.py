@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde import grids
 from sde_diffusion import plots
-from sde_diffusion.denoiser import predict
 from sde_diffusion._files import check_folder, keep, write_files
-from sde_diffusion.denoiser.network import Network
-from sde_diffusion.training.checkpoint import save_checkpoint
+from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, Bench, Likelihood, Row, Trial, trials
+from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.time_samplers import LogNormalSigma
 from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sde import grids
+from sde_diffusion.training.checkpoint import save_checkpoint
 from sde_diffusion.training.loop import Recipe, train
-from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, Bench, Likelihood, Row, Trial, trials
 
 Curves = dict[str, list[tuple[int, float]]]
 

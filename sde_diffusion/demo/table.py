@@ -18,14 +18,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion import data, metrics
-from sde_diffusion.sde import grids
 from sde_diffusion.demo.classifier import DigitsClassifier, train_classifier
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.sampler.forecast import SamplingWarning
-from sde_diffusion.likelihood.result import LogProb
-from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.bits import bits_per_dim
+from sde_diffusion.likelihood.exact import Method
+from sde_diffusion.likelihood.result import LogProb
+from sde_diffusion.sampler.forecast import SamplingWarning
 from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sde import grids
 from sde_diffusion.sde.schedules import EDMSDE
 from sde_diffusion.solvers import (
     DDIM,
