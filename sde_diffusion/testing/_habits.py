@@ -22,7 +22,7 @@ from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde import grids
-from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers import Facts, Solver
 from sde_diffusion.solvers.equation import ODE
@@ -223,7 +223,14 @@ def shapes(solver: Solver, sde: GaussianSDE) -> str:
 
 def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
     """Complains about solves of a few steps on every grid: finite, or refused with the cause."""
-    some = (grids.uniform, grids.quadratic, grids.karras, grids.log_snr, grids.angle, grids.cosine)
+    some: tuple[Callable[..., Tensor], ...] = (
+        grids.uniform,
+        grids.quadratic,
+        grids.karras,
+        grids.log_snr,
+        grids.angle,
+        grids.cosine,
+    )
     tried = list(product(sdes, some, range(1, 6 if solver.facts.evaluations is not None else 3)))
     bad = []
     for sde, grid, steps in tried:
@@ -233,7 +240,7 @@ def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
     return f"{len(bad)} of {len(tried)} fail; {bad[0]}" if bad else ""
 
 
-def _solve_or_told(solver: Solver, sde: GaussianSDE, grid: Callable[[SDE, int], Tensor], steps: int) -> str:
+def _solve_or_told(solver: Solver, sde: GaussianSDE, grid: Callable[..., Tensor], steps: int) -> str:
     """Solves, and returns nothing for a finite result, the message of a refusal, or a `!` and what went wrong."""
     try:
         sampler = SDESampler(sde, model_of(sde), solver=solver, steps=steps, grid=grid)
