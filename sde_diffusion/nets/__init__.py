@@ -1,4 +1,14 @@
-"""Which networks are here to start with?  `MLP` for vectors and `UNet` for images."""
+"""Which networks are here to start with?  `MLP` for vectors and `UNet` for images.
+
+Both answer `net(x, t, label=None)` with a tensor shaped like `x`. What they are asked to predict (noise, data,
+velocity, ...) and how `x` and `t` are scaled is decided outside. Here `t` is one number per sample, no larger than a
+few: `log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer
+time steps (0 ... 1000) must be divided down first.
+
+Rows never mix (no batch norm), so in `eval()` mode row i of the result depends on row i of the input alone. The last
+layer starts at zero: a fresh net answers 0. Class labels are integers `0 ... classes - 1`; the value `classes`, or
+`label=None`, is the null (unconditional) label, which only a net that was trained with it (`label_drop > 0`) answers.
+"""
 
 from sde_diffusion.nets.embedding import Condition, FourierEmbedding
 from sde_diffusion.nets.mlp import MLP

@@ -16,24 +16,9 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_count, check_labels
 
 Config = dict[str, int | float]
-
-
-def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def _same_dtype(x: Tensor, weight: Tensor) -> None:
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(
-            f"x is {x.dtype} but the net holds {weight.dtype}. Use x.to({weight.dtype}) or net.to({x.dtype})."
-        )
-
-
 Labels = Tensor | Sequence[int] | int | None
 
-__all__ = ["Condition", "FourierEmbedding", "check_probability", "fixed_normal"]
+__all__ = ["Condition", "FourierEmbedding", "check_probability", "fixed_normal", "same_dtype", "zero"]
 
 
 class FourierEmbedding(nn.Module):
@@ -74,7 +59,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", scale * fixed_normal(dim // 2))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Embed times: (B,) -> (B, dim)."""
+        """Embeds times: (B,) -> (B, dim)."""
         if t.ndim != 1:
             raise ValueError(
                 f"t must have shape (B,), one time per sample, got {tuple(t.shape)}. Use t.expand(len(x))."
@@ -173,3 +158,18 @@ def check_probability(name: str, value: float) -> None:
     """Raises `ValueError` unless `value` lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a probability and must lie in [0, 1], got {value!r}.")
+
+
+def zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """Sets the parameters of a layer to zero, and returns it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def same_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raises `TypeError` unless the state has the dtype of a weight, or autocast takes care of it."""
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"x is {x.dtype} but the net holds {weight.dtype}. Use x.to({weight.dtype}) or net.to({x.dtype})."
+        )

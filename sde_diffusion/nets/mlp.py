@@ -1,4 +1,4 @@
-"""A multilayer perceptron for vectors."""
+"""A residual multilayer perceptron for vectors, `(B, D)`. The conventions are those of `nets`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
-from sde_diffusion.nets.embedding import Condition, Config, _same_dtype, _zero, fixed_normal
+from sde_diffusion.nets.embedding import Condition, Config, fixed_normal, same_dtype, zero
 
 
 class MLP(nn.Module):
@@ -71,7 +71,7 @@ class MLP(nn.Module):
         self.enter = nn.Linear(dim + 2 * features, hidden)
         self.times = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
-        self.leave = _zero(nn.Linear(hidden, dim))
+        self.leave = zero(nn.Linear(hidden, dim))
 
     @property
     def config(self) -> Config:
@@ -79,13 +79,13 @@ class MLP(nn.Module):
         return dict(self._config)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the net: x (B, D), t (B,), label (B,) or None -> (B, D)."""
+        """Evaluates the net: x (B, D), t (B,), label (B,) or None -> (B, D)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"x must have shape (B, {self.dim}) for this MLP, got {tuple(x.shape)}. "
                 "Flatten each sample, or build MLP(dim=D)."
             )
-        _same_dtype(x, self.enter.weight)
+        same_dtype(x, self.enter.weight)
         e = self.condition(t, label, len(x))
         phase = x @ self.waves.T
         h = self.enter(torch.cat([x, phase.cos(), phase.sin()], dim=1))

@@ -1,15 +1,4 @@
-r"""Small networks that learn a score: a residual MLP for vectors and a U-Net for images.
-
-Both answer `net(x, t, label=None)` with a tensor shaped like `x`. What they are asked to predict (noise, data,
-velocity, ...) and how `x` and `t` are scaled is decided outside; here `t` is any time-like number per sample, of order
-one: `log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer
-time steps (0 ... 1000) must be divided down first.
-
-Conventions: `B` batch, `D` dimensions of one sample, `C, H, W` channels, height, width. Rows never mix (no batch norm),
-so in `eval()` mode row i of the result depends on row i of the input alone. The last layer starts at zero: a fresh net
-answers 0. Class labels are integers `0 ... classes - 1`; the value `classes`, or `label=None`, is the null
-(unconditional) label, which only a net that was trained with it (`label_drop > 0`) answers.
-"""
+r"""A U-Net for images, `(B, C, H, W)`: batch, channels, height, width. The conventions are those of `nets`."""
 
 from __future__ import annotations
 
@@ -21,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
-from sde_diffusion.nets.embedding import Condition, Config, _same_dtype, _zero, check_probability
+from sde_diffusion.nets.embedding import Condition, Config, check_probability, same_dtype, zero
 
 
 class UNet(nn.Module):
@@ -77,7 +66,7 @@ class UNet(nn.Module):
         self.after = _ResBlock(2 * width, 2 * width, emb, dropout)
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
         self.leave = _ResBlock(2 * width, width, emb, dropout)
-        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), _zero(nn.Conv2d(width, channels, 3, padding=1)))
+        self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), zero(nn.Conv2d(width, channels, 3, padding=1)))
 
     @property
     def config(self) -> Config:
@@ -85,14 +74,14 @@ class UNet(nn.Module):
         return dict(self._config)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the net: x (B, C, H, W), t (B,), label (B,) or None -> (B, C, H, W)."""
+        """Evaluates the net: x (B, C, H, W), t (B,), label (B,) or None -> (B, C, H, W)."""
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W) for this UNet, got {tuple(x.shape)}.")
         if x.shape[2] % 2 or x.shape[3] % 2 or not x.shape[2:].numel():
             raise ValueError(
                 f"UNet halves H and W once, so both must be even, got {tuple(x.shape[2:])}. Pad or crop the images."
             )
-        _same_dtype(x, self.stem.weight)
+        same_dtype(x, self.stem.weight)
         e = self.condition(t, label, len(x))
         skip = self.enter(self.stem(x), e)
         h = self.after(self.attention(self.before(self.down(skip), e)), e)
@@ -108,7 +97,7 @@ class _ResBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(8, channels), nn.GroupNorm(8, out)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.conv2 = _zero(nn.Conv2d(out, out, 3, padding=1))
+        self.conv2 = zero(nn.Conv2d(out, out, 3, padding=1))
         self.film = nn.Linear(emb, 2 * out)
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
@@ -132,7 +121,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.project = _zero(nn.Conv2d(channels, channels, 1))
+        self.project = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion.noise._tree import path_at
-from sde_diffusion.noise.sources import _GOLDEN, NoiseSource, Streams, _mix
+from sde_diffusion.noise._tree import GOLDEN, mix, path_at
+from sde_diffusion.noise.sources import NoiseSource, Streams
 
 
 class BrownianPath(NoiseSource):
@@ -55,7 +55,7 @@ class BrownianPath(NoiseSource):
         self.low, self.width = min(span), abs(span[1] - span[0])
         if not 0 < self.width < math.inf:
             raise ValueError(f"a Brownian path needs a span of positive length, got {span}")
-        self._take(_mix(np.array(self.seeds, dtype=np.uint64) + np.uint64(_GOLDEN)))
+        self._take(mix(np.array(self.seeds, dtype=np.uint64) + np.uint64(GOLDEN)))
 
     def _take(self, keys: NDArray[np.uint64]) -> None:
         """Becomes the path of these keys."""
@@ -73,7 +73,7 @@ class BrownianPath(NoiseSource):
         if found is None:
             found, keys = copy(self), self._keys
             for bits in np.array(key, dtype=np.float64).view(np.uint64):
-                keys = _mix(keys ^ _mix(bits + np.array([_GOLDEN], dtype=np.uint64)))
+                keys = mix(keys ^ mix(bits + np.array([GOLDEN], dtype=np.uint64)))
             found._take(keys)
             self._forks[key] = found
         return found

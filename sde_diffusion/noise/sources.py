@@ -14,10 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_diffusion.noise._tree import GOLDEN, mix
-
-_GOLDEN, _mix = GOLDEN, mix
-
 
 class NoiseSource(ABC):
     """Unit normal draws for the steps of one solve.
