@@ -119,7 +119,7 @@ def check_labels(labels: object, name: str) -> Tensor:
     """Returns class numbers as a tensor of integers: tensors, arrays and sequences of them, or one for all.
 
     Raises:
-        TypeError: Anything else; of floats it is told whether they are class numbers.
+        TypeError: Anything else; for floats the message says whether they are class numbers.
     """
     if not isinstance(labels, Tensor):
         try:
@@ -184,7 +184,7 @@ def check_step_count(steps: object, name: str = "steps") -> int:
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether `value` is a real number; a truth value is none."""
+    """Whether `value` is a real number; a truth value is not one."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

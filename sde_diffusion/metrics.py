@@ -104,7 +104,7 @@ def frechet_distance(fx: Tensor, fy: Tensor) -> float:
 
 
 def _root(c: Tensor) -> Tensor:
-    """Symmetric square root of a covariance (D, D); eigenvalues at the level of rounding count as zero."""
+    """Symmetric square root of a covariance (D, D); eigenvalues no larger than rounding count as zero."""
     values, vectors = torch.linalg.eigh(c)
     floor = len(c) * torch.finfo(c.dtype).eps * values[-1].clamp_min(0)
     root: Tensor = (vectors * torch.where(values > floor, values, 0).sqrt()) @ vectors.T
@@ -131,7 +131,7 @@ def _distances(x: Tensor, y: Tensor) -> float:
 
 
 def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Checks two samples and flatten them to float64: (n, *), (m, *) -> (n, D), (m, D)."""
+    """Checks two samples and flattens them to float64: (n, *), (m, *) -> (n, D), (m, D)."""
     for name, value in (("first", x), ("second", y)):
         if not isinstance(value, Tensor):
             raise TypeError(

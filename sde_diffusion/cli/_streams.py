@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Steady:
-    """A text stream that drops what it is given once the stream behind it has failed; None is one that has."""
+    """A text stream that drops what it is given once the stream behind it has failed, as None has from the start."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

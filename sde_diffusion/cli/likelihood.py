@@ -76,8 +76,8 @@ class Weigh:
     Args:
         probes: The number of random probes of the divergence; None for an exact one up to 128 dimensions, and for 8
             probes above.
-        bin_width: The width of a level of discrete data in the units of the file, for bits per dimension. The file
-            holds the dequantised data.
+        bin_width: The distance between two values of discrete data, in the units of the file, for bits per dimension.
+            The file holds the dequantised data.
         correct: Whether to extrapolate from the smallest noise level to none.
         batch_size: The number of samples in memory at once.
     """
@@ -101,12 +101,12 @@ def likelihood_file(
 
     The model knows standardised data $z = (x - m)/s$, with a scale per column or channel: $\log p(x) = \log p(z) -
     \sum_d \log s_d$. Noise levels are given as the model knows them, in units of $s$, which is given too: in the units
-    of the file each column has its own. Labels in the file are given to a class-conditional model. The summary is of
+    of the file each column has its own. Labels in the file are given to a class-conditional model. The summary counts
     the rows that converged.
 
     Args:
         checkpoint: The folder of the checkpoint.
-        data: An `.npy` or `.npz` file, see `arrays.load_array`.
+        data: An `.npy` or `.npz` file, see `data.load_array`.
         out: The file to write, `.json` (with a summary) or `.csv` (rows alone).
         weigh: How they are found: `Weigh()` by default.
         seed: The seed `k` that gives the probes of sample `i` the stream `k + i`; fixed, so that a command can be

@@ -1,7 +1,7 @@
 """What the commands refuse before they work, because it would fail at the end or never get there.
 
-Memory is that of the machine. How much a run will need is estimated from small cases of the same: three small
-networks, a pass of three samples.
+Memory is that of the machine. How much a run will need is estimated from small cases of it: three small networks, a
+pass of three samples.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def train_file(
     ends early brings along as `training` of its exception is saved beside `out`.
 
     Args:
-        data: An `.npy` or `.npz` file, see `arrays.load_array`.
+        data: An `.npy` or `.npz` file, see `data.load_array`.
         out: The folder for the checkpoint, made if need be; not a link to one.
         design: The process, the parametrisation and the width: `Design()` by default.
         steps: Gradient steps.

@@ -1,11 +1,11 @@
-r"""Data for demonstrations and benchmarks: scikit-learn's 8x8 digits, 2-D toys, and arrays from a file.
+r"""The 8x8 digits of scikit-learn, images for demonstrations and benchmarks, with and without dequantisation noise.
 
 Digits have 17 grey levels v = 0 ... 16, placed in [-1, 1] as
 $$ x = 2\,(v + u) / 17 - 1, \quad u \sim U(0, 1) \text{ (dequantised) or } u = 1/2 \text{ (bin centres)}. $$
 A density p(x) then gives a level the probability `p(x) * BIN_WIDTH` per pixel. A likelihood must be measured with the
-`u` the model was trained with. Toys are drawn independently, `(n, 2)` float32. All rows of one call are drawn from one
-stream, so that data of two seeds are independent: `seed=` is an integer, which gives the same data again, a
-`torch.Generator`, from which they are drawn, or None for fresh entropy.
+`u` the model was trained with. All rows of one call are drawn from one stream, so that data of two seeds are
+independent: `seed=` is an integer, which gives the same data again, a `torch.Generator`, from which they are drawn, or
+None for fresh entropy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Toy data in two dimensions, for examples and tests."""
+"""Toy data in two dimensions, for examples and tests: `n` independent points, shape `(n, 2)`, float32.
+
+All rows of one call are drawn from one stream, so that data of two seeds are independent: `seed=` is an integer, which
+gives the same data again, a `torch.Generator`, from which they are drawn, or None for fresh entropy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-r"""Denoisers: whatever answers $\mathrm E[x_0 \mid x_t]$ and $\mathrm E[\varepsilon \mid x_t]$ under a Gaussian SDE."""
+r"""What a denoiser is: a model of data and noise, $\mathrm E[x_0 \mid x_t]$ and $\mathrm E[\varepsilon \mid x_t]$.
+
+Its process is any Gaussian SDE. A `Wrapper` is made of another denoiser, and `On` sees one through another process.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Denoiser(nn.Module, ABC):
         careful: Whether `predict` never writes into the state and always answers new tensors. A model that does not say
             so is called with copies until its habits are known.
         clock: What the network is told of the time; None for a model that is no network.
-        regular: Whether both halves of the prediction stay finite as the noise goes to zero, so that the model may be
+        regular: Whether both halves of the prediction stay finite as sigma goes to zero, so that the model may be
             asked below its `noise_range`.
         per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
             does not say, see `conditions`.

@@ -143,7 +143,7 @@ class Conditions:
         return self._handed(lambda leaf: _expanded(leaf.value, self.n) if leaf.rows else leaf.value)
 
     def part(self, rows: slice) -> dict[str, Any]:
-        """The conditions of a run of samples; of all of them, those that are `whole`."""
+        """The conditions of a run of samples; a run of all samples has those that are `whole`."""
         count = len(range(*rows.indices(self.n)))
 
         def taken(leaf: _Leaf) -> Any:

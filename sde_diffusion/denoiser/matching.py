@@ -5,7 +5,7 @@ $$ L = \mathrm E_{x_0, t, \varepsilon}\big[\,w(t)\,|\hat x_0(x_t, t) - x_0|^2\,\
 
 A weight is defined once, on this loss on $x_0$; a model that answers something else turns it into a weight on its own
 regression by the factor $(\partial\,\mathrm{data}/\partial F)^2$. Without a weight the loss is the plain square error
-of what the network answers, the natural one of each parametrisation: the simple loss of DDPM for noise, EDM's for
+of what the network answers, the natural loss of each parametrisation: the simple loss of DDPM for noise, EDM's for
 `edm`, flow matching's for `velocity` on `FlowSDE`. The loss is a mean over the coordinates of a sample; it does not go
 to zero, but to the variance of the data given $x_t$.
 """

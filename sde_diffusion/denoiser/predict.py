@@ -34,8 +34,8 @@ class Parametrisation(ABC):
 
     Attributes:
         data_std: Standard deviation of the data that the parametrisation scales for.
-        regular: Whether the noise that follows from an answer stays finite as sigma goes to zero, however wrong the
-            answer is. If not, a likelihood refuses to ask the network below the noise levels it was trained on.
+        regular: Whether the noise prediction that follows from an answer stays finite as sigma goes to zero, however
+            wrong the answer is. If not, a likelihood refuses to ask the network below the noise levels of its training.
     """
 
     data_std: float = 1.0

@@ -20,12 +20,12 @@ Weighting = Callable[[Level], Scalar]
 
 
 def data_weight(at: Level) -> Scalar:
-    r"""$w = 1$: the square error of the data."""
+    r"""$w = 1$: the square error of the data prediction."""
     return at.alpha * 0 + 1.0
 
 
 def noise_weight(at: Level) -> Scalar:
-    r"""$w = \alpha^2/\sigma^2$: the square error of the noise, DDPM's simple loss (Ho et al., 2020)."""
+    r"""$w = \alpha^2/\sigma^2$: the square error of the noise prediction, DDPM's simple loss (Ho et al., 2020)."""
     return (at.alpha / at.sigma) ** 2
 
 

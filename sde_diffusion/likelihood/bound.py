@@ -62,7 +62,7 @@ class Elbo:
     Attributes:
         prior: $L_T$, shape `(B,)`; exact.
         transitions: Shape `(B, T - 1)`; column `i` is the step from level `i + 1` to level `i`. Where levels are drawn
-            at random, each column is unbiased and most are zero. Of the continuous bound, the `n` slices.
+            at random, each column is unbiased and most are zero. In the continuous bound, a column is a slice.
         reconstruction: $L_0$, shape `(B,)`.
         standard_error: Standard error of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
         dim: $D$, coordinates per sample.

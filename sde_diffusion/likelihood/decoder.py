@@ -101,7 +101,7 @@ class GaussianDecoder:
         bins: Where the values of discrete data lie.
 
     Raises:
-        TypeError: `bins` are none.
+        TypeError: `bins` is not a `Bins`.
         ValueError: A `std` that is not positive and finite.
     """
 
@@ -123,7 +123,7 @@ class CategoricalDecoder:
         bins: Where the values of discrete data lie.
 
     Raises:
-        TypeError: `bins` are none.
+        TypeError: `bins` is not a `Bins`.
     """
 
     bins: Bins
@@ -141,7 +141,7 @@ def _check_bins(bins: object) -> None:
 
 
 def discretised_gaussian_log_prob(mean: Tensor, std: float, v: Tensor, bins: Bins) -> Tensor:
-    r"""$\log[\Phi(\tfrac{c_v + h - m}{s}) - \Phi(\tfrac{c_v - h - m}{s})]$, the end bins open; of the shape of `mean`.
+    r"""$\log[\Phi(\tfrac{c_v + h - m}{s}) - \Phi(\tfrac{c_v - h - m}{s})]$, the end bins open, in the shape of `mean`.
 
     It is computed in float64 by differences of $\log\Phi$, on the side where that is small, and so is exact to rounding
     1,000 deviations out.
@@ -158,7 +158,7 @@ def discretised_gaussian_log_prob(mean: Tensor, std: float, v: Tensor, bins: Bin
 
 
 def categorical_log_prob(z: Tensor, std: float, v: Tensor, bins: Bins) -> Tensor:
-    r"""$\log P(v \mid z)$, $P \propto e^{-(z - c_v)^2/2s^2}$ over the values; of the shape of `z`, float64."""
+    r"""$\log P(v \mid z)$, $P \propto e^{-(z - c_v)^2/2s^2}$ over the values, in the shape of `z`, float64."""
     z, own = z.to(torch.float64), bins.centre(v, torch.float64)
     total = torch.full_like(z, -math.inf)
     for k in range(bins.count):

@@ -66,15 +66,15 @@ class Method:
             each row has its own steps. For a network that is told an index, whose velocity jumps between two of them,
             `RK4`.
         steps: Steps of a solver that does not choose them, uniform in $u^{1/1.5}$; by default as many as take 128
-            evaluations. Without a solver, of `RK4`.
+            evaluations. Without a solver they are steps of `RK4`.
         trace: `Exact()` by default up to 128 dimensions, above it `Orthogonal(8)`.
         data_std: $c$ of the angle, the standard deviation of the data; by default what the model knows.
         solver_error: Solves again at ten times the tolerance, at about two thirds of the cost, or with half the steps,
             for the error.
 
     Raises:
-        TypeError: A solver that cannot integrate a bare ODE, or a trace that is none.
-        ValueError: A number of steps that is none.
+        TypeError: A solver that cannot integrate a bare ODE, or a `trace` that is not a `Trace`.
+        ValueError: A number of steps that is not a positive integer.
 
     Example:
         >>> sampler.log_prob(x0, method=Method(RK4(), steps=40))

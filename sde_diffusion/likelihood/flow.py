@@ -95,7 +95,7 @@ class Flow:
         return now
 
     def looser(self) -> Flow:
-        """The same at ten times the tolerance, or on every second time; of less than `FEW` steps, in twice `FEW`."""
+        """The same at ten times the tolerance, or on every second time; for fewer than `FEW` steps on twice `FEW`."""
         cruder, grid = self.solver.looser(), self.grid
         if self.solver.facts.rtol is not None:
             grid = [grid[0], grid[-1]]
@@ -105,7 +105,7 @@ class Flow:
 
 
 def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
-    """`solver.bare`: what steps in the angle, and its scale if one is given; `TypeError` unless that takes any ODE."""
+    """Returns `solver.bare`, what steps in the angle and its scale; raises `TypeError` unless it takes any ODE."""
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as DormandPrince(), got {solver!r}")
     inner, data_std = solver.bare
@@ -145,7 +145,7 @@ def solve(flow: Flow, part: Part, *, warn: bool) -> Solved:
 
 
 def solve_again(flow: Flow, part: Part, value: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, int]:
-    r"""The error of a solve, `(B,)`, from a `looser` one of the same data, its `truncation`, and its evaluations.
+    r"""The error of a solve, `(B,)`, from a `looser` one of the same data; the `truncation` and evaluations of that.
 
     $$ \sqrt{(\log p - \log p')^2 + |y_T - y_T'|^2} $$
 

@@ -27,11 +27,11 @@ class LogProb:
         value: Log-density at noise level `level`, in the units of the data, shape `(B,)`; NaN where not `converged`.
         standard_error: What random probes of the divergence leave open, `(B,)`; 0 where it is exact.
         solver_error: Error of the integration, `(B,)`: the difference to a solve at ten times the tolerance, or on
-            every second time (of less than 8 steps: in 16), and to its latent in units of the prior, added in squares;
-            not less than what one adaptive step is allowed. It exceeds the error in most rows, often tenfold. NaN if
-            not asked for, `inf` where the second solve broke down.
+            every second time (on 16, where there are fewer than 8), and to its latent in units of the prior, added in
+            squares; not less than what one adaptive step is allowed. It exceeds the error in most rows, often tenfold.
+            NaN if not asked for, `inf` where the second solve broke down.
         truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`, by the heat equation, $O(S^4)$ for an exact score; NaN
-            where unknown. Of a trained network its own error at the smallest noise level may be larger than this
+            where unknown. The error of a trained network at its smallest noise level may be larger than this
             difference: there `Density(level=0.0)` tells, not this. If `corrected`, it is part of `value`.
         latent: The state at the end of the integration, `(B, *)`: a draw of $\mathcal N(0, I)$ if `whole`, and else of
             the prior of the sampler, at its first time.
@@ -63,7 +63,7 @@ class LogProb:
         return torch.hypot(self.standard_error, self.solver_error)
 
     def bits_per_dim(self, bin_width: float) -> Tensor:
-        r"""The cost of one coordinate known to bins of width $\Delta$, in bits, shape `(B,)`; of dequantised data.
+        r"""The cost of one coordinate known to bins of width $\Delta$, in bits, shape `(B,)`, for dequantised data.
 
         $$ -\big(\log p(x)/D + \log\Delta\big)/\log 2 $$
 

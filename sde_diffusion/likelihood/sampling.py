@@ -4,7 +4,7 @@ $$ \log p_s(x_s) = \log p_T(x_T) - \int_T^s \nabla\cdot v\,dt $$
 
 Samples and density come from one integration, in the coordinate of `route`, whatever the solver steps in: in `t`
 a process whose state grows with the noise would make an error of nats in the number of steps that suits its samples.
-How far the number is from the density of these very samples, the solve does not know: it is asked once more, from the
+The solve does not tell how far the number is from the density of these very samples. A second solve does, from the
 samples back to the prior, by `looser` steps.
 """
 

@@ -6,8 +6,8 @@ $$ \mathrm E[z^TJz] = \mathrm{tr}\,J $$
 
 A probe is drawn once and kept along the whole trajectory, so that the equation stays an ordinary one, whose integral is
 unbiased. The state does not depend on the probes, so $k$ of them give $k$ integrals in one solve: their mean, and from
-their spread its standard error. The whole velocity is probed: of a sum whose parts cancel, no part alone. Gaussian
-probes are not offered. Theirs is the larger variance, by $\sum_i J_{ii}^2$, and $|z|^2$ differs from $D$.
+their spread its standard error. The whole velocity is probed, never one term of a sum whose terms cancel.
+Gaussian probes are not offered: they have the larger variance, by $\sum_i J_{ii}^2$, and $|z|^2$ differs from $D$.
 
 Probes come from a stream of their own for each sample: row $i$ depends on seed $i$ alone, and not on the noise that the
 same seed gives to a sampler.

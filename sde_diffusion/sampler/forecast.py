@@ -74,8 +74,8 @@ def check_start(sde: GaussianSDE, time: float, data_std: float) -> None:
 def check_end(sde: GaussianSDE, time: float, data_std: float) -> None:
     r"""Warns where the noise left at the last time is of the size of the data: $\sigma > \alpha c/2$.
 
-    The final jump goes to the mean of the data that may be behind a state, which is narrower than they are: of Gaussian
-    data by $1/\sqrt{1 + \sigma^2/(\alpha c)^2}$, a tenth where this warns.
+    The final jump goes to the mean of the data that may be behind a state. These means spread less than the data: for
+    Gaussian data by the factor $1/\sqrt{1 + \sigma^2/(\alpha c)^2}$, 0.9 where this warns.
 
     Args:
         sde: The process.

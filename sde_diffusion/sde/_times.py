@@ -1,4 +1,4 @@
-"""What every door asks of times: of one, one per sample, a table or a grid; the only place that words those errors."""
+"""What every door asks of times, be it one, one per sample, a table or a grid; it alone words those errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""The process whose time is the angle of the noise level, and whose state has unit variance."""
+r"""The angle coordinate: a Gaussian SDE on a quarter circle, through which any other can be seen.
+
+With $c$ the standard deviation of the data and $u = \arctan(\sigma / (\alpha c)) \in [0, \pi/2]$, the
+variance-normalised state
+
+$$ y = \frac{x}{\sqrt{\alpha^2c^2 + \sigma^2}} = \frac{\cos u}{c}\,x_0 + \sin u\;\varepsilon $$
+
+is again a Gaussian process, regular at both ends, whose probability flow stands still for data $\mathcal N(0, c^2
+I)$. So the coordinate is an SDE like any other: the wrapper `Angle` steps in it, the likelihood is integrated in it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +27,7 @@ class AngleSDE(GaussianSDE):
     r"""$\alpha(u) = \cos(u)/c$, $\sigma(u) = \sin u$, with the angle $u \in (0, \pi/2]$ as time.
 
     Args:
-        data_std: $c$.
+        data_std: $c$, the standard deviation of the data.
     """
 
     data_std: float = 1.0

@@ -1,10 +1,11 @@
-r"""Forward processes: what an SDE must tell, and all that follows for one with a Gaussian kernel.
+r"""What a forward process is: what an SDE must tell, and all that follows for one with a Gaussian kernel.
 
-Time grows with noise: data sit at `t_min`, the prior at `t_max`. Two levels of generality:
+Time grows with noise: data sit at `t_min`, the prior at `t_max`. There are two kinds:
 
 * `SDE`: $dx = f(x, t)\,dt + g(t)\,dw$, given by its drift, diffusion and prior. Any additive-noise SDE.
 * `GaussianSDE`: $x_t = \alpha(t)\,x_0 + \sigma(t)\,\varepsilon$, given by $\alpha$ and $\sigma$ alone. The rest
-  follows: $f = \alpha'/\alpha$, $g^2 = 2\sigma(\sigma' - f\sigma)$, $\lambda = \log(\alpha/\sigma)$ (half the log-SNR).
+  follows: $f = (\alpha'/\alpha)\,x$, $g^2 = 2\sigma(\sigma' - \sigma\alpha'/\alpha)$, and half the log-SNR, $\lambda =
+  \log(\alpha/\sigma)$.
 
 Schedules are evaluated in float64 and cast at the end; a solver receives them as Python floats, in a `Level`.
 """

@@ -1,4 +1,4 @@
-"""The chain of DDPM, whose levels are a table, as a process in continuous time."""
+"""The chain of DDPM, whose levels are a table, as a process in continuous time: `t` is the index, counted from 0."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def log_snr(sde: SDE, steps: int) -> Tensor:
 def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Tensor:
     r"""$u_i = u_{min} + (u_{max} - u_{min})(1 - \tfrac iN)^p$ in the angle $u = \arctan(S/c)$: finite at both ends.
 
-    Dense where the noise is of the order of the data and below, sparse at both ends of the noise range.
+    Dense where the noise is about as large as the data and below, sparse at both ends of the noise range.
 
     Args:
         sde: Any Gaussian SDE.

@@ -1,4 +1,4 @@
-"""One noise level: what a solver knows of the schedule at one time."""
+"""What a solver knows of the schedule at one time: a noise level."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 r"""The Gaussian SDEs in continuous time, side by side: each is its $\alpha(t)$ and $\sigma(t)$, with rates and inverse
 in closed form.
 
-Notation: $B(t) = \int_0^t \beta$ for the variance-preserving family, $S = \sigma/\alpha = e^{-\lambda}$ the
-noise-to-signal ratio. Differences of ones and exponentials go through `expm1` and `log1p`: in float32 $\sqrt{1 -
+Notation: $B(t) = \int_0^t \beta$ for the variance-preserving family, $S = \sigma/\alpha = e^{-\lambda}$ the noise
+level. Differences of ones and exponentials go through `expm1` and `log1p`: in float32 $\sqrt{1 -
 e^{-B}}$ is off by 6e-3 at $t = 10^{-5}$.
 """
 
@@ -116,7 +116,7 @@ class VESDE(GaussianSDE):
 
     Args:
         sigma_min: Noise at `t = 0`; the data keep this much.
-        sigma_max: Noise at `t = 1`; of the order of the largest distance between two data points.
+        sigma_max: Noise at `t = 1`; about the largest distance between two data points.
 
     References:
         Song et al., Score-Based Generative Modeling through SDEs, 2021 (equation 30).

@@ -1,4 +1,4 @@
-"""The one loop: a solver, an equation, a grid of times."""
+"""The one loop of a solve: one solver step for each interval of a grid of times, and a look at the states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integrals of polynomials against exponentials, which multistep weights are made of."""
+"""The integrals that the weights of multistep methods are made of: polynomials against a density, in floats."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Counter:
 class Tables:
     """What solves of one equation share: levels by time and by half log-SNR, rows of weights, tables of its views.
 
-    And `call` and `drift`, which know the habits of the model and of a process of the user's own.
+    Its `call` and `drift` know the habits of the model and of a process of the user's own.
     """
 
     __slots__ = ("by_lam", "by_time", "call", "drift", "rows", "views")

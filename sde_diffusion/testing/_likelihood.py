@@ -60,7 +60,7 @@ def check_likelihood(
             are taken in turn for what is drawn; the integral is that of the density under the first.
 
     Returns:
-        The report; of what it finds nothing is raised unless `raise_for_failures` is asked to.
+        The report. Nothing that it finds is raised unless `raise_for_failures` is called.
 
     Raises:
         TypeError: Not a sampler, integer or half-precision data, or a model that needs conditions and got none.

@@ -24,7 +24,7 @@ def check_sde(
     r"""Checks a forward process: its schedule, drift, diffusion, density and prior. About a second.
 
     A `GaussianSDE` is held to the Fokker-Planck equation of a mixture, whose density under it is known; so are drift
-    and diffusion that it overrides. Of a general `SDE` only shapes and the prior can be checked, unless its density or
+    and diffusion that it overrides. For a general `SDE` only shapes and the prior can be checked, unless its density or
     its score is given for some data.
 
     Args:

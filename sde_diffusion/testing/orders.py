@@ -5,7 +5,7 @@ from both ends, where the time of some SDEs has a singular derivative:
 
 * `deterministic`: distance to the exact probability flow, of Gaussian data with unequal scales and of a mixture;
   `upward`: the same from the data to the noise.
-* `strong`: distance between solutions at $n$ and $2n$ steps on one Brownian path.
+* `strong`: distance between solutions at $N$ and $2N$ steps on one Brownian path.
 * `weak`: bias of mean and variance on Gaussian data. A step is affine there in state and noise, so that one solve over
   unit impulses gives both exactly: no Monte Carlo.
 """
@@ -185,7 +185,7 @@ def _mixture_flow(top: float, bottom: float) -> tuple[Tensor, Tensor]:
 
 
 def strong(solver: Solver, sde: GaussianSDE, steps: tuple[int, ...] | None = None) -> Convergence:
-    """Measures the root mean square distance between solutions at `n` and `2 n` steps on one Brownian path.
+    """Measures the root mean square distance between solutions at $N$ and $2N$ steps on one Brownian path.
 
     Args:
         solver: A stochastic solver that takes its noise as increments over its steps.

@@ -95,7 +95,7 @@ class EMA(Generic[M]):
 
     The average is kept in float32 or wider, whatever the dtype of the model: in half precision its last steps, of
     about `1 - b` times the change, would be rounded away. The copy in `model`, which is what one calls and saves, has
-    the dtypes of the model it follows: of half-precision parameters it holds the average rounded, once.
+    the dtypes of the model it follows: for half-precision parameters it holds the average rounded, once.
 
     Args:
         model: The model to follow. The average starts at its present parameters.

@@ -1,1 +1,1 @@
-"""Solvers that take the linear part of the equation exactly: in the data or the noise, over log-SNR."""
+"""Solvers that take the linear part of the equation exactly, and approximate a prediction over a step in log-SNR."""

@@ -1,6 +1,6 @@
-r"""Exponential and plain Adams methods of any order: one integral, six choices of what is interpolated in what.
+r"""Adams methods of any order, exponential and plain: one integral, with a choice of six quantities to interpolate.
 
-| `quantity` | interpolated | in | also known as |
+| `quantity` | what is interpolated | variable | also known as |
 |---|---|---|---|
 | `"data"` | $D$ | $\lambda$ | exponential Adams-Bashforth, RES-M, DPM-Solver++ with exact weights |
 | `"noise"` | $\varepsilon$ | $\lambda$ | multistep DPM-Solver |

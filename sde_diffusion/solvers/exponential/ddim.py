@@ -1,4 +1,4 @@
-"""DDIM and DDPM: the exact step for a data prediction that stays as it is."""
+"""DDIM and the ancestral step of DDPM: exact over a step on which the data prediction is constant."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class DDIM(Solver[GaussianReverseSDE, None]):
 
     Args:
         eta: Stochasticity, from 0 (deterministic) to 1 (ancestral).
-        variance: Of the added noise: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$, which
-            keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$.
+        variance: The variance of $z$'s term: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$,
+            which keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$.
 
     Raises:
         ValueError: `eta` outside `[0, 1]`, an unknown variance, or a step up in time with `eta > 0`.

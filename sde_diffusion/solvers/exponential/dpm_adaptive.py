@@ -1,14 +1,8 @@
-r"""Adaptive solvers that ask more than a velocity: DPM-Solver-12 and -23 in log-SNR, Heun-Euler on the reverse SDE.
+r"""DPM-Solver-12 and -23: pairs of DPM-Solvers that choose the steps of each row, in the half log-SNR $\lambda$.
 
-Each row takes its own steps, as `solvers.adaptive` tells. An adaptive solver of an SDE must not throw away the noise
-of a step that it refuses: large increments are refused more often, so that fresh draws would favour small ones. Here
-the noise of a row is one Brownian path over the interval, which an attempt merely reads. Its values at both ends are
-known from the start, and a value between two known times $a < \tau < b$ is drawn from the bridge
-
-$$ W_\tau \mid W_a, W_b \sim \mathcal N\Big(W_a + \tfrac{\tau - a}{b - a}\,(W_b - W_a),\
-   \tfrac{(\tau - a)(b - \tau)}{b - a}\,I\Big) $$
-
-and kept while it lies ahead. After a refusal, the shorter step reads the path that the longer one has read.
+How the rows take steps of their own, `solvers.adaptive` tells. Positions on the way are values of $\lambda$, so that
+both ends of an interval need some data left. The error of an attempt is measured in the variance-normalised state
+$x/\sqrt{\alpha^2 + \sigma^2}$.
 """
 
 from __future__ import annotations

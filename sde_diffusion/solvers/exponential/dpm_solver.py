@@ -1,4 +1,4 @@
-r"""The DPM-Solver family: exponential integrators in the half log-SNR $\lambda$, on any Gaussian SDE.
+r"""The single-step DPM-Solvers: exponential integrators in the half log-SNR $\lambda$, on any Gaussian SDE.
 
 With the data prediction $D(\lambda)$ along the solution and $h = \lambda_s - \lambda_t$ the probability flow reads,
 exactly,
@@ -8,7 +8,8 @@ $$ x_s = \tfrac{\sigma_s}{\sigma_t}\,x_t + \alpha_s\int_{\lambda_t}^{\lambda_s} 
    \qquad x_s = \tfrac{\alpha_s}{\alpha_t}\,x_t - \sigma_s\int_{\lambda_t}^{\lambda_s} e^{\lambda_s -
    \lambda}\,\varepsilon(\lambda)\,d\lambda $$
 
-DPM-Solver expands $\varepsilon$ under the integral, DPM-Solver++ expands $D$, which stays bounded under guidance.
+`DPMSolver` expands $\varepsilon$ under the integral, `DPMSolverPP2S` expands $D$, which stays bounded under guidance.
+No step remembers another; the multistep form is in `dpm_solver_pp`.
 """
 
 from __future__ import annotations

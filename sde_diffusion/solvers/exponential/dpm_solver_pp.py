@@ -1,4 +1,8 @@
-"""DPM-Solver++, deterministic and stochastic."""
+r"""The multistep DPM-Solver++, deterministic and stochastic: differences of the data predictions of earlier steps.
+
+Each class is a `multistep.Multistep`: it computes the weights of a step from the levels alone, the newest prediction
+first. Steps are measured in the half log-SNR $\lambda$.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SA-Solver: stochastic Adams predictor and corrector."""
+"""SA-Solver, a stochastic Adams predictor and corrector in one evaluation per step.
+
+The corrector reuses the evaluation of the next predictor, as `unipc` describes: a step is one row of weights.
+"""
 
 from __future__ import annotations
 

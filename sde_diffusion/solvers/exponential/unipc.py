@@ -1,4 +1,4 @@
-r"""Predictor-corrector multistep methods that reuse the evaluation they correct with: UniPC and SA-Solver.
+r"""UniPC, a predictor-corrector multistep method that reuses the evaluation it corrects with.
 
 At the start of a step the new prediction first corrects the state it was made at, then predicts the next. A corrected
 state differs from the predicted one by a combination of known predictions, so that both are one row of weights over
@@ -7,7 +7,8 @@ those of the step before and $c^-$ the corrector's on that step,
 
 $$ x_s = r\,x_t + \sum_j \big(b_j + r\,(c^-_j - b^-_j)\big)D_{i-j} $$
 
-The correction is not made on the last step, whose state is not evaluated again.
+The correction is not made on the last step, whose state is not evaluated again. `SASolver` corrects in the same way, by
+`corrected`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The weights that the exponential solvers share."""
+"""The weights of data predictions that several exponential solvers share, as floats."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Solvers of an ordinary differential equation, which ask for its velocity alone."""
+"""Solvers of an ordinary differential equation, such as the probability flow: they ask for its velocity alone."""

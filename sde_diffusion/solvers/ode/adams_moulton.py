@@ -8,9 +8,9 @@ from $t$ to $s$, $b^-$ those of the step before and $c^-$ the corrector's on tha
 $$ x_s = x_t + \sum_j \big(b_j + c^-_j - b^-_j\big)\,v_{i-j} $$
 
 On equal steps these are the weights of Adams and Bashforth and those of $\kappa\nabla^pv$, $\kappa = 1/2, 5/12, 3/8$
-for $p = 2, 3, 4$, where $5/12, 3/8, 251/720$ would make the order $p + 1$: of the leading error a fifth, a ninth and a
-thirteenth is left. So the predicted states are as good as the corrected ones: the last of a solve, which nothing
-corrects, too.
+for $p = 2, 3, 4$, where $5/12, 3/8, 251/720$ would make the order $p + 1$: a fifth, a ninth and a thirteenth of the
+leading error are left. So the predicted states are as good as the corrected ones, the last of a solve included, which
+nothing corrects.
 """
 
 from __future__ import annotations

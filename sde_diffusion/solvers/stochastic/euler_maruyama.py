@@ -1,4 +1,4 @@
-r"""Solvers of the reverse SDE, and the wrapper that adds noise before each step of another solver."""
+r"""Euler-Maruyama, the plain step on the reverse-time SDE, in the time `t` of the process."""
 
 from __future__ import annotations
 

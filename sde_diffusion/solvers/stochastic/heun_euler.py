@@ -1,4 +1,15 @@
-"""An adaptive stochastic Heun-Euler pair, along one Brownian path."""
+r"""An adaptive stochastic Heun-Euler pair, along one Brownian path.
+
+How the rows take steps of their own, `solvers.adaptive` tells. An adaptive solver of an SDE must not throw away the
+noise of a step that it refuses: large increments are refused more often, so that fresh draws would favour small ones.
+Here the noise of a row is one Brownian path over the interval, which an attempt merely reads. Its values at both ends
+are known from the start, and a value between two known times $a < \tau < b$ is drawn from the bridge
+
+$$ W_\tau \mid W_a, W_b \sim \mathcal N\Big(W_a + \tfrac{\tau - a}{b - a}\,(W_b - W_a),\
+   \tfrac{(\tau - a)(b - \tau)}{b - a}\,I\Big) $$
+
+and kept while it lies ahead. After a refusal, the shorter step reads the path that the longer one has read.
+"""
 
 from __future__ import annotations
 

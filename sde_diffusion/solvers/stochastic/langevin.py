@@ -1,4 +1,4 @@
-r"""Langevin dynamics as a corrector, and what predictors and correctors make together."""
+r"""Langevin dynamics as a corrector, called with `t == s`, and the solvers made of a predictor and a corrector."""
 
 from __future__ import annotations
 

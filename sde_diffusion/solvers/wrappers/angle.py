@@ -1,12 +1,7 @@
-r"""The angle coordinate: a Gaussian SDE on a quarter circle, and the solver wrapper that steps in it.
+r"""Steps in the angle of the noise level: any solver, on its equation as seen through `sde.angle.AngleSDE`.
 
-With $c$ the standard deviation of the data and $u = \arctan(\sigma / (\alpha c)) \in [0, \pi/2]$, the
-variance-normalised state
-
-$$ y = \frac{x}{\sqrt{\alpha^2c^2 + \sigma^2}} = \frac{\cos u}{c}\,x_0 + \sin u\;\varepsilon $$
-
-is again a Gaussian process, regular at both ends, whose probability flow stands still for data $\mathcal N(0, c^2
-I)$. So the coordinate is an SDE like any other, and a solver steps in it by seeing its equation through that SDE.
+The state $x$ of the process becomes $y = x/\sqrt{\alpha^2c^2 + \sigma^2}$ and its time the angle $u = \arctan(\sigma /
+(\alpha c))$, for the inner solver alone; what goes in and comes out is $x$.
 """
 
 from __future__ import annotations

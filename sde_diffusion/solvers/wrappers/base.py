@@ -1,4 +1,4 @@
-"""What solvers around other solvers share."""
+"""What solvers around other solvers share: how deep they nest, and the way up to a noisier level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Churn: noise added before each step of another solver."""
+"""Churn: the noise level raised before each step of another solver, by the forward process."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Churn(Solver[GaussianReverseSDE, object]):
     multistep inner solver starts afresh after each rise. Any Gaussian SDE.
 
     The first step rises beyond `t_max`, as in the paper, but on a discrete chain, which has no level there.
+    The paper churns before its last step to zero noise too, which here is the final jump and is not churned: the two
+    agree for an `s_min` above the last level.
 
     Args:
         inner: The solver, such as `Heun()`.
@@ -36,9 +38,6 @@ class Churn(Solver[GaussianReverseSDE, object]):
         s_min: No rise below this $\sigma/\alpha$.
         s_max: No rise from above this $\sigma/\alpha$.
         s_noise: Factor on the noise, 1 or slightly more.
-
-    The paper churns before its last step to zero noise too, which here is the final jump and is not churned: the two
-    agree for an `s_min` above the last level.
 
     References:
         Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022 (Algorithm 2).

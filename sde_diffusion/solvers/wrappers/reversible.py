@@ -1,4 +1,4 @@
-r"""Exact inversion: an encoding from which the same solver, with its ordinary steps, returns to the data.
+r"""Exact inversion: steps up in time from which another solver, by its ordinary steps, returns to the data.
 
 A solver run up the grid is not the inverse of itself run down it: the two differ by its error. Integrators that are
 reversible by construction carry a second state, without which they return no better than a plain solver (measured: 3e-3
