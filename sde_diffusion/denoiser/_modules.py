@@ -121,12 +121,10 @@ class Evaluation:
             )
             for module in self._training:
                 _HELD[id(module)] = _HELD.get(id(module), 0) + 1
-            if self._flags:
-                for module in self._training:
-                    module.__dict__["training"] = False
-            else:
-                for root in self.roots:
-                    root.eval()
+            for module in self._training if self._flags else ():
+                module.__dict__["training"] = False
+            for root in () if self._flags else self.roots:
+                root.eval()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,20 +132,28 @@ class Evaluation:
         if not self._training:
             return
         with nullcontext() if is_compiling() else _LOCK:
-            free = set()  # modules that no other thread holds in evaluation mode
-            for module in self._training:
-                _HELD[id(module)] -= 1
-                if not _HELD[id(module)]:
-                    del _HELD[id(module)]
-                    free.add(id(module))
+            free = [module for module in self._training if _let_go(module)]
             if self._flags:
-                for module in self._training:
-                    if id(module) in free:
-                        module.__dict__["training"] = True
-                return
-            for module in self.modules:  # parents first: `train` of a parent sets its children's mode as well
-                if module.training != (id(module) in free):
-                    module.train(id(module) in free)
+                for module in free:
+                    module.__dict__["training"] = True
+            else:
+                _set_modes(self.modules, {id(module) for module in free})
+
+
+def _let_go(module: nn.Module) -> bool:
+    """Whether no other thread holds a module in evaluation mode, once this one does no longer."""
+    _HELD[id(module)] -= 1
+    if _HELD[id(module)]:
+        return False
+    del _HELD[id(module)]
+    return True
+
+
+def _set_modes(modules: list[nn.Module], training: set[int]) -> None:
+    """Sets the mode of each module, parents first: `train` of a parent sets its children's mode as well."""
+    for module in modules:
+        if module.training != (id(module) in training):
+            module.train(id(module) in training)
 
 
 def home(model: Any) -> tuple[torch.dtype, torch.device]:

@@ -179,10 +179,7 @@ class SDESampler:
         with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
                 with torch.set_grad_enabled(grad), Evaluation(self.model):
-                    for now in self._solve(part, noise, keep):
-                        if bar is not None:
-                            bar.update(0 < now.index <= self.steps)
-                out.append(now.x)
+                    out.append(self._end(self._solve(part, noise, keep), bar))
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def sample_with_log_prob(
@@ -355,6 +352,13 @@ class SDESampler:
                 check_numbers([now], x, 0, part.first)
             yield now
         warn_lost(eq)
+
+    def _end(self, solve: Iterator[Snapshot], bar: tqdm[Any] | None) -> Tensor:
+        """The last state of a solve; the bar goes on with each step of the solver."""
+        for now in solve:
+            if bar is not None:
+                bar.update(0 < now.index <= self.steps)
+        return now.x
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)

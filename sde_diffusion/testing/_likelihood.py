@@ -292,20 +292,26 @@ def _derivatives(subject: _Subject) -> tuple[float, float]:
         else:
             y, scale = at.alpha * x + at.sigma * eps, math.hypot(at.alpha, at.sigma)
             rate = abs(at.alpha * at.dsigma - at.sigma * at.dalpha) / scale**2
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            v = eq.velocity(y, at)
-            product = torch.zeros_like(y)
-            if v.requires_grad:
-                (product,) = torch.autograd.grad(v, y, z, materialize_grads=True)
+        velocity = partial(eq.velocity, t=at)
+        product = _by_autograd(velocity, y, z)
         with torch.no_grad():
-            slope, error, length = _differences(partial(eq.velocity, t=at), y.detach(), z, scale)
+            slope, error, length = _differences(velocity, y, z, scale)
         size = float((length * rows(z).norm(dim=1)).double().square().mean().sqrt())
         size = max(size, rate * float(rows(z).double().square().sum(1).mean()))
         beyond = (rows(product * z).double().sum(1) - slope).abs() - 2 * error
         worst = max(worst, float(beyond.clamp_min(0).max()) / size, key=_nan_first)
         unknown = max(unknown, float(error.median()) / size, key=_nan_first)
     return worst, unknown
+
+
+def _by_autograd(velocity: Callable[[Tensor], Tensor], y: Tensor, z: Tensor) -> Tensor:
+    """The product $z^TJ$ by autograd, shape `(B, *)`; zero where no graph leads from the velocity to the state."""
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        v = velocity(y)
+        if not v.requires_grad:
+            return torch.zeros_like(y)
+        return torch.autograd.grad(v, y, z, materialize_grads=True)[0]
 
 
 def _differences(

@@ -99,11 +99,7 @@ def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
             for data in ("gaussian", "mixture"):
                 _order_row(sheet, solver, sde, f"order on a {data}, {name}", claim, data)
         elif claim:
-            _order_row(sheet, solver, sde, f"strong order on one Brownian path, {name}", min(claim, 1.0), "strong")
-            _order_row(sheet, solver, sde, f"weak order of mean and variance, {name}", min(claim, 1.0), "weak")
-            if claim > 1:
-                better = partial(_best, [e.measured for e in sheet.entries[-2:]])
-                sheet.at_least(f"the better of the two, {name}", claim - orders.TOLERANCE, better, note=_note(claim))
+            _check_stochastic_orders(sheet, solver, sde, name)
         elif allowed and not solver.facts.stochastic:
             sheet.at_most(
                 f"error on a gaussian, in tolerances, {name}",
@@ -117,15 +113,24 @@ def _check_orders(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]
         _check_law(sheet, solver, sdes, corrector=False)
 
 
+def _check_stochastic_orders(sheet: Checklist, solver: Solver, sde: GaussianSDE, name: str) -> None:
+    """Adds the rows on strong and weak order: both must reach 1, or the claim if that is less, and one of them that."""
+    claim = float(solver.facts.order)
+    _order_row(sheet, solver, sde, f"strong order on one Brownian path, {name}", min(claim, 1.0), "strong")
+    _order_row(sheet, solver, sde, f"weak order of mean and variance, {name}", min(claim, 1.0), "weak")
+    if claim > 1:
+        better = partial(_best, [e.measured for e in sheet.entries[-2:]])
+        sheet.at_least(f"the better of the two, {name}", claim - orders.TOLERANCE, better, note=_note(claim))
+
+
 def _check_upward(sheet: Checklist, solver: Solver, sdes: dict[str, GaussianSDE]) -> None:
     """Adds the rows of a solver that goes up in time, and none for one that refuses to and says why."""
     claim, allowed = float(solver.facts.order), habits.tolerances(solver)
     note = "the step from less noise to more: encode and likelihoods take it"
     for name, sde in sdes.items():
-        if claim:
-            if not _refuses(partial(orders.upward, solver, sde)):
-                _order_row(sheet, solver, sde, f"order up in time on a gaussian, {name}", claim, "upward", note)
-        elif allowed:
+        if claim and not _refuses(partial(orders.upward, solver, sde)):
+            _order_row(sheet, solver, sde, f"order up in time on a gaussian, {name}", claim, "upward", note)
+        elif allowed and not claim:
             measure = partial(orders.upward_in_tolerances, solver, sde, *allowed)
             if not _refuses(measure):
                 sheet.at_most(f"error up in time on a gaussian, in tolerances, {name}", 10.0, measure, note=note)

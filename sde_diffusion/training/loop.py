@@ -182,14 +182,9 @@ def train(
         loss = model.objective()
     check_callable(loss, "loss", "a function (model, x0, generator=...) -> scalar, such as model.objective()")
     with _ready(model, seed):
-        generator, run = torch.Generator().manual_seed(seed), _Run(model, loss, recipe, steps)
-        with run.kept(), tqdm(total=steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:
-            for rows in batches(len(data), recipe.batch_size, steps, generator):
-                run.step(data[rows], None if labels is None else labels[rows], generator)
-                bar.update()
-                bar.set_postfix_str(f"loss {_mean(run.losses):.4f}", refresh=False)
-            if run.skipped:
-                warn(f"{run.skipped} of {steps} steps were skipped: {run.why} not finite", 2)
+        run = _Run(model, loss, recipe, steps)
+        with run.kept():
+            run.over(data, labels, torch.Generator().manual_seed(seed), progress)
     return run.record()
 
 
@@ -273,6 +268,16 @@ class _Run:
                     "averaged model and the losses."
                 )
             raise
+
+    def over(self, data: Tensor, labels: Tensor | None, generator: torch.Generator, progress: bool) -> None:
+        """All steps, on batches of the data, with a progress bar if asked for; warns of those that were skipped."""
+        with tqdm(total=self.steps, disable=not progress, desc="training", unit="step", file=_Stderr()) as bar:
+            for rows in batches(len(data), self.recipe.batch_size, self.steps, generator):
+                self.step(data[rows], None if labels is None else labels[rows], generator)
+                bar.update()
+                bar.set_postfix_str(f"loss {_mean(self.losses):.4f}", refresh=False)
+        if self.skipped:
+            warn(f"{self.skipped} of {self.steps} steps were skipped: {self.why} not finite", 3)
 
     def step(self, batch: Tensor, labels: Tensor | None, generator: torch.Generator) -> None:
         """One step on a batch, or none, counted, where the batch or its gradient is not finite."""
