@@ -26,8 +26,8 @@ from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.training import EMA, ConstantDecay, PowerDecay, Recipe, Training, TrainingInterrupted
 from sde_diffusion.training import train as train_with
 from sde_diffusion.training.ema import horizon
-from sde_diffusion.training.loop import learning_rate
 from sde_diffusion.training.losses import denoising_score_matching
+from sde_diffusion.training.recipe import learning_rate
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:

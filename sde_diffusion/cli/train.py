@@ -22,7 +22,8 @@ from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sde import processes
 from sde_diffusion.training.checkpoint import save_checkpoint
-from sde_diffusion.training.loop import Recipe, Training, train
+from sde_diffusion.training.loop import Training, train
+from sde_diffusion.training.recipe import Recipe
 
 WIDEST = 10**5
 """The largest `--width`; memory may set a lower limit."""

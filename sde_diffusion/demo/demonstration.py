@@ -32,7 +32,8 @@ from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde import grids
 from sde_diffusion.training.checkpoint import save_checkpoint
-from sde_diffusion.training.loop import Recipe, train
+from sde_diffusion.training.loop import train
+from sde_diffusion.training.recipe import Recipe
 
 Curves = dict[str, list[tuple[int, float]]]
 

@@ -17,15 +17,13 @@ One row of what is marked or declared per sample stands for all of them, as a vi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from sde_diffusion.noise.seeds import Seed, as_seeds
 
 OWN = ("self", "x", "at")  # arguments of every model
 
@@ -183,38 +181,6 @@ class Conditions:
 
     def _handed(self, take: Callable[[_Leaf], Any]) -> dict[str, Any]:
         return {name: _built(node, take) for name, node in self._tree.items()}
-
-
-class Chunk(NamedTuple):
-    """A batch of the samples asked for.
-
-    Attributes:
-        n: How many.
-        seed: Their seeds, or the shared stream.
-        start: Their initial states, if given.
-        cond: Their conditions.
-        first: Number of the first.
-    """
-
-    n: int
-    seed: list[int] | torch.Generator
-    start: Tensor | None
-    cond: dict[str, Any]
-    first: int = 0
-
-
-def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) -> Iterator[Chunk]:
-    """The batches of at most `size` in which `n` samples are drawn."""
-    seeds = as_seeds(seed, n)
-    for i in range(0, n, size):
-        part = slice(i, min(i + size, n))
-        yield Chunk(
-            part.stop - i,
-            seeds[part] if isinstance(seeds, list) else seeds,
-            None if x_T is None else x_T[part],
-            cond.part(part),
-            i,
-        )
 
 
 def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,14 +37,14 @@ from torch import Tensor
 from sde_diffusion._checks import check_reals
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import check_options
-from sde_diffusion.likelihood.bits import bits_per_dim, check_no_width
 from sde_diffusion.likelihood.bound_terms import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion.likelihood.decoder import Decoder, GaussianDecoder
+from sde_diffusion.likelihood.result import Elbo
 from sde_diffusion.sde._times import as_grid
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.prior import Prior, Standard
 
-__all__ = ["Elbo", "Estimate", "continuous_elbo", "elbo"]
+__all__ = ["Estimate", "continuous_elbo", "elbo"]
 
 _ESTIMATE = ("levels", "importance", "control", "draws", "chunk")
 OPTIONS = {name: f"estimate=Estimate({name}=...)" for name in _ESTIMATE} | {
@@ -53,61 +53,6 @@ OPTIONS = {name: f"estimate=Estimate({name}=...)" for name in _ESTIMATE} | {
     "sde": "model.on(sde) for another process, prior=Matched(mean, variance) for another prior",
 }
 """What belongs into a value, by the name under which it may be looked for among the arguments."""
-
-
-@dataclass(frozen=True)
-class Elbo:
-    r"""An upper bound on minus the log-likelihood of each sample, in nats; tensors are float64 on the CPU.
-
-    Attributes:
-        prior: $L_T$, shape `(B,)`; exact.
-        transitions: Shape `(B, T - 1)`; column `i` is the step from level `i + 1` to level `i`. Where levels are drawn
-            at random, each column is unbiased and most are zero. In the continuous bound, a column is a slice.
-        reconstruction: $L_0$, shape `(B,)`.
-        standard_error: Standard error of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
-        dim: $D$, coordinates per sample.
-        discrete: Whether it bounds the probability of discrete values, not a density.
-        nfe: Network evaluations per sample.
-    """
-
-    prior: Tensor
-    transitions: Tensor
-    reconstruction: Tensor
-    standard_error: Tensor
-    dim: int
-    discrete: bool
-    nfe: int
-
-    @property
-    def total(self) -> Tensor:
-        """The bound, in nats, shape `(B,)`."""
-        return self.prior + self.transitions.sum(1) + self.reconstruction
-
-    def bits_per_dim(self, bin_width: float | None = None) -> Tensor:
-        r"""The bound on the cost of one coordinate, in bits, shape `(B,)`.
-
-        Args:
-            bin_width: $\Delta$ in the units of the data, if the bound is on a density: $(L/D - \log\Delta)/\log 2$. A
-                bound on the probability of discrete values, by a decoder with bins, has it already.
-        """
-        if not self.discrete:
-            return bits_per_dim(-self.total, self.dim, bin_width=bin_width)
-        check_no_width(bin_width)
-        return self.total / (self.dim * math.log(2))
-
-    @property
-    def bits_standard_error(self) -> Tensor:
-        """Standard error of `bits_per_dim`, shape `(B,)`."""
-        return self.standard_error / (self.dim * math.log(2))
-
-    def __str__(self) -> str:
-        n = len(self.total)
-        error = float(self.standard_error.square().sum().sqrt()) / n
-        parts = [float(v.mean()) for v in (self.total, self.prior, self.transitions.sum(1), self.reconstruction)]
-        return (
-            f"-log p <= {parts[0]:.4f} +- {error:.4f} nats, mean of {n}: prior {parts[1]:.4f}, "
-            f"transitions {parts[2]:.4f}, reconstruction {parts[3]:.4f}; {self.nfe} evaluations"
-        )
 
 
 @torch.no_grad()

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_state, check_step_count
 from sde_diffusion.denoiser._modules import Evaluation
+from sde_diffusion.denoiser.chunks import chunks
 from sde_diffusion.denoiser.clocks import tells_integers
-from sde_diffusion.denoiser.conditions import Conditions, check_options, chunks
+from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.likelihood.bits import bits_per_dim
 from sde_diffusion.likelihood.flow import Flow, Part, check_solver, solve, solve_again
 from sde_diffusion.likelihood.result import LogProb

@@ -1,4 +1,7 @@
-r"""A log-likelihood with its error budget: what `likelihood.log_prob` answers."""
+r"""What the likelihoods answer: a log-density with its error budget, or a bound term by term.
+
+All of it is in nats, but what has bits in its name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.likelihood.bits import bits_per_dim
+from sde_diffusion.likelihood.bits import bits_per_dim, check_no_width
 
 PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "converged")
 
@@ -142,3 +145,58 @@ class LogProb:
         for name in ("nfe", "nfe_check"):
             joined[name] = max(getattr(part, name) for part in parts)
         return replace(parts[0], **joined)
+
+
+@dataclass(frozen=True)
+class Elbo:
+    r"""An upper bound on minus the log-likelihood of each sample, in nats; tensors are float64 on the CPU.
+
+    Attributes:
+        prior: $L_T$, shape `(B,)`; exact.
+        transitions: Shape `(B, T - 1)`; column `i` is the step from level `i + 1` to level `i`. Where levels are drawn
+            at random, each column is unbiased and most are zero. In the continuous bound, a column is a slice.
+        reconstruction: $L_0$, shape `(B,)`.
+        standard_error: Standard error of `total` over the noise, shape `(B,)`; NaN for one draw, which cannot tell.
+        dim: $D$, coordinates per sample.
+        discrete: Whether it bounds the probability of discrete values, not a density.
+        nfe: Network evaluations per sample.
+    """
+
+    prior: Tensor
+    transitions: Tensor
+    reconstruction: Tensor
+    standard_error: Tensor
+    dim: int
+    discrete: bool
+    nfe: int
+
+    @property
+    def total(self) -> Tensor:
+        """The bound, in nats, shape `(B,)`."""
+        return self.prior + self.transitions.sum(1) + self.reconstruction
+
+    def bits_per_dim(self, bin_width: float | None = None) -> Tensor:
+        r"""The bound on the cost of one coordinate, in bits, shape `(B,)`.
+
+        Args:
+            bin_width: $\Delta$ in the units of the data, if the bound is on a density: $(L/D - \log\Delta)/\log 2$. A
+                bound on the probability of discrete values, by a decoder with bins, has it already.
+        """
+        if not self.discrete:
+            return bits_per_dim(-self.total, self.dim, bin_width=bin_width)
+        check_no_width(bin_width)
+        return self.total / (self.dim * math.log(2))
+
+    @property
+    def bits_standard_error(self) -> Tensor:
+        """Standard error of `bits_per_dim`, shape `(B,)`."""
+        return self.standard_error / (self.dim * math.log(2))
+
+    def __str__(self) -> str:
+        n = len(self.total)
+        error = float(self.standard_error.square().sum().sqrt()) / n
+        parts = [float(v.mean()) for v in (self.total, self.prior, self.transitions.sum(1), self.reconstruction)]
+        return (
+            f"-log p <= {parts[0]:.4f} +- {error:.4f} nats, mean of {n}: prior {parts[1]:.4f}, "
+            f"transitions {parts[2]:.4f}, reconstruction {parts[3]:.4f}; {self.nfe} evaluations"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from numbers import Integral
@@ -30,6 +29,7 @@ from sde_diffusion.noise.sources import Streams
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers import Angle, DormandPrince, Solver
+from sde_diffusion.testing._divergence import derivatives
 from sde_diffusion.testing._quadrature import BUDGET, POINTS, integral
 from sde_diffusion.testing.report import Checklist, Report, described
 
@@ -159,7 +159,8 @@ def _check_divergence(found: Checklist, subject: _Subject) -> None:
     @cache
     def slopes() -> tuple[float, float]:
         with Evaluation(subject.sampler.model):
-            return _derivatives(subject)
+            x = subject.x[: subject.n]
+            return derivatives(subject.sampler, x, _turns(subject.given, len(x)), subject.seed)
 
     found.at_most(
         "divergence against differences of the velocity, less the error of these, relative",
@@ -268,73 +269,6 @@ def _start(sampler: SDESampler, x: Tensor, n: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(n, *x.shape[1:], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     return sampler.problem.start(z, sampler.times[0])
-
-
-def _derivatives(subject: _Subject) -> tuple[float, float]:
-    r"""$z\cdot Jz$ by autograd against differences, at three times, relative to $|z|\,|Jz|$ and what $J$ may be.
-
-    Where the velocity hardly depends on the state there is nothing to be relative to: $|z|\,|Jz|$ is then replaced by
-    $|z|^2\,|u'|$, with $u$ the angle of the noise level, or $|z|^2$ over the range of times.
-
-    Returns:
-        The largest deviation less the error of the differences, and that error in the median row.
-    """
-    sampler, x = subject.sampler, subject.x[: subject.n]
-    generator = torch.Generator().manual_seed(subject.seed)
-    eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
-    low, high = sampler.times[-1], sampler.times[0]
-    worst, unknown = 0.0, 0.0
-    eq = sampler.problem.equation(_turns(subject.given, len(x)))
-    for fraction in (0.1, 0.4, 0.8):
-        at = eq.level(low + fraction * (high - low))
-        if math.isnan(at.alpha):
-            y, scale, rate = x + eps, 1.0, 1 / (high - low)
-        else:
-            y, scale = at.alpha * x + at.sigma * eps, math.hypot(at.alpha, at.sigma)
-            rate = abs(at.alpha * at.dsigma - at.sigma * at.dalpha) / scale**2
-        velocity = partial(eq.velocity, t=at)
-        product = _by_autograd(velocity, y, z)
-        with torch.no_grad():
-            slope, error, length = _differences(velocity, y, z, scale)
-        size = float((length * rows(z).norm(dim=1)).double().square().mean().sqrt())
-        size = max(size, rate * float(rows(z).double().square().sum(1).mean()))
-        beyond = (rows(product * z).double().sum(1) - slope).abs() - 2 * error
-        worst = max(worst, float(beyond.clamp_min(0).max()) / size, key=_nan_first)
-        unknown = max(unknown, float(error.median()) / size, key=_nan_first)
-    return worst, unknown
-
-
-def _by_autograd(velocity: Callable[[Tensor], Tensor], y: Tensor, z: Tensor) -> Tensor:
-    """The product $z^TJ$ by autograd, shape `(B, *)`; zero where no graph leads from the velocity to the state."""
-    with torch.enable_grad():
-        y = y.detach().requires_grad_()
-        v = velocity(y)
-        if not v.requires_grad:
-            return torch.zeros_like(y)
-        return torch.autograd.grad(v, y, z, materialize_grads=True)[0]
-
-
-def _differences(
-    velocity: Callable[[Tensor], Tensor], y: Tensor, z: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""$z\cdot Jz$ by central differences, its error, and $|Jz|$, each `(B,)`.
-
-    Those of two steps $h$ and $h/2$ are extrapolated: with $h = \epsilon^{1/5}$ of the size of the state, and
-    $\epsilon$ the rounding of its dtype, what is left of order $h^4$ equals the rounding, $\epsilon/h$. The error is
-    the change by the extrapolation, with that rounding.
-    """
-    rounding, size = torch.finfo(y.dtype).eps, rows(velocity(y)).double().norm(dim=1)
-    length_z, length_y = (rows(w).double().norm(dim=1) for w in (z, y))
-    h = scale * rounding**0.2
-    changes = [rows(velocity(y + step * z) - velocity(y - step * z)).double() / (2 * step) for step in (h, h / 2)]
-    coarse, fine = ((change * rows(z)).sum(1) for change in changes)
-    length = changes[1].norm(dim=1)
-    floor = 2 * rounding * (size * length_z + length * length_y) / h
-    return (4 * fine - coarse) / 3, (fine - coarse).abs() / 3 + floor, length
-
-
-def _nan_first(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 def _twin(sde: GaussianSDE, x: Tensor) -> SDESampler:

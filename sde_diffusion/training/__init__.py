@@ -3,7 +3,8 @@
 from sde_diffusion.training import losses
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
-from sde_diffusion.training.loop import Recipe, Training, TrainingInterrupted, train
+from sde_diffusion.training.loop import Training, TrainingInterrupted, train
+from sde_diffusion.training.recipe import Recipe
 
 __all__ = [
     "EMA",

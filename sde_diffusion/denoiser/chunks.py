@@ -1,0 +1,44 @@
+"""The batches that samples are drawn, or data are weighed, in: each with its seeds, states and conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.noise.seeds import Seed, as_seeds
+
+
+class Chunk(NamedTuple):
+    """A batch of the samples asked for.
+
+    Attributes:
+        n: How many.
+        seed: Their seeds, or the shared stream.
+        start: Their initial states, if given.
+        cond: Their conditions.
+        first: Number of the first.
+    """
+
+    n: int
+    seed: list[int] | torch.Generator
+    start: Tensor | None
+    cond: dict[str, Any]
+    first: int = 0
+
+
+def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) -> Iterator[Chunk]:
+    """The batches of at most `size` in which `n` samples are drawn."""
+    seeds = as_seeds(seed, n)
+    for i in range(0, n, size):
+        part = slice(i, min(i + size, n))
+        yield Chunk(
+            part.stop - i,
+            seeds[part] if isinstance(seeds, list) else seeds,
+            None if x_T is None else x_T[part],
+            cond.part(part),
+            i,
+        )
