@@ -24,7 +24,17 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.denoiser.analytic import Gaussian
-from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, EulerMaruyama, Facts, Heun, RungeKutta, Solver
+from sde_diffusion.solvers import (
+    RK4,
+    Angle,
+    DPMSolverPP,
+    EmbeddedRungeKutta,
+    EulerMaruyama,
+    Facts,
+    Heun,
+    RungeKutta,
+    Solver,
+)
 from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.testing import orders
 
@@ -227,3 +237,19 @@ def test_a_level_made_for_one_network_does_not_mislead_another() -> None:
     (own,), (foreign,) = second.levels([0.7]), first.levels([0.7])
     x = torch.ones(2, 3)
     assert torch.equal(second.predict(x, own).data, second.predict(x, foreign).data)
+
+
+@pytest.mark.parametrize("base", [RungeKutta, EmbeddedRungeKutta], ids=lambda base: base.__name__)
+@pytest.mark.parametrize(
+    ("nodes", "matrix", "weights", "message"),
+    [
+        ((0.0, 0.5, 1.0), ((0.5,),), (0.0, 1.0, 0.0), r"3 nodes, 3 weights and rows of length \[1\]: wanted"),
+        ((0.0, 0.5), ((0.5,),), (1.0,), "2 nodes, 1 weights"),
+        ((0.5, 1.0), ((1.0,),), (0.5, 0.5), "nodes that start at 0"),
+        ((0.0, 0.5), ((0.4,),), (0.0, 1.0), "a row of the matrix of Wrong sums to 0.4, and its node is 0.5"),
+        ((0.0, 0.5), ((0.5,),), (0.0, 0.9), "the weights of Wrong sum to 0.9, wanted 1"),
+    ],
+)
+def test_a_tableau_that_cannot_be_meant_is_refused_where_it_is_written(base, nodes, matrix, weights, message):
+    with pytest.raises(ValueError, match=message):
+        type("Wrong", (base,), {"nodes": nodes, "matrix": matrix, "weights": weights})

@@ -68,8 +68,7 @@ def circle(graph):
 
 def test_the_top_of_the_package_holds_what_the_table_says_and_nothing_else():
     entries = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert entries - {"__init__", "__main__"} == FOLDERS - house.TO_COME
-    assert len(FOLDERS - house.TO_COME) <= 18
+    assert entries - {"__init__"} == FOLDERS - house.TO_COME, "a room that opens leaves TO_COME of draw_architecture.py"
 
 
 def test_no_folder_holds_more_modules_than_one_can_survey():
@@ -112,6 +111,16 @@ def test_a_folder_opens_with_its_question_and_an_answer(name):
         assert text[len(question) :].strip().split("\n")[0].endswith((".", ":")), (
             "a sentence of answer on the same line"
         )
+
+
+def test_the_page_of_the_architecture_lists_each_folder_with_its_question():
+    page = (HERE / "docs" / "architecture.md").read_text(encoding="utf-8")
+    folders = {n for n in FOLDERS - house.TO_COME if MODULES[n].name == "__init__.py"}
+    for row in house.ROWS:
+        for name, question in row.items():
+            assert f"`{name}`" in page.replace(".py`", "`").replace("/`", "`"), f"{name} is not on the page"
+            if name in folders:
+                assert f"| `{name}/` | {question} |" in page
 
 
 def test_a_folder_that_hands_on_a_function_holds_no_module_of_its_name():
@@ -178,4 +187,4 @@ def test_all_that_the_table_names_in_public_is_reachable_after_a_plain_import():
     names = [*public, "losses", "analytic", "dequantize", "grids", "predict", "clocks", "SDESampler", "VPSDE"]
     code = f"import {PACKAGE} as sd; print([n for n in {names!r} if not hasattr(sd, n)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.strip() == "[]", f"add to _LATER of {PACKAGE}/__init__.py: {done.stdout}{done.stderr}"

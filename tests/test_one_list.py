@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sde_diffusion"
 
 # The list, the new file, the module of the base: what a move of the files changes.
-PROCESSES, ORNSTEIN, SDE = "sde/processes.py", "sde/ornstein.py", f"{PACKAGE}.sde.base"
-SOLVERS, RALSTON, BASE = "solvers/__init__.py", "solvers/ode/ralston.py", f"{PACKAGE}.solvers.base"
+PROCESSES, PROCESS_FILE, SDE = "sde/processes.py", "sde/planted_process.py", f"{PACKAGE}.sde.base"
+SOLVERS, SOLVER_FILE, BASE = "solvers/__init__.py", "solvers/ode/planted_solver.py", f"{PACKAGE}.solvers.base"
 TABLEAU = f"{PACKAGE}.solvers.ode.runge_kutta"
 
 PROCESS = f'''
@@ -37,7 +37,7 @@ from {SDE} import GaussianSDE
 
 
 @dataclass(frozen=True)
-class Ornstein(GaussianSDE):
+class PlantedProcess(GaussianSDE):
     """Of unit variance, at a rate of its own."""
 
     rate: float = 1.0
@@ -46,7 +46,7 @@ class Ornstein(GaussianSDE):
 
     @classmethod
     def named(cls):
-        return {{"ornstein": Ornstein(2.0)}}
+        return {{"planted-process": PlantedProcess(2.0)}}
 
     def alpha(self, t):
         return torch.exp(-self.rate * t)
@@ -63,7 +63,7 @@ from {TABLEAU} import RungeKutta
 
 
 @dataclass(frozen=True)
-class Ralston(RungeKutta):
+class PlantedSolver(RungeKutta):
     """The method of two stages with the least error.
 
     References:
@@ -77,7 +77,7 @@ class Ralston(RungeKutta):
 
     @classmethod
     def named(cls):
-        return {{"ralston": Ralston()}}
+        return {{"planted-solver": PlantedSolver()}}
 '''
 # Run in the copy: what it finds, as one line of JSON.
 LOOK = """
@@ -97,21 +97,21 @@ def said(*words):
     return out.getvalue()
 
 found = {"package": sd.__file__}
-found["choices"] = ["ornstein" in said("train", "--help"), "ralston" in said("sample", "--help")]
+found["choices"] = ["planted-process" in said("train", "--help"), "planted-solver" in said("sample", "--help")]
 np.save("x.npy", np.random.default_rng(0).normal(size=(64, 2)).astype("float32"))
 with contextlib.redirect_stdout(io.StringIO()):
     found["train"] = main(
-        "train --data x.npy --out model --sde ornstein --steps 2 --batch-size 16 --width 8".split()
+        "train --data x.npy --out model --sde planted-process --steps 2 --batch-size 16 --width 8".split()
     )
-    found["sample"] = main("sample --checkpoint model --solver ralston --steps 3 --n 5 --out y.npy".split())
+    found["sample"] = main("sample --checkpoint model --solver planted-solver --steps 3 --n 5 --out y.npy".split())
 found["samples"] = np.load("y.npy").shape
 found["trained"] = repr(load_checkpoint("model").model.sde)
-save_checkpoint("again", sd.Network(MLP(2, hidden=8), sd.Ornstein(0.5), sd.predict.noise, shape=(2,)))
+save_checkpoint("again", sd.Network(MLP(2, hidden=8), sd.PlantedProcess(0.5), sd.predict.noise, shape=(2,)))
 found["saved"] = repr(load_checkpoint("again").model.sde)
-found["zoo"] = [solvers.Ralston() in zoo.ODE_SOLVERS, sd.Ornstein() in zoo.SMOOTH_SDES]
-report = testing.check_solver(solvers.Ralston(), orders.SDES["Ornstein"])
-found["suite"] = [report.passed, testing.check_sde(orders.SDES["Ornstein"]).passed]
-found["table"] = [row for row in solver_table.table().splitlines() if "Ralston" in row]
+found["zoo"] = [solvers.PlantedSolver() in zoo.ODE_SOLVERS, sd.PlantedProcess() in zoo.SMOOTH_SDES]
+report = testing.check_solver(solvers.PlantedSolver(), orders.SDES["PlantedProcess"])
+found["suite"] = [report.passed, testing.check_sde(orders.SDES["PlantedProcess"]).passed]
+found["table"] = [row for row in solver_table.table().splitlines() if "`PlantedSolver()`" in row]
 print(json.dumps(found))
 """
 
@@ -133,10 +133,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("tests/zoo.py", "benchmarks/solver_table.py"):
         shutil.copy(ROOT / file, folder)
-    (folder / PACKAGE / ORNSTEIN).write_text(PROCESS, encoding="utf-8")
-    (folder / PACKAGE / RALSTON).write_text(SOLVER, encoding="utf-8")
-    add_a_line(folder / PACKAGE / PROCESSES, f"from {module(ORNSTEIN)} import Ornstein as Ornstein")
-    add_a_line(folder / PACKAGE / SOLVERS, f"from {module(RALSTON)} import Ralston as Ralston")
+    (folder / PACKAGE / PROCESS_FILE).write_text(PROCESS, encoding="utf-8")
+    (folder / PACKAGE / SOLVER_FILE).write_text(SOLVER, encoding="utf-8")
+    add_a_line(folder / PACKAGE / PROCESSES, f"from {module(PROCESS_FILE)} import PlantedProcess as PlantedProcess")
+    add_a_line(folder / PACKAGE / SOLVERS, f"from {module(SOLVER_FILE)} import PlantedSolver as PlantedSolver")
     done = subprocess.run(
         [sys.executable, "-c", LOOK],
         cwd=folder,
@@ -158,7 +158,7 @@ def test_both_are_choices_of_the_command_line_and_work_there(found: dict[str, An
 
 
 def test_a_checkpoint_names_the_process(found: dict[str, Any]) -> None:
-    assert (found["trained"], found["saved"]) == ("Ornstein(rate=2.0)", "Ornstein(rate=0.5)")
+    assert (found["trained"], found["saved"]) == ("PlantedProcess(rate=2.0)", "PlantedProcess(rate=0.5)")
 
 
 def test_the_conformance_suite_and_the_zoo_of_the_tests_hold_both(found: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ def test_the_conformance_suite_and_the_zoo_of_the_tests_hold_both(found: dict[st
 
 def test_the_table_of_the_readme_has_a_row_for_the_solver(found: dict[str, Any]) -> None:
     (row,) = found["table"]
-    assert row == "| `Ralston()` | any SDE | 2 | – | 2 | no | Ralston, 1962 |"
+    assert row == "| `PlantedSolver()` | any SDE | 2 | – | 2 | no | Ralston, 1962 |"
 
 
 @pytest.mark.parametrize("listed", [processes, solvers], ids=lambda listed: str(listed.__name__))

@@ -35,7 +35,7 @@ def script(name, monkeypatch):
 def test_the_table_of_solvers_is_the_one_the_script_prints(monkeypatch):
     made = script("solver_table", monkeypatch)
     shown = README.split(made.BEGIN)[1].split(made.END)[0].strip()
-    assert shown == made.table(), "run: python benchmarks/solver_table.py --write"
+    assert shown == made.table(), "run: python benchmarks/solver_table.py --write, and for a new solver orders.py first"
 
 
 def test_the_table_of_solvers_names_every_public_solver(monkeypatch):
@@ -59,7 +59,9 @@ def test_every_claimed_order_is_measured_and_holds(monkeypatch):
     rows = {row["solver"]: row for row in json.loads(made.RESULTS.read_text(encoding="utf-8"))["rows"]}
     claims = {made.spelling(s): s.facts.order for s in made.candidates()}
     assert {name: row["claim"] for name, row in rows.items()} == claims, "run: python benchmarks/orders.py"
-    assert all(set(row["orders"]) == set(made.orders.SDES) for row in rows.values())
+    measured = {frozenset(row["orders"]) for row in rows.values()}  # a process of yours may wait for the next full run
+    assert len(measured) == 1, "solvers measured on different processes, run: python benchmarks/orders.py"
+    assert {"VPSDE", "EDMSDE", "FlowSDE"} <= next(iter(measured)) <= set(made.orders.SDES)
     below = {name: found for name, row in rows.items() if (found := made.missed(row))}
     assert not below, below
 

@@ -76,8 +76,8 @@ def _in_motion(solver: Solver, sde: GaussianSDE) -> Solver:
     try:
         habits.sampler_of(solver, habits.model_of(sde), 1).sample(1, seed=0)
     except ValueError:
-        carried = PredictorCorrector(Hold(), solver)
         try:
+            carried = PredictorCorrector(Hold(), solver)
             habits.sampler_of(carried, habits.model_of(sde), 1).sample(1, seed=0)
         except Exception:  # noqa: BLE001 - neither works: the rows will tell
             return solver
@@ -88,7 +88,7 @@ def _in_motion(solver: Solver, sde: GaussianSDE) -> Solver:
 
 
 def _few(sdes: dict[str, GaussianSDE]) -> dict[str, GaussianSDE]:
-    """VPSDE and EDMSDE where they are among them, for what two processes tell as well as seven."""
+    """VPSDE and EDMSDE where they are among them, for what two processes tell as well as all."""
     return {name: sde for name, sde in sdes.items() if name in ("VPSDE", "EDMSDE")} or sdes
 
 

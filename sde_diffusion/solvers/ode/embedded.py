@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.adaptive import Adaptive, Walk, per_row
 from sde_diffusion.solvers.equation import ODE, scaled_rms
+from sde_diffusion.solvers.ode.runge_kutta import check_tableau
 
 
 class EmbeddedRungeKutta(Adaptive[Walk, ODE]):
@@ -41,6 +42,11 @@ class EmbeddedRungeKutta(Adaptive[Walk, ODE]):
     weights: ClassVar[tuple[float, ...]]
     differences: ClassVar[tuple[float, ...]]
     accuracy: ClassVar[int]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"nodes", "matrix", "weights"} <= vars(cls).keys():
+            check_tableau(cls.__name__, cls.nodes, cls.matrix, cls.weights)
 
     @property
     def exponents(self) -> tuple[float, float]:

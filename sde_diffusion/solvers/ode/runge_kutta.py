@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class RungeKutta(Solver[ODE, None]):
     matrix: ClassVar[tuple[tuple[float, ...], ...]]
     weights: ClassVar[tuple[float, ...]]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"nodes", "matrix", "weights"} <= vars(cls).keys():
+            check_tableau(cls.__name__, cls.nodes, cls.matrix, cls.weights)
+
     def prepare(self, eq: ODE, intervals: Sequence[Interval]) -> None:
         eq.prefill(t + c * (s - t) for t, s in intervals for c in self.nodes if 0 < c < 1)
 
@@ -47,6 +52,24 @@ class RungeKutta(Solver[ODE, None]):
             at = t if c == 0 else s if c == 1 else eq.level(start + c * h)
             slopes.append(eq.velocity(_add(x, h, row, slopes), at))
         return _add(x, h, self.weights, slopes), None
+
+
+def check_tableau(
+    name: str, nodes: Sequence[float], matrix: Sequence[Sequence[float]], weights: Sequence[float]
+) -> None:
+    """Raises `ValueError` unless a tableau is that of an explicit method that is exact for a constant velocity."""
+    stages = len(nodes)
+    shape = [len(row) for row in matrix]
+    if not stages or nodes[0] != 0 or len(weights) != stages or shape != list(range(1, stages)):
+        raise ValueError(
+            f"the tableau of {name} has {stages} nodes, {len(weights)} weights and rows of length {shape}: wanted "
+            f"nodes that start at 0, as many weights, and rows of length {list(range(1, stages))}"
+        )
+    for c, row in zip(nodes[1:], matrix, strict=True):
+        if abs(sum(row) - c) > 1e-9:
+            raise ValueError(f"a row of the matrix of {name} sums to {sum(row):g}, and its node is {c:g}")
+    if abs(sum(weights) - 1) > 1e-9:
+        raise ValueError(f"the weights of {name} sum to {sum(weights):g}, wanted 1")
 
 
 def _add(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
