@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_shape
 from sde_diffusion.denoiser import predict
-from sde_diffusion.denoiser._modules import home, unbound
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.modules import home, unbound
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.noise.sources import NoiseSource, SharedStream, check_noise
 from sde_diffusion.sde.base import SDE, GaussianSDE, check_process

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sde_diffusion.cli import main as cli
-from sde_diffusion.data import _memory, _npy, load_array
+from sde_diffusion.data import _npy, load_array, memory
 
 X = np.random.default_rng(0).normal(size=(10, 2))
 DESCR = "'descr': '<f8', 'fortran_order': False, 'shape': (10, 2)"
@@ -283,12 +283,12 @@ def test_an_empty_name_in_an_archive_is_refused(tmp_path):
 
 def test_an_array_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.zeros((1000, 1000)))
-    monkeypatch.setattr(_memory, "memory", lambda: 20_000_000)
+    monkeypatch.setattr(memory, "memory", lambda: 20_000_000)
     with pytest.raises(
         ValueError, match=r"an array of shape \(1000, 1000\) would need about 0.0224 GiB, and this machine"
     ):
         load_array(tmp_path / "a.npy")
-    monkeypatch.setattr(_memory, "memory", lambda: 25_000_000)
+    monkeypatch.setattr(memory, "memory", lambda: 25_000_000)
     assert load_array(tmp_path / "a.npy")[0].shape == (1000, 1000)
 
 

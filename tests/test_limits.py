@@ -14,7 +14,7 @@ from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli.limits import check_batch, check_passes, classes_of, parameters_at
-from sde_diffusion.data import _memory
+from sde_diffusion.data import memory
 from sde_diffusion.likelihood import Method
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
@@ -45,7 +45,7 @@ def no_work(monkeypatch):
     def begun(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(_memory, "memory", lambda: 2**35)
+    monkeypatch.setattr(memory, "memory", lambda: 2**35)
     monkeypatch.setattr(train_command, "train", begun)
     monkeypatch.setattr(SDESampler, "_solve", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
@@ -222,7 +222,7 @@ def test_a_batch_is_weighed_by_what_its_pass_keeps(monkeypatch):
         def forward(self, x, t):
             return (x.square() + t[:, None]).square()  # keeps x and the sum, 2 x 8 numbers of 4 bytes
 
-    monkeypatch.setattr(_memory, "memory", lambda: 64_000)
+    monkeypatch.setattr(memory, "memory", lambda: 64_000)
     check_batch(Squares(), (8,), 1000, passes=1)
     with pytest.raises(ValueError, match=r"--batch-size 1,001 would need about .* GiB, .* memory: take a smaller one"):
         check_batch(Squares(), (8,), 1001, passes=1)
@@ -234,7 +234,7 @@ def test_a_batch_is_weighed_by_what_its_pass_keeps(monkeypatch):
 def test_the_memory_of_the_machine_is_what_linux_says_of_it(monkeypatch):
     monkeypatch.undo()
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    assert 0 < _memory.memory() <= 1024 * int(lines["MemTotal"].split()[0])
+    assert 0 < memory.memory() <= 1024 * int(lines["MemTotal"].split()[0])
 
 
 def test_samples_that_will_be_seen_a_thousand_times_are_told_of():

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._files import check_file, check_folder
-from sde_diffusion.data._memory import check_memory
-from sde_diffusion.denoiser._modules import Evaluation
+from sde_diffusion.data.memory import check_memory
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.plots import check_picture
 from sde_diffusion.training.checkpoint import DESCRIPTION, TENSORS, Checkpoint
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sde_diffusion.data._memory import check_memory
+from sde_diffusion.data.memory import check_memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

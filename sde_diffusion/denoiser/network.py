@@ -1,7 +1,7 @@
 r"""A network as a denoiser: what it answers, what it is told of the time, and how it is called.
 
 The class is `sde_diffusion.Network`. What it declares is checked when it is made; what it does is found out in its
-first calls, by `_calls.Caller`.
+first calls, by `calls.Caller`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from sde_diffusion._checks import SolverError, check_answer, check_callable, check_shape
 from sde_diffusion._tensors import scaled
 from sde_diffusion.denoiser import clocks, predict
-from sde_diffusion.denoiser._calls import Caller
 from sde_diffusion.denoiser._failure import explained, half_of
-from sde_diffusion.denoiser._modules import owned, unbound
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.calls import Caller
 from sde_diffusion.denoiser.clocks import Clock
 from sde_diffusion.denoiser.matching import DenoisingScoreMatching, check_pair
+from sde_diffusion.denoiser.modules import owned, unbound
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Coefficients, Prediction
 from sde_diffusion.denoiser.time_samplers import TimeSampler

@@ -40,9 +40,9 @@ from sde_diffusion.denoiser.conditions import check_options
 from sde_diffusion.likelihood.bound_terms import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion.likelihood.decoder import Decoder, GaussianDecoder
 from sde_diffusion.likelihood.result import Elbo
-from sde_diffusion.sde._times import as_grid
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.prior import Prior, Standard
+from sde_diffusion.sde.times import as_grid
 
 __all__ = ["Estimate", "continuous_elbo", "elbo"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_real, check_state, check_step_count
 from sde_diffusion._tensors import rows
-from sde_diffusion.denoiser._modules import Evaluation
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.likelihood.decoder import (
     CategoricalDecoder,

@@ -28,20 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_state, check_step_count
-from sde_diffusion.denoiser._modules import Evaluation
 from sde_diffusion.denoiser.chunks import chunks
 from sde_diffusion.denoiser.clocks import tells_integers
 from sde_diffusion.denoiser.conditions import Conditions, check_options
-from sde_diffusion.likelihood.bits import bits_per_dim
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.flow import Flow, Part, check_solver, solve, solve_again
 from sde_diffusion.likelihood.result import LogProb
-from sde_diffusion.likelihood.route import Density, LikelihoodWarning, Span, route_of
-from sde_diffusion.likelihood.trace import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace, divergence
+from sde_diffusion.likelihood.route import Density, Span, route_of
+from sde_diffusion.likelihood.trace import DEFAULT_PROBES, EXACT_UP_TO, Exact, Orthogonal, Trace
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.problem import Problem
 from sde_diffusion.solvers import RK4, DormandPrince, Solver
-
-__all__ = ["Density", "LikelihoodWarning", "LogProb", "Method", "bits_per_dim", "divergence", "log_prob"]
 
 EVALUATIONS = 128
 

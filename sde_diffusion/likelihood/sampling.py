@@ -17,8 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser._modules import Evaluation
 from sde_diffusion.denoiser.chunks import Chunk
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.exact import Method, ordinary
 from sde_diffusion.likelihood.flow import Flow, Part, arrivals, check_solver, solve_again, tell
 from sde_diffusion.likelihood.result import LogProb

@@ -12,9 +12,9 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_step_count
 from sde_diffusion.problem import Problem
 from sde_diffusion.sde import grids
-from sde_diffusion.sde._times import as_grid
 from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.sde.grids import Grid
+from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver
 
 

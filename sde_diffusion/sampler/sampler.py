@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_samples, check_state
-from sde_diffusion.denoiser._modules import Evaluation
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.chunks import Chunk, chunks
 from sde_diffusion.denoiser.conditions import Conditions, check_options
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import WIDE, check_real, is_real
-from sde_diffusion.sde._times import as_times
+from sde_diffusion.sde.times import as_times
 
 SCHEDULES = ("alpha", "sigma", "rates", "half_log_snr", "time_of")
 POINTS = 65  # at which a schedule is looked over

@@ -25,8 +25,8 @@ from torch import Tensor
 from sde_diffusion._checks import check_like, check_state
 from sde_diffusion._tensors import standard_normal_log_prob
 from sde_diffusion.sde._checks import SCHEDULES, check_range_of, check_scales, check_schedule, elementwise
-from sde_diffusion.sde._times import as_table, as_time, as_times
 from sde_diffusion.sde.level import Level
+from sde_diffusion.sde.times import as_table, as_time, as_times
 
 
 class SDE(ABC):

@@ -230,8 +230,7 @@ class GaussianReverseSDE(ReverseSDE):
         self.counter.n += self.denoiser.cost
         if self._careful:
             return self.denoiser.predict(x, t, **self.cond)
-        answer = self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond)
-        return answer if type(answer) is Prediction and answer._c is not None else held(answer, x)
+        return held(self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond), x)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)

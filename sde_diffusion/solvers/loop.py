@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion._checks import SolverError, check_state, rows_in_words
 from sde_diffusion._tensors import broken
 from sde_diffusion.noise.sources import NoiseSource, Silent
-from sde_diffusion.sde._times import as_grid
+from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver, describe
 from sde_diffusion.solvers.equation import ODE, ReverseSDE
 

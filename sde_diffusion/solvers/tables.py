@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import broken
-from sde_diffusion.denoiser._calls import Caller
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.calls import Caller
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._tensors import rows
-from sde_diffusion.denoiser._modules import Evaluation
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density, LikelihoodWarning

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_finite, check_state
-from sde_diffusion.denoiser._modules import modules_behind
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.training.ema import Decay, horizon
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
