@@ -74,7 +74,7 @@ class Standardisation:
         return cls(mean, std).fitting(x.shape[1:])
 
     def fitting(self, shape: Sequence[int]) -> Standardisation:
-        """The same for samples of shape `shape`, along whose first axis a column lies.
+        """This scaling for samples of shape `shape`, along whose first axis a column lies.
 
         Raises:
             ValueError: Neither one number, nor one per entry of that axis.

@@ -36,7 +36,7 @@ class Clip(Wrapper):
 
     Raises:
         TypeError: `model` is no `Denoiser`.
-        ValueError: Bounds that are not finite, or in the wrong order.
+        ValueError: Bounds that are not finite, or not `low < high`.
 
     Example:
         >>> SDESampler(sde, Clip(model), solver=DDIM()).sample(64)

@@ -70,7 +70,7 @@ class Parametrisation(ABC):
         return None
 
     def at_scale(self, data_std: float) -> Parametrisation | None:
-        """The same for data of another standard deviation; None where it scales nothing."""
+        """The parametrisation for data of another standard deviation; None where it scales nothing."""
         return None
 
 

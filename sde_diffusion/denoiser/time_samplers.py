@@ -41,7 +41,7 @@ class LogNormalSigma:
         return _at_lam(sde, -log_ratio)
 
     def scaled(self, data_std: float) -> LogNormalSigma:
-        r"""The same for data of standard deviation $c$: $m + \log c$, since noise counts relative to the data."""
+        r"""The sampler for data of standard deviation $c$: $m + \log c$, since noise counts relative to the data."""
         return replace(self, mean=self.mean + math.log(data_std))
 
 

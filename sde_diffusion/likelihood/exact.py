@@ -153,7 +153,7 @@ def log_prob(
             that are called as an argument here is go in by name, `cond={"density": density}`.
 
     Raises:
-        TypeError: Integer or half-precision data, or an option of `Density` or `Method` outside of it.
+        TypeError: Integer or half-precision data, or an option of `Density` or `Method` given by itself.
         ValueError: Empty or non-finite data, another event shape, or a level out of range.
 
     Warns:

@@ -95,7 +95,7 @@ class Flow:
         return now
 
     def looser(self) -> Flow:
-        """The same at ten times the tolerance, or on every second time; for fewer than `FEW` steps on twice `FEW`."""
+        """This way at ten times the tolerance, or on every second time; for fewer than `FEW` steps on twice `FEW`."""
         cruder, grid = self.solver.looser(), self.grid
         if self.solver.facts.rtol is not None:
             grid = [grid[0], grid[-1]]

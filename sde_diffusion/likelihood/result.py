@@ -85,17 +85,17 @@ class LogProb:
         return self.value[self.converged].mean()
 
     def to(self, *args: Any, **options: Any) -> LogProb:
-        """The same on another device or in another dtype, as `Tensor.to` takes them."""
+        """The record on another device or in another dtype, as `Tensor.to` takes them."""
         return self._each(
             lambda v: v.to(*args, **options) if v.is_floating_point() else v.to(v.to(*args, **options).device)
         )
 
     def cpu(self) -> LogProb:
-        """The same on the CPU."""
+        """The record on the CPU."""
         return self._each(Tensor.cpu)
 
     def detach(self) -> LogProb:
-        """The same without its graph."""
+        """The record without its graph."""
         return self._each(Tensor.detach)
 
     def __len__(self) -> int:

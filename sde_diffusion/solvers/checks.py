@@ -1,4 +1,4 @@
-"""What solvers refuse at the door: arguments outside their range, and times in the wrong order."""
+"""What solvers refuse at the door: arguments outside their range, and steps up in time."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def sampler_of(
 
 
 def attributes(solver: Solver) -> str:
-    """Complains about facts of a solver that make no sense; empty for none, as every complaint of this file."""
+    """Complains about facts of a solver that make no sense; a complaint that is empty is none, here and below."""
     facts: Any = solver.facts
     if not isinstance(facts, Facts):
         return f"facts must be a Facts(...), got {facts!r}"

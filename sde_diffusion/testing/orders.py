@@ -4,7 +4,7 @@ Three measurements, each a fit of log error against log steps, over a window of 
 from both ends, where the time of some SDEs has a singular derivative:
 
 * `deterministic`: distance to the exact probability flow, of Gaussian data with unequal scales and of a mixture;
-  `upward`: the same from the data to the noise.
+  `upward` measures it from the data to the noise.
 * `strong`: distance between solutions at $N$ and $2N$ steps on one Brownian path.
 * `weak`: bias of mean and variance on Gaussian data. A step is affine there in state and noise, so that one solve over
   unit impulses gives both exactly: no Monte Carlo.

@@ -57,7 +57,7 @@ class Training:
 
     @property
     def loss(self) -> float:
-        """The mean of the last hundred losses, of those that are finite; NaN if there is none."""
+        """The mean of those of the last hundred losses that are finite; NaN if none is."""
         return _mean(self.losses)
 
     def __repr__(self) -> str:
