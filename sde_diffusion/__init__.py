@@ -26,6 +26,7 @@ from sde_diffusion.sde import Level as Level
 from sde_diffusion.sde import Matched as Matched
 from sde_diffusion.sde import Standard as Standard
 from sde_diffusion.sde import grids as grids
+from sde_diffusion.sde import processes as processes
 from sde_diffusion.sde.processes import *  # noqa: F403 - all that the list of processes names
 from sde_diffusion.solvers.loop import NonFiniteWarning as NonFiniteWarning
 from sde_diffusion.solvers.loop import Snapshot as Snapshot
@@ -55,6 +56,36 @@ _LATER = {
 }
 
 
+__all__ = [
+    "SDE",
+    "Clip",
+    "Denoiser",
+    "GaussianSDE",
+    "Level",
+    "Matched",
+    "Network",
+    "NonFiniteWarning",
+    "PerSample",
+    "Prediction",
+    "Problem",
+    "SDESampler",
+    "SamplingWarning",
+    "Shared",
+    "Snapshot",
+    "SolverError",
+    "Standard",
+    "UnfinishedWarning",
+    "Wrapper",
+    "clocks",
+    "grids",
+    "integrate",
+    "noise",
+    "predict",
+    "solvers",
+]
+__all__ += [cls.__name__ for cls in processes.CLASSES]
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -62,4 +93,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*__all__, *_LATER, "__version__"})

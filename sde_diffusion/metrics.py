@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_seed
+from sde_diffusion.noise.seeds import seed_list
 
 __all__ = ["energy_distance", "frechet_distance", "sliced_wasserstein"]
 
@@ -45,7 +46,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, *, projections: int = 256, seed: in
     """
     x, y = _pair(x, y)
     check_count(projections, "projections")
-    generator = torch.Generator().manual_seed(check_seed(seed))
+    (seed,) = seed_list(check_seed(seed), 1)
+    generator = torch.Generator().manual_seed(seed)
     theta = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
     theta = theta / theta.norm(dim=0)
     width, rows, columns = _quantile_cells(len(x), len(y), x.device)

@@ -69,7 +69,7 @@ class Problem:
         law: object = prior
         if not isinstance(law, Prior):
             raise TypeError(f"prior must be a Prior such as Standard() or Matched(mean, variance), got {law!r}")
-        prior.check(sde)
+        prior.check(sde, found)
         for name, value in (("sde", sde), ("model", model), ("shape", found), ("prior", prior), ("_tables", Tables())):
             object.__setattr__(self, name, value)
 

@@ -15,7 +15,7 @@ from refusals import T, V, check, wrong
 from torch import nn
 
 from sde_diffusion import EDMSDE, VPSDE, Clip, Network, PerSample, SDESampler, Shared, predict
-from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.conditions import OPTIONS, Conditions
 from sde_diffusion.likelihood import Density, Estimate, Method, continuous_elbo, elbo
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, RK4
@@ -356,3 +356,21 @@ def test_the_parts_of_any_tree_of_conditions_make_the_whole(data, n, size):
     assert same(given.part(slice(None)), whole)
     assert same(given.rows(range(n)), whole)
     assert same(given.rows([n - 1]), given.part(slice(n - 1, n)))
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS - {"grad", "nonfinite"}))
+def test_an_option_of_another_call_is_no_condition_unless_it_is_said_to_be(name):
+    heard: list[dict[str, object]] = []
+
+    def net(x, t, **cond):
+        heard.append(cond)
+        return 0.1 * x
+
+    model = Network(net, VPSDE(), predict.noise, shape=(2,))
+    sampler = SDESampler(VPSDE(), model, steps=2)
+    with pytest.raises(TypeError, match=rf"^{name}= is no argument of this call, and would go to the network"):
+        model(torch.zeros(2, 2), 0.5, **{name: 1})
+    assert not heard
+    *_, last = sampler.iterate(2, seed=0, cond={name: 1})
+    assert heard[-1] == {name: 1}
+    assert last.x.shape == (2, 2)

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion import (
     EDMSDE,
@@ -160,6 +160,37 @@ def test_a_wrapper_is_trained_as_the_model_inside(kind):
     assert wrapped.objective() == model.objective()
     first, second = (m.loss(REAL[:64], generator=torch.Generator().manual_seed(3)) for m in (model, wrapped))
     assert first == second
+
+
+class Shifted(Wrapper):
+    """Sees the data moved."""
+
+    by: Tensor
+
+    def predict(self, x, at, **cond):
+        inner = self.inner.predict(x - at.alpha * self.by, at, **cond)
+        return Prediction(lambda: inner.data + self.by, lambda: inner.noise)
+
+
+def test_a_wrapper_with_an_answer_of_its_own_is_trained_through_it():
+    by = torch.tensor([3.0, -2.0])
+    model, data = Shifted(network(VPSDE(), predict.edm)), (REAL - MEAN) / STD
+    model.by = by  # the network learns what is left: the data as they are where it sees them
+    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
+    generator = torch.Generator().manual_seed(0)
+    for rows in torch.randint(len(data), (300, 256), generator=generator):
+        optimiser.zero_grad()
+        model.loss(data[rows] + by, generator=generator).backward()
+        optimiser.step()
+    x = SDESampler(VPSDE(), model, shape=(2,)).sample(2000, seed=0)
+    assert sliced_wasserstein(x - by, HELD_OUT) < 0.3
+
+
+def test_the_parameters_of_a_wrapper_are_trained_too():
+    model = Shifted(network(VPSDE(), predict.edm))
+    model.by = nn.Parameter(torch.zeros(2))
+    train(model, HELD_OUT, steps=5, seed=0)
+    assert bool((model.by != 0).all())
 
 
 @pytest.mark.parametrize(("sde", "kind"), REFUSED, ids=repr)

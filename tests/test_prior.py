@@ -16,12 +16,14 @@ from sde_diffusion import (
     DiscreteVPSDE,
     FlowSDE,
     Matched,
+    Network,
     Problem,
     SDESampler,
     Standard,
     SubVPSDE,
 )
 from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.likelihood import continuous_elbo
 from sde_diffusion.solvers import RK4
 
 SHIPPED = [
@@ -144,3 +146,22 @@ def test_a_sampler_of_a_problem_takes_its_model_and_shape_from_it():
             SDESampler(problem, **more)
     with pytest.raises(TypeError, match="prior must be a Prior such as Standard"):
         Problem(VPSDE(), lambda x, t: -x, prior=wrong(VPSDE()))
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (Matched(torch.zeros(3), torch.ones(3)), r"the mean of the prior has shape \(3,\), but a state has \(2,\)"),
+        (Matched(0.0, torch.ones(3)), r"the variance of the prior has shape \(3,\), but a state has \(2,\)"),
+        (Matched(torch.zeros(3), torch.eye(3)), r"the mean of the prior has shape \(3,\)"),
+    ],
+    ids=["mean", "variance", "covariance"],
+)
+def test_a_prior_of_another_event_shape_is_refused_at_the_door(prior, message):
+    sde = VESDE()
+    model = Network(lambda x, t: x, sde, shape=(2,))
+    with pytest.raises(ValueError, match=message):
+        Problem(sde, model, prior=prior)
+    with pytest.raises(ValueError, match=message):
+        continuous_elbo(model, torch.zeros(4, 2), prior=prior)
+    Problem(sde, model, prior=Matched(torch.zeros(2), torch.ones(2)))

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import zoo
+from refusals import wrong
 
+from sde_diffusion import VPSDE, Network, SDESampler, predict
 from sde_diffusion.solvers import (
     DDIM,
     AdamsMoulton,
@@ -29,6 +31,7 @@ from sde_diffusion.solvers import (
 )
 from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE, ReverseSDE
 
+MODEL = Network(lambda x, t: 0.1 * x, VPSDE(), predict.noise, shape=(2,))
 INNER = [Heun(), EulerMaruyama(), DPMSolverPP(3), AdamsMoulton(4), DormandPrince(1e-4, 1e-6), Torchdiffeq()]
 
 
@@ -87,3 +90,53 @@ def test_a_solver_that_states_no_facts_is_not_made() -> None:
 
     with pytest.raises(TypeError, match=r"abstract.* facts"):
         Factless()  # type: ignore[abstract]  # which the type checker sees too
+
+
+class Mine(Solver[Any, Any]):
+    """Leaves the state as it is; what it says and answers is set by the test."""
+
+    facts = Facts(evaluations=0)
+
+    def step(self, eq: Any, x: Any, t: Any, s: Any, state: Any, noise: Any) -> Any:
+        return x, None
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (Facts, r"facts of Mine must be a Facts\(\.\.\.\), such as"),
+        (None, "got None"),
+        (lambda self: Facts(), "got <bound method"),
+        (Facts(needs=wrong("ODE")), "needs of Mine must be ODE, ReverseSDE or GaussianReverseSDE, got 'ODE'"),
+        (Facts(order=wrong("1")), "order of Mine must be a number of at least 0, got '1'"),
+        (Facts(evaluations=-3), "evaluations of Mine must be a number of at least 0, got -3"),
+        (Facts(stochastic=wrong("no")), "stochastic of Mine must be True or False, got 'no'"),
+    ],
+)
+def test_facts_that_say_nothing_are_refused_by_what_takes_the_solver(
+    monkeypatch: Any, facts: Any, message: str
+) -> None:
+    monkeypatch.setattr(Mine, "facts", facts)
+    for take in (lambda s: SDESampler(VPSDE(), MODEL, solver=s), Angle):
+        with pytest.raises(TypeError, match=message):
+            take(Mine())
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (
+            lambda x: (x[:1], None),
+            ValueError,
+            r"a state of shape \(1, 2\) in torch.float32, wanted .* \(3, 2\)",
+        ),
+        (lambda x: (x.double(), None), ValueError, "in torch.float64, wanted that of the state it was given"),
+        (lambda x: (None, None), TypeError, "answered NoneType, wanted the pair"),
+    ],
+)
+def test_a_first_step_that_answers_another_kind_of_state_is_told(
+    monkeypatch: Any, answer: Any, error: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(Mine, "step", lambda self, eq, x, t, s, state, noise: answer(x))
+    with pytest.raises(error, match=message):
+        SDESampler(VPSDE(), MODEL, solver=Mine(), steps=3, denoise=False).sample(3, seed=0)

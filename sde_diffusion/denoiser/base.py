@@ -167,7 +167,9 @@ class Wrapper(Denoiser):
     levels. So grids, solvers and likelihoods that go by these are the same for the wrapper and for the model. What
     differs, a subclass says in its class, `data_std = 0.5`, or after `super().__init__(inner)`: `self.cost *= 2`.
 
-    It is trained as the model inside: its loss is that of the model, whatever the wrapper makes of the answer.
+    A wrapper with a `predict` of its own is trained through it, on the data that it predicts; one that hands on, as the
+    model inside. A rule for sampling alone, such as `Clip`, says `trained_inside = True`: its loss is that of the
+    model, whatever the rule makes of the answer.
 
     A `predict` of a subclass may work in place on its state: copies are then made where they are needed. A class that
     never does says `careful = True`, which saves looking.
@@ -186,11 +188,13 @@ class Wrapper(Denoiser):
     """
 
     careful = True  # as long as it hands on
+    trained_inside: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "predict" in vars(cls) and "careful" not in vars(cls):
-            cls.careful = False
+        if "predict" in vars(cls):
+            cls.careful = vars(cls).get("careful", False)
+            cls.trained_inside = vars(cls).get("trained_inside", False)
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
@@ -216,13 +220,15 @@ class Wrapper(Denoiser):
         return self.inner.predict(x, at, **cond)
 
     def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
-        return self.inner.residual(x, at, x0, eps, **cond)
+        loss = self.inner.residual if self.trained_inside else super().residual
+        return loss(x, at, x0, eps, **cond)
 
     def gain(self, at: Level) -> Scalar:
-        return self.inner.gain(at)
+        return self.inner.gain(at) if self.trained_inside else super().gain(at)
 
     def objective(self, *, times: TimeSampler | None = None, weight: Weighting | None = None) -> DenoisingScoreMatching:
-        return self.inner.objective(times=times, weight=weight)
+        rule = self.inner.objective if self.trained_inside else super().objective
+        return rule(times=times, weight=weight)
 
     def built_with(self) -> Mapping[str, object]:
         return self.inner.built_with()

@@ -48,6 +48,8 @@ class Clip(Wrapper):
     careful = True
     regular = False  # where data lie outside of the range, what is cut off is divided by sigma
 
+    trained_inside = True
+
     def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0, *, keep_noise: bool = False) -> None:
         super().__init__(model)
         if not -math.inf < check_real(low, "low") < check_real(high, "high") < math.inf:

@@ -183,6 +183,38 @@ class Conditions:
         return {name: _built(node, take) for name, node in self._tree.items()}
 
 
+OPTIONS = frozenset(
+    [
+        "seed",
+        "x_T",
+        "batch_size",
+        "progress",
+        "grad",
+        "nonfinite",
+        "density",
+        "method",
+        "decoder",
+        "estimate",
+        "variance",
+        "times",
+        "weight",
+        "low_discrepancy",
+        "reduction",
+        "eps",
+        "form",
+        "return_log_prob",
+        "solver",
+        "solver_error",
+        "steps",
+        "nfe",
+        "grid",
+        "generator",
+        "device",
+    ]
+)
+"""Arguments of calls that hand conditions on: where one comes as a condition, it was meant for another call."""
+
+
 def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:
     """Raises `TypeError` if what came as a condition of the model is an option of the call.
 
@@ -201,6 +233,11 @@ def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:
 def _merged(given: Mapping[str, Any]) -> dict[str, Any]:
     """Conditions by name, with those of an entry called `cond` among them."""
     named = dict(given)
+    if option := next((name for name in named if name in OPTIONS), None):
+        raise TypeError(
+            f"{option}= is no argument of this call, and would go to the network: leave it out. A condition of the "
+            f"model that is called so goes in as cond={{{option!r}: ...}}"
+        )
     inner: Any = named.pop("cond", None)
     inner = {} if inner is None else inner
     if not isinstance(inner, Mapping) or not all(isinstance(name, str) for name in inner):

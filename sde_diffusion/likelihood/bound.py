@@ -226,11 +226,12 @@ def _process(model: Denoiser, prior: Prior) -> GaussianSDE:
     """The process of the bound, which is that of the model."""
     if not isinstance(model, Denoiser):
         raise TypeError(
-            f"the bound needs a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise)"
+            f"the bound needs a Denoiser, got {type(model).__name__}: wrap it, Network(net, sde, predict.noise); of a "
+            "sampler or a problem give the model inside, sampler.model"
         )
     if not isinstance(prior, Prior):
         raise TypeError(f"prior must be a Prior such as Standard() or Matched(mean, variance), got {prior!r}")
-    prior.check(model.sde)
+    prior.check(model.sde, model.shape)
     return model.sde
 
 

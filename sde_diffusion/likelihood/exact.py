@@ -211,7 +211,9 @@ def _weigh(flow: Flow, part: Part, correct: bool, solver_error: bool) -> LogProb
 
 def _check_kind(value: object, name: str, kind: type) -> None:
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, such as {kind.__name__}(), got {value!r}")
+        raise TypeError(
+            f"{name} must be a {kind.__name__}, such as Method(DormandPrince()) or Density(level=0.0), got {value!r}"
+        )
 
 
 def ordinary(value: Any) -> Any:

@@ -17,7 +17,7 @@ from sde_diffusion.likelihood.equation import LogDensityODE, allowance, wide
 from sde_diffusion.likelihood.route import LikelihoodWarning, Route
 from sde_diffusion.likelihood.trace import Trace
 from sde_diffusion.solvers import Solver
-from sde_diffusion.solvers.base import describe
+from sde_diffusion.solvers.base import describe, facts_of
 from sde_diffusion.solvers.equation import ODE
 from sde_diffusion.solvers.loop import Snapshot, UnfinishedWarning, integrate
 
@@ -109,7 +109,7 @@ def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as DormandPrince(), got {solver!r}")
     inner, data_std = solver.bare
-    facts = inner.facts
+    facts = facts_of(inner)
     if facts.stochastic:
         raise TypeError(
             f"{what} follows an ODE, but {solver!r} is stochastic: use DormandPrince(), RK4() or Torchdiffeq()"

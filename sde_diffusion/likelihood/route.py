@@ -58,6 +58,8 @@ class Density:
         if self.whole is not None:
             check_flag(self.whole, "whole")
         check_flag(self.correct, "correct")
+        if self.level is not None and not check_real(self.level, "level") >= 0:
+            raise ValueError(f"level must be a noise level sigma/alpha of at least 0, got {self.level!r}")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.prior import Standard
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
+from sde_diffusion.solvers.base import facts_of
 from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.solvers.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
 
@@ -89,7 +90,7 @@ class SDESampler:
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
-        self._stochastic = solver.facts.stochastic  # facts are made anew where they depend on arguments
+        self._stochastic = facts_of(solver).stochastic  # facts are made anew where they depend on arguments
         self.denoise = check_flag(denoise, "denoise") and gaussian
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None

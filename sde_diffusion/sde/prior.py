@@ -30,8 +30,8 @@ class Prior(ABC):
 
     holds_data: ClassVar[bool] = False
 
-    def check(self, sde: SDE) -> None:  # noqa: B027 - most priors fit every process
-        """Raises `TypeError` unless a process of this kind can have the prior."""
+    def check(self, sde: SDE, shape: tuple[int, ...] | None = None) -> None:  # noqa: B027 - most priors fit all of them
+        """Raises `TypeError` unless a process can have the prior, and `ValueError` if an event has another shape."""
 
     @abstractmethod
     def draw(self, z: Tensor, sde: SDE, t: float | None = None) -> Tensor:
@@ -146,8 +146,22 @@ class Matched(Prior):
         known = self.mean.ndim == 0 == self.variance.ndim
         return f"Matched({float(self.mean)}, {float(self.variance)})" if known else "Matched(mean, variance)"
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: SDE, shape: tuple[int, ...] | None = None) -> None:
         _gaussian(sde)
+        if shape is not None:
+            self._check_shape(tuple(shape))
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises `ValueError` unless the moments are those of an event: one number, or one for each coordinate."""
+        for name, part in (("mean", self.mean), ("variance", self.variance)):
+            fits = part.ndim == len(shape) and all(n in (1, m) for n, m in zip(part.shape, shape, strict=True))
+            if name == "variance" and self._basis is not None:
+                fits = part.shape == (math.prod(shape), math.prod(shape))
+            if part.ndim and not fits:
+                raise ValueError(
+                    f"the {name} of the prior has shape {tuple(part.shape)}, but a state has {shape}: give one number, "
+                    "or a tensor of the event shape, with 1 where it is the same along an axis"
+                )
 
     def _moments(self, sde: SDE, t: float | None) -> tuple[Tensor, Tensor]:
         """Mean, of the event shape or a scalar, and standard deviations, along the eigenvectors if there are any."""
@@ -155,7 +169,8 @@ class Matched(Prior):
         return at.alpha * self.mean, torch.sqrt(at.alpha**2 * self._spread + at.sigma**2)
 
     def draw(self, z: Tensor, sde: SDE, t: float | None = None) -> Tensor:
-        mean, std = (v.to(check_state(z, "z")) for v in self._moments(sde, t))
+        self._check_shape(tuple(check_state(z, "z").shape[1:]))
+        mean, std = (v.to(z) for v in self._moments(sde, t))
         if self._basis is None:
             return mean + std * z
         basis = self._basis.to(z)
@@ -164,7 +179,8 @@ class Matched(Prior):
         return mean + torch.stack(mixed).reshape(z.shape)
 
     def log_prob(self, x: Tensor, sde: SDE, t: float | None = None) -> Tensor:
-        mean, std = (v.to(check_state(x, "x")) for v in self._moments(sde, t))
+        self._check_shape(tuple(check_state(x, "x").shape[1:]))
+        mean, std = (v.to(x) for v in self._moments(sde, t))
         centred = x - mean
         if self._basis is not None:
             centred = rows(centred) @ self._basis.to(x)

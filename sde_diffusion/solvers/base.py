@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from torch import Tensor
@@ -128,11 +129,39 @@ class Solver(ABC, Generic[E, S]):
         return {}
 
 
+def facts_of(solver: Solver) -> Facts:
+    """Returns the facts of a solver; raises `TypeError` unless they are what `Facts` says."""
+    facts: Any = solver.facts
+    if not isinstance(facts, Facts):
+        raise TypeError(
+            f"facts of {type(solver).__name__} must be a Facts(...), such as Facts(order=1, evaluations=1), as a class "
+            f"attribute or a property, got {facts!r}"
+        )
+    needs: Any = facts.needs
+    if not (isinstance(needs, type) and issubclass(needs, ODE)):
+        raise TypeError(
+            f"needs of {type(solver).__name__} must be ODE, ReverseSDE or GaussianReverseSDE, got {needs!r}"
+        )
+    kinds: dict[str, type] = {"order": Real, "evaluations": Integral, "memory": Integral, "default_steps": Integral}
+    for name, kind in kinds.items():
+        value: Any = getattr(facts, name)
+        known = isinstance(value, kind) and not isinstance(value, bool)
+        if name == "evaluations" and value is None:
+            continue
+        if not known or not value >= 0:
+            raise TypeError(f"{name} of {type(solver).__name__} must be a number of at least 0, got {value!r}")
+    for name in ("stochastic", "adaptive", "in_time"):
+        if not isinstance(getattr(facts, name), bool):
+            raise TypeError(f"{name} of {type(solver).__name__} must be True or False, got {getattr(facts, name)!r}")
+    return facts
+
+
 def check_inner(solver: object, who: str) -> None:
     """Raises `TypeError` unless what a wrapper was given is a solver."""
     if not isinstance(solver, Solver):
         made = f": make an instance, {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"{who} works with a solver such as Heun(), got {solver!r}{made}")
+    facts_of(solver)
 
 
 def parts(solver: Solver) -> list[Solver]:

@@ -117,18 +117,21 @@ class Watch:
     sums, tell which was the first. Large ones are not kept: the buffers of the next steps would be out of the cache.
     """
 
-    __slots__ = ("counter", "deferred", "eq", "finished", "kept", "last", "small", "solver")
+    __slots__ = ("counter", "deferred", "eq", "finished", "kept", "last", "small", "solver", "start")
 
     def __init__(self, eq: ODE, solver: Solver, x: Tensor) -> None:
         self.eq, self.solver, self.counter = eq, solver, eq.counter
         self.deferred, self.small = x.device.type != "cpu", x.numel() < LARGE
         self.kept: list[Snapshot] = []
+        self.start = x
         self.finished: Tensor | None = None
         self.last: Snapshot | None = None
 
     def see(self, index: int, t: float, x: Tensor) -> Snapshot:
         """The snapshot of a step, looked at where it is time to; its lost rows are NaN, if the counter says `keep`."""
         counter = self.counter
+        if index == 1:
+            check_step(x, self.start, self.solver)
         if counter.keep:
             x = counter.blank(x)
         if counter.stopped is not None:
@@ -153,6 +156,17 @@ class Watch:
         if (now := self.last) is not None and not self.counter.keep:
             unseen = 0 if self.kept else (now.index - 1) % CHECK_EVERY
             check_numbers(self.kept or [now], now.x, unseen, self.counter.first)
+
+
+def check_step(x: object, start: Tensor, solver: Solver) -> None:
+    """Raises `TypeError` or `ValueError` unless a step answered a state like the one that it was given."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"a step of {solver!r} answered {type(x).__name__}, wanted the pair (state, what to remember)")
+    if x.shape != start.shape or x.dtype != start.dtype:
+        raise ValueError(
+            f"a step of {solver!r} answered a state of shape {tuple(x.shape)} in {x.dtype}, wanted that of the state "
+            f"it was given, {tuple(start.shape)} in {start.dtype}"
+        )
 
 
 def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:

@@ -11,13 +11,12 @@ import math
 import warnings
 from dataclasses import replace
 from functools import cache, partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import check_count, check_finite, check_seed, check_state
 from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.denoiser.conditions import Conditions
@@ -25,6 +24,7 @@ from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density, LikelihoodWarning
+from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.noise.sources import Streams
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.base import GaussianSDE
@@ -71,6 +71,7 @@ def check_likelihood(
         >>> print(check_likelihood(SDESampler(sde, model), x0, label=labels))
     """
     _check_call(sampler, x0, n, seed)
+    seed = int(seed)
     given = Conditions.of(sampler.model, cond, n if x0 is None else len(x0))
     given.check_apart("that are taken in turn")
     _check_answer(sampler, x0, given, seed)
@@ -177,7 +178,7 @@ def _check_divergence(found: Checklist, subject: _Subject) -> None:
     )
 
 
-def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> None:
+def _check_call(sampler: object, x0: Tensor | None, n: int, seed: object) -> None:
     """Raises unless the arguments are of the kinds that the check takes."""
     if not isinstance(sampler, SDESampler):
         raise TypeError(
@@ -185,8 +186,7 @@ def _check_call(sampler: object, x0: Tensor | None, n: object, seed: object) -> 
             f"density, got {described(sampler)}"
         )
     check_count(n, "n")
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an integer, got {seed!r}")
+    seed_list(check_seed(seed), max(n, 256) + DRAWN)
     if x0 is not None:
         check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
         if len(x0) < 2:

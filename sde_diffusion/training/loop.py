@@ -133,7 +133,10 @@ def train(
             an average longer than a fifth of the run; steps that were skipped.
     """
     check_count(steps, "steps")
-    recipe = recipe or Recipe()
+    recipe = Recipe() if recipe is None else recipe
+    given: object = recipe
+    if not isinstance(given, Recipe):
+        raise TypeError(f"recipe must be a Recipe, such as Recipe(batch_size=256, lr=1e-3), got {given!r}")
     labels = None if labels is None else check_labels(labels, "labels")
     (seed,) = seed_list(seed, 1)
     check_data(model, data, labels, recipe.transform, seed)
@@ -141,6 +144,11 @@ def train(
     if loss is None:
         loss = model.objective()
     check_callable(loss, "loss", "a function (model, x0, generator=...) -> scalar, such as model.objective()")
+    if isinstance(loss, type) or isinstance(getattr(loss, "__self__", None), Denoiser):
+        raise TypeError(
+            f"loss is called as loss(model, x0, generator=...), which {name_of(loss)} is not made for: write "
+            "loss=losses.DenoisingScoreMatching(...), an instance, or leave loss out for what model.loss is"
+        )
     with _ready(model, seed):
         run = _Run(model, loss, recipe, steps)
         with run.kept():
