@@ -341,7 +341,7 @@ def same(a, b):
     return type(a) is type(b) and a == b
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @whatever(data=st.data(), n=st.integers(2, 7), size=st.integers(1, 8))
 def test_the_parts_of_any_tree_of_conditions_make_the_whole(data, n, size):
     tree = data.draw(

@@ -146,6 +146,7 @@ def test_frechet_distance_is_stable_when_a_covariance_is_rank_deficient():
     assert frechet_distance(torch.ones(4, 3), torch.zeros(4, 3)) == pytest.approx(3)
 
 
+@pytest.mark.slow
 def test_the_classifier_reads_96_percent_of_the_test_digits_from_64_features():
     train, test = digits("train", seed=0), digits("test", seed=0)
     seen: list[tuple[int, float]] = []

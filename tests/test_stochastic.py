@@ -242,6 +242,7 @@ def wavy_errors(solver: Solver, source: Callable[[BrownianPath], NoiseSource], s
     return [float((at(n) - exact).square().mean().sqrt()) for n in steps]
 
 
+@pytest.mark.slow
 def test_sra1_has_strong_order_three_halves_on_an_sde_that_is_not_linear_and_only_with_the_area_of_the_path() -> None:
     steps = [16, 32, 64, 128]
     good = wavy_errors(SRA1(), lambda path: path, steps)

@@ -531,8 +531,16 @@ class Claiming(Wrapped):
         (Uncounted(), "calls of the model are counted", "6 calls of the model, 0 counted"),
         (Twice(), "calls of the model are counted", "evaluations = 1, but 6 steps make 12 calls"),
         (InPlace(), "the state handed in is not modified", "modified in place"),
-        (Widening(), "float32 and float64 are kept", "a model in torch.float32 gives samples in torch.float64"),
-        (Flattening(), "any event shape is kept", "two samples of shape () came as (2, 1)"),
+        (
+            Widening(),
+            "float32 and float64 are kept",
+            "answered a state of shape (2, 3) in torch.float64, wanted that of the state",
+        ),
+        (
+            Flattening(),
+            "any event shape is kept",
+            "answered a state of shape (2, 1) in torch.float32, wanted that of the state",
+        ),
         (
             Pretending(),
             "stochastic tells whether it draws noise",
@@ -666,7 +674,7 @@ def test_a_solver_that_claims_no_order_is_held_to_the_law_at_its_end(solver: Sol
         Churn(Heun(), 0.1),
         Restart(Angle(RK4()), repeats=1),
         PredictorCorrector(Hold(), Langevin(3, 0.2)),
-        StochasticHeunEuler(0.05, eta=0.5),
+        pytest.param(StochasticHeunEuler(0.05, eta=0.5), marks=pytest.mark.slow),
     ],
     ids=zoo.name,
 )
@@ -788,7 +796,9 @@ class RoundingPath(StochasticHeunEuler):
         return new.float().to(x.dtype), state
 
 
-@pytest.mark.parametrize("solver", [Rounding(), RoundingVelocity(), RoundingPath()], ids=zoo.name)
+@pytest.mark.parametrize(
+    "solver", [Rounding(), RoundingVelocity(), pytest.param(RoundingPath(), marks=pytest.mark.slow)], ids=zoo.name
+)
 def test_a_cast_to_float32_on_the_way_is_noticed(solver: Solver) -> None:
     assert "float64 is computed in float64" in failed(check_solver(solver, VPSDE()))
 
