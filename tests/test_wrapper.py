@@ -97,7 +97,7 @@ def calls_of(model: Network) -> list[float]:
 
 
 class Guided(Wrapper):
-    """That of docs/extending.md."""
+    """Classifier-free guidance, in the manner of docs/extending.md."""
 
     def __init__(self, inner: Denoiser, w: float) -> None:
         super().__init__(inner)
