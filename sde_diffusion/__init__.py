@@ -5,33 +5,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion import noise as noise
-from sde_diffusion import solvers as solvers
-from sde_diffusion._checks import SolverError as SolverError
-from sde_diffusion.denoiser import Clip as Clip
-from sde_diffusion.denoiser import Denoiser as Denoiser
-from sde_diffusion.denoiser import Network as Network
-from sde_diffusion.denoiser import PerSample as PerSample
-from sde_diffusion.denoiser import Prediction as Prediction
-from sde_diffusion.denoiser import Shared as Shared
-from sde_diffusion.denoiser import Wrapper as Wrapper
-from sde_diffusion.denoiser import clocks as clocks
-from sde_diffusion.denoiser import predict as predict
-from sde_diffusion.problem import Problem as Problem
-from sde_diffusion.sampler import SamplingWarning as SamplingWarning
-from sde_diffusion.sampler import SDESampler as SDESampler
-from sde_diffusion.sde import SDE as SDE
-from sde_diffusion.sde import GaussianSDE as GaussianSDE
-from sde_diffusion.sde import Level as Level
-from sde_diffusion.sde import Matched as Matched
-from sde_diffusion.sde import Standard as Standard
-from sde_diffusion.sde import grids as grids
-from sde_diffusion.sde import processes as processes
+from sde_diffusion import noise, solvers
+from sde_diffusion._checks import SolverError
+from sde_diffusion.denoiser import Clip, Denoiser, Network, PerSample, Prediction, Shared, Wrapper, clocks, predict
+from sde_diffusion.problem import Problem
+from sde_diffusion.sampler import SamplingWarning, SDESampler
+from sde_diffusion.sde import SDE, GaussianSDE, Level, Matched, Standard, grids, processes
 from sde_diffusion.sde.processes import *  # noqa: F403 - all that the list of processes names
-from sde_diffusion.solvers.loop import NonFiniteWarning as NonFiniteWarning
-from sde_diffusion.solvers.loop import Snapshot as Snapshot
-from sde_diffusion.solvers.loop import UnfinishedWarning as UnfinishedWarning
-from sde_diffusion.solvers.loop import integrate as integrate
+from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 
 if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import data as data

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import sde_diffusion
 from sde_diffusion import SDESampler, predict, solvers
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli import sample as sample_command
@@ -414,3 +415,10 @@ def test_the_threads_asked_for_are_used(vectors, tmp_path, monkeypatch):
         "sample", "--checkpoint", vectors / "model", "--n", 1, "--steps", 1, "--out", tmp_path / "x.npy", "--threads", 2
     )
     assert asked == [2]
+
+
+def test_the_version_is_that_of_the_package_at_hand_be_it_installed_or_not(monkeypatch, capsys):
+    monkeypatch.setattr(sde_diffusion, "__version__", "9.9.9")
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == "9.9.9"

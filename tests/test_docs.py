@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -72,17 +73,20 @@ BLOCKS = {path: blocks(path.read_text(encoding="utf-8")) for path in PAGES}
 @pytest.mark.parametrize(
     "path", [path for path in PAGES if any(b.language == "python" for b in BLOCKS[path])], ids=label
 )
-def test_the_code_of_a_page_runs(path, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     threads, state, default = torch.get_num_threads(), torch.random.get_rng_state(), torch.get_default_dtype()
     namespace: dict[str, object] = {"__name__": "__main__"}
     try:
         torch.set_num_threads(1)
-        for block in BLOCKS[path]:
+        for block, after in zip_longest(BLOCKS[path], BLOCKS[path][1:]):
             if block.language == "python" and block.not_run is None:
                 # empty lines in front keep the page's line numbers in the traceback
                 exec(compile("\n" * (block.line - 1) + block.code, str(path), "exec"), namespace)
+                printed = capsys.readouterr().out
+                if after is not None and after.language == "text" and path.name != "README.md":  # test_readme.py
+                    assert printed.strip() == after.code.strip()
     finally:
         torch.set_num_threads(threads)
         torch.random.set_rng_state(state)

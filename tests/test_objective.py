@@ -186,6 +186,21 @@ def test_a_wrapper_with_an_answer_of_its_own_is_trained_through_it():
     assert sliced_wasserstein(x - by, HELD_OUT) < 0.3
 
 
+class Tighter(Clip):
+    """A rule for sampling made of another."""
+
+    def predict(self, x, at, **cond):
+        return super().predict(x, at, **cond)
+
+
+def test_who_says_trained_inside_says_it_for_its_subclasses():
+    model = network(VPSDE(), predict.noise)
+    given = {"generator": torch.Generator().manual_seed(3)}
+    plain = model.loss(REAL[:64], generator=torch.Generator().manual_seed(3))
+    assert Tighter(model, -0.1, 0.1).loss(REAL[:64], **given) == plain
+    assert not model.on(EDMSDE()).trained_inside  # the state is another, and so is what the answer is held to
+
+
 def test_the_parameters_of_a_wrapper_are_trained_too():
     model = Shifted(network(VPSDE(), predict.edm))
     model.by = nn.Parameter(torch.zeros(2))

@@ -550,7 +550,7 @@ class Claiming(Wrapped):
         (Grumpy(), "1 to 5 steps on every grid", "ValueError that names no cause: no"),
         (Remembering(), "no state is kept on the solver", "its attributes change in a solve"),
         (Remembering(), "repr is valid Python", "make the class a frozen dataclass"),
-        (Needy(), "needs, order and evaluations make sense", "needs must be ODE"),
+        (Needy(), "needs, order and evaluations make sense", "needs of Needy must be ODE"),
         (Claiming(), "weak order of mean and variance", "claims order 1"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Solver) else value[:12],

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Generative modelling with stochastic differential equations: train, sample, or see it work.",
         epilog="`sde-diffusion COMMAND --help` lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=version("sde-diffusion"))
+    parser.add_argument("--version", action="version", version=sys.modules["sde_diffusion"].__version__)
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (train_command, sample_command, likelihood_command, demo_command, check_command):
         command.add_parser(group)

@@ -9,11 +9,11 @@ import importlib.util
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,7 @@ def _result(
         "settings": asdict(settings),
         "seconds": report.seconds,
         "versions": {
-            "sde_diffusion": version("sde-diffusion"),
+            "sde_diffusion": sys.modules["sde_diffusion"].__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

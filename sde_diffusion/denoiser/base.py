@@ -188,13 +188,12 @@ class Wrapper(Denoiser):
     """
 
     careful = True  # as long as it hands on
-    trained_inside: bool = True
+    trained_inside: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "predict" in vars(cls):
-            cls.careful = vars(cls).get("careful", False)
-            cls.trained_inside = vars(cls).get("trained_inside", False)
+        if "predict" in vars(cls) and "careful" not in vars(cls):
+            cls.careful = False
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
@@ -205,6 +204,7 @@ class Wrapper(Denoiser):
             )
         self.inner, self.sde, self.training = inner, inner.sde, inner.training
         self.careful = type(self).careful and inner.careful
+        self.trained_inside = type(self).trained_inside or type(self).predict is Wrapper.predict
         for fact in KEPT:
             if getattr(type(self), fact) == getattr(Denoiser, fact):  # else the subclass says so itself
                 setattr(self, fact, getattr(inner, fact))
@@ -268,7 +268,6 @@ class On(Wrapper):
     """
 
     careful = True
-    residual, gain, objective = Denoiser.residual, Denoiser.gain, Denoiser.objective  # of the data, under `sde`
 
     def __init__(self, inner: Denoiser, sde: GaussianSDE) -> None:
         super().__init__(inner)

@@ -183,35 +183,14 @@ class Conditions:
         return {name: _built(node, take) for name, node in self._tree.items()}
 
 
-OPTIONS = frozenset(
-    [
-        "seed",
-        "x_T",
-        "batch_size",
-        "progress",
-        "grad",
-        "nonfinite",
-        "density",
-        "method",
-        "decoder",
-        "estimate",
-        "variance",
-        "times",
-        "weight",
-        "low_discrepancy",
-        "reduction",
-        "eps",
-        "form",
-        "return_log_prob",
-        "solver",
-        "solver_error",
-        "steps",
-        "nfe",
-        "grid",
-        "generator",
-        "device",
-    ]
-)
+# fmt: off
+OPTIONS = frozenset({
+    "seed", "x_T", "batch_size", "progress", "grad", "nonfinite",
+    "density", "method", "decoder", "estimate", "variance", "form", "return_log_prob", "solver_error",
+    "times", "weight", "low_discrepancy", "reduction", "eps", "generator",
+    "solver", "steps", "nfe", "grid", "device",
+})
+# fmt: on
 """Arguments of calls that hand conditions on: where one comes as a condition, it was meant for another call."""
 
 

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product, zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde import grids
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
-from sde_diffusion.solvers import Facts, Solver
-from sde_diffusion.solvers.equation import ODE
+from sde_diffusion.solvers import Solver
+from sde_diffusion.solvers.base import facts_of
 from sde_diffusion.testing.orders import times
 
 STEPS = 6
@@ -71,17 +70,10 @@ def sampler_of(
 
 def attributes(solver: Solver) -> str:
     """Complains about facts of a solver that make no sense; a complaint that is empty is none, here and below."""
-    facts: Any = solver.facts
-    if not isinstance(facts, Facts):
-        return f"facts must be a Facts(...), got {facts!r}"
-    needs: Any = facts.needs
-    if not (isinstance(needs, type) and issubclass(needs, ODE)):
-        return f"needs must be ODE, ReverseSDE or GaussianReverseSDE, got {needs!r}"
-    if not facts.order >= 0:
-        return f"order must be >= 0, got {facts.order!r}"
-    n: Any = facts.evaluations
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 0):
-        return f"evaluations must be a number of calls per step, or None, got {n!r}"
+    try:
+        facts_of(solver)
+    except TypeError as error:
+        return str(error)
     return ""
 
 

@@ -66,6 +66,7 @@ def unexplained(columns: Tensor, wanted: Tensor) -> float:
 
 
 def check_levels(sheet: Checklist, model: Denoiser, x0: Tensor, probe: Probe) -> None:
+    """Adds to a report how good the data prediction is, level by level, and the curves behind the rows."""
     spread = float(rows(x0 - x0.mean(dim=0)).square().mean().sqrt())
     sheet.holds("the data vary", lambda: "" if spread > 0 else "all data are equal: nothing to predict")
     if not sheet.entries[-1].passed:
