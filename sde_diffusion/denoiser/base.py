@@ -156,6 +156,13 @@ class Denoiser(nn.Module, ABC):
         """The same model without its lower bound: below the noise levels it was made for, it extrapolates."""
         return self
 
+    def admit(self, x0: Tensor) -> Tensor:
+        """Data as the model can answer them, from data `x0` that a solver made of several of its answers.
+
+        `x0` itself, unless the model keeps its data in bounds.
+        """
+        return x0
+
     def check_pure_noise(self) -> None:
         """Raises `ValueError` if the model tells nothing of the data where alpha = 0, at the end of its range."""
 
@@ -240,6 +247,9 @@ class Wrapper(Denoiser):
         new = copy(self)
         new._modules = {**self._modules, "inner": inner}  # of its own: a copy of a module shares the table
         return new
+
+    def admit(self, x0: Tensor) -> Tensor:
+        return self.inner.admit(x0)
 
     def check_pure_noise(self) -> None:
         self.inner.check_pure_noise()

@@ -62,3 +62,6 @@ class Clip(Wrapper):
         if self.keep_noise:
             return Prediction(lambda: data, lambda: raw.noise)
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
+
+    def admit(self, x0: Tensor) -> Tensor:
+        return self.inner.admit(x0).clamp(self.low, self.high)

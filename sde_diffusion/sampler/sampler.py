@@ -30,8 +30,7 @@ from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.prior import Standard
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 from sde_diffusion.solvers.base import facts_of
-from sde_diffusion.solvers.equation import GaussianReverseSDE
-from sde_diffusion.solvers.loop import Snapshot, check_capable, check_numbers, integrate, warn_lost
+from sde_diffusion.solvers.loop import Snapshot, check_capable, integrate, warn_lost
 
 LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name in ("trace", "solver_error")}
 """How the options of samples with their log-density are written."""
@@ -342,17 +341,8 @@ class SDESampler:
             source = self.problem.source(part.n, part.seed, noise, self.span, x_T)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
-        for now in integrate(eq, self.solver, x_T, self.times, source):
-            yield now  # and not `yield from`, whose value a compiled solve would lose
-        if self.denoise and isinstance(eq, GaussianReverseSDE):
-            # The posterior mean at the last time: the only place where the noise goes to zero.
-            x = eq.denoise(now.x, eq.level(now.t)).data
-            if now.finished is not None:  # rows left on the way are not at this level: they stay as they are
-                x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
-            now = Snapshot(now.index + 1, now.t, eq.counter.blank(x) if keep else x, eq.nfe, now.finished)
-            if not keep:
-                check_numbers([now], x, 0, part.first)
-            yield now
+        for now in integrate(eq, self.solver, x_T, self.times, source, finish=self.denoise):  # noqa: UP028 - see there
+            yield now  # `yield from` has a value, which a compiled solve would lose
         warn_lost(eq)
 
     def _end(self, solve: Iterator[Snapshot], bar: tqdm[Any] | None) -> Tensor:

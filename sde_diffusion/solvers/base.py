@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sde.level import Level
-from sde_diffusion.solvers.equation import ODE
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # with defaults: a `Solver` is one of any equation and state
@@ -110,6 +110,19 @@ class Solver(ABC, Generic[E, S]):
         Returns:
             The state at `s` and what to remember.
         """
+
+    def finish(self, eq: GaussianReverseSDE, x: Tensor, t: Level, state: S | None) -> Tensor:
+        """The data, from the state at the last level: how a sampler ends, with one evaluation at that level.
+
+        The posterior mean, unless a solver knows better by what it remembers.
+
+        Args:
+            eq: The equation of a Gaussian process.
+            x: State at `t`, shape `(B, *)`; not modified.
+            t: The last level.
+            state: What the last step returned.
+        """
+        return eq.denoise(x, t).data
 
     def prepare(self, eq: E, intervals: Sequence[Interval]) -> None:
         """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""

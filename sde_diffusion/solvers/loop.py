@@ -16,7 +16,7 @@ from sde_diffusion._tensors import broken
 from sde_diffusion.noise.sources import NoiseSource, Silent
 from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver, describe
-from sde_diffusion.solvers.equation import ODE, ReverseSDE
+from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE, ReverseSDE
 
 
 class UnfinishedWarning(UserWarning):
@@ -67,7 +67,7 @@ def check_capable(eq: ODE, solver: Solver) -> None:
 
 
 def integrate(
-    eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None
+    eq: ODE, solver: Solver, x: Tensor, times: object, noise: NoiseSource | None = None, *, finish: bool = False
 ) -> Iterator[Snapshot]:
     """Carries `x` along a grid of times, one solver step per interval: the only loop of the library.
 
@@ -79,6 +79,7 @@ def integrate(
         x: State at `times[0]`, shape `(B, *)`.
         times: A strictly monotone grid: falling to sample, rising to encode.
         noise: Source of randomness, for a stochastic solver.
+        finish: Ends with the data, by `Solver.finish`, in a last snapshot: for the equation of a Gaussian process.
 
     Raises:
         TypeError: The solver needs more than the equation gives.
@@ -100,6 +101,8 @@ def integrate(
         x, state = solver.step(eq, now.x, levels[index - 1], levels[index], state, source)
         yield (now := watch.see(index, grid[index], x))
     watch.close()
+    if finish and isinstance(eq, GaussianReverseSDE):
+        yield watch.end(now, solver.finish(eq, now.x, levels[-1], state))
 
 
 def check_solve(eq: ODE, solver: Solver, x: Tensor, times: object) -> list[float]:
@@ -156,6 +159,16 @@ class Watch:
         if (now := self.last) is not None and not self.counter.keep:
             unseen = 0 if self.kept else (now.index - 1) % CHECK_EVERY
             check_numbers(self.kept or [now], now.x, unseen, self.counter.first)
+
+    def end(self, now: Snapshot, x: Tensor) -> Snapshot:
+        """The snapshot of the data `x` that the last state leads to, looked at at once."""
+        counter = self.counter
+        if now.finished is not None:  # rows left on the way are not at the last level: they stay as they are
+            x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
+        end = Snapshot(now.index + 1, now.t, counter.blank(x) if counter.keep else x, counter.n, now.finished)
+        if not counter.keep:
+            check_numbers([end], x, 0, counter.first)
+        return end
 
 
 def check_step(x: object, start: Tensor, solver: Solver) -> None:

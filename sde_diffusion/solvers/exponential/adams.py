@@ -9,7 +9,8 @@ r"""Adams methods of any order, exponential and plain: one integral, with a choi
 | `"velocity"` | $\varepsilon - D$ | $u = \sigma/(\alpha + \sigma)$ | Adams-Bashforth of rectified flow |
 | `"angle"` | $\cos u\,\varepsilon - \sin u\,D/c$ | $u = \arctan(\sigma/(\alpha c))$ | Adams-Bashforth in the angle |
 
-In the last two the variable is finite at both ends, so that they start from pure noise without a special case.
+In the last two the variable is finite at both ends, so that they start from pure noise without a special case, and end
+with a step of their own order to the data instead of the posterior mean.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Adams(Multistep):
         if self.quantity == "data":
             return "data"
         return None if self.quantity in ("velocity", "angle") else "noise"
+
+    @property
+    def reaches_zero(self) -> bool:
+        return self.quantity in ("velocity", "angle")
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         if self.quantity == "time":

@@ -15,6 +15,7 @@ is left in float32.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
@@ -23,11 +24,13 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from sde_diffusion.denoiser.prediction import Half, Prediction
-from sde_diffusion.noise.sources import NoiseSource
+from sde_diffusion.noise.sources import NoiseSource, Silent
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.base import Interval, Solver
 from sde_diffusion.solvers.equation import GaussianReverseSDE
 
+ZERO_NOISE = Level(-math.inf, alpha=1.0, sigma=0.0, lam=math.inf)
+"""The level of the data themselves, at no time of any grid."""
 LevelAt = Callable[[float], Level]
 # Weights of the newest prediction, of data and noise, those of the older ones, and the std of the fresh noise; of a
 # sampler by the times that determine them: that of the level to reach, then those of the predictions, newest first.
@@ -66,6 +69,14 @@ class Multistep(Solver[GaussianReverseSDE, State]):
         A method of one half remembers a prediction as one tensor, and not as two.
         """
         return None
+
+    @property
+    def reaches_zero(self) -> bool:
+        """Whether a row can go on to zero noise, as where the variable of its integral is finite there.
+
+        Such a method ends with a step of its own order to the data, and its grid need not end in little noise.
+        """
+        return False
 
     @abstractmethod
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
@@ -115,6 +126,11 @@ class Multistep(Solver[GaussianReverseSDE, State]):
             return x, (table, 0, (), ())
         newest = now.only(self.half) if self.half else now
         return x, (table, keep, times[1 : keep + 1], (newest, *past[: keep - 1]))
+
+    def finish(self, eq: GaussianReverseSDE, x: Tensor, t: Level, state: State | None) -> Tensor:
+        if not self.reaches_zero:
+            return super().finish(eq, x, t, state)
+        return eq.denoiser.admit(self.step(eq, x, t, ZERO_NOISE, state, Silent())[0])
 
 
 def chain(intervals: Sequence[Interval], memory: int) -> Iterator[tuple[float, ...]]:
