@@ -64,6 +64,10 @@ class Silent(NoiseSource):
         raise ValueError("a stochastic solver was given no noise: hand integrate a source such as noise.Streams")
 
 
+SILENT = Silent()
+"""The source of every deterministic solve: it has no state."""
+
+
 class Streams(NoiseSource):
     """One random stream per sample: the default.
 

@@ -21,7 +21,7 @@ from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.likelihood.sampling import JointSampling
 from sde_diffusion.noise.seeds import Seed
-from sde_diffusion.noise.sources import NoiseSource, Silent, Streams
+from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import angle_grid, default_grid, grid_name, lay_out, times_of
 from sde_diffusion.sampler.forecast import Forecast
@@ -30,7 +30,8 @@ from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.prior import Standard
 from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
 from sde_diffusion.solvers.base import facts_of
-from sde_diffusion.solvers.loop import Snapshot, check_capable, integrate, warn_lost
+from sde_diffusion.solvers.equation import ODE
+from sde_diffusion.solvers.loop import Course, Snapshot, check_capable, integrate, warn_lost
 
 LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name in ("trace", "solver_error")}
 """How the options of samples with their log-density are written."""
@@ -99,6 +100,7 @@ class SDESampler:
         self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=self.denoise)
         self.steps = len(self.times) - 1
         other = partial(times_of, self.grid, self.sde) if callable(self.grid) else None
+        self._course: Course | None = None
         self._forecast = Forecast(self.problem, solver, self.times, jump=self.denoise, lay_out=other)
 
     @property
@@ -326,7 +328,7 @@ class SDESampler:
         self, n: int, seed: Seed, x_T: Tensor | None, batch_size: int | None, cond: dict[str, Any]
     ) -> tuple[int, int, Iterator[Chunk]]:
         """The number of samples, how many are drawn at once, and the batches of them."""
-        n = check_samples(n) if x_T is None else len(self._check_x_T(x_T, n))
+        n = check_samples(n) if x_T is None else self._check_x_T(x_T, n).shape[0]
         size = n if batch_size is None else check_count(batch_size, "batch_size")
         given = Conditions.of(self.model, cond, n)
         if size < n:
@@ -336,14 +338,20 @@ class SDESampler:
     def _solve(self, part: Chunk, noise: Callable[..., NoiseSource], keep: bool) -> Iterator[Snapshot]:
         eq, x_T = self.problem.equation(part.cond), part.start
         eq.counter.first, eq.counter.keep = part.first, keep
-        source: NoiseSource = Silent()
+        source: NoiseSource = SILENT
         if x_T is None or self._stochastic:
             source = self.problem.source(part.n, part.seed, noise, self.span, x_T)
             z = source.prior()  # drawn even if not used, so that the noise of the steps does not depend on x_T
             x_T = self.problem.start(z, self.times[0]) if x_T is None else x_T
-        for now in integrate(eq, self.solver, x_T, self.times, source, finish=self.denoise):  # noqa: UP028 - see there
+        for now in integrate(eq, self.solver, x_T, self._laid(eq), source, finish=self.denoise):  # noqa: UP028 - see there
             yield now  # `yield from` has a value, which a compiled solve would lose
         warn_lost(eq)
+
+    def _laid(self, eq: ODE) -> Course:
+        """The course of the solves on the grid: laid by the first of them."""
+        if self._course is None or self._course.times != self.times:
+            self._course = Course.of(eq, self.solver, self.times)
+        return self._course
 
     def _end(self, solve: Iterator[Snapshot], bar: tqdm[Any] | None) -> Tensor:
         """The last state of a solve; the bar goes on with each step of the solver."""
@@ -354,7 +362,7 @@ class SDESampler:
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:
         check_state(x_T, "x_T", shape=self.shape)
-        if n not in (1, len(x_T)):
+        if n not in (1, x_T.shape[0]):
             raise ValueError(f"n = {n}, but x_T holds {len(x_T)} states: leave n out")
         return check_finite(x_T, "x_T")
 

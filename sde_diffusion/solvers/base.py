@@ -125,7 +125,10 @@ class Solver(ABC, Generic[E, S]):
         return eq.denoise(x, t).data
 
     def prepare(self, eq: E, intervals: Sequence[Interval]) -> None:
-        """Tabulates the levels that the steps over `intervals` will ask for between grid times; called once."""
+        """Tabulates the levels that the steps over `intervals` will ask for between grid times.
+
+        Called before the first solve of a sampler, and not again: into `eq.tables`, which all its solves share.
+        """
 
     @classmethod
     def examples(cls) -> tuple[Solver, ...]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sde_diffusion._checks import SolverError, check_state, rows_in_words
 from sde_diffusion._tensors import broken
-from sde_diffusion.noise.sources import NoiseSource, Silent
+from sde_diffusion.noise.sources import SILENT, NoiseSource
+from sde_diffusion.sde.level import Level
 from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver, describe
 from sde_diffusion.solvers.equation import ODE, GaussianReverseSDE, ReverseSDE
@@ -50,6 +51,28 @@ class Snapshot(NamedTuple):
     finished: Tensor | None = None
 
 
+class Course(NamedTuple):
+    """A grid of times, found fit for a solve, with its levels: what the solves of one equation on it have in common.
+
+    Attributes:
+        times: The grid, strictly monotone.
+        levels: The levels at the times.
+    """
+
+    times: list[float]
+    levels: list[Level]
+
+    @classmethod
+    def of(cls, eq: ODE, solver: Solver, times: object) -> Course:
+        """The course of a solve, its levels and those between tabulated; or an error that says what cannot work."""
+        check_capable(eq, solver)
+        ends = (eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)
+        grid = as_grid(times, *ends)
+        levels = eq.prefill(grid)
+        solver.prepare(eq, list(pairwise(grid)))
+        return cls(grid, levels)
+
+
 def check_capable(eq: ODE, solver: Solver) -> None:
     """Raises `TypeError` unless the equation gives what the solver needs, naming solvers that would work."""
     if not isinstance(eq, ODE):
@@ -77,7 +100,7 @@ def integrate(
         eq: The equation.
         solver: The solver.
         x: State at `times[0]`, shape `(B, *)`.
-        times: A strictly monotone grid: falling to sample, rising to encode.
+        times: A strictly monotone grid, falling to sample, rising to encode; or its `Course`, from an earlier solve.
         noise: Source of randomness, for a stochastic solver.
         finish: Ends with the data, by `Solver.finish`, in a last snapshot: for the equation of a Gaussian process.
 
@@ -92,24 +115,16 @@ def integrate(
     Warns:
         UnfinishedWarning: An adaptive solver that ran out of evaluations; `finished` of the snapshots tells the rows.
     """
-    grid = check_solve(eq, solver, x, times)
-    levels, source = eq.prefill(grid), noise or Silent()
-    solver.prepare(eq, list(pairwise(grid)))
-    state, watch = None, Watch(eq, solver, x)
+    check_state(x, "x")
+    grid, levels = times if isinstance(times, Course) else Course.of(eq, solver, times)
+    state, source, watch = None, noise or SILENT, Watch(eq, solver, x)
     yield (now := Snapshot(0, grid[0], x, eq.nfe))
     for index in range(1, len(grid)):
         x, state = solver.step(eq, now.x, levels[index - 1], levels[index], state, source)
         yield (now := watch.see(index, grid[index], x))
-    watch.close()
+    watch.close(now)
     if finish and isinstance(eq, GaussianReverseSDE):
         yield watch.end(now, solver.finish(eq, now.x, levels[-1], state))
-
-
-def check_solve(eq: ODE, solver: Solver, x: Tensor, times: object) -> list[float]:
-    """The grid of a solve, or an error that says what about it cannot work."""
-    check_capable(eq, solver)
-    check_state(x, "x")
-    return as_grid(times, *((eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)))
 
 
 class Watch:
@@ -120,45 +135,48 @@ class Watch:
     sums, tell which was the first. Large ones are not kept: the buffers of the next steps would be out of the cache.
     """
 
-    __slots__ = ("counter", "deferred", "eq", "finished", "kept", "last", "small", "solver", "start")
+    __slots__ = ("counter", "deferred", "eq", "finished", "kept", "small", "solver", "start")
 
     def __init__(self, eq: ODE, solver: Solver, x: Tensor) -> None:
-        self.eq, self.solver, self.counter = eq, solver, eq.counter
+        self.eq, self.solver, self.counter, self.start = eq, solver, eq.counter, x
         self.deferred, self.small = x.device.type != "cpu", x.numel() < LARGE
         self.kept: list[Snapshot] = []
-        self.start = x
         self.finished: Tensor | None = None
-        self.last: Snapshot | None = None
 
     def see(self, index: int, t: float, x: Tensor) -> Snapshot:
         """The snapshot of a step, looked at where it is time to; its lost rows are NaN, if the counter says `keep`."""
         counter = self.counter
         if index == 1:
             check_step(x, self.start, self.solver)
-        if counter.keep:
-            x = counter.blank(x)
         if counter.stopped is not None:
-            if self.finished is None:
-                warn_unfinished(self.eq, self.solver, t)
-            self.finished = ~counter.stopped
-        now = self.last = Snapshot(index, t, x, counter.n, self.finished)
+            self._left(counter.stopped, t)
         if counter.keep:
-            return now
+            return Snapshot(index, t, counter.blank(x), counter.n, self.finished)
+        now = Snapshot(index, t, x, counter.n, self.finished)
         if self.deferred:
             self.kept.append(now._replace(x=x.detach().sum()))
             return now
         if self.small:
             self.kept.append(now)
         if not index % CHECK_EVERY:
-            check_numbers(self.kept or [now], x, 0 if self.small else CHECK_EVERY - 1, counter.first)
-            self.kept.clear()
+            self._look(now, CHECK_EVERY - 1)
         return now
 
-    def close(self) -> None:
-        """Looks at what no step has looked at."""
-        if (now := self.last) is not None and not self.counter.keep:
-            unseen = 0 if self.kept else (now.index - 1) % CHECK_EVERY
-            check_numbers(self.kept or [now], now.x, unseen, self.counter.first)
+    def _left(self, stopped: Tensor, t: float) -> None:
+        """Takes down which rows the solver has left on the way to time `t`; tells of them once."""
+        if self.finished is None:
+            warn_unfinished(self.eq, self.solver, t)
+        self.finished = ~stopped
+
+    def _look(self, now: Snapshot, before: int) -> None:
+        """Raises `SolverError` unless a state is finite, of which `before` were not looked at before."""
+        check_numbers(self.kept or [now], now.x, 0 if self.kept else before, self.counter.first)
+        self.kept.clear()
+
+    def close(self, now: Snapshot) -> None:
+        """Looks at the last state, if no step has."""
+        if not self.counter.keep and (self.deferred or now.index % CHECK_EVERY):
+            self._look(now, (now.index - 1) % CHECK_EVERY)
 
     def end(self, now: Snapshot, x: Tensor) -> Snapshot:
         """The snapshot of the data `x` that the last state leads to, looked at at once."""
@@ -193,7 +211,7 @@ def warn_unfinished(eq: ODE, solver: Solver, s: float) -> None:
         "these times; Snapshot.finished, of iterate, tells which they are. "
         "Raise max_nfe or the tolerances, or step in the angle: Angle(solver)",
         UnfinishedWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
