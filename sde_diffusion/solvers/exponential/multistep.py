@@ -35,9 +35,6 @@ LevelAt = Callable[[float], Level]
 # Weights of the newest prediction, of data and noise, those of the older ones, and the std of the fresh noise; of a
 # sampler by the times that determine them: that of the level to reach, then those of the predictions, newest first.
 Weights = tuple[float, float, tuple[tuple[float, float], ...], float]
-Table = dict[tuple[float, ...], Weights]
-# The table, how many predictions to keep, their times and they themselves, newest first.
-State = tuple[Table, int, tuple[float, ...], tuple[Prediction | Half, ...]]
 
 
 class Row(NamedTuple):
@@ -54,6 +51,29 @@ class Row(NamedTuple):
     data: Sequence[float] = ()
     noise: Sequence[float] = ()
     std: float = 0.0
+
+
+class Rows:
+    """What the solves by one method have in common.
+
+    Args:
+        method: The method.
+
+    Attributes:
+        weights: The rows known, by their times.
+        keep: How many predictions a step leaves to the next.
+        half: Which half of them.
+    """
+
+    __slots__ = ("half", "keep", "weights")
+
+    def __init__(self, method: Multistep) -> None:
+        self.weights: dict[tuple[float, ...], Weights] = {}
+        self.keep, self.half = method.facts.memory - 1, method.half
+
+
+# The rows, and the times of the predictions kept and they themselves, newest first.
+State = tuple[Rows, tuple[float, ...], tuple[Prediction | Half, ...]]
 
 
 class Multistep(Solver[GaussianReverseSDE, State]):
@@ -90,11 +110,18 @@ class Multistep(Solver[GaussianReverseSDE, State]):
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         """Computes the weights of a chain of steps: what a method cannot do is refused here, before any evaluation."""
-        table: Table = eq.tables.rows.setdefault(self, {})
-        for times in chain(intervals, self.facts.memory):
-            if times not in table:
+        rows = self._rows(eq)
+        for times in chain(intervals, rows.keep + 1):
+            if times not in rows.weights:
                 to, *past = (eq.level(time) for time in times)
-                table[times] = self._weights_of(past, to, eq.level_at_lam)
+                rows.weights[times] = self._weights_of(past, to, eq.level_at_lam)
+
+    def _rows(self, eq: GaussianReverseSDE) -> Rows:
+        """The rows that solves of an equation share."""
+        rows: Rows | None = eq.tables.rows.get(self)
+        if rows is None:
+            rows = eq.tables.rows[self] = Rows(self)
+        return rows
 
     def _weights_of(self, past: Sequence[Level], s: Level, level: LevelAt) -> Weights:
         r"""A row as weights of data and noise alone: the state is $\alpha$ data + $\sigma$ noise of the newest."""
@@ -110,11 +137,11 @@ class Multistep(Solver[GaussianReverseSDE, State]):
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: State | None, noise: NoiseSource
     ) -> tuple[Tensor, State]:
-        table, keep, known, past = state or (eq.tables.rows.setdefault(self, {}), self.facts.memory - 1, (), ())
-        times = (s.t, t.t, *known)
-        weights = table.get(times)
+        rows, known, past = state or (self._rows(eq), (), ())
+        times, keep = (s.t, t.t, *known), rows.keep
+        weights = rows.weights.get(times)
         if weights is None:
-            weights = table[times] = self._weights_of([t, *map(eq.level, known)], s, eq.level_at_lam)
+            weights = rows.weights[times] = self._weights_of([t, *map(eq.level, known)], s, eq.level_at_lam)
         p, q, others, std = weights
         now = eq.denoise(x, t)
         x = now.combine(p, q)
@@ -123,9 +150,9 @@ class Multistep(Solver[GaussianReverseSDE, State]):
         if std:
             x.add_(noise(t.t, s.t), alpha=std)
         if not keep:
-            return x, (table, 0, (), ())
-        newest = now.only(self.half) if self.half else now
-        return x, (table, keep, times[1 : keep + 1], (newest, *past[: keep - 1]))
+            return x, (rows, (), ())
+        newest = now.only(rows.half) if rows.half else now
+        return x, (rows, times[1 : keep + 1], (newest, *past[: keep - 1]))
 
     def finish(self, eq: GaussianReverseSDE, x: Tensor, t: Level, state: State | None) -> Tensor:
         if not self.reaches_zero:
