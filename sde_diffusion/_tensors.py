@@ -44,7 +44,7 @@ def scaled(x: Tensor, a: float | Tensor) -> Tensor:
 
 def linear(x: Tensor, a: float | Tensor, y: Tensor, b: float | Tensor) -> Tensor:
     """`a x + b y`, for floats or tensors that broadcast."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
+    if not (isinstance(a, float) and isinstance(b, float)) and (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return a * x + b * y
     if a == 0.0:
         return y if b == 1.0 else scale(y, b)
@@ -52,7 +52,7 @@ def linear(x: Tensor, a: float | Tensor, y: Tensor, b: float | Tensor) -> Tensor
         return x if a == 1.0 else scale(x, a)
     if a == 1.0 or x.dtype != y.dtype:
         return torch.add(x if a == 1.0 else scale(x, a), y, alpha=b)
-    return scale(x, a).add_(y, alpha=b)
+    return torch.add(_ZERO, x, alpha=a).add_(y, alpha=b)
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:

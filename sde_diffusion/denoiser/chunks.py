@@ -33,6 +33,9 @@ class Chunk(NamedTuple):
 def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) -> Iterator[Chunk]:
     """The batches of at most `size` in which `n` samples are drawn."""
     seeds = as_seeds(seed, n)
+    if size >= n:
+        yield Chunk(n, seeds, x_T, cond.whole)
+        return
     for i in range(0, n, size):
         part = slice(i, min(i + size, n))
         yield Chunk(

