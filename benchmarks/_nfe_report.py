@@ -1,0 +1,296 @@
+"""From what `nfe_quality.py` measured to its summary, the tables of docs/evaluations.md and a picture per problem."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _nfe_measure import FAR, FIRST, interval
+
+from sde_diffusion.plots import COLOURS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "nfe_quality.json", ROOT / "docs" / "evaluations.md"
+IMAGES = ROOT / "docs" / "images"
+BEGIN, END = "<!-- begin: benchmarks/nfe_quality.py -->", "<!-- end: benchmarks/nfe_quality.py -->"
+MARGIN = 1.05
+SHOWN = 8
+Files = Mapping[str, dict[str, Any]]
+
+
+def geometric(values: Iterable[float]) -> float:
+    """The geometric mean; NaN of nothing."""
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def least(table: Mapping[str, Mapping[str, float]], n: str) -> tuple[float, str]:
+    """The least figure of a table at one budget, and whose it is."""
+    return min(((e[n], label) for label, e in table.items() if n in e), default=(math.nan, ""))
+
+
+def ratios(files: Files, part: str, key: str, n: str) -> dict[str, float]:
+    """By problem, an error of ours over the best peer's with hindsight."""
+    found = {}
+    for name, f in files.items():
+        mine, (best, _) = f.get(part, {}).get(key, {}).get(n), least(f["peers"]["every"], n)
+        if mine is not None and best > 0:
+            found[name] = mine / best
+    return found
+
+
+def fixed(files: Files, part: str, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
+    """For each pair that was never refused, the geometric mean over problems of its error over the hindsight best.
+
+    A pair that was far from the best at the first two budgets, and so measured at no other, counts as `FAR` there,
+    which is less than it would have been. Beside it stands the default on the problems where the pair runs.
+    """
+    found: dict[str, dict[str, float]] = {}
+    labels = Counter(label for f in files.values() for label in f[part]["few"])
+    for label, times in labels.items():
+        logs, defaults = [], []
+        for f in files.values():
+            for n in map(str, budgets):
+                ratio = _ratio(f, part, label, n)
+                if ratio is not None:
+                    logs.append(ratio)
+                    defaults.append(f["ours"]["default"][n] / least(f["peers"]["every"], n)[0])
+        if len(logs) == times * len(budgets):
+            found[label] = {"ratio": geometric(logs), "problems": times, "default": geometric(defaults)}
+    return dict(sorted(found.items(), key=lambda item: item[1]["ratio"]))
+
+
+def _ratio(f: dict[str, Any], part: str, label: str, n: str) -> float | None:
+    every, few = f[part]["every"].get(label, {}), f[part]["few"].get(label)
+    if n in every:
+        return every[n] / least(f["peers"]["every"], n)[0]
+    if few is None:
+        return None
+    if n in few:
+        return few[n] / least(f["peers"]["few"], n)[0]
+    first = [str(m) for m in FIRST]
+    tried = all(m in few for m in first)
+    return FAR if tried and all(few[m] > FAR * least(f[part]["few"], m)[0] for m in first) else None
+
+
+def worse(f: dict[str, Any], n: str, mine: str) -> dict[str, Any]:
+    """How ours compares with the best peer in distance to true samples, paired by seed."""
+    d = f.get("distances", {}).get(n, {})
+    found = {}
+    for metric in ("energy", "sliced"):
+        theirs = {k: v[metric] for k, v in d.items() if k not in ("default", "tuned")}
+        if mine in d and theirs:
+            best = min(theirs, key=lambda label: interval(theirs[label])[0])
+            difference = interval([a - b for a, b in zip(d[mine][metric], theirs[best], strict=True)])
+            floor = interval(f["distances"]["the flow itself"][metric])
+            found[metric] = {
+                "ours": interval(d[mine][metric]), "peer": interval(theirs[best]), "label": best, "floor": floor,
+                "difference": difference, "worse": difference[0] > difference[1],
+            }  # fmt: skip
+    return found
+
+
+def summarise(
+    files: Files, budgets: Sequence[int], to_data: Sequence[int], to_train: Sequence[int], versions: dict[str, str]
+) -> dict[str, Any]:
+    """All figures of the page."""
+    rows = {}
+    for n in map(str, budgets):
+        rows[n] = {}
+        for who, part, key in (("tuned", "tuned", "error"), ("default", "ours", "default")):
+            r = ratios(files, part, key, n)
+            if r:
+                worst = max(r, key=lambda name: r[name])
+                above = {name: v for name, v in r.items() if v > MARGIN}
+                rows[n][who] = {"mean": geometric(r.values()), "worst": [r[worst], worst], "above": above, "of": len(r)}
+        shipped = [least(f["ours"]["every"], n)[0] / least(f["peers"]["every"], n)[0] for f in files.values()]
+        rows[n]["best of ours with hindsight"] = {"mean": geometric(shipped)}
+    single = fixed(files, "peers", budgets)
+    problems = {name: _problem(f, budgets, to_data, list(single)[:3]) for name, f in files.items()}
+    adam = {n: a for n in map(str, to_train) if (a := _against_adam(files, n))}
+    skipped: Counter[str] = Counter()
+    for f in files.values():
+        skipped.update(f["peers"]["skipped"])
+    return {
+        "versions": versions, "budgets": list(budgets), "rows": rows, "problems": problems, "adam": adam,
+        "fixed peers": dict(list(single.items())[:30]),
+        "fixed ours": dict(list(fixed(files, "ours", budgets).items())[:30]),
+        "skipped": dict(skipped.most_common()),
+    }  # fmt: skip
+
+
+def _against_adam(files: Files, n: str) -> dict[str, Any]:
+    """The tuned table beside the trained one at one budget, where both are: error and evaluations spent."""
+    both = [f for f in files.values() if n in f.get("adam", {}) and n in f.get("tuned", {}).get("error", {})]
+    if not both:
+        return {}
+    spent = [sum(f["tuned"]["evaluations"] for f in both), sum(f["adam"][n]["calls"] for f in both)]
+    means = geometric(f["tuned"]["error"][n] / f["adam"][n]["error"] for f in both)
+    return {"mean": means, "problems": len(both), "evaluations": spent}
+
+
+def _problem(
+    f: dict[str, Any], budgets: Sequence[int], to_data: Sequence[int], single: Sequence[str]
+) -> dict[str, Any]:
+    kept = {k: f[k] for k in ("process", "dims", "exact")}
+    kept |= {"default": f["ours"]["default"], "written": f["ours"]["written"], "tuned": f.get("tuned", {})}
+    for who, part in (("peer", "peers"), ("shipped", "ours")):
+        kept[who] = {str(n): list(least(f[part]["every"], str(n))) for n in budgets}
+    kept["fixed"] = {label: _curve(f, label, budgets) for label in single}
+    kept["to data"] = {str(n): {who: worse(f, str(n), who) for who in ("default", "tuned")} for n in to_data}
+    return {**kept, "adam": f.get("adam", {}), "noise": f.get("noise", {}), "pairs": len(f["peers"]["few"])}
+
+
+def _curve(f: dict[str, Any], label: str, budgets: Sequence[int]) -> dict[str, float]:
+    """The errors of one pair of the peers, where it was measured."""
+    every, few = (f["peers"][k].get(label, {}) for k in ("every", "few"))
+    return {str(n): every.get(str(n), few.get(str(n))) for n in budgets if str(n) in every or str(n) in few}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of the page."""
+    parts = [_by_budget(result), _by_problem(result), _by_pair(result), _to_data(result), _adam(result), _noise(result)]
+    told = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+    return "\n\n".join([*filter(None, parts), f"Measured with {told}."])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(r)} |" for r in [head, ["---"] * len(head), *rows])
+
+
+def _by_budget(result: dict[str, Any]) -> str:
+    who = [w for w in ("tuned", "default") if any(w in row for row in result["rows"].values())]
+    head = ["evaluations", *(f"{w}{x}" for w in who for x in (", mean", ", worst", f", above {MARGIN}"))]
+    rows = []
+    for n, row in result["rows"].items():
+        cells = []
+        for w in who:
+            worst, name = row[w]["worst"]
+            cells += [f"{row[w]['mean']:.2f}", f"{worst:.2f} {name}", f"{len(row[w]['above'])} of {row[w]['of']}"]
+        rows.append([n, *cells, f"{row['best of ours with hindsight']['mean']:.2f}"])
+    title = "Error over that of the best peer with hindsight, geometric mean over the problems:"
+    return f"{title}\n\n{_table([*head, 'best of ours with hindsight'], rows)}"
+
+
+def _by_problem(result: dict[str, Any]) -> str:
+    shown = ("5", "8", "12", "20")
+    rows = []
+    for name, p in result["problems"].items():
+        cells = []
+        for n in shown:
+            figures = [p["tuned"].get("error", {}).get(n), p["default"].get(n), p["peer"][n][0]]
+            cells.append(" / ".join("-" if v is None else f"{v:.2g}" for v in figures))
+        rows.append([name.replace("_", " "), str(p["dims"]), *cells])
+    head = ["problem", "dimensions", *(f"{n} evaluations" for n in shown)]
+    return f"Errors, in standard deviations: tuned / default / best peer with hindsight.\n\n{_table(head, rows)}"
+
+
+def _by_pair(result: dict[str, Any]) -> str:
+    found = []
+    for title, key in (("peers", "fixed peers"), ("this library", "fixed ours")):
+        rows = [
+            [f"`{label}`".replace("|", "on"), str(p["problems"]), f"{p['ratio']:.2f}", f"{p['default']:.2f}"]
+            for label, p in list(result[key].items())[:SHOWN]
+        ]
+        head = [f"fixed pair, {title}", "problems", "mean ratio", "our default on these"]
+        found.append(_table(head, rows))
+    title = "Single pairs kept for all problems and budgets, against the same best with hindsight:"
+    return "\n\n".join([title, *found])
+
+
+def _to_data(result: dict[str, Any]) -> str:
+    rows = []
+    for metric in ("energy", "sliced"):
+        for n in next(iter(result["problems"].values()))["to data"]:
+            for who in ("tuned", "default"):
+                cells = [p["to data"][n][who][metric] for p in result["problems"].values() if p["to data"][n][who]]
+                if cells:
+                    bad = sum(c["worse"] for c in cells)
+                    better = sum(c["difference"][0] < -c["difference"][1] for c in cells)
+                    rows.append([metric, n, who, str(len(cells)), str(better), str(bad)])
+    head = ["distance to data", "evaluations", "ours", "problems", "significantly better", "significantly worse"]
+    return f"Against the best peer in that distance, differences paired by seed, 95 %:\n\n{_table(head, rows)}"
+
+
+def _adam(result: dict[str, Any]) -> str:
+    rows = [
+        [n, str(a["problems"]), f"{a['mean']:.2f}", f"{a['evaluations'][0]:,}", f"{a['evaluations'][1]:,}"]
+        for n, a in result["adam"].items()
+    ]
+    head = ["evaluations", "problems", "tuned over trained by Adam", "spent to tune, all budgets", "to train, this one"]
+    return _table(head, rows) if rows else ""
+
+
+def _noise(result: dict[str, Any]) -> str:
+    rows = []
+    for name, p in result["problems"].items():
+        for method, budgets in p["noise"].items():
+            cells = []
+            for f in budgets.values():
+                difference, half = f["difference"]
+                cells.append(f"{f['eta']:g}: {f['without'][0]:.4f} {difference:+.4f} +- {half:.4f}")
+            rows.append([name, method, *cells])
+    head = ["problem", "method", *(f"{n} evaluations" for n in next(iter(_budgets(result)), {}))]
+    title = "Energy distance without noise, and what the fitted noise scale changes, on other seeds:"
+    return f"{title}\n\n{_table(head, rows)}" if rows else ""
+
+
+def _budgets(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [b for p in result["problems"].values() for b in p["noise"].values()]
+
+
+def picture(name: str, p: dict[str, Any], path: Path) -> None:
+    """Error against evaluations of one problem."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+    figure = Figure(figsize=(4.6, 3.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    curves = {
+        "tuned": (p["tuned"].get("error", {}), {"color": COLOURS[0], "lw": 2.6, "marker": "o"}),
+        "default": (p["default"], {"color": COLOURS[1], "lw": 2.6, "marker": "s"}),
+        "best peer, hindsight": ({n: e[0] for n, e in p["peer"].items()}, {"color": "black", "lw": 1.4, "ls": "--"}),
+        "trained by Adam": ({n: a["error"] for n, a in p["adam"].items()}, {"color": COLOURS[2], "lw": 1.2, "ls": ":"}),
+    }
+    for label, (curve, style) in curves.items():
+        points = sorted((int(n), e) for n, e in curve.items() if e)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, markersize=4, **style)
+    for i, curve in enumerate(p["fixed"].values()):
+        points = sorted((int(n), e) for n, e in curve.items())
+        if points:
+            name_once = "best single pairs of peers" if i == 0 else None
+            axes.plot(*zip(*points, strict=True), color="0.65", lw=0.8, label=name_once)
+    axes.set(xscale="log", yscale="log", title=f"{name}, {p['dims']} dimensions", xlabel="network evaluations")
+    axes.set_ylabel("distance to the flow, in sd")
+    axes.set_xticks([5, 6, 8, 10, 12, 15, 20])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, which="both", color="0.92", lw=0.7)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def image_name(name: str) -> str:
+    """The file of a problem's picture."""
+    return "nfe_" + "".join(c if c.isalnum() else "_" for c in name) + ".png"
+
+
+def write(result: dict[str, Any]) -> None:
+    """Results, page and pictures."""
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_page(result)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """The tables between their marks, and the pictures."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    for name, p in result["problems"].items():
+        picture(name, p, IMAGES / image_name(name))
+    shown = "\n".join(f"![{name}](images/{image_name(name)})" for name in result["problems"])
+    PAGE.write_text(f"{before}{BEGIN}\n{markdown(result)}\n\n{shown}\n{END}{rest.split(END)[1]}", encoding="utf-8")
