@@ -39,6 +39,7 @@ from typing import Any
 
 import _fresh_noise
 import _nfe_report
+import _nfe_summary
 import _our_pairs
 import _peer_azula
 import _peer_diffusers
@@ -216,7 +217,7 @@ def main() -> None:
         for one in as_completed(pool.submit(partial(run, name, parts)) for name in names):
             print(f"{one.result()}  [{time.perf_counter() - begun:.0f} s]", flush=True)
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(CACHE.glob("*.json"))}
-    result = _nfe_report.summarise(files, BUDGETS, TO_DATA, TO_TRAIN, installed())
+    result = _nfe_summary.summarise(files, BUDGETS, TO_DATA, TO_TRAIN, installed())
     print(_nfe_report.markdown(result))
     if not arguments.only:
         _nfe_report.write(result)

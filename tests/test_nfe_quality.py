@@ -1,4 +1,4 @@
-"""Claim: the benchmark of few evaluations counts them, asks a model at the sampler's own noise level, sums up rightly."""
+"""Claim: the benchmark of few evaluations counts them, asks models at the noise level of the sampler and sums up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAIN = DiscreteVPSDE.linear(1000, 1e-4, 0.02)
 def bench(monkeypatch):
     """The modules of the benchmark, imported as when it is run."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("counted", "problems", "nfe_measure", "our_pairs", "trained_table", "nfe_report")
+    names = ("counted", "problems", "nfe_measure", "our_pairs", "trained_table", "nfe_summary")
     return SimpleNamespace(**{name: importlib.import_module(f"_{name}") for name in names})
 
 
@@ -91,7 +91,7 @@ def test_a_training_lessens_the_error_and_counts_what_it_takes(bench, monkeypatc
 
 
 def test_the_summary_is_what_one_would_compute_by_hand(bench):
-    report = bench.nfe_report
+    report = bench.nfe_summary
     some = {"a": {"6": 0.2, "12": 0.1, "8": 0.3}, "b": {"6": 0.1, "12": 0.2, "8": 0.1}, "c": {"6": 0.9, "12": 0.9}}
     files: dict[str, dict[str, Any]] = {
         "one": {"peers": {"few": some, "every": {k: some[k] for k in "ab"}, "skipped": {}}},
