@@ -6,6 +6,7 @@ import dis
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from threading import Lock
 from types import CellType, FunctionType, MethodType, TracebackType
 from typing import Any
@@ -27,32 +28,29 @@ def modules_behind(thing: object) -> list[nn.Module]:
     by name: the object of a bound method, the arguments of a `partial`, closures, defaults, globals, and the attributes
     of an object.
     """
-    return [tree[0] for tree in _trees_behind(thing)]
+    roots: list[nn.Module] = []
+    _search(thing, DEPTH, roots, [], set())
+    return roots
 
 
-def _trees_behind(thing: object) -> list[list[nn.Module]]:
-    """Each of the modules behind a model with all modules in it, parents first."""
-    found: list[list[nn.Module]] = []
-    _search(thing, DEPTH, found, set())
-    return found
-
-
-def _search(thing: object, depth: int, found: list[list[nn.Module]], seen: set[int]) -> None:
+def _search(thing: object, depth: int, roots: list[nn.Module], modules: list[nn.Module], seen: set[int]) -> None:
+    """Adds the outermost modules behind a thing to `roots`, and all that are in them to `modules`, parents first."""
     if id(thing) in seen or depth < 0:
         return
     if isinstance(thing, nn.Module):
         tree: dict[int, nn.Module] = {}
         _gather(thing, tree)
-        found.append(list(tree.values()))
+        roots.append(thing)
+        modules.extend(tree.values())
         seen.update(tree)
-        for module in found[-1]:
+        for module in tree.values():
             if callable(hidden := module.__dict__.get("net")):
-                _search(hidden, depth, found, seen)
+                _search(hidden, depth, roots, modules, seen)
         return
     seen.add(id(thing))
     for part in _parts(thing):
         if isinstance(part, nn.Module) or (callable(part) and not isinstance(part, type)):
-            _search(part, depth - 1, found, seen)
+            _search(part, depth - 1, roots, modules, seen)
 
 
 def _gather(module: nn.Module, tree: dict[int, nn.Module]) -> None:
@@ -118,20 +116,20 @@ class Evaluation:
     """
 
     def __init__(self, model: object) -> None:
-        if is_compiling():
-            trees = [list(model.modules())] if isinstance(model, nn.Module) else []
-        else:
-            trees = _trees_behind(model)
-        self.roots, self.modules = [tree[0] for tree in trees], [module for tree in trees for module in tree]
+        self.roots: list[nn.Module] = []
+        self.modules: list[nn.Module] = []
+        if not is_compiling():
+            _search(model, DEPTH, self.roots, self.modules, set())
+        elif isinstance(model, nn.Module):
+            self.roots, self.modules = [model], list(model.modules())
         self._training: list[nn.Module] = []
         self._flags = True
 
     def __enter__(self) -> None:
-        if not (_HELD or any(module.training for module in self.modules)):
-            self._training = []
-            return
         with nullcontext() if is_compiling() else _LOCK:
             self._training = [module for module in self.modules if module.training or id(module) in _HELD]
+            if not self._training:
+                return
             # Where no module overrides `train` or `eval`, the flag is set directly: tens of microseconds less a solve.
             self._flags = not is_compiling() and all(
                 type(m).train is nn.Module.train and type(m).eval is nn.Module.eval and "training" in m.__dict__
@@ -177,7 +175,7 @@ def _set_modes(modules: list[nn.Module], training: set[int]) -> None:
 def home(model: Any) -> tuple[torch.dtype, torch.device]:
     """Dtype (float32 for half precision) and device of the first floating parameter or buffer, or torch's defaults."""
     for module in modules_behind(model):
-        for p in (*module.parameters(), *module.buffers()):
+        for p in chain(module.parameters(), module.buffers()):
             if p.is_floating_point():
                 return (torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype), p.device
     return torch.get_default_dtype(), torch.get_default_device()
