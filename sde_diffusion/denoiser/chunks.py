@@ -34,14 +34,15 @@ def chunks(n: int, size: int, seed: Seed, x_T: Tensor | None, cond: Conditions) 
     """The batches of at most `size` in which `n` samples are drawn."""
     seeds = as_seeds(seed, n)
     if size >= n:
-        yield Chunk(n, seeds, x_T, cond.whole)
-        return
-    for i in range(0, n, size):
-        part = slice(i, min(i + size, n))
-        yield Chunk(
-            part.stop - i,
-            seeds[part] if isinstance(seeds, list) else seeds,
-            None if x_T is None else x_T[part],
-            cond.part(part),
-            i,
-        )
+        return iter((Chunk(n, seeds, x_T, cond.whole),))
+    return (_part(slice(i, min(i + size, n)), seeds, x_T, cond) for i in range(0, n, size))
+
+
+def _part(rows: slice, seeds: list[int] | torch.Generator, x_T: Tensor | None, cond: Conditions) -> Chunk:
+    return Chunk(
+        rows.stop - rows.start,
+        seeds[rows] if isinstance(seeds, list) else seeds,
+        None if x_T is None else x_T[rows],
+        cond.part(rows),
+        rows.start,
+    )

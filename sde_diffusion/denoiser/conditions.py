@@ -138,6 +138,8 @@ class Conditions:
     @property
     def whole(self) -> dict[str, Any]:
         """The conditions of all samples at once."""
+        if not self._tree:
+            return {}
         return self._handed(lambda leaf: _expanded(leaf.value, self.n) if leaf.rows else leaf.value)
 
     def part(self, rows: slice) -> dict[str, Any]:

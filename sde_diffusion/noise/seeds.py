@@ -22,7 +22,7 @@ def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
     if seed is None:
         seed = secrets.randbits(31)
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        seeds = [int(seed) + i for i in range(n)]
+        seeds = list(range(int(seed), int(seed) + n))
     elif isinstance(seed, (list, tuple, range)) and all(isinstance(k, (int, np.integer)) for k in seed):
         seeds = [int(k) for k in seed]
         if len(seeds) != n:

@@ -145,6 +145,7 @@ class Forecast:
     ) -> None:
         self.problem, self.solver, self.times, self.jump, self.lay_out = problem, solver, times, jump, lay_out
         self._told = set[str]()
+        self._asked = set[tuple[bool, bool]]()
 
     def tell(self, *, from_prior: bool, steps: bool = True) -> None:
         """Warns of a start or of steps that do not fit the process.
@@ -153,8 +154,10 @@ class Forecast:
             from_prior: Whether the states at the first time are drawn.
             steps: Whether the solver steps on the grid.
         """
+        if (from_prior, steps) in self._asked or torch.compiler.is_compiling():
+            return
         sde, c = self.problem.sde, self.problem.data_std
-        if not isinstance(sde, GaussianSDE) or torch.compiler.is_compiling():
+        if not isinstance(sde, GaussianSDE):
             return
         if from_prior and not self.problem.prior.holds_data and self._first("start"):
             check_start(sde, self.times[0], c)
@@ -162,6 +165,7 @@ class Forecast:
             check_end(sde, self.times[-1], c)
         if steps and self._first("steps"):
             check_steps(sde, self.solver, self.times, c, self.lay_out)
+        self._asked.add((from_prior, steps))
 
     def _first(self, what: str) -> bool:
         new = what not in self._told

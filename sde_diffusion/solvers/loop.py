@@ -118,7 +118,7 @@ def integrate(
     check_state(x, "x")
     grid, levels = times if isinstance(times, Course) else Course.of(eq, solver, times)
     state, source, watch = None, noise or SILENT, Watch(eq, solver, x)
-    yield (now := Snapshot(0, grid[0], x, eq.nfe))
+    yield (now := Snapshot(0, grid[0], x, eq.counter.n))
     for index in range(1, len(grid)):
         x, state = solver.step(eq, now.x, levels[index - 1], levels[index], state, source)
         yield (now := watch.see(index, grid[index], x))
@@ -139,7 +139,7 @@ class Watch:
 
     def __init__(self, eq: ODE, solver: Solver, x: Tensor) -> None:
         self.eq, self.solver, self.counter, self.start = eq, solver, eq.counter, x
-        self.deferred, self.small = x.device.type != "cpu", x.numel() < LARGE
+        self.deferred, self.small = not x.is_cpu, x.numel() < LARGE
         self.kept: list[Snapshot] = []
         self.finished: Tensor | None = None
 
