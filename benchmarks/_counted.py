@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,13 +36,6 @@ class Counted(Wrapper):
         return self.inner.predict(x, at, **cond)
 
 
-class Halves(NamedTuple):
-    """E[x0 | x] and E[eps | x]."""
-
-    data: Tensor
-    noise: Tensor
-
-
 class AnyLevel:
     r"""A counted model that takes a state $\alpha x_0 + \sigma\varepsilon$ of any two scales.
 
@@ -52,10 +45,13 @@ class AnyLevel:
     Args:
         model: The model.
         cond: Its conditions.
+        levels: Those tabulated before, by the scales of a state; kept by who asks the same model often.
     """
 
-    def __init__(self, model: Counted, cond: dict[str, Any]) -> None:
-        self.model, self.cond, self._levels = model, cond, {}
+    def __init__(
+        self, model: Counted, cond: dict[str, Any], levels: dict[tuple[float, float], Level] | None = None
+    ) -> None:
+        self.model, self.cond, self._levels = model, cond, {} if levels is None else levels
         self.top, self.bottom = model.sde.levels([model.sde.t_max, model.sde.t_min])
         self.largest, self.smallest = self.top.ratio, self.bottom.ratio
 
@@ -73,11 +69,10 @@ class AnyLevel:
         return self._levels[alpha, sigma]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, alpha: float, sigma: float) -> Halves:
+    def __call__(self, x: Tensor, alpha: float, sigma: float) -> Prediction:
         """One evaluation at a state whose scales are these."""
         at = self._level(float(alpha), float(sigma))
-        p = self.model.predict(x * (math.hypot(at.alpha, at.sigma) / math.hypot(alpha, sigma)), at, **self.cond)
-        return Halves(p.data, p.noise)
+        return self.model.predict(x * (math.hypot(at.alpha, at.sigma) / math.hypot(alpha, sigma)), at, **self.cond)
 
     def start(self, x_T: Tensor, alpha: float, sigma: float) -> Tensor:
         """The state of a process with these scales that is the pure noise of `x_T`."""

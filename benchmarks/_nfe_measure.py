@@ -38,8 +38,8 @@ Table = dict[str, dict[str, float]]
 """A figure by label and number of evaluations."""
 
 
-def solve(pair: Pair, case: Case, n: int, x_T: Tensor) -> Tensor:
-    """The samples of a pair at exactly `n` evaluations.
+def solve(pair: Pair, case: Case, n: int, x_T: Tensor, levels: dict[Any, Any] | None = None) -> Tensor:
+    """The samples of a pair at exactly `n` evaluations; `levels` is kept between those of one problem.
 
     Raises:
         Skip: It cannot be driven so, with the reason.
@@ -48,7 +48,7 @@ def solve(pair: Pair, case: Case, n: int, x_T: Tensor) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            x = pair(AnyLevel(model, case.cond), n, x_T)
+            x = pair(AnyLevel(model, case.cond, levels), n, x_T)
     except (ValueError, TypeError, RuntimeError, IndexError) as refusal:
         raise Skip(f"{type(refusal).__name__}: {str(refusal)[:70]}") from refusal
     if model.calls != n:
@@ -73,6 +73,7 @@ class Bench:
         self.x_T = start(case, rows, SEED)
         self.exact = reference(case, self.x_T)
         self.skipped: Counter[str] = Counter()
+        self.levels: dict[Any, Any] = {}
 
     def errors(self, pairs: Sequence[Pair], budgets: Sequence[int]) -> tuple[Table, Table]:
         """Errors on the few noises of whoever is near, and on all noises of the best by these."""
@@ -101,7 +102,7 @@ class Bench:
 
     def _try(self, pair: Pair, n: int, rows: int, into: Table) -> None:
         try:
-            x = solve(pair, self.case, n, self.x_T[:rows])
+            x = solve(pair, self.case, n, self.x_T[:rows], self.levels)
         except Skip as reason:
             self.skipped[f"{pair.label.split('(')[0]}: {reason}"] += 1
             return
@@ -127,11 +128,12 @@ def distances(case: Case, pairs: Sequence[Pair], n: int, seeds: Sequence[int], r
     Noise and true samples of a seed are the same for all pairs, so that differences between them are paired.
     """
     found: dict[str, Any] = {}
+    levels: dict[Any, Any] = {}
     for seed in seeds:
         x_T, data = start(case, rows, seed), true_samples(case, rows, seed)
         for pair in pairs:
             try:
-                x = solve(pair, case, n, x_T)
+                x = solve(pair, case, n, x_T, levels)
             except Skip:
                 continue
             for name, distance in (("energy", energy_distance), ("sliced", sliced_wasserstein)):

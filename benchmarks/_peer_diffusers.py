@@ -48,6 +48,7 @@ class Scheduler:
         state: What its state is, a key of `SCALES`.
         custom: Options of `set_timesteps` instead of the number of steps, for a number of evaluations.
         step: Options of `step`.
+        made: The scheduler, once it is made.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Scheduler:
     state: str = "preserving"
     custom: Callable[[int], dict[str, Any]] | None = None
     step: dict[str, Any] = field(default_factory=dict)
+    made: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def label(self) -> str:
@@ -79,7 +81,9 @@ class Scheduler:
 
     def _made(self, n: int) -> Any:
         """The scheduler, set to exactly `n` evaluations."""
-        made = getattr(importlib.import_module("diffusers"), self.name)(**self.options)
+        if not self.made:  # once for all numbers of evaluations, as one would
+            self.made.append(getattr(importlib.import_module("diffusers"), self.name)(**self.options))
+        made = self.made[0]
         if self.custom is not None:
             made.set_timesteps(**self.custom(n))
             if len(made.timesteps) != n:
@@ -112,13 +116,13 @@ class Scheduler:
 
     def _answer(self, network: AnyLevel, x: Tensor, alpha: float, sigma: float, wanted: str) -> Tensor:
         """One evaluation, answered as the scheduler wants it."""
-        data, noise = network(x, alpha, sigma)
+        p = network(x, alpha, sigma)
         if self.name.startswith("EDM"):
             c = self.options["sigma_data"] ** 2
-            return (data - c / (sigma**2 + c) * x) * (math.sqrt(sigma**2 + c) / (sigma * math.sqrt(c)))
+            return (p.data - c / (sigma**2 + c) * x) * (math.sqrt(sigma**2 + c) / (sigma * math.sqrt(c)))
         if wanted == "epsilon":
-            return noise
-        return noise - data if wanted == "flow_prediction" else alpha * noise - sigma * data
+            return p.noise
+        return p.noise - p.data if wanted == "flow_prediction" else alpha * p.noise - sigma * p.data
 
 
 def multistep(grids: dict[str, dict[str, Any]], common: dict[str, Any]) -> Iterator[Scheduler]:

@@ -101,7 +101,7 @@ def part_distances(case: Case, bench: Bench, done: dict[str, Any]) -> dict[str, 
     found: dict[str, Any] = {"the flow itself": Flow(case).distances(SEEDS, rows)}
     for n in TO_DATA:
         rank = sorted((e[str(n)], label) for label, e in every.items() if str(n) in e)
-        known = {label for _, label in rank}
+        known = {label for _, label in rank[:16]}
         near = [pair for pair in peers(case) if pair.label in known]
         first = distances(case, near, n, [SEED], rows)
         by_energy = sorted((d["energy"][0], label) for label, d in first.items())
