@@ -45,9 +45,10 @@ ROWS: list[dict[str, str]] = [
         "_checks": "What is refused at the door?",
         "_tensors": "How are rows computed with?",
         "_files": "How is a file written whole, or not at all?",
+        "_sealed": "How does a file notice that it was changed?",
     },
 ]
-TO_COME = {"interop", "tuning", "latent", "guidance", "distillation"}
+TO_COME = {"interop", "latent", "guidance", "distillation"}
 
 # What a call passes through on its way from the sampler to the network: the folder, and what is called there.
 WAY = [

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import plots as plots
     from sde_diffusion import testing as testing
     from sde_diffusion import training as training
+    from sde_diffusion import tuning as tuning
     from sde_diffusion.denoiser import analytic as analytic
     from sde_diffusion.likelihood import dequantize as dequantize
     from sde_diffusion.training import losses as losses
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 # Loaded on first use, as an attribute of the package or by `from sde_diffusion import ...`: the name and the module.
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "likelihood", "metrics", "nets", "plots", "testing", "training")},
+    "tuning": "tuning",
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",
     "losses": "training.losses",

@@ -132,6 +132,33 @@ def quality_plot(
     _save(figure, path, title)
 
 
+def weights_plot(path: str | Path, rows: Sequence[Sequence[float]], times: Sequence[float], *, title: str) -> None:
+    """Draws a triangle of weights: one row for each state, one column for the start and each prediction.
+
+    Args:
+        path: File to write, a PNG.
+        rows: Row `i` has the weight of the start, then those of `i` predictions.
+        times: The times of the predictions.
+        title: Heading.
+    """
+    n = len(times)
+    board = torch.full((n + 1, n + 1), float("nan"), device="cpu")
+    for i, row in enumerate(rows):
+        board[i, : len(row)] = torch.as_tensor(row, device="cpu")
+    most = float(board.nan_to_num().abs().max()) or 1.0
+    figure = _figure(2.4 + 0.42 * n, 1.6 + 0.36 * n)
+    axes = figure.subplots()
+    shown = axes.imshow(board.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
+    figure.colorbar(shown, ax=axes, label="weight")
+    every = max(1, n // 24)
+    places = list(range(0, n, every))
+    axes.set_xticks([0, *(1 + j for j in places)], ["start", *(f"{times[j]:.3g}" for j in places)], rotation=90)
+    axes.set_yticks([*places, n], [*(f"{times[j]:.3g}" for j in places), "result"])
+    axes.set_xlabel("prediction, by the time at which it is asked", fontsize=10)
+    axes.set_ylabel("state", fontsize=10)
+    _save(figure, path, title)
+
+
 def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: int) -> None:
     """Draws samples for a look: images `(N, 1 or 3, H, W)` as a board, points `(N, 2)` as a scatter.
 

@@ -18,13 +18,15 @@ from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver
 
 
-def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid:
+def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid | tuple[float, ...]:
     """The grid of a solver that is given none: uniform on a general SDE, else by what the solver steps in.
 
-    In the noise level or the angle: `grids.angle`, at the scale of the data that the model knows. In the time, where
-    the state grows with the noise or the solver adds some: `grids.karras`, since a long step in a large state leaves
-    an error that no later step takes back.
+    Its own, if it has one. In the noise level or the angle: `grids.angle`, at the scale of the data that the model
+    knows. In the time, where the state grows with the noise or the solver adds some: `grids.karras`, since a long step
+    in a large state leaves an error that no later step takes back.
     """
+    if (own := solver.facts.grid) is not None:
+        return own
     if not isinstance(sde, GaussianSDE):
         return grids.uniform
     if solver.facts.in_time and _long_steps_hurt(sde, solver, model.data_std):
@@ -80,6 +82,8 @@ def lay_out(
     if steps is not None and nfe is not None:
         raise ValueError(f"give steps or nfe, not both: got steps={steps} and nfe={nfe}")
     sde = problem.sde
+    if solver.facts.grid is not None:
+        return _own_times(problem, solver, grid, steps=steps, nfe=nfe, jump=jump)
     if not callable(grid):
         times = as_grid(grid, sde.t_min, sde.t_max)
         wanted = steps if steps is not None else len(times) - 1
@@ -101,6 +105,37 @@ def lay_out(
 def times_of(grid: Grid, sde: SDE, steps: int) -> list[float]:
     """The times of a grid function, once they are found to be times of the process."""
     return as_grid(grid(cast("Any", sde), steps), sde.t_min, sde.t_max)  # what the grid needs of it, it will say
+
+
+def _own_times(
+    problem: Problem,
+    solver: Solver,
+    grid: Grid | Sequence[float] | Tensor,
+    *,
+    steps: int | None,
+    nfe: int | None,
+    jump: bool,
+) -> list[float]:
+    """The times of a solver that steps over those alone; what was given besides may say the same and nothing else."""
+    facts, sde = solver.facts, problem.sde
+    own = as_grid(facts.grid, sde.t_min, sde.t_max)
+    count = len(own) - 1
+    if steps is not None and steps != count:
+        raise ValueError(f"{solver!r} takes the {count} steps of its own grid, got steps={steps}: leave it out")
+    if nfe is not None and facts.evaluations is not None:
+        makes = (facts.evaluations * count + jump) * problem.cost
+        if nfe != makes:
+            raise ValueError(
+                f"{solver!r} makes {makes} evaluations{' with the final jump' * jump}, got nfe={nfe}: leave it out, or "
+                "take a solver for that budget"
+            )
+    given = times_of(grid, sde, count) if callable(grid) else as_grid(grid, sde.t_min, sde.t_max)
+    if given != own:
+        raise ValueError(
+            f"{solver!r} steps over its own grid, of {count} steps from t = {own[0]:g} to {own[-1]:g}, and the grid "
+            f"given has {len(given) - 1} from {given[0]:g} to {given[-1]:g}: leave grid= out"
+        )
+    return own
 
 
 def _steps_for(nfe: int, solver: Solver, cost: int, jump: int) -> int:

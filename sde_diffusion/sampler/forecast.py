@@ -179,7 +179,7 @@ _misfit = lru_cache(32)(misfit)  # the same few configurations come again and ag
 def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:
     """What is wrong with Gaussian data after a solve, in words; None if nothing is, or if it cannot be told."""
     facts = solver.facts
-    if facts.adaptive or len(times) * (facts.evaluations or 1) > MOST:
+    if facts.adaptive or facts.fitted or len(times) * (facts.evaluations or 1) > MOST:
         return None
     for mean, std, allowed in TRIALS:
         try:

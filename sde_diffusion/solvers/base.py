@@ -51,6 +51,8 @@ class Facts:
         in_time: Whether its steps are taken in the time `t` of the process, so that their size in `t` matters, rather
             than in the noise level.
         default_steps: How many steps a sampler takes unless told.
+        grid: The times it steps over, where it takes no others.
+        fitted: Whether it was fitted to one model, so that nothing follows for Gaussian data.
     """
 
     needs: type[ODE] = ODE
@@ -63,6 +65,8 @@ class Facts:
     atol: float | None = None
     in_time: bool = False
     default_steps: int = 30
+    grid: tuple[float, ...] | None = None
+    fitted: bool = False
 
 
 class Solver(ABC, Generic[E, S]):
@@ -166,7 +170,7 @@ def facts_of(solver: Solver) -> Facts:
             continue
         if not known or not value >= 0:
             raise TypeError(f"{name} of {type(solver).__name__} must be a number of at least 0, got {value!r}")
-    for name in ("stochastic", "adaptive", "in_time"):
+    for name in ("stochastic", "adaptive", "in_time", "fitted"):
         if not isinstance(getattr(facts, name), bool):
             raise TypeError(f"{name} of {type(solver).__name__} must be True or False, got {getattr(facts, name)!r}")
     return facts

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_finite
 from sde_diffusion._files import write_files
+from sde_diffusion._sealed import bounded, is_sealed, parsed, sealed
 from sde_diffusion.data.standardisation import Standardisation
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
@@ -185,39 +185,26 @@ def _scaling(about: Mapping[str, Any], shape: tuple[int, ...] | None) -> Standar
 
 
 def _sealed(about: Mapping[str, Any]) -> bytes:
-    """Writes a description as JSON, with the digest of its own text as the last entry."""
+    """The description as sealed JSON."""
     try:
-        bare = json.dumps({**about, "digest": ""}, indent=2, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(
-            f"the description of the model is not JSON: {error}. Look at extra= and at net.config"
-        ) from error
-    if len(bare) > MOST_DESCRIPTION:
+        text = sealed(about)
+    except TypeError as error:
+        raise TypeError(f"the description of the model is {error}. Look at extra= and at net.config") from error
+    if len(text) > MOST_DESCRIPTION:
         raise ValueError(
-            f"the description of the model takes {len(bare):,} bytes of {MOST_DESCRIPTION:,}: keep less in extra="
+            f"the description of the model takes {len(text):,} bytes of {MOST_DESCRIPTION:,}: keep less in extra="
         )
-    return f'{bare[:-3]}{hashlib.sha256(bare.encode()).hexdigest()}"\n}}'.encode()
-
-
-def _is_sealed(raw: bytes, digest: object) -> bool:
-    """Whether the text is the one that was sealed, to the last bit."""
-    if not isinstance(digest, str) or len(digest) != 64 or not digest.isascii():
-        return False
-    end = f'{digest}"\n}}'.encode()
-    return raw.endswith(end) and hashlib.sha256(raw[: -len(end)] + b'"\n}').hexdigest() == digest
+    return text
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a description, and refuses one that is not whole or has an entry of a wrong type."""
-    if path.stat().st_size > MOST_DESCRIPTION:
-        raise ValueError(
-            f"{path} has {path.stat().st_size:,} bytes, and a description has {MOST_DESCRIPTION:,} at most: it is "
-            "none that save_checkpoint wrote"
-        )
-    raw = path.read_bytes()
+    raw = bounded(
+        path, MOST_DESCRIPTION, f"a description has {MOST_DESCRIPTION:,} at most: it is none that save_checkpoint wrote"
+    )
     try:
-        about = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        about = parsed(raw)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): it was cut short or edited; save the model again") from error
     if not isinstance(about, dict) or about.get("format") != "sde_diffusion checkpoint":
         raise ValueError(f"{path} does not describe an sde_diffusion checkpoint")
@@ -230,7 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
     for key, kinds in _ENTRIES.items():
         if key not in about or not isinstance(about[key], kinds) or isinstance(about[key], bool):
             raise ValueError(f"{path} has no sound entry {key!r}: it was edited; save the model again")
-    if version > 1 and not _is_sealed(raw, about.get("digest")):
+    if version > 1 and not is_sealed(raw, about.get("digest")):
         raise ValueError(
             f"{path} is not as it was written: damaged, or edited, which it is not made for. Copy the folder again, or "
             "load the model from where it is whole and save it again"
@@ -245,15 +232,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse_constant(text)
 
 
 # --- model.safetensors
