@@ -26,16 +26,21 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion.denoiser import analytic as analytic
     from sde_diffusion.likelihood import dequantize as dequantize
     from sde_diffusion.training import losses as losses
+    from sde_diffusion.tuning.solver import TableSolver as TableSolver
+    from sde_diffusion.tuning.table import SolverTable as SolverTable
 
 __version__ = "0.1.0"
 
-# Loaded on first use, as an attribute of the package or by `from sde_diffusion import ...`: the name and the module.
+# Loaded on first use, as an attribute of the package or by `from sde_diffusion import ...`: the name and the module, or
+# the module and what it has under the name.
 _LATER = {
-    **{name: name for name in ("cli", "data", "demo", "likelihood", "metrics", "nets", "plots", "testing", "training")},
-    "tuning": "tuning",
+    **{name: name for name in ("cli", "data", "demo", "likelihood", "metrics", "nets", "plots")},
+    **{name: name for name in ("testing", "training", "tuning")},
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",
     "losses": "training.losses",
+    "SolverTable": "tuning.table:SolverTable",
+    "TableSolver": "tuning.solver:TableSolver",
 }
 
 
@@ -72,7 +77,9 @@ __all__ += [cls.__name__ for cls in processes.CLASSES]
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(f"{__name__}.{_LATER[name]}")
+    module, _, inside = _LATER[name].partition(":")
+    found = import_module(f"{__name__}.{module}")
+    return getattr(found, inside) if inside else found
 
 
 def __dir__() -> list[str]:

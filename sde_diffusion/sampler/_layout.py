@@ -122,6 +122,8 @@ def _own_times(
     count = len(own) - 1
     if steps is not None and steps != count:
         raise ValueError(f"{solver!r} takes the {count} steps of its own grid, got steps={steps}: leave it out")
+    if nfe is not None and facts.evaluations is None:
+        raise ValueError(f"{solver!r} makes the evaluations of its own steps, got nfe={nfe}: leave it out")
     if nfe is not None and facts.evaluations is not None:
         makes = (facts.evaluations * count + jump) * problem.cost
         if nfe != makes:

@@ -161,7 +161,7 @@ class Forecast:
             return
         if from_prior and not self.problem.prior.holds_data and self._first("start"):
             check_start(sde, self.times[0], c)
-        if steps and self.jump and self._first("end"):
+        if steps and self.jump and not self.solver.facts.fitted and self._first("end"):
             check_end(sde, self.times[-1], c)
         if steps and self._first("steps"):
             check_steps(sde, self.solver, self.times, c, self.lay_out)

@@ -51,7 +51,8 @@ class SDESampler:
         nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
         grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
             with the scale of the data that the model knows, `grids.karras` for a solver that steps in `t` where that
-            needs it, or `grids.uniform` on a general SDE.
+            needs it, or `grids.uniform` on a general SDE. A solver with a grid of its own, such as `TableSolver`, takes
+            no other.
         shape: Event shape, without the batch; needed where the model does not know it.
         denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
 
@@ -124,13 +125,14 @@ class SDESampler:
         return self.times[0], self.times[-1]
 
     def __repr__(self) -> str:
-        grid = f"grid={grid_name(self.grid)}"
+        own = facts_of(self.solver).grid is not None
+        grid = "" if own else f", grid={grid_name(self.grid)}"
         tail = "" if self.denoise or not isinstance(self.sde, GaussianSDE) else ", denoise=False"
-        steps = f"steps={self.steps}, " if callable(self.grid) else ""
+        steps = f", steps={self.steps}" if callable(self.grid) and not own else ""
         about = f"{self.sde!r}, model"
         if self.problem.prior != Standard():
             about = f"Problem({about}, prior={self.problem.prior!r})"
-        return f"SDESampler({about}, solver={self.solver!r}, {steps}{grid}{tail})"
+        return f"SDESampler({about}, solver={self.solver!r}{steps}{grid}{tail})"
 
     def sample(
         self,
