@@ -98,11 +98,18 @@ def pairs(case: Case) -> list[Ours]:
     ]
 
 
-def tuned(case: Case, budgets: Sequence[int]) -> tuple[Ours, dict[str, Any]] | None:
-    """The sampler that tunes itself, tuned once for all budgets, and what that took; None where there is none yet."""
+def tuner() -> Callable[..., Any] | None:
+    """`sde_diffusion.tuning.tune`, where it is."""
     if importlib.util.find_spec("sde_diffusion.tuning") is None:
         return None
-    tune = importlib.import_module("sde_diffusion.tuning").tune
+    return getattr(importlib.import_module("sde_diffusion.tuning"), "tune", None)
+
+
+def tuned(case: Case, budgets: Sequence[int]) -> tuple[Ours, dict[str, Any]] | None:
+    """The sampler that tunes itself, tuned once for all budgets, and what that took; None where there is none yet."""
+    tune = tuner()
+    if tune is None:
+        return None
     model, cost = Counted(case.model.eval()), case.model.cost
     begun = time.perf_counter()
     found = tune(case.sde, model, nfe=[n * cost for n in budgets], conditions=case.cond or None)
