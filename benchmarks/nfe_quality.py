@@ -227,6 +227,8 @@ def main() -> None:
             print(f"{one.result()}  [{time.perf_counter() - begun:.0f} s]", flush=True)
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(CACHE.glob("*.json"))}
     files = {name: f for name, f in files.items() if f.get("peers") and f.get("ours")}
+    if not files:
+        return
     result = _nfe_summary.summarise(files, BUDGETS, TO_DATA, TO_TRAIN, installed())
     print(_nfe_report.markdown(result))
     if not arguments.only:
