@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,14 @@ def default(case: Case) -> Ours:
     return Ours("default", case, SDESampler)
 
 
+def spelled(solver: Solver) -> str:
+    """The solver with the scale of the data as a letter, so that it is one name on all problems."""
+    scaled = "angle" in repr(solver) or isinstance(solver, Angle)
+    return (
+        re.sub(r"data_std=[^,)]+", "data_std=c", repr(solver)) if scaled else repr(solver).replace(", data_std=1.0", "")
+    )
+
+
 def pairs(case: Case) -> list[Ours]:
     """Every shipped solver on every grid."""
     c = case.model.data_std
@@ -92,7 +101,7 @@ def pairs(case: Case) -> list[Ours]:
     if isinstance(case.sde, DiscreteVPSDE):
         laid["trailing"] = grids.trailing
     return [
-        Ours(f"ours {solver!r} | {name}", case, partial(SDESampler, solver=solver, grid=grid))
+        Ours(f"ours {spelled(solver)} | {name}", case, partial(SDESampler, solver=solver, grid=grid))
         for name, grid in laid.items()
         for solver in shipped(c)
     ]
