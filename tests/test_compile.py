@@ -9,7 +9,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, Network, SDESampler, predict
+from sde_diffusion import VPSDE, Network, SDESampler, SolverTable, TableSolver, grids, predict
 from sde_diffusion.solvers import RK4, Angle, DPMSolverPP, Heun, Solver, UniPC
 
 
@@ -40,6 +40,20 @@ def test_a_whole_solve_compiles_into_one_graph(solver: Solver) -> None:
     whole = torch.compile(lambda x: s.sample(x_T=x, seed=0), backend="eager", fullgraph=True)
     torch.testing.assert_close(whole(x_T), plain, rtol=0, atol=1e-6)
     torch.testing.assert_close(whole(x_T + 1), s.sample(x_T=x_T + 1, seed=0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_solve_by_a_table_compiles_into_one_graph(window: int | None) -> None:
+    torch.manual_seed(0)
+    table = SolverTable.of(DPMSolverPP(2), VPSDE(), grids.quadratic, steps=5)
+    solver = TableSolver(table if window is None else table.windowed(window))
+    s = SDESampler(VPSDE(), Network(Net(), VPSDE(), predict.EDM(0.5), shape=(3,)), solver=solver)
+    x_T = torch.randn(4, 3)
+    plain = s.sample(x_T=x_T, seed=0)
+    torch._dynamo.reset()
+    whole = torch.compile(lambda x: s.sample(x_T=x, seed=0), backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(x_T), plain, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

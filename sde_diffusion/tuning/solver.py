@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,7 +37,7 @@ class _Row(NamedTuple):
 class _Plan:
     """What the solves of one problem by one table have in common."""
 
-    __slots__ = ("components", "dtypes", "levels", "most", "rows", "table")
+    __slots__ = ("components", "dtypes", "levels", "most", "rows", "spans", "table")
 
     def __init__(self, table: SolverTable, levels: list[Level]) -> None:
         self.table, self.levels = table, levels
@@ -53,23 +54,20 @@ class _Plan:
                 self.rows.append(
                     _Row(row[-1] + row[0] * at.alpha, row[0] * at.sigma, 0.0, row[-2:0:-1], bool(self.most))
                 )
+        ends = pairwise(zip(table.grid, table.stops, strict=True))
+        self.spans = [(t, s, first, end) for (t, first), (s, end) in ends]
+        self.spans.append((math.nan, math.nan, 0, 0))  # beyond the last time there is no step
         self.dtypes = set[torch.dtype]()
         self.components: dict[tuple[torch.dtype, torch.device], Moved] = {}
 
 
-class _Run(NamedTuple):
-    """Where a solve stands, and what later rows need."""
-
-    plan: _Plan
-    place: int  # in the grid
-    start: Tensor | None  # x_T, of a full table
-    past: tuple[Half, ...]  # predictions kept, newest first
-    moved: Moved | None
-    projected: tuple[Tensor, ...]  # features of the next row along the components, the base first
+# Where a solve stands, and what later rows need: the plan, the place in the grid, x_T for a full table, the predictions
+# kept, newest first, the components, and the projected features of the last row, its base first.
+Run = tuple[_Plan, int, Tensor | None, tuple[Half, ...], Moved | None, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class TableSolver(Solver[GaussianReverseSDE, _Run]):
+class TableSolver(Solver[GaussianReverseSDE, Run]):
     r"""Solves by a table: $x_i = c_i\,x_T + \sum_{j<i} P_{ij}\,D_j$.
 
     It steps over the grid of its table, one way, and asks the network `table.nfe` times in all; a table that finishes
@@ -107,16 +105,17 @@ class TableSolver(Solver[GaussianReverseSDE, _Run]):
         )
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
-        self._check_grid([intervals[0][0], *(s for _, s in intervals)])
+        times = [intervals[0][0], *(s for _, s in intervals)]
+        if tuple(times) != self.table.grid:
+            raise self._elsewhere(times)
         self._plan(eq)
 
-    def _check_grid(self, times: Sequence[float]) -> None:
-        grid = self.table.grid
-        if tuple(times) == grid:
-            return
+    def _elsewhere(self, times: Sequence[float]) -> ValueError:
+        """What to say of other times than those of the table."""
         if times[0] < times[-1]:
-            raise ValueError("a table goes one way, from noise to data: encode with Heun(), RK4() or DPMSolverPP()")
-        raise ValueError(
+            return ValueError("a table goes one way, from noise to data: encode with Heun(), RK4() or DPMSolverPP()")
+        grid = self.table.grid
+        return ValueError(
             f"a table goes over its own grid, of {len(grid) - 1} steps from t = {grid[0]:g} to {grid[-1]:g}, and this "
             f"one has {len(times) - 1} from {times[0]:g} to {times[-1]:g}: leave grid= and steps= out, or give "
             "table.grid"
@@ -137,14 +136,15 @@ class TableSolver(Solver[GaussianReverseSDE, _Run]):
             plan = eq.tables.rows[self] = _Plan(table, eq.prefill(table.times))
         return plan
 
-    def _start(self, eq: GaussianReverseSDE, x: Tensor) -> tuple[Tensor, _Run]:
+    def _start(self, eq: GaussianReverseSDE, x: Tensor) -> tuple[Tensor, Run]:
         """The first state that the network is asked about, and a run that stands there."""
         plan, table = self._plan(eq), self.table
         if x.dtype not in plan.dtypes:
             if table.made_for is not None:
                 table.made_for.check_dtype(x.dtype)
             plan.dtypes.add(x.dtype)
-        start, moved, projected = x, None, tuple[Tensor, ...]()
+        start, moved = x, None
+        projected: tuple[Tensor, ...] = ()
         x = scaled(x, table.rows[0][0])
         if table.components is not None:
             moved = plan.components.get((x.dtype, x.device))
@@ -152,26 +152,25 @@ class TableSolver(Solver[GaussianReverseSDE, _Run]):
                 moved = plan.components[x.dtype, x.device] = table.components.like(x)
             projected = (moved.project(start),)
             x = moved.correct(x.clone() if x is start else x, 0, projected)
-        return x, _Run(plan, 0, start if table.window is None else None, (), moved, projected)
+        return x, (plan, 0, start if table.window is None else None, (), moved, projected)
 
     def step(
-        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: _Run | None, noise: NoiseSource
-    ) -> tuple[Tensor, _Run]:
+        self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: Run | None, noise: NoiseSource
+    ) -> tuple[Tensor, Run]:
         if state is None:
             x, state = self._start(eq, x)
-        k, grid = state.place, self.table.grid
-        if k + 1 >= len(grid) or t.t != grid[k] or s.t != grid[k + 1]:
-            self._check_grid([t.t, s.t])
-        stops = self.table.stops
-        return self._carry(eq, x, state, stops[k], stops[k + 1])
+        at, to, first, end = state[0].spans[state[1]]
+        if t.t != at or s.t != to:
+            raise self._elsewhere([t.t, s.t])
+        return self._carry(eq, x, state, first, end)
 
-    def finish(self, eq: GaussianReverseSDE, x: Tensor, t: Level, state: _Run | None) -> Tensor:
+    def finish(self, eq: GaussianReverseSDE, x: Tensor, t: Level, state: Run | None) -> Tensor:
         table = self.table
         if not table.finishes or state is None:
             return super().finish(eq, x, t, state)
         return eq.denoiser.admit(self._carry(eq, x, state, table.stops[-1], table.nfe)[0])
 
-    def _carry(self, eq: GaussianReverseSDE, x: Tensor, run: _Run, first: int, end: int) -> tuple[Tensor, _Run]:
+    def _carry(self, eq: GaussianReverseSDE, x: Tensor, run: Run, first: int, end: int) -> tuple[Tensor, Run]:
         """The evaluations from `first` up to `end`, and the row that they lead to."""
         plan, place, start, past, moved, projected = run
         for i in range(first, end):
@@ -188,7 +187,7 @@ class TableSolver(Solver[GaussianReverseSDE, _Run]):
             if keeps:
                 past = (now.only("data"), *past[: plan.most - 1])
             x = new
-        return x, _Run(plan, place + 1, start, past, moved, projected)
+        return x, (plan, place + 1, start, past, moved, projected)
 
     def _features(self, x: Tensor, data: Tensor, moved: Moved, known: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The projected features of the row that follows from the prediction at `x`, those before it being known."""
