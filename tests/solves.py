@@ -36,6 +36,7 @@ def last(solver, known, x, times, finish):
 
 
 def apart(a, b):
+    a, b = a.detach(), b.detach()
     return float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
 
 

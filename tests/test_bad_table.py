@@ -87,6 +87,7 @@ def test_a_table_written_by_hand_is_one():
     (bare(grid=[5.0, 9.0]), V, "the grid of a table falls"),
     (bare(stops=[1, 2]), V, "stops count the evaluations at each of 2 grid times: 0 at the first"),
     (bare(stops=[0, 3]), V, "2 at most"),
+    (bare(stops=[0, 0.5]), V, "stops count evaluations, wanted whole numbers"),
     (bare(stops=[0, 2]), V, "finishes=True, but 2 of 2 evaluations are made at the last grid time"),
     (bare(finishes=False), V, "finishes=False, but 1 of 2"),
     (bare(finishes=1), T, "finishes must be True or False"),

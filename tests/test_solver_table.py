@@ -125,10 +125,10 @@ def test_a_solve_is_the_sum_that_the_table_says(window, corrected):
     known, made = model(SHORT), table(6, Adams(3))
     made = made if window is None else made.windowed(window)
     parts = components(made) if corrected else None
-    x = start(SHORT, made.grid[0])
+    x = start(SHORT, made.grid[0]).requires_grad_()
     found = last(TableSolver(dataclasses.replace(made, components=parts)), known, x, made.grid, True).x
 
-    answers, base, now = [], x, None
+    answers, base, now = [], x, x
     for i, row in enumerate(made.rows):
         if i:
             answers.append(known(now, torch.tensor(made.times[i - 1], dtype=torch.float64)).data)
@@ -139,6 +139,8 @@ def test_a_solve_is_the_sum_that_the_table_says(window, corrected):
             U, W, b = parts.basis, parts.weights[i], parts.bias[i]
             now = now + (sum(W[j] * (f @ U) for j, f in enumerate(features)) + b) @ U.T
     assert apart(found, now) < 1e-12
+    ours, theirs = (torch.autograd.grad(out.square().sum(), x)[0] for out in (found, now))
+    assert apart(ours, theirs) < 1e-12
 
 
 def test_components_are_the_same_in_both_forms():

@@ -82,9 +82,9 @@ class Components:
                 f"{tuple(x.shape)}: take a table that was tuned on this model"
             )
         return Moved(
-            self.basis.T.contiguous().to(x.device, x.dtype),
-            [[v.to(x.device, x.dtype) for v in w] for w in self.weights],
-            [b.to(x.device, x.dtype) for b in self.bias],
+            self.basis.T.contiguous().to(x.dtype).to(x.device),  # one after the other: some devices have no float64
+            [list(w.to(x.dtype).to(x.device)) for w in self.weights],
+            [b.to(x.dtype).to(x.device) for b in self.bias],
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ scalars again, with a bias.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,13 +71,21 @@ def _on_last(weights: list[Array], i: int, window: int) -> tuple[Array, Array]:
 
 
 def _needed(weights: list[Array], i: int, window: int) -> int | None:
-    """The smallest window that holds row `i`, from `window` upwards; None if none does."""
+    """The smallest window that holds row `i`, from `window` upwards; None if none does.
+
+    What a window holds, a larger one holds too.
+    """
     allowed = TOLERANCE * np.maximum(1.0, np.abs(weights[i]).max(0))
-    for w in range(window, max(window, i) + 1):
+
+    def holds(w: int) -> bool:
         _, row = _on_last(weights, i, w)
-        if bool((np.abs(row[: max(0, i - w) + 1]) <= allowed).all()):
-            return w
-    return None
+        return bool((np.abs(row[: max(0, i - w) + 1]) <= allowed).all())
+
+    if holds(window):
+        return window
+    if i <= window or not holds(i):
+        return None
+    return window + 1 + bisect_left(range(window + 1, i), True, key=holds)
 
 
 def _lanes(rows: Rows, parts: Components | None) -> tuple[list[Array], list[Array]]:

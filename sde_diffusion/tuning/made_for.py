@@ -29,7 +29,7 @@ class TableWarning(UserWarning):
 
 @dataclass(frozen=True)
 class MadeFor:
-    r"""What a table was made for. An empty entry is not compared.
+    r"""What a table was made for. An empty entry is not compared, and conditions given on sampling are none of it.
 
     Args:
         sde: The process, as its `repr`.

@@ -94,6 +94,8 @@ def _made_for(about: Mapping[str, Any]) -> MadeFor:
     if not all(isinstance(word, str) for word in words):
         raise ValueError("made_for holds something else than text")
     low, high = (float(v) for v in about["noise_range"])
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError("made_for holds a noise range that is no number")
     shape = about["shape"]
     shape = None if shape is None else tuple(int(n) for n in shape)
     return MadeFor(words[0], (low, high), words[1], words[2], words[3], shape)

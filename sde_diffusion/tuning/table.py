@@ -5,8 +5,11 @@ $$ x_i = c_i\,x_T + \sum_{j<i} P_{ij}\,D_j, \qquad D_j = D(x_j, t_j), \qquad i =
 where $D_j$ is what the model takes the data to be at the state $x_j$ and the time $t_j$. The states $x_0, \dots,
 x_{N-1}$ are those at which the network is asked, and $x_N$ is the result. Every solver that draws no noise, chooses no
 steps and is linear in the network's answers is such a table: Runge-Kutta, multistep and predictor-corrector methods, on
-any grid. A windowed table says the same with fewer numbers and less memory, $x_i = r_i\,x_{i-1} + \sum_{i-w\le j<i}
-W_{ij}\,D_j$.
+any grid. The noise that they weigh is $(x_j - \alpha D_j)/\sigma$, so that states and data say it all.
+
+A windowed table says the same with fewer numbers and less memory, $x_i = r_i\,x_{i-1} + \sum_{i-w\le j<i}
+W_{ij}\,D_j$. Methods that weigh data alone have one with a window as long as their memory. Those that weigh the noise
+of earlier steps, as `Adams` does in the angle, weigh earlier states with it: they have none that is short.
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class SolverTable:
             "times": _numbers(self.times, "times"),
             "rows": tuple(_numbers(row, f"row {i}") for i, row in enumerate(self.rows)),
             "grid": _numbers(self.grid, "grid"),
-            "stops": tuple(int(n) for n in _numbers(self.stops, "stops")),
+            "stops": _counts(self.stops),
             "window": None if self.window is None else check_count(self.window, "window"),
             "finishes": check_flag(self.finishes, "finishes"),
         }
@@ -232,3 +235,10 @@ def _numbers(values: object, name: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, found)):
         raise ValueError(f"{name} of a table holds numbers that are not finite: {found}")
     return tuple(found)
+
+
+def _counts(values: object) -> tuple[int, ...]:
+    found = _numbers(values, "stops")
+    if not all(map(float.is_integer, found)):
+        raise ValueError(f"stops count evaluations, wanted whole numbers, got {found}")
+    return tuple(map(int, found))
