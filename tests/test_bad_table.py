@@ -157,6 +157,15 @@ def test_a_table_goes_over_its_own_grid_one_way():
     check(lambda: TableSolver(wrong(made.rows)), T, "TableSolver executes a SolverTable")
 
 
+def test_a_grid_that_a_solver_claims_is_a_tuple_of_times():
+    class Claims(Bent):
+        facts = Facts(grid=wrong([2.0, 1.0]))
+
+    check(
+        lambda: SDESampler(SHORT, model(SHORT), solver=Claims()), T, "grid of Claims must be None or a tuple of times"
+    )
+
+
 def test_a_table_fitted_to_a_model_is_not_tried_on_gaussian_data():
     # one that carries nothing over: far from a Gaussian, and told so unless it is fitted
     made = table(4)

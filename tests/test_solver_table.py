@@ -192,6 +192,14 @@ def test_components_of_images_in_any_memory_layout():
     assert torch.equal(sampler.sample(x_T=x), sampler.sample(x_T=x.to(memory_format=torch.channels_last)))
 
 
+def test_components_are_projected_on_in_parts_to_the_same_bits(monkeypatch):
+    x = start(SHORT, 999.0, 7, 5)
+    moved = components(table(4), 5, 2).like(x)
+    whole = moved.project(x)
+    monkeypatch.setattr("sde_diffusion.tuning.components.MOST_AT_ONCE", 30)  # three rows at once
+    assert torch.equal(moved.project(x), whole)
+
+
 def test_a_sampler_takes_the_grid_of_a_table():
     known, made = model(SHORT), table(5)
     sampler = SDESampler(SHORT, known, solver=TableSolver(made))

@@ -173,6 +173,9 @@ def facts_of(solver: Solver) -> Facts:
     for name in ("stochastic", "adaptive", "in_time", "fitted"):
         if not isinstance(getattr(facts, name), bool):
             raise TypeError(f"{name} of {type(solver).__name__} must be True or False, got {getattr(facts, name)!r}")
+    grid: Any = facts.grid
+    if grid is not None and not (isinstance(grid, tuple) and all(isinstance(t, Real) for t in grid)):
+        raise TypeError(f"grid of {type(solver).__name__} must be None or a tuple of times, got {grid!r}")
     return facts
 
 

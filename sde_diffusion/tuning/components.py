@@ -112,8 +112,9 @@ class Moved:
         """
         f = flat(f)
         size = max(1, MOST_AT_ONCE // self.basis.numel())
-        parts = [(part[:, None] * self.basis).sum(-1) for part in f.split(size)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = f.split(size) if len(f) > size else (f,)
+        found = [(part[:, None] * self.basis).sum(-1) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def correct(self, x: Tensor, row: int, projected: Sequence[Tensor]) -> Tensor:
         """Adds the correction of a row to `x`, in place; `projected` are the features of the row, projected."""
