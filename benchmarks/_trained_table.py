@@ -151,7 +151,9 @@ def train(case: Case, n: int, standard: Sequence[Ours]) -> Training:
             continue
         with torch.no_grad():
             found.append((error(table.run(case.model, x_T[:BATCH]), exact[:BATCH]), pair.label, table))
-    before, label, first = min(((e, name, t) for e, name, t in found if math.isfinite(e)), key=lambda f: f[0])
+    _, label, first = min(((e, name, t) for e, name, t in found if math.isfinite(e)), key=lambda f: f[0])
+    with torch.no_grad():
+        before = error(first.run(case.model, x_T[BATCH:]), exact[BATCH:])
     counted = Counted(case.model)
     best = (math.inf, first)
     for rate in RATES:
