@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion.training import losses as losses
     from sde_diffusion.tuning.solver import TableSolver as TableSolver
     from sde_diffusion.tuning.table import SolverTable as SolverTable
+    from sde_diffusion.tuning.tuned import Tuned as Tuned
+    from sde_diffusion.tuning.tuner import tune as tune
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,8 @@ _LATER = {
     "losses": "training.losses",
     "SolverTable": "tuning.table:SolverTable",
     "TableSolver": "tuning.solver:TableSolver",
+    "Tuned": "tuning.tuned:Tuned",
+    "tune": "tuning.tuner:tune",
 }
 
 

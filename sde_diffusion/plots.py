@@ -56,7 +56,7 @@ def sample_grid(path: str | Path, drawn: Tensor, real: Tensor, *, title: str) ->
     k, n, h, w = drawn.shape
     columns = n + 1 + real.shape[1]
     between = drawn.new_full((k, 1, h, w), float("nan"))
-    figure = _figure(0.46 * (columns + 1.5), 0.46 * k + 0.85)
+    figure = new_figure(0.46 * (columns + 1.5), 0.46 * k + 0.85)
     axes = figure.subplots()
     _show(axes, tile(torch.cat([drawn, between, real], dim=1).flatten(0, 1), columns))
     middle = [(0 + n) / 2, n + 1 + real.shape[1] / 2]
@@ -81,7 +81,7 @@ def film_strip(
         title: Heading.
     """
     n, t, h, w = states.shape
-    figure = _figure(0.72 * t + 1.6, 2 * 0.72 * n + 0.14 * n + 1.0)
+    figure = new_figure(0.72 * t + 1.6, 2 * 0.72 * n + 0.14 * n + 1.0)
     figure.set_layout_engine("constrained", h_pad=0.09)
     bands = figure.subplots(n, 1, squeeze=False)[:, 0]
     for axes, state, guess, name in zip(bands, states, guesses, names, strict=True):
@@ -111,7 +111,7 @@ def quality_plot(
         floor: The distance of real training images at the same number of images.
         title: Heading.
     """
-    figure = _figure(10.5, 5.2)
+    figure = new_figure(10.5, 5.2)
     axes = figure.subplots()
     top = 12 * floor
     for i, (name, curve) in enumerate(curves.items()):
@@ -146,7 +146,7 @@ def weights_plot(path: str | Path, rows: Sequence[Sequence[float]], times: Seque
     for i, row in enumerate(rows):
         board[i, : len(row)] = torch.as_tensor(row, device="cpu")
     most = float(board.nan_to_num().abs().max()) or 1.0
-    figure = _figure(2.4 + 0.42 * n, 1.6 + 0.36 * n)
+    figure = new_figure(2.4 + 0.42 * n, 1.6 + 0.36 * n)
     axes = figure.subplots()
     shown = axes.imshow(board.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest", aspect="auto")
     figure.colorbar(shown, ax=axes, label="weight")
@@ -174,7 +174,7 @@ def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: in
     """
     check_picture(tuple(x.shape), columns=columns)
     if x.ndim == 2 and x.shape[1] == 2:
-        figure = _figure(5, 5)
+        figure = new_figure(5, 5)
         axes = figure.subplots()
         axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=4, lw=0, alpha=0.6, color=COLOURS[0])
         spans = (x.amax(0) - x.amin(0)).tolist()
@@ -183,7 +183,7 @@ def picture(path: str | Path, x: Tensor, *, low: float, high: float, columns: in
     else:
         shade = ((x - low) / (high - low)).clamp(0, 1)
         board = torch.stack([tile(channel, columns, fill=1.0) for channel in shade.unbind(1)], dim=2)
-        figure = _figure(board.shape[1] / 20 + 0.2, board.shape[0] / 20 + 0.2)
+        figure = new_figure(board.shape[1] / 20 + 0.2, board.shape[0] / 20 + 0.2)
         axes = figure.subplots()
         axes.imshow(board.expand(-1, -1, 3).numpy(), interpolation="nearest")
         axes.axis("off")
@@ -207,7 +207,8 @@ def check_picture(shape: tuple[int, ...], *, columns: int) -> None:
         )
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of a size in inches, without windows or global state; raises `ImportError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

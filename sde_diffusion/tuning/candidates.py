@@ -1,0 +1,181 @@
+"""The candidates of one budget: tables fitted to the model, and the standard samplers, all judged on the same noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.loop import integrate
+from sde_diffusion.tuning.bench import Bench
+from sde_diffusion.tuning.components import Components
+from sde_diffusion.tuning.fitting import refinement
+from sde_diffusion.tuning.fitting.least_squares import Program, fit, principal_components
+from sde_diffusion.tuning.fitting.reference import flat
+from sde_diffusion.tuning.fitting.standard import standards
+from sde_diffusion.tuning.fitting.validation import Scorer, to_flow
+from sde_diffusion.tuning.made_for import MadeFor
+from sde_diffusion.tuning.report import Candidate, Verdict
+from sde_diffusion.tuning.table import SolverTable
+from sde_diffusion.tuning.tuned import Choice
+
+KAPPAS = (0.1, 0.3, 1.0)
+"""Weights of the errors on the way, beside that of the end, that nodes are chosen by."""
+ROBUST = (4.0, 1.5)
+"""How many medians a sample may be off before its weight in a fit falls."""
+WORTH, GOES_ON = 0.95, 0.99
+"""The errors that a refinement and each of its steps have to reach, relative to what they start from."""
+MOST_EVALUATIONS = 250_000
+"""Evaluations, over all samples, up to which one budget is refined: 2,000 calls of 128, the reference included."""
+REFINED = 2
+"""Tables that are refined at most, those of least error."""
+WITH_COMPONENTS = 2
+"""Sets of nodes on which components are fitted, those of least error."""
+
+
+class Fitted(NamedTuple):
+    """A table that was fitted, what it makes of the noise of validation, and its distance to the flow there."""
+
+    error: float
+    name: str
+    program: Program
+    x: Tensor
+    robust: float
+
+
+class Candidates:
+    """The candidates of one budget after another.
+
+    Args:
+        bench: What they share.
+        score: What decides between them.
+        components: Whether tables with components are among them.
+        refine: Whether the best are refined.
+        window: How many answers a row combines, if not all.
+    """
+
+    def __init__(self, bench: Bench, score: Scorer, *, components: bool, refine: bool, window: int | None) -> None:
+        self.bench, self.score, self.refine, self.window = bench, score, refine, window
+        self.basis = principal_components(bench.reference.x0) if components else None
+        self.flow = to_flow(bench.x0_validation)
+        self.start = flat(bench.start_validation)
+
+    def judge(self, nfe: int, tick: Callable[[], None]) -> tuple[Choice, Verdict]:
+        """The winner at one budget."""
+        began, spent = time.perf_counter(), self.bench.ask.evaluations
+        found: list[tuple[Candidate, SolverTable | tuple[Solver, Any]]] = []
+        for name, sampler in standards(self.bench.problem, nfe, self.bench.data_std):
+            x = self._drawn(sampler)
+            if x is not None:
+                found.append((Candidate(name, *self.score(x), fitted=False), (sampler.solver, sampler.grid)))
+        tick()
+        for name, program, x in self._fitted(nfe // self.bench.problem.cost, tick):
+            found.append((Candidate(name, *self.score(x), fitted=True), self._table(program)))
+        tick()
+        found.sort(key=lambda pair: pair[0].error)
+        evaluations, seconds = self.bench.ask.evaluations - spent, time.perf_counter() - began
+        verdict = Verdict(nfe, tuple(c for c, _ in found), evaluations, seconds)
+        return Choice.of(nfe, verdict, found[0][1]), verdict
+
+    def _fitted(self, n: int, tick: Callable[[], None]) -> Iterator[tuple[str, Program, Tensor]]:
+        """Tables of `n` rows: those of scalars, those of components on the best nodes, and the best of all refined."""
+        ask, spent = self.bench.ask, self.bench.ask.evaluations
+        sets = self.bench.nodes.search(n, KAPPAS)
+        tables = [self._fit(nodes, robust, None) for nodes in sets for robust in ROBUST]
+        if self.basis is not None and len(self.bench.reference.x0) >= 4 * (n + 2):
+            best = sorted(range(len(tables)), key=lambda k: tables[k].error)
+            chosen = list(dict.fromkeys(k // len(ROBUST) for k in best))[:WITH_COMPONENTS]
+            tables += [self._fit(sets[k], robust, self.basis) for k in chosen for robust in ROBUST]
+        tick()
+        for table in tables:
+            yield table.name, table.program, table.x
+        allowed = MOST_EVALUATIONS - self.bench.evaluations - (ask.evaluations - spent)
+        for table in sorted(tables, key=lambda t: t.error)[: REFINED * self.refine]:
+            better = self._refined(table, allowed // REFINED)
+            if better is not None:
+                yield f"{table.name}, refined", better, self._end(better)
+
+    def _fit(self, nodes: list[int], robust: float, basis: Tensor | None) -> Fitted:
+        """A table on some nodes."""
+        bench, reference = self.bench, self.bench.reference
+        levels = cast("Denoiser", bench.problem.model).levels([reference.times[k] for k in nodes])
+        targets = reference.states(nodes)
+        program, _ = fit(
+            bench.ask, levels, reference.x_T, targets, reference.x0, robust=robust, basis=basis, window=self.window
+        )
+        x = self._end(program)
+        name = f"fitted on {len(nodes)} nodes, {'components, ' if basis is not None else ''}robust={robust:g}"
+        return Fitted(self.flow(x).error, name, program, x, robust)
+
+    def _end(self, program: Program) -> Tensor:
+        """What a table makes of the noise of validation."""
+        return program.roll(self.bench.ask, self.start)[0][-1]
+
+    def _refined(self, table: Fitted, allowed: int) -> Program | None:
+        """The table after some steps of refinement; None where these gain too little or cost too much."""
+        bench, best, now = self.bench, table.error, table.program
+        n, first, m = len(bench.reference.x_T), bench.ask.evaluations, len(table.program.levels)
+        each = (refinement.cost(now) + (1 + len(refinement.DAMPING)) * m) * n * bench.problem.cost
+        epsilon = 1e-4 if bench.ask.dtype == torch.float64 else 3e-3
+        while bench.ask.evaluations - first + each <= allowed:
+            after, moved = refinement.step(
+                now,
+                bench.ask,
+                bench.reference.x_T,
+                bench.reference.x0,
+                lambda tried: self.flow(self._end(tried)).error,
+                robust=table.robust,
+                epsilon=epsilon,
+            )
+            if after > GOES_ON * best:
+                break
+            best, now = after, moved
+        return now if best < WORTH * table.error else None
+
+    def _drawn(self, sampler: SDESampler) -> Tensor | None:
+        """What a standard sampler makes of the noise of validation; None where it fails."""
+        bench, parts = self.bench, list[Tensor]()
+        for rows in bench.ask.parts(len(bench.start_validation)):
+            eq = bench.problem.equation(bench.ask.given.part(rows))
+            try:
+                *_, now = integrate(eq, sampler.solver, bench.start_validation[rows], sampler.times, finish=True)
+            except Exception as error:
+                if not isinstance(error, (ArithmeticError, RuntimeError, ValueError)):
+                    raise
+                return None
+            bench.ask.count(rows.stop - rows.start, eq.nfe // bench.problem.cost)
+            parts.append(flat(now.x))
+        return torch.cat(parts)
+
+    def _table(self, program: Program) -> SolverTable:
+        """The table that a program is."""
+        bench = self.bench
+        times = tuple(float(at.t) for at in program.levels)
+        made_for = MadeFor.of(cast("Denoiser", bench.problem.model), dtype=bench.ask.dtype, shape=bench.ask.shape)
+        return SolverTable(
+            times=times,
+            rows=tuple(tuple(line.weights.tolist()) for line in program.lines),
+            grid=(float(cast("GaussianSDE", bench.problem.sde).t_max), *times[1:]),
+            stops=tuple(range(len(times))),
+            window=program.window,
+            components=_components(program),
+            made_for=made_for,
+        )
+
+
+def _components(program: Program) -> Components | None:
+    """The components of a program, with zeros for a row that has none."""
+    if program.basis is None:
+        return None
+    r = program.basis.shape[1]
+    zeros = [torch.zeros(len(line.weights), r, dtype=torch.float64, device="cpu") for line in program.lines]
+    weights = [z if line.components is None else line.components for z, line in zip(zeros, program.lines, strict=True)]
+    bias = [z.new_zeros(r) if line.bias is None else line.bias for z, line in zip(zeros, program.lines, strict=True)]
+    return Components(program.basis, tuple(weights), tuple(bias))
