@@ -1,9 +1,9 @@
 r"""A sampler that fits itself to a model: nodes and coefficients from a few of its own solves, without retraining.
 
 Three steps, for each budget of evaluations: nodes are chosen on a converged flow from a batch of noise, coefficients
-are found by least squares on the solve's own way, with and without those of the principal components, and the best tables
-are made better as a whole. Then noise that nothing has seen decides between all of these and the solvers that were made
-for no model in particular, and the winner is what comes back.
+are found by least squares on the solve's own way, with and without those of the principal components, and the best
+tables are made better as a whole. Then noise that nothing has seen decides between all of these and the solvers that
+were made for no model in particular, and the winner is what comes back.
 """
 
 from __future__ import annotations
