@@ -34,6 +34,8 @@ from sde_diffusion.training.registry import build, describe, own_classes
 VERSION = 2
 """The version of the format. Version 1, with one mean and std for all columns and no digest, is read as well."""
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+TABLES = "tables.json"
+"""What `sde-diffusion tune` keeps beside them, of no account to the model: a save of another model removes it."""
 MOST_DESCRIPTION = 16 * 2**20
 """How many bytes `model.json` has at most: a beta table of 1,000 levels takes 35,000."""
 MOST_VALUES = 2**30
@@ -88,6 +90,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a model to the folder `path`, which is made if need be; a checkpoint already there is replaced.
 
+    Tables that were tuned for the model that was there, `tables.json`, are removed: tune again, or save them again.
+
     Args:
         path: The folder.
         model: A `Network` around a net with a `config` property, the constructor's arguments, such as `MLP` and `UNet`.
@@ -117,6 +121,8 @@ def save_checkpoint(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_files({folder / TENSORS: data, folder / DESCRIPTION: text})
+    if (tables := folder / TABLES).is_file():
+        tables.unlink()  # of the model that was there
 
 
 def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoint:

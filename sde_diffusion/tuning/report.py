@@ -77,6 +77,7 @@ class Report:
         reference_evaluations: Network evaluations of the flow that all are compared with, over all samples.
         reference_error: Its own error, from half its step, in the units of the errors.
         seconds: All of the time.
+        given: What the model was asked under, in words, where that is known: `--label 2` of the command line.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -85,6 +86,7 @@ class Report:
     reference_evaluations: int
     reference_error: float
     seconds: float
+    given: str = ""
 
     @property
     def evaluations(self) -> int:
@@ -95,6 +97,16 @@ class Report:
     def calls(self) -> int:
         """The same in calls of a batch."""
         return -(-self.evaluations // self.batch)
+
+    def lines(self) -> list[str]:
+        """The report in short: one line for each budget, and one for the cost."""
+        unit = " sd of the data from the flow" if self.objective == "ode" else ", energy distance to the data"
+        lines = [
+            f"{v.nfe} evaluations: {v.winner.error:.3g} +- {v.winner.uncertainty:.2g}{unit}; {v.why}"
+            for v in self.verdicts
+        ]
+        cost = f"{self.seconds:.0f} s, {self.calls:,} calls of {self.batch} samples"
+        return [*lines, f"{cost}; tuned on {self.batch} and judged on {self.batch} others"]
 
     def __str__(self) -> str:
         what = "distance to the flow, in sd of the data" if self.objective == "ode" else "energy distance to the data"

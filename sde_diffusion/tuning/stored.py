@@ -8,7 +8,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,18 +63,31 @@ def write(about: Mapping[str, Any], path: Path) -> None:
     write_files({path: text})
 
 
-def read(path: Path) -> Any:
-    """Reads what `write` wrote, as far as it can tell: another format or version is for `fields_of` to refuse."""
+class Kind(NamedTuple):
+    """A kind of file under a digest, in the words of its errors."""
+
+    format: str
+    version: int
+    what: str  # "a table has"
+    writer: str
+    again: str
+
+
+TABLE = Kind(FORMAT, VERSION, "a table has", "SolverTable.save", AGAIN)
+
+
+def read(path: Path, kind: Kind = TABLE) -> Any:
+    """Reads a sealed file as far as it can tell: another format or version is for who knows the entries to refuse."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: give one that SolverTable.save wrote")
-    raw = bounded(path, MOST_BYTES, f"a table has {MOST_BYTES:,} at most: it is none that SolverTable.save wrote")
+        raise FileNotFoundError(f"no file {path}: give one that {kind.writer} wrote")
+    raw = bounded(path, MOST_BYTES, f"{kind.what} {MOST_BYTES:,} at most: it is none that {kind.writer} wrote")
     try:
         about = parsed(raw)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): it was cut short or edited; {AGAIN}") from error
-    ours = isinstance(about, dict) and (about.get("format"), about.get("version")) == (FORMAT, VERSION)
+        raise ValueError(f"{path} is not JSON ({error}): it was cut short or edited; {kind.again}") from error
+    ours = isinstance(about, dict) and (about.get("format"), about.get("version")) == (kind.format, kind.version)
     if ours and not is_sealed(raw, about.get("digest")):
-        raise ValueError(f"{path} is not as it was written: damaged, or edited, which it is not made for; {AGAIN}")
+        raise ValueError(f"{path} is not as it was written: damaged, or edited, which it is not made for; {kind.again}")
     return about
 
 

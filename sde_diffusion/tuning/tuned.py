@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
 
+from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.solvers.base import Solver
+from sde_diffusion.tuning import tuned_file
+from sde_diffusion.tuning.made_for import MadeFor
 from sde_diffusion.tuning.report import Report, Verdict
 from sde_diffusion.tuning.solver import TableSolver
 from sde_diffusion.tuning.table import SolverTable
@@ -82,6 +87,63 @@ class Tuned:
     def grid(self) -> Any:
         """Its grid."""
         return self._only(None).grid
+
+    def save(self, path: str | Path) -> None:
+        """Writes the tables and the report to a JSON file, whole or not at all, with a digest of its text.
+
+        A standard solver that has won is written as its table, which makes the same samples up to rounding.
+
+        Args:
+            path: The file. Beside the model in the folder of a checkpoint it is called `tables.json`, where
+                `sde-diffusion sample` looks for it, and `save_checkpoint` removes it with the model that it replaces.
+
+        Raises:
+            ValueError: More than 256 MiB.
+            OSError: The file cannot be written; one there before is left as it was.
+        """
+        tuned_file.write(Path(path), self.report, {nfe: self._table(nfe) for nfe in self.choices})
+
+    @classmethod
+    def load(cls, path: str | Path, sde: SDE | Problem, model: Denoiser | None = None) -> Tuned:
+        """Reads the file that `save` wrote, and holds its tables to a model.
+
+        Args:
+            path: The file.
+            sde: The process, or a `Problem` with its model.
+            model: The model, with a process.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            TypeError: No `Denoiser`.
+            ValueError: A file that was damaged, cut short or edited, or is of another format or version; tables of
+                another process, noise range or event shape.
+
+        Warns:
+            TableWarning: Another model, or other weights: the difference is named.
+
+        Example:
+            >>> loaded = load_checkpoint("model")
+            >>> tuned = Tuned.load("model/tables.json", loaded.model.sde, loaded.model)
+            >>> x = tuned.sampler(8).sample(64, seed=0)
+        """
+        if isinstance(sde, Problem) and model is not None:
+            raise TypeError("a Problem has its model: leave out model, or give load(path, sde, model)")
+        problem = sde if isinstance(sde, Problem) else Problem(sde, cast("Denoiser", model))
+        if not isinstance(problem.model, Denoiser):
+            raise TypeError(
+                f"tables are of a GaussianSDE with a Denoiser or a score; {type(problem.sde).__name__} is a general SDE"
+            )
+        report, tables = tuned_file.read(Path(path), problem)
+        choices = {verdict.nfe: Choice.of(verdict.nfe, verdict, tables[verdict.nfe]) for verdict in report.verdicts}
+        return cls(problem, choices, report)
+
+    def _table(self, nfe: int) -> SolverTable:
+        """The winner at a budget as a table that knows what it was made for, a standard solver too."""
+        choice, problem = self[nfe], self.problem
+        if choice.table is not None:
+            return choice.table
+        table = SolverTable.of(choice.solver, cast("GaussianSDE", problem.sde), self.sampler(nfe).times)
+        return replace(table, made_for=MadeFor.of(cast("Denoiser", problem.model), shape=problem.shape))
 
     def _only(self, nfe: int | None) -> Choice:
         if nfe is not None:
