@@ -1,4 +1,4 @@
-"""The command line: `sde-diffusion train`, `sample`, `likelihood`, `demo`, `check`. An error is one line, status 2.
+"""The command line: `sde-diffusion train`, `sample`, `tune`, `likelihood`, `demo`, `check`. Errors: one line, status 2.
 
 A terminal that is gone, or a pipe without a reader, ends nothing: what would be said is dropped.
 """
@@ -21,6 +21,7 @@ from sde_diffusion.cli import demo as demo_command
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import sample as sample_command
 from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli import tune as tune_command
 from sde_diffusion.cli._arguments import Parser
 from sde_diffusion.cli._streams import steady
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
                 raise
-            _complain("error: out of memory: take a smaller --batch-size, a smaller model or fewer samples")
+            _complain("error: out of memory: take a smaller --batch-size or --batch, a smaller model or fewer samples")
             return 2
         except KeyboardInterrupt:
             _complain("interrupted")
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=sys.modules["sde_diffusion"].__version__)
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (train_command, sample_command, likelihood_command, demo_command, check_command):
+    commands = (train_command, sample_command, tune_command, likelihood_command, demo_command, check_command)
+    for command in commands:
         command.add_parser(group)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count,
 from sde_diffusion.cli.limits import check_samples, check_seeds, columns
 from sde_diffusion.plots import picture
 from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint
+from sde_diffusion.training.checkpoint import TABLES, Checkpoint, load_checkpoint
+from sde_diffusion.tuning.made_for import TableWarning
+from sde_diffusion.tuning.tuned import Tuned
 
 MOST_SAMPLES = 10**8
 """The largest `--n`; memory may set a lower limit."""
@@ -46,12 +49,17 @@ def add_parser(group: Any) -> None:
     command.add_argument(
         "--n", type=count(MOST_SAMPLES), default=64, metavar="N", help="number of samples, all in one file"
     )
-    command.add_argument("--solver", choices=solvers.named(), default="dpmpp2", help="how the equation is solved")
+    command.add_argument(
+        "--solver",
+        choices=solvers.named(),
+        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default",
+    )
     cost = command.add_mutually_exclusive_group()
     cost.add_argument(
         "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"
     )
     cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
+    command.add_argument("--no-tuned", action="store_true", help="leave aside what `tune` kept in the checkpoint")
     command.add_argument(
         "--label",
         metavar="K",
@@ -65,7 +73,7 @@ def add_parser(group: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> None:
     """Draws samples as the arguments say."""
-    draw = Draw(args.n, args.solver, args.steps, args.nfe, args.label, args.batch_size)
+    draw = Draw(args.n, args.solver, args.steps, args.nfe, args.label, args.batch_size, not args.no_tuned)
     sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say)
 
 
@@ -75,19 +83,21 @@ class Draw:
 
     Args:
         n: The number of samples.
-        solver: The name of the solver in `solvers.named()`.
+        solver: The name of the solver in `solvers.named()`; None for the default, or a tuned one.
         steps: The number of solver steps; None for the solver's own.
         nfe: A budget of network evaluations per sample, in place of `steps`.
         label: A class, `"all"` for every class in turn, or `"none"`.
         batch_size: The number of samples in memory at once.
+        tuned: Whether a sampler that was tuned for `nfe` and kept in the checkpoint is taken, where no solver is named.
     """
 
     n: int = 64
-    solver: str = "dpmpp2"
+    solver: str | None = None
     steps: int | None = None
     nfe: int | None = None
     label: str = "all"
     batch_size: int = 256
+    tuned: bool = True
 
 
 def sample_file(
@@ -119,9 +129,8 @@ def sample_file(
         raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
     check_file(out, "--out")
     loaded = load_checkpoint(checkpoint)
-    labels = _labels_for(draw.label, draw.n, loaded.classes)
-    solver = solvers.named()[draw.solver]
-    sampler = SDESampler(loaded.model.sde, loaded.model, solver=solver, steps=draw.steps, nfe=draw.nfe)
+    labels = labels_for(draw.label, draw.n, loaded.classes)
+    sampler = _sampler(loaded, checkpoint / TABLES, draw, say)
     check_seeds(seed, draw.n)
     check_samples(loaded, draw.n, draw.batch_size, out)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
@@ -129,6 +138,43 @@ def sample_file(
     x = loaded.scaling.undo(x)
     keep(lambda path: _write(path, x, labels, loaded), out)
     say(f"{draw.n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
+
+
+def _sampler(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler:
+    """The sampler asked for: a tuned one where it fits, which is said."""
+    if draw.tuned and draw.nfe is not None and draw.solver is None:
+        found = _tuned(loaded, tables, draw.nfe, say)
+        if found is not None:
+            return found
+    solver = None if draw.solver is None else solvers.named()[draw.solver]
+    return SDESampler(loaded.model.sde, loaded.model, solver=solver, steps=draw.steps, nfe=draw.nfe)
+
+
+def _tuned(loaded: Checkpoint, tables: Path, nfe: int, say: Say) -> SDESampler | None:
+    """The sampler that was tuned for a budget, if one was; what is there and does not serve is said.
+
+    Raises:
+        ValueError: A damaged file of tables, or tables of another process.
+    """
+    if not tables.is_file():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", TableWarning)
+            tuned = Tuned.load(tables, loaded.model.sde, loaded.model)
+    except TableWarning as other:
+        say(f"{tables} is left aside: {other}")
+        return None
+    except ValueError as error:
+        raise ValueError(f"{error}; or sample with --no-tuned") from error
+    if nfe not in tuned.choices:
+        say(f"nothing is tuned for {nfe} evaluations, only for {', '.join(map(str, tuned.choices))}: the default it is")
+        return None
+    best = tuned[nfe]
+    given = f" and {tuned.report.given}" if tuned.report.given else ""
+    unit = "sd of the data from the flow" if tuned.report.objective == "ode" else "from the data, by energy distance"
+    say(f"tuned for {nfe} evaluations{given}: {best.name}, {best.error:.2g} +- {best.uncertainty:.1g} {unit}")
+    return tuned.sampler(nfe)
 
 
 def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> None:
@@ -142,7 +188,8 @@ def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> 
     write_files({path: content.getvalue()})
 
 
-def _labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
+def labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
+    """The labels of `n` samples, as `--label` asks for them; None where the model is given none."""
     if wanted == "none" or (wanted == "all" and not classes):
         return None
     if wanted == "all":
