@@ -19,9 +19,8 @@ from sde_diffusion.cli import sample as sample_command
 from sde_diffusion.cli import train as train_command
 from sde_diffusion.data import moons
 from sde_diffusion.demo.demonstration import QUICK, Settings, run
-from sde_diffusion.demo.table import trials
+from sde_diffusion.demo.table import TUNED, trials
 from sde_diffusion.sde import processes
-from sde_diffusion.solvers import DPMSolverPP
 from sde_diffusion.training import load_checkpoint
 from sde_diffusion.training import loop as training
 
@@ -94,7 +93,7 @@ def test_samples_on_the_command_line_are_those_of_the_model_in_memory_bit_for_bi
         == 0
     )
     loaded = load_checkpoint(vectors / "model")
-    sampler = SDESampler(loaded.model.sde, loaded.model, solver=DPMSolverPP(order=2), steps=7)
+    sampler = SDESampler(loaded.model.sde, loaded.model, steps=7)
     expected = sampler.sample(5, seed=3).double() * loaded.std + loaded.mean
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected.float().numpy())
 
@@ -359,7 +358,7 @@ def test_wrong_usage_is_told_by_the_parser(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "likelihood", "demo"])
+@pytest.mark.parametrize("command", ["train", "sample", "tune", "likelihood", "demo"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -385,7 +384,7 @@ def test_the_demo_refuses_before_it_works(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path):
+def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, capsys):
     out = tmp_path / "demo"
     done = subprocess.run(
         [sys.executable, "-m", "sde_diffusion.cli", "demo", "--quick", "--out", str(out)],
@@ -397,15 +396,20 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path):
     assert "real training images" in done.stdout
     assert f"sde-diffusion sample --checkpoint {out / 'checkpoint'}" in done.stdout
     metrics = json.loads((out / "metrics.json").read_text())
-    assert len(metrics["table"]) == 2 + 1 + len(trials())
+    assert len(metrics["table"]) == 2 + 1 + 2 * len(TUNED) + len(trials())
     assert metrics["table"][0]["n"] == metrics["table"][2]["n"] == QUICK.headline
     assert metrics["likelihood"]["bin_width"] == pytest.approx(2 / 17)
     assert set(metrics["figures"]) == set(metrics["bars"])
+    tuned = [row for row in metrics["table"] if row["name"].startswith("tuned")]
+    assert [row["nfe"] for row in tuned] == list(TUNED)
+    assert list(metrics["tuning"]["winners"]) == [str(nfe) for nfe in TUNED]
     assert sum(metrics["seconds"].values()) < 60
     for name in ("samples.png", "film.png", "nfe.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert call("sample", "--checkpoint", out / "checkpoint", "--n", 10, "--steps", 2, "--out", tmp_path / "x.npy") == 0
     assert np.load(tmp_path / "x.npy").shape == (10, 1, 8, 8)
+    assert call("sample", "--checkpoint", out / "checkpoint", "--n", 2, "--nfe", 8, "--out", tmp_path / "x.npy") == 0
+    assert "tuned for 8 evaluations: " in capsys.readouterr().out
 
 
 def test_the_threads_asked_for_are_used(vectors, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The demonstration: digits, from training to likelihood, with every solver, in about four minutes of one core.
+"""The demonstration: digits, from training to likelihood, with every solver, in about five minutes of one core.
 
 `run` works in phases, each timed, and writes pictures, figures and a checkpoint to one folder.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,8 @@ from torch import Tensor
 
 from sde_diffusion import plots
 from sde_diffusion._files import check_folder, keep, write_files
-from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, Bench, Likelihood, Row, Trial, trials
+from sde_diffusion.demo.results import Curves, close, gather
+from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, trials
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.matching import DenoisingScoreMatching
@@ -31,16 +30,13 @@ from sde_diffusion.denoiser.time_samplers import LogNormalSigma
 from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde import grids
-from sde_diffusion.training.checkpoint import save_checkpoint
+from sde_diffusion.training.checkpoint import TABLES, save_checkpoint
 from sde_diffusion.training.loop import train
 from sde_diffusion.training.recipe import Recipe
-
-Curves = dict[str, list[tuple[int, float]]]
+from sde_diffusion.tuning.tuned import Tuned
 
 BUDGETS = (5, 9, 13)
 """Evaluations at which the curves are drawn, besides those of the table."""
-BARS = {"accuracy": 0.95, "frechet_ratio": 2.0, "bits_per_dim": 2.1}
-"""The bars of the full run: an accuracy of at least, a ratio and bits per dimension of at most so much."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,9 @@ class Settings:
         classifier_steps: Training steps of the classifier.
         headline: Samples of the headline solver, at most 1,437.
         others: Samples of every solver in the table, at most 360. Frechet distances depend on these numbers.
-        effort: Factor on the evaluations of the slow solvers.
+        effort: Factor on the evaluations of the slow solvers; below 1, tuned samplers are not refined.
         likelihoods: Test images whose likelihood is evaluated, at most 360.
+        tuning: Samples that the tuned samplers are fitted to, and as many that they are judged on; at least 16.
         ode_steps: Steps of the Runge-Kutta method behind the likelihood, four evaluations each.
         seed: The seed of all that is drawn; the split of the data is always the same.
     """
@@ -66,12 +63,21 @@ class Settings:
     others: int = 360
     effort: float = 1.0
     likelihoods: int = 40
+    tuning: int = 128
     ode_steps: int = 8
     seed: int = 0
 
 
 QUICK = Settings(
-    steps=60, width=16, classifier_steps=60, headline=120, others=40, effort=0.2, likelihoods=2, ode_steps=2
+    steps=60,
+    width=16,
+    classifier_steps=60,
+    headline=120,
+    others=40,
+    effort=0.2,
+    likelihoods=2,
+    tuning=16,
+    ode_steps=2,
 )
 """Everything runs, in under half a minute, and nothing is good."""
 
@@ -132,8 +138,13 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
             lambda path: save_checkpoint(path, model, mean=bench.mean, std=bench.std, extra=extra), out / "checkpoint"
         )
         say(f"   loss {loss:.4f}" + (f"; {lost[-1]}" if lost else f"; saved to {out / 'checkpoint'}"))
+    with report.phase(f"tuning samplers of {', '.join(map(str, TUNED))} evaluations"):
+        tuned = bench.tune(model, batch=settings.tuning, refine=settings.effort >= 1, seed=settings.seed)
+        write(tuned.save, out / "checkpoint" / TABLES)
+        for line in tuned.report.lines():
+            say(f"   {line}")
     with report.phase("sampling with every solver, from the same seeds"):
-        rows, curves, images = _measure(bench, model, settings, say)
+        rows, curves, images = _measure(bench, model, tuned, settings, say)
     with report.phase(f"exact log-likelihood of {settings.likelihoods} test images"):
         likelihood = bench.likelihood(model, n=settings.likelihoods, steps=settings.ode_steps)
         for line in likelihood.lines():
@@ -141,17 +152,17 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
     with report.phase("pictures"):
         for name, draw in _pictures(bench, model, settings, rows, curves, images).items():
             write(draw, out / name)
-    result = _result(settings, report, rows, curves, likelihood, right, loss)
+    result = gather(asdict(settings), report.seconds, rows, curves, tuned.report, likelihood, right, loss)
     write(lambda path: write_files({path: json.dumps(result, indent=2).encode()}), out / "metrics.json")
     if lost:
         raise OSError("; ".join(lost))
-    _close(out, result, say)
+    close(out, result, say)
     return result
 
 
 def _check(settings: Settings) -> None:
     """Refuses settings out of range and missing packages, before any work."""
-    for name, low, high in (("headline", 2, 1437), ("others", 2, 360), ("likelihoods", 2, 360)):
+    for name, low, high in (("headline", 2, 1437), ("others", 2, 360), ("likelihoods", 2, 360), ("tuning", 16, 1437)):
         if not low <= getattr(settings, name) <= high:
             raise ValueError(f"{name} must lie in {low}..{high}, got {getattr(settings, name)!r}")
     packages = ("sklearn", "matplotlib", "safetensors", "torchdiffeq", "torchsde")
@@ -180,7 +191,7 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
 
 
 def _measure(
-    bench: Bench, model: Denoiser, settings: Settings, say: Callable[[str], None]
+    bench: Bench, model: Denoiser, tuned: Tuned, settings: Settings, say: Callable[[str], None]
 ) -> tuple[list[Row], Curves, Tensor]:
     """Measures the table, Frechet distance by evaluations for some solvers, and the images of the headline solver."""
     n, others = settings.headline, settings.others
@@ -197,7 +208,11 @@ def _measure(
     row, images = bench.draw(model, Trial(HEADLINE), bench.labels[:n], settings.seed)
     add(row)
     labels = bench.test.labels[:others]
-    curves: Curves = {}
+    curves: Curves = {"tuned": []}
+    for nfe in TUNED:
+        add(bench.draw(model, Trial(HEADLINE, nfe), labels, settings.seed)[0])
+        row = add(bench.measure(tuned.sampler(nfe), f"tuned.sampler({nfe})", "own", labels, settings.seed)[0])
+        curves["tuned"].append((row.nfe, row.frechet))
     for trial in trials(settings.effort):
         row = add(bench.draw(model, trial, labels, settings.seed)[0])
         if trial.curve:
@@ -239,73 +254,3 @@ def _film(path: Path, bench: Bench, model: Denoiser, seed: int) -> None:
     plots.film_strip(
         path, film, estimates, levels, label.tolist(), title=f"From noise to digits: {HEADLINE!r}, 30 steps and a jump"
     )
-
-
-def _result(
-    settings: Settings,
-    report: _Report,
-    rows: list[Row],
-    curves: Curves,
-    likelihood: Likelihood,
-    right: float,
-    loss: float,
-) -> dict[str, Any]:
-    """Gathers everything that goes to `metrics.json`."""
-    real, headline = rows[0], next(row for row in rows if row.nfe)
-    figures = {
-        "accuracy": headline.accuracy,
-        "frechet_ratio": headline.frechet / real.frechet,
-        "bits_per_dim": likelihood.bits_per_dim,
-    }
-    return {
-        "figures": figures,
-        "bars": BARS,
-        "headline": asdict(headline),
-        "real": asdict(real),
-        "likelihood": asdict(likelihood),
-        "table": [asdict(row) for row in rows],
-        "curves": curves,
-        "classifier_accuracy_on_test": right,
-        "loss": loss,
-        "settings": asdict(settings),
-        "seconds": report.seconds,
-        "versions": {
-            "sde_diffusion": sys.modules["sde_diffusion"].__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _close(out: Path, result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Says what was reached, where it is, and what to try next."""
-    figures, head, real = result["figures"], result["headline"], result["real"]
-    distances = (
-        f"{head['frechet']:.2f}, real training images {real['frechet']:.2f}: {figures['frechet_ratio']:.2f} times"
-    )
-    error = result["likelihood"]["bits_error"]
-    checkpoint = out / "checkpoint"
-    written = {
-        "samples.png": "samples by class, beside real digits",
-        "film.png": "three digits on their way from noise",
-        "nfe.png": "quality against network evaluations",
-        "metrics.json": "every figure above",
-        "checkpoint": "the model: safetensors and JSON",
-    }
-    lines = [
-        f"\n== done in {sum(result['seconds'].values()):.0f} s, threads: {result['threads']}",
-        f"   {head['name']}, {head['nfe']} evaluations, {head['n']} class-conditional samples",
-        f"   recognised as the class asked for:   {figures['accuracy']:.1%} (wanted: {BARS['accuracy']:.0%} or more)",
-        f"   Frechet distance to the test split:  {distances} (wanted: {BARS['frechet_ratio']:g} or less)",
-        f"   bits/dim on test images:             {figures['bits_per_dim']:.3f} +- {error:.3f}"
-        f" (wanted: {BARS['bits_per_dim']:g} or less)",
-        "\nwritten:",
-        *(f"   {out / name!s:<24} {what}" for name, what in written.items()),
-        "\nnext:",
-        f"   sde-diffusion sample --checkpoint {checkpoint} --n 100 --out digits.png",
-        f"   sde-diffusion sample --checkpoint {checkpoint} --label 7 --solver ddpm --steps 100 --out sevens.npz",
-        "   sde-diffusion train --data yours.npy --out model        # vectors (N, D) or images (N, C, H, W)",
-    ]
-    for line in lines:
-        say(line)

@@ -51,11 +51,15 @@ from sde_diffusion.solvers import (
     UniPC,
     annealed_langevin,
 )
+from sde_diffusion.tuning.tuned import Tuned
+from sde_diffusion.tuning.tuner import tune
 
 SDE = EDMSDE(sigma_min=0.005, sigma_max=20.0)
 """The process, on data of standard deviation 1."""
 HEADLINE = DPMSolverPP(order=2)
 """The solver whose samples are drawn and held to the bars."""
+TUNED = (5, 8, 12)
+"""Evaluations per sample that a sampler is tuned for; the headline solver is measured at these beside it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Trial:
     nfe: int | None = 21
     grid: grids.Grid = grids.angle
     curve: bool = False
+
+    def sampler(self, model: Denoiser) -> SDESampler:
+        """The solver with its budget and its grid, or with steps of its own."""
+        steps = 1 if self.nfe is None else None
+        return SDESampler(SDE, model, solver=self.solver, nfe=self.nfe, steps=steps, grid=self.grid)
 
 
 def trials(effort: float = 1.0) -> list[Trial]:
@@ -145,6 +154,7 @@ HEADER = f"{'solver':<50} {'grid':<7}{'NFE':>5} {'n':>5} {'Frechet':>8} {'sliced
 LEGEND = (
     "NFE: network evaluations per sample. Frechet, sliced Wasserstein: distance to the test images, less is better;",
     "Frechet depends on n. right: samples recognised as the class asked for; on real lines, test images recognised.",
+    "tuned: fitted to this network, see `sde-diffusion tune`; its grid is its own.",
     "PredictorCorrector(Hold(), Langevin(...)) is annealed Langevin dynamics; DPMSolverPP(order=1) is DDIM().",
 )
 
@@ -242,17 +252,24 @@ class Bench:
 
     def draw(self, model: Denoiser, trial: Trial, labels: Tensor, seed: int) -> tuple[Row, Tensor]:
         """Draws with a solver, from streams `seed, seed + 1, ...`; returns its row and the images in `[-1, 1]`."""
+        grid = trial.grid.__name__ if trial.nfe else "own"
+        return self.measure(trial.sampler(model), concise(trial.solver), grid, labels, seed)
+
+    def measure(self, sampler: SDESampler, name: str, grid: str, labels: Tensor, seed: int) -> tuple[Row, Tensor]:
+        """Draws with a sampler that has a name, on a grid that has one; returns what `draw` does."""
         start = time.perf_counter()
-        steps = 1 if trial.nfe is None else None
-        sampler = SDESampler(SDE, model, solver=trial.solver, nfe=trial.nfe, steps=steps, grid=trial.grid)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)  # few evaluations are what the table is about
             solve = sampler.iterate(len(labels), seed=seed, label=labels)
         (last,) = deque(solve, maxlen=1)
         seconds = time.perf_counter() - start
         x = last.x * self.std + self.mean
-        grid = trial.grid.__name__ if trial.nfe else "own"
-        return self.row(concise(trial.solver), grid, last.nfe, x, labels, seconds), x
+        return self.row(name, grid, last.nfe, x, labels, seconds), x
+
+    def tune(self, model: Denoiser, *, batch: int, refine: bool, seed: int) -> Tuned:
+        """Tunes for the budgets of the table, on labels evenly over the classes, with a progress bar."""
+        cond = {"label": torch.arange(batch) % 10}
+        return tune(SDE, model, TUNED, conditions=cond, batch=batch, seed=seed, refine=refine, progress=True)
 
     def likelihood(self, model: Denoiser, *, n: int, steps: int) -> Likelihood:
         """Evaluates the log-likelihood of the first `n` test images, with a progress bar."""

@@ -1,0 +1,98 @@
+"""What a run of the demonstration has found: the entries of `metrics.json`, and the last lines of the report."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sde_diffusion.demo.table import Likelihood, Row
+from sde_diffusion.tuning.report import Report
+
+Curves = dict[str, list[tuple[int, float]]]
+"""For each name the pairs of evaluations and Frechet distance."""
+BARS = {"accuracy": 0.95, "frechet_ratio": 2.0, "bits_per_dim": 2.1}
+"""The bars of the full run: an accuracy of at least, a ratio and bits per dimension of at most so much."""
+
+
+def gather(
+    settings: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    rows: list[Row],
+    curves: Curves,
+    tuning: Report,
+    likelihood: Likelihood,
+    right: float,
+    loss: float,
+) -> dict[str, Any]:
+    """Gathers what goes to `metrics.json`, from the settings, the seconds of each phase and what was found."""
+    real, headline = rows[0], next(row for row in rows if row.nfe)
+    figures = {
+        "accuracy": headline.accuracy,
+        "frechet_ratio": headline.frechet / real.frechet,
+        "bits_per_dim": likelihood.bits_per_dim,
+    }
+    return {
+        "figures": figures,
+        "bars": BARS,
+        "headline": asdict(headline),
+        "real": asdict(real),
+        "likelihood": asdict(likelihood),
+        "tuning": {
+            "seconds": round(tuning.seconds, 1),
+            "calls": tuning.calls,
+            "batch": tuning.batch,
+            "winners": {v.nfe: asdict(v.winner) for v in tuning.verdicts},
+            "best_standard": {v.nfe: v.standard and asdict(v.standard) for v in tuning.verdicts},
+        },
+        "table": [asdict(row) for row in rows],
+        "curves": curves,
+        "classifier_accuracy_on_test": right,
+        "loss": loss,
+        "settings": dict(settings),
+        "seconds": dict(seconds),
+        "versions": {
+            "sde_diffusion": sys.modules["sde_diffusion"].__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def close(out: Path, result: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Says what was reached, where it is, and what to try next."""
+    figures, head, real = result["figures"], result["headline"], result["real"]
+    distances = (
+        f"{head['frechet']:.2f}, real training images {real['frechet']:.2f}: {figures['frechet_ratio']:.2f} times"
+    )
+    error = result["likelihood"]["bits_error"]
+    checkpoint = out / "checkpoint"
+    written = {
+        "samples.png": "samples by class, beside real digits",
+        "film.png": "three digits on their way from noise",
+        "nfe.png": "quality against network evaluations",
+        "metrics.json": "every figure above",
+        "checkpoint": "the model and its tuned samplers: safetensors and JSON",
+    }
+    lines = [
+        f"\n== done in {sum(result['seconds'].values()):.0f} s, threads: {result['threads']}",
+        f"   {head['name']}, {head['nfe']} evaluations, {head['n']} class-conditional samples",
+        f"   recognised as the class asked for:   {figures['accuracy']:.1%} (wanted: {BARS['accuracy']:.0%} or more)",
+        f"   Frechet distance to the test split:  {distances} (wanted: {BARS['frechet_ratio']:g} or less)",
+        f"   bits/dim on test images:             {figures['bits_per_dim']:.3f} +- {error:.3f}"
+        f" (wanted: {BARS['bits_per_dim']:g} or less)",
+        "\nwritten:",
+        *(f"   {out / name!s:<24} {what}" for name, what in written.items()),
+        "\nnext:",
+        f"   sde-diffusion sample --checkpoint {checkpoint} --n 100 --nfe 8 --out digits.png",
+        f"   sde-diffusion sample --checkpoint {checkpoint} --label 7 --solver ddpm --steps 100 --out sevens.npz",
+        "   sde-diffusion train --data yours.npy --out model        # vectors (N, D) or images (N, C, H, W)",
+    ]
+    for line in lines:
+        say(line)
