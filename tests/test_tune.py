@@ -330,6 +330,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch": 0}, ValueError, "batch must be at least 1"),
     ({"objective": "fid"}, ValueError, "objective must be 'ode' or 'energy', got 'fid'"),
     ({"objective": "energy"}, ValueError, "needs data="),
+    ({"objective": "energy", "data": torch.zeros(3, D)}, ValueError, r"needs data=.*got \(3, 2\)"),
+    ({"objective": "energy", "data": torch.zeros(64, 3)}, ValueError, r"event shape \(3,\)"),
     ({"data": torch.zeros(4, D)}, ValueError, "data= is for objective='energy'"),
     ({"window": 0}, ValueError, "window must be at least 1"),
     ({"seed": "a"}, TypeError, "seed must be an integer"),

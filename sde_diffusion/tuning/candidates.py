@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import SolverError
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.base import GaussianSDE
@@ -66,6 +67,7 @@ class Candidates:
         self.basis = principal_components(bench.reference.x0) if components else None
         self.flow = to_flow(bench.x0_validation)
         self.start = flat(bench.start_validation)
+        self.states: dict[int, Tensor] = {}  # of the reference, at the nodes of one budget
 
     def judge(self, nfe: int, tick: Callable[[], None]) -> tuple[Choice, Verdict]:
         """The winner at one budget."""
@@ -88,6 +90,8 @@ class Candidates:
         """Tables of `n` rows: those of scalars, those of components on the best nodes, and the best of all refined."""
         ask, spent = self.bench.ask, self.bench.ask.evaluations
         sets = self.bench.nodes.search(n, KAPPAS)
+        levels = sorted({k for nodes in sets for k in nodes})
+        self.states = dict(zip(levels, self.bench.reference.states(levels), strict=True))
         tables = [self._fit(nodes, robust, None) for nodes in sets for robust in ROBUST]
         if self.basis is not None and len(self.bench.reference.x0) >= 4 * (n + 2):
             best = sorted(range(len(tables)), key=lambda k: tables[k].error)
@@ -106,7 +110,7 @@ class Candidates:
         """A table on some nodes."""
         bench, reference = self.bench, self.bench.reference
         levels = cast("Denoiser", bench.problem.model).levels([reference.times[k] for k in nodes])
-        targets = reference.states(nodes)
+        targets = [self.states[k] for k in nodes]
         program, _ = fit(
             bench.ask, levels, reference.x_T, targets, reference.x0, robust=robust, basis=basis, window=self.window
         )
@@ -146,9 +150,7 @@ class Candidates:
             eq = bench.problem.equation(bench.ask.given.part(rows))
             try:
                 *_, now = integrate(eq, sampler.solver, bench.start_validation[rows], sampler.times, finish=True)
-            except Exception as error:
-                if not isinstance(error, (ArithmeticError, RuntimeError, ValueError)):
-                    raise
+            except (SolverError, ArithmeticError, ValueError):  # others can do what this one cannot
                 return None
             bench.ask.count(rows.stop - rows.start, eq.nfe // bench.problem.cost)
             parts.append(flat(now.x))

@@ -25,7 +25,7 @@ from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.tuning.bench import Bench
 from sde_diffusion.tuning.candidates import Candidates
 from sde_diffusion.tuning.fitting.reference import flat
-from sde_diffusion.tuning.fitting.validation import to_data, to_flow
+from sde_diffusion.tuning.fitting.validation import FOLDS, to_data, to_flow
 from sde_diffusion.tuning.report import Report
 from sde_diffusion.tuning.tuned import Tuned
 
@@ -91,7 +91,7 @@ def tune(
     if window is not None:
         check_count(window, "window")
     _check_mode(problem.model)
-    held_out = _held_out(objective, data)
+    held_out = _held_out(objective, data, problem.shape)
     check_seed(seed)
     if conditions is not None and not isinstance(cast("object", conditions), Mapping):
         raise TypeError(f"conditions must be a dict of what is handed to the model, by name, got {conditions!r}")
@@ -161,15 +161,20 @@ def _check_mode(model: Any) -> None:
         )
 
 
-def _held_out(objective: str, data: Tensor | None) -> Tensor | None:
+def _held_out(objective: str, data: Tensor | None, shape: tuple[int, ...] | None) -> Tensor | None:
     """The data that the energy distance is taken to; None for the other objective."""
     if objective == "ode":
         if data is not None:
             raise ValueError("data= is for objective='energy'; the distance to the flow, 'ode', needs none")
         return None
     given: Any = data
-    if not isinstance(given, Tensor) or len(given) < 2:
-        raise ValueError("objective='energy' needs data=, a tensor (m, *) of samples that were not trained on")
+    if not isinstance(given, Tensor) or len(given) < 2 * FOLDS:
+        raise ValueError(
+            f"objective='energy' needs data=, a tensor of {2 * FOLDS} samples or more that were not trained on, "
+            f"got {type(given).__name__ if not isinstance(given, Tensor) else tuple(given.shape)}"
+        )
+    if tuple(given.shape[1:]) != shape:
+        raise ValueError(f"data have the event shape {tuple(given.shape[1:])}, and the model works on {shape}")
     return flat(check_finite(given, "data"))
 
 

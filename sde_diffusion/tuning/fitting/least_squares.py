@@ -96,7 +96,7 @@ def fit(
     ask: Ask,
     levels: Sequence[Level],
     x_T: Tensor,
-    targets: Tensor,
+    targets: Sequence[Tensor],
     x0: Tensor,
     *,
     robust: float,
@@ -109,7 +109,7 @@ def fit(
         ask: The model.
         levels: The $N$ levels of the nodes.
         x_T: Starts, `(n, D)`.
-        targets: States of the reference at the nodes, `(N, n, D)`.
+        targets: States of the reference at the nodes, $N$ of `(n, D)`.
         x0: Where it ends, `(n, D)`.
         robust: $\rho$, how many medians of the distance a sample may be off before its weight falls.
         basis: $U$ of the components, if they are fitted too.
