@@ -14,12 +14,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_positive
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
+
+MUCH_NOISE = 6.0
+"""The logarithm of the noise over the data from which `balance` takes no notice of more."""
+
+
+def balance(u: np.ndarray, rate: float = 0.05, power: float = 2.0) -> np.ndarray:
+    r"""$z = (2u/\pi)^{1/p} + \tfrac r2\log(1 + \min(\tan u, e^6)^2)$: a coordinate for steps, 0 at zero noise.
+
+    Near the data it goes by the angle, with $p > 1$ denser the less noise there is. In noise above the data, where the
+    angle hardly moves, it goes by the logarithm of the noise: a network that is told that, or whose error in the noise
+    is an error $\sigma/\alpha$ times as large in the data, varies with it.
+
+    Args:
+        u: Angles in $[0, \pi/2]$.
+        rate: $r$, what a factor of $e$ of noise counts beside the whole of the angle.
+        power: $p$.
+    """
+    z: np.ndarray = (2 / math.pi * u) ** (1 / power) - rate * np.log(np.maximum(np.cos(u), math.exp(-MUCH_NOISE)))
+    return z
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,19 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_positive
+from sde_diffusion._checks import check_count, check_flag, check_positive, check_real
+from sde_diffusion.sde.angle import MUCH_NOISE, balance
 
 if TYPE_CHECKING:
     from sde_diffusion.sde.base import SDE, GaussianSDE
 
 Grid = Callable[[Any, int], Tensor]
+TABULATED = 20_001
+"""Nodes of the table that `balanced` is read from."""
 
 
 def uniform(sde: SDE, steps: int) -> Tensor:
@@ -90,6 +94,46 @@ def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Te
     top, bottom = torch.atan(torch.exp(-ends) / data_std).tolist()
     u = torch.linspace(1.0, 0.0, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu")
     return _at(sde, -torch.log(data_std * torch.tan(bottom + (top - bottom) * u**power)))
+
+
+def balanced(
+    sde: SDE, steps: int, rate: float = 0.05, power: float = 2.0, data_std: float = 1.0, *, closed: bool = False
+) -> Tensor:
+    r"""Uniform in `angle.balance`, $z = (2u/\pi)^{1/p} - r\log\cos u$ of the angle $u = \arctan(S/c)$, to zero noise.
+
+    $$ z_i = z_{max}\big(1 - \tfrac i{N + 1}\big), \quad i = 0, \dots, N $$
+
+    so that the last time lies one step before zero noise, which `finish` of a solver that `reaches_zero` then takes: no
+    evaluation is spent where there is little noise. If `t_min` comes before, and where the grid is closed, it ends at
+    `t_min`, $z_i = z_{max} + \tfrac iN(z_{min} - z_{max})$.
+
+    Dense below the scale of the data; above it, where the angle hardly moves and a network still does, $r$ keeps some
+    times, up to noise $e^6$ times as large as the data.
+
+    Args:
+        sde: Any Gaussian SDE.
+        steps: $N$.
+        rate: $r$, at least 0.
+        power: $p$.
+        data_std: $c$, the scale of the data.
+        closed: Whether to end at `t_min` in any case: for a solver that ends with the posterior mean, or to encode.
+    """
+    check_positive(power, "power")
+    check_positive(data_std, "data_std")
+    check_flag(closed, "closed")
+    if check_real(rate, "rate") < 0:
+        raise ValueError(f"rate must be at least 0, got {rate!r}")
+    n = check_count(steps, "steps")
+    most, least = (-lam - math.log(data_std) for lam in _gaussian(sde, "balanced").ends())
+    log_x = np.linspace(least, min(most, MUCH_NOISE), TABULATED)
+    z = balance(np.arctan(np.exp(log_x)), rate, power)
+    end = z[0] if closed else max(z[0], z[-1] / (n + 1))
+    found = np.interp(np.linspace(z[-1], end, n + 1), z, log_x)
+    times = _gaussian(sde, "balanced").time_of(torch.from_numpy(-found - math.log(data_std)))
+    times[0] = sde.t_max
+    if end == z[0]:
+        times[-1] = sde.t_min
+    return times
 
 
 def cosine(sde: SDE, steps: int) -> Tensor:

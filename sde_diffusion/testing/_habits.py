@@ -221,6 +221,7 @@ def few_steps(solver: Solver, sdes: Iterable[GaussianSDE]) -> str:
         grids.karras,
         grids.log_snr,
         grids.angle,
+        grids.balanced,
         grids.cosine,
     )
     tried = list(product(sdes, some, range(1, 6 if solver.facts.evaluations is not None else 3)))

@@ -1,4 +1,4 @@
-r"""Adams methods of any order, exponential and plain: one integral, with a choice of six quantities to interpolate.
+r"""Adams methods of any order, exponential and plain: one integral, with a choice of seven quantities to interpolate.
 
 | `quantity` | what is interpolated | variable | also known as |
 |---|---|---|---|
@@ -8,9 +8,10 @@ r"""Adams methods of any order, exponential and plain: one integral, with a choi
 | `"time"` | $\varepsilon$ | $t$ | t-AB DEIS |
 | `"velocity"` | $\varepsilon - D$ | $u = \sigma/(\alpha + \sigma)$ | Adams-Bashforth of rectified flow |
 | `"angle"` | $\cos u\,\varepsilon - \sin u\,D/c$ | $u = \arctan(\sigma/(\alpha c))$ | Adams-Bashforth in the angle |
+| `"balanced"` | the same, over $du$ | $z(u)$ of `sde.angle.balance` | steps as `grids.balanced` counts them |
 
-In the last two the variable is finite at both ends, so that they start from pure noise without a special case, and end
-with a step of their own order to the data instead of the posterior mean.
+In the last three the variable is finite at both ends, so that they start from pure noise without a special case, and
+end with a step of their own order to the data instead of the posterior mean.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from sde_diffusion._checks import check_count, check_positive
+from sde_diffusion.sde.angle import balance
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.checks import check_order
@@ -31,7 +33,9 @@ from sde_diffusion.solvers.exponential.multistep import LevelAt, Multistep, Row
 from sde_diffusion.solvers.exponential.weights import data_gain
 from sde_diffusion.solvers.quadrature import lagrange_integrals, quadrature_mass, quadrature_times, weighted_integrals
 
-QUANTITIES = ("data", "noise", "rho", "time", "velocity", "angle")
+QUANTITIES = ("data", "noise", "rho", "time", "velocity", "angle", "balanced")
+FINITE = QUANTITIES[-3:]
+"""Those whose variable is finite at both ends."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Adams(Multistep):
 
     Args:
         order: $q$, the number of predictions interpolated.
-        quantity: `"data"`, `"noise"`, `"rho"`, `"time"`, `"velocity"` or `"angle"`: see the table of this module.
+        quantity: `"data"`, `"noise"`, `"rho"`, `"time"`, `"velocity"`, `"angle"` or `"balanced"`: see the table of this
+            module. The last extrapolates over steps that `grids.balanced` makes equally long, so that what a network
+            answers amiss is not multiplied where the angles of neighbouring times are far from equally spaced.
         data_std: $c$ of the angle.
 
     Raises:
@@ -74,11 +80,11 @@ class Adams(Multistep):
     def half(self) -> Literal["data", "noise"] | None:
         if self.quantity == "data":
             return "data"
-        return None if self.quantity in ("velocity", "angle") else "noise"
+        return None if self.quantity in FINITE else "noise"
 
     @property
     def reaches_zero(self) -> bool:
-        return self.quantity in ("velocity", "angle")
+        return self.quantity in FINITE
 
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         if self.quantity == "time":
@@ -89,7 +95,7 @@ class Adams(Multistep):
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:
         if self.quantity == "data":
             return self._data_row(past, s)
-        if self.quantity in ("velocity", "angle"):
+        if self.quantity in FINITE:
             return self._bounded_row(past, s)
         return self._noise_row(past, s, level)
 
@@ -105,7 +111,7 @@ class Adams(Multistep):
         if t.alpha == 0 or s.alpha == 0:
             raise ValueError(
                 f"Adams(quantity={self.quantity!r}) cannot step where alpha = 0 (t = {max(t.t, s.t):g}): "
-                "choose another t_max, or quantity='data', 'velocity' or 'angle'"
+                "choose another t_max, or quantity='data', 'velocity', 'angle' or 'balanced'"
             )
         if self.quantity == "noise":
             b = lagrange_integrals(tuple(at.lam for at in past), t.lam, s.lam, -1.0)
@@ -128,7 +134,8 @@ class Adams(Multistep):
             u = [math.atan2(at.sigma, at.alpha * c) for at in (*past, s)]
             length = [math.hypot(at.alpha * c, at.sigma) for at in (t, s)]
             weigh = [(-math.sin(v) / c, math.cos(v)) for v in u]
-        b = [length[1] * v for v in lagrange_integrals(tuple(u[:-1]), u[0], u[-1])]
+        over = balanced_integrals if self.quantity == "balanced" else lagrange_integrals
+        b = [length[1] * v for v in over(tuple(u[:-1]), u[0], u[-1])]
         data = tuple(v * w for v, (w, _) in zip(b, weigh, strict=False))
         return Row(length[1] / length[0], data, tuple(v * w for v, (_, w) in zip(b, weigh, strict=False)))
 
@@ -139,6 +146,16 @@ class Adams(Multistep):
     @classmethod
     def named(cls) -> dict[str, Solver]:
         return {"deis": Adams(3, "time"), "angle-adams": Adams(3, "angle")}
+
+
+def balanced_integrals(nodes: tuple[float, ...], a: float, b: float) -> tuple[float, ...]:
+    r"""$\int_a^b \ell_j(z(u))\,du$ for the Lagrange basis in $z$ on `nodes`, angles as `a` and `b` are.
+
+    Over $\sqrt u$, of which $z$ is smooth at zero noise too.
+    """
+    root = np.asarray(quadrature_times(math.sqrt(a), math.sqrt(b)))
+    mass = quadrature_mass(math.sqrt(a), math.sqrt(b), (2 * root).tolist())
+    return weighted_integrals(balance(np.asarray(nodes)).tolist(), balance(root**2), mass)
 
 
 _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
