@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from _models import ClassMixture, Guided, KernelDensity
 from torch import Tensor
 
 from sde_diffusion import EDMSDE, VPSDE, DiscreteVPSDE, FlowSDE, GaussianSDE, Network, SDESampler, data, predict
-from sde_diffusion.denoiser.analytic import Empirical, GaussianMixture
-from sde_diffusion.denoiser.base import Denoiser, Wrapper
+from sde_diffusion.denoiser.analytic import GaussianMixture
+from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.predict import Parametrisation
-from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.noise import Streams
-from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers import RK4, Angle
 from sde_diffusion.training import Recipe, load_checkpoint, save_checkpoint, train
 
@@ -108,81 +107,6 @@ def resolved(sde: GaussianSDE, steps: int) -> Tensor:
 def error(x: Tensor, exact: Tensor) -> float:
     """Root mean square distance per coordinate, in standard deviations of the exact samples."""
     return float((x - exact).square().mean().sqrt() / exact.std())
-
-
-class ClassMixture(GaussianMixture):
-    """A mixture whose components belong to classes: asked for a `label`, it answers for the components of that class.
-
-    Args:
-        sde: Any Gaussian SDE.
-        weights: As of a mixture.
-        means: As of a mixture, `(K, D)`.
-        variances: `(K, D)`.
-        classes: Component `k` is of class `k % classes`.
-    """
-
-    def __init__(self, sde: GaussianSDE, weights: Tensor, means: Tensor, variances: Tensor, classes: int) -> None:
-        super().__init__(sde, weights, means, variances)
-        self.owner = torch.arange(len(means)) % classes
-
-    def predict(self, x: Tensor, at: Level, *, label: int | None = None, **cond: object) -> Prediction:
-        if label is None:
-            return super().predict(x, at, **cond)
-        mine = self.owner == label
-        part = GaussianMixture(self.sde, self.log_weights[mine].exp(), self.means[mine], self.spread[mine])
-        return part.predict(x, at, **cond)
-
-
-class KernelDensity(Empirical):
-    r"""The exact denoiser of points blurred by a round Gaussian of width $h$, without a `(B, n, D)` array.
-
-    At $(\alpha, \sigma)$ the responsibilities are those of the points at the noise
-    $\sqrt{\sigma^2 + \alpha^2h^2}$, and the mean of the data is $m + \tfrac{\alpha h^2}{\sigma^2 + \alpha^2h^2}(x -
-    \alpha m)$, with $m$ the mean of the points.
-
-    Args:
-        sde: Any Gaussian SDE.
-        points: `(n, D)`.
-        width: $h$.
-    """
-
-    def __init__(self, sde: GaussianSDE, points: Tensor, width: float) -> None:
-        super().__init__(sde, points)
-        self.width = width
-        self.data_std = math.hypot(self.data_std, width)
-
-    def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
-        h2 = (at.alpha * self.width) ** 2
-        total = at.sigma**2 + h2
-        mean = super().predict(x, Level(at.t, at.alpha, total**0.5), **cond).data
-        off = (x - at.alpha * mean) / total
-        return Prediction(lambda: mean + at.alpha * self.width**2 * off, lambda: at.sigma * off)
-
-    def sample(self, n: int, *, seed: int | torch.Generator | None = None) -> Tensor:
-        """`n` draws of the data, `(n, D)`."""
-        points = super().sample(n, seed=seed)
-        noise = torch.Generator().manual_seed(seed + 1) if isinstance(seed, int) else None
-        return points + self.width * torch.randn(points.shape, generator=noise, dtype=points.dtype)
-
-
-class Guided(Wrapper):
-    r"""Classifier-free guidance: $D = D_u + w\,(D_c - D_u)$, and the noise alike.
-
-    Args:
-        inner: A model that takes `label=`, and answers for all data without.
-        scale: $w$; 1 is the model itself.
-    """
-
-    careful = True
-    cost = 2
-
-    def __init__(self, inner: Denoiser, scale: float) -> None:
-        super().__init__(inner)
-        self.scale = scale
-
-    def predict(self, x: Tensor, at: Level, *, label: object = None, **cond: object) -> Prediction:
-        free, told, w = self.inner.predict(x, at, **cond), self.inner.predict(x, at, label=label, **cond), self.scale
-        return Prediction(lambda: torch.lerp(free.data, told.data, w), lambda: torch.lerp(free.noise, told.noise, w))
 
 
 def components(d: int, k: int, width: float, seed: int, std: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,8 +236,17 @@ def networks(seed: int, scales: tuple[float, float]) -> list[Case]:
     ]
 
 
-def selection() -> list[Case]:
-    """What the defaults are chosen on."""
+def guided_noise(seed: int, scale: float) -> Case:
+    """A network of the noise, trained by this seed, under guidance."""
+    inner = trained(
+        f"images-guided-noise-{seed}", UNet(1, width=16, classes=10, label_drop=0.2), "noise", 500, "images"
+    )
+    model = Guided(inner.model, scale)
+    return Case(f"images-noise-{seed} w={scale}", CHAIN, model, inner.shape, cond={"label": 2}, exact=False)
+
+
+def selection(*, nets: bool = True) -> list[Case]:
+    """What the defaults are chosen on; without networks, which would have to be trained, if so asked."""
     return [
         mixture("gmm2-wide", 2, 3, 0.5, seed=100),
         mixture("gmm2", 2, 8, 0.2, seed=101),
@@ -328,11 +261,11 @@ def selection() -> list[Case]:
         guided_mixture("guided-1.5", 1.5, 0, seed=109),
         guided_mixture("guided-4", 4.0, 1, seed=110),
         guided_mixture("guided-7.5", 7.5, 2, seed=111),
-        *networks(112, (2.0, 5.0)),
+        *((*networks(112, (2.0, 5.0)), guided_noise(113, 4.0)) if nets else ()),
     ]
 
 
-def held_out() -> list[Case]:
+def held_out(*, nets: bool = True) -> list[Case]:
     """What the choice is then tried on."""
     return [
         mixture("gmm2", 2, 5, 0.3, seed=200),
@@ -348,7 +281,7 @@ def held_out() -> list[Case]:
         guided_mixture("guided-1", 1.0, 3, seed=209),
         guided_mixture("guided-3", 3.0, 4, seed=210),
         guided_mixture("guided-7.5", 7.5, 5, seed=211),
-        *networks(212, (1.5, 4.0)),
+        *((*networks(212, (1.5, 4.0)), guided_noise(213, 6.0)) if nets else ()),
     ]
 
 
