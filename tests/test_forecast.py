@@ -34,7 +34,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
 from sde_diffusion.noise import NoiseSource
-from sde_diffusion.sampler._layout import default_grid
+from sde_diffusion.sampler._defaults import default_grid
 from sde_diffusion.sampler.moments import misfit
 from sde_diffusion.sde import GaussianSDE, Level
 from sde_diffusion.solvers import (
@@ -137,15 +137,24 @@ def test_a_solver_that_steps_in_time_is_given_a_grid_that_it_can_walk(
     assert abs(float(x.std()) - 1) < 0.1 + 4 / math.sqrt(8000)
 
 
+def _unit(sde: GaussianSDE) -> Problem:
+    return Problem(sde, Gaussian(sde, torch.zeros(1), 1.0))
+
+
 def test_the_default_grid_goes_by_what_the_solver_steps_in() -> None:
     for sde in (VESDE(), EDMSDE(), BrownianSDE()):
         for solver in (Heun(), EulerMaruyama(), Churn(Heun())):
-            assert default_grid(sde, mixture(sde), solver) is grids.karras
+            assert default_grid(Problem(sde, mixture(sde)), solver, jump=True) is grids.karras
         others: list[Solver] = [DPMSolverPP(), Angle(Heun()), PredictorCorrector(DDIM(1.0), Renoise(Heun()))]
-        assert all(isinstance(default_grid(sde, mixture(sde), solver), partial) for solver in others)
-    assert default_grid(VPSDE(), Gaussian(VPSDE(), torch.zeros(1), 1.0), Heun()) is grids.angle
-    assert default_grid(VPSDE(), Gaussian(VPSDE(), torch.zeros(1), 1.0), EulerMaruyama()) is grids.karras
-    assert default_grid(FlowSDE(), Gaussian(FlowSDE(), torch.zeros(1), 1.0), EulerMaruyama()) is grids.angle
+        found = [default_grid(Problem(sde, mixture(sde)), solver, jump=True) for solver in others]
+        assert found[0] is grids.log_snr
+        assert all(isinstance(grid, partial) and grid.func is grids.angle for grid in found[1:])
+    closed = default_grid(_unit(VPSDE()), jump=True, solver=Heun())
+    assert isinstance(closed, partial)
+    assert closed.func is grids.balanced
+    assert closed.keywords["closed"]
+    assert default_grid(_unit(VPSDE()), jump=True, solver=EulerMaruyama()) is grids.karras
+    assert default_grid(_unit(FlowSDE()), jump=True, solver=EulerMaruyama()) is grids.angle
     assert PredictorCorrector(EulerMaruyama(), Langevin(1, 0.1)).facts.in_time
     assert not PredictorCorrector(Hold(), Langevin(1, 0.1)).facts.in_time
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -12,38 +11,15 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_step_count
 from sde_diffusion.problem import Problem
 from sde_diffusion.sde import grids
-from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.sde.base import SDE
 from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver
 
 
-def default_grid(sde: SDE, model: Any, solver: Solver) -> Grid | tuple[float, ...]:
-    """The grid of a solver that is given none: uniform on a general SDE, else by what the solver steps in.
-
-    Its own, if it has one. In the noise level or the angle: `grids.angle`, at the scale of the data that the model
-    knows. In the time, where the state grows with the noise or the solver adds some: `grids.karras`, since a long step
-    in a large state leaves an error that no later step takes back.
-    """
-    if (own := solver.facts.grid) is not None:
-        return own
-    if not isinstance(sde, GaussianSDE):
-        return grids.uniform
-    if solver.facts.in_time and _long_steps_hurt(sde, solver, model.data_std):
-        return grids.karras
-    return angle_grid(model.data_std)
-
-
 def angle_grid(data_std: float) -> Grid:
     """`grids.angle` at the scale of the data."""
     return grids.angle if data_std == 1.0 else partial(grids.angle, data_std=data_std)
-
-
-def _long_steps_hurt(sde: GaussianSDE, solver: Solver, data_std: float) -> bool:
-    """Whether noise is added, or the state at `t_max` several times as large as the data; and data are left there."""
-    low, high = sde.levels([sde.t_min, sde.t_max])
-    small, large = (math.hypot(at.alpha * data_std, at.sigma) for at in (low, high))
-    return high.alpha > 0 and (solver.facts.stochastic or large > 3 * small)
 
 
 def grid_name(grid: Any) -> str:

@@ -4,7 +4,7 @@ Three faults make every sample wrong, whatever the network, and none shows in a 
 
 * a prior without the data that are left at the first time. It has mean 0 and standard deviation $\sigma$, where the
   state has $\alpha\mu$ and $\sqrt{\alpha^2c^2 + \sigma^2}$;
-* a grid that ends in noise of the size of the data, from which the final jump goes to their mean;
+* a grid that ends in noise of the size of the data, from which a posterior mean goes to their mean;
 * steps that are too long for the solver, which shows on Gaussian data already, whose answer is known.
 """
 
@@ -95,7 +95,12 @@ def check_end(sde: GaussianSDE, time: float, data_std: float) -> None:
 
 
 def check_steps(
-    sde: GaussianSDE, solver: Solver, times: list[float], data_std: float, lay_out: Callable[[int], list[float]] | None
+    sde: GaussianSDE,
+    solver: Solver,
+    times: list[float],
+    data_std: float,
+    lay_out: Callable[[int], list[float]] | None,
+    finish: bool = False,
 ) -> None:
     r"""Warns where a solver on its grid misses Gaussian data: as wide as the data, and as narrow as a mode of theirs.
 
@@ -105,15 +110,16 @@ def check_steps(
         times: The grid.
         data_std: $c$.
         lay_out: The grid of another number of steps, if there is one: to say how many would do.
+        finish: Whether the step to the data counts: that of a solver which `reaches_zero`.
     """
-    off = _off(sde, solver, times, data_std)
+    off = _off(sde, solver, times, data_std, finish)
     if off is None:
         return
     steps, advice = len(times) - 1, []
     facts = solver.facts
     if facts.in_time and not facts.stochastic:
         advice.append("step in the angle at the same cost, Angle(solver)")
-    enough = None if lay_out is None else _enough(sde, solver, steps, data_std, lay_out)
+    enough = None if lay_out is None else _enough(sde, solver, steps, data_std, lay_out, finish)
     advice.append(f"take {enough} steps" if enough else "take more steps, or another grid")
     warnings.warn(
         f"{steps} steps of {solver!r} on this grid of {sde!r} are too few: {off}. Other data will be "
@@ -130,7 +136,7 @@ class Forecast:
         problem: What is solved.
         solver: By what.
         times: On which grid.
-        jump: Whether it ends with the posterior mean.
+        jump: Whether it ends with the data, by `solver.finish`.
         lay_out: The grid of another number of steps, if there is one.
     """
 
@@ -161,10 +167,11 @@ class Forecast:
             return
         if from_prior and not self.problem.prior.holds_data and self._first("start"):
             check_start(sde, self.times[0], c)
-        if steps and self.jump and not self.solver.facts.fitted and self._first("end"):
+        finish = self.jump and self.solver.reaches_zero
+        if steps and self.jump and not (finish or self.solver.facts.fitted) and self._first("end"):
             check_end(sde, self.times[-1], c)
         if steps and self._first("steps"):
-            check_steps(sde, self.solver, self.times, c, self.lay_out)
+            check_steps(sde, self.solver, self.times, c, self.lay_out, finish)
         self._asked.add((from_prior, steps))
 
     def _first(self, what: str) -> bool:
@@ -176,14 +183,14 @@ class Forecast:
 _misfit = lru_cache(32)(misfit)  # the same few configurations come again and again
 
 
-def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str | None:
+def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float, finish: bool) -> str | None:
     """What is wrong with Gaussian data after a solve, in words; None if nothing is, or if it cannot be told."""
     facts = solver.facts
     if facts.adaptive or facts.fitted or len(times) * (facts.evaluations or 1) > MOST:
         return None
     for mean, std, allowed in TRIALS:
         try:
-            found = _misfit(sde, solver, tuple(times), mean * c, std * c)
+            found = _misfit(sde, solver, tuple(times), mean * c, std * c, finish=finish)
         except Exception:  # noqa: BLE001 - a solver of the user's may ask for more than one number: the solve will tell
             return None
         if found is None:
@@ -199,11 +206,11 @@ def _off(sde: GaussianSDE, solver: Solver, times: list[float], c: float) -> str 
 
 
 def _enough(
-    sde: GaussianSDE, solver: Solver, steps: int, data_std: float, lay_out: Callable[[int], list[float]]
+    sde: GaussianSDE, solver: Solver, steps: int, data_std: float, lay_out: Callable[[int], list[float]], finish: bool
 ) -> int | None:
     """A number of steps at which the solver fits: the smallest of a few doublings, if one does."""
     more = [n for k in (2, 4, 8) if (n := k * steps) <= ADVISED]
     try:
-        return next((n for n in more if _off(sde, solver, lay_out(n), data_std) is None), None)
+        return next((n for n in more if _off(sde, solver, lay_out(n), data_std, finish) is None), None)
     except ValueError:  # a chain has so many levels and no more
         return None

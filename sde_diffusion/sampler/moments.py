@@ -112,7 +112,9 @@ class Misfit(NamedTuple):
     std: float
 
 
-def misfit(sde: GaussianSDE, solver: Solver, times: Sequence[float], mean: float, data_std: float) -> Misfit | None:
+def misfit(
+    sde: GaussianSDE, solver: Solver, times: Sequence[float], mean: float, data_std: float, *, finish: bool = False
+) -> Misfit | None:
     r"""What a solver on a grid makes of data $\mathcal N(\mu, c^2)$, started from their exact law.
 
     No network is asked: the denoiser of such data is known. The cost is that of a solve whose state has three numbers,
@@ -124,14 +126,18 @@ def misfit(sde: GaussianSDE, solver: Solver, times: Sequence[float], mean: float
         times: The grid, falling.
         mean: $\mu$.
         data_std: $c$.
+        finish: Whether the solver then goes on to the data, which the moments are those of.
 
     Returns:
-        The misfit at the last time, infinite where the numbers overflow; None where the solver is not affine.
+        The misfit at the last time, or of the data, infinite where the numbers overflow; None where the solver is not
+        affine.
     """
     first, last = sde.levels([times[0], times[-1]])
+    alpha, sigma = (1.0, 0.0) if finish else (last.alpha, last.sigma)
 
     def run(x: Tensor, noise: NoiseSource) -> Tensor:
-        *_, now = integrate(GaussianReverseSDE(_gaussian_data(sde, mean, data_std)), solver, x, times, noise)
+        eq = GaussianReverseSDE(_gaussian_data(sde, mean, data_std))
+        *_, now = integrate(eq, solver, x, times, noise, finish=finish)
         return now.x
 
     try:
@@ -143,7 +149,7 @@ def misfit(sde: GaussianSDE, solver: Solver, times: Sequence[float], mean: float
     got = found.moments(first.alpha * mean, (first.alpha * data_std) ** 2 + first.sigma**2)
     if not all(math.isfinite(v) for v in got):
         return Misfit(math.inf, math.inf)
-    return Misfit(got[0] - last.alpha * mean, math.sqrt(got[1]) / math.hypot(last.alpha * data_std, last.sigma))
+    return Misfit(got[0] - alpha * mean, math.sqrt(got[1]) / math.hypot(alpha * data_std, sigma))
 
 
 def _gaussian_data(sde: GaussianSDE, mean: float, c: float) -> Network:

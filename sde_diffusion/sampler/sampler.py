@@ -23,13 +23,13 @@ from sde_diffusion.likelihood.sampling import JointSampling
 from sde_diffusion.noise.seeds import Seed
 from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
-from sde_diffusion.sampler._layout import angle_grid, default_grid, grid_name, lay_out, times_of
+from sde_diffusion.sampler._defaults import default_grid, default_solver
+from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
 from sde_diffusion.sampler.forecast import Forecast
 from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.prior import Standard
-from sde_diffusion.solvers import DPMSolverPP, EulerMaruyama, Solver
-from sde_diffusion.solvers.base import facts_of
+from sde_diffusion.solvers.base import Solver, facts_of
 from sde_diffusion.solvers.equation import ODE
 from sde_diffusion.solvers.loop import Course, Snapshot, check_capable, integrate, warn_lost
 
@@ -45,16 +45,19 @@ class SDESampler:
         sde: The process; or a `Problem`, which holds the process, the score, the shape and a prior of choice.
         score: A `Denoiser` made for `sde`, or a bare function `score(x, t)` with `t` of shape `(B,)`. Its modules are
             in evaluation mode in every solve, and in their own again after it.
-        solver: By default `DPMSolverPP(order=2)` on a Gaussian SDE and `EulerMaruyama()` on a general one.
+        solver: By default chosen for the budget, the process and the model, and shown by `repr`: `Adams` in
+            `"balanced"` of order 2 to 4, or `UniPC` for networks that answer the noise or are asked often;
+            `EulerMaruyama()` on a general SDE. The rule is in the docs, "Choosing a solver".
         steps: Solver steps, at most 10^6; by default the `facts.default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
-        nfe: Instead of `steps`: a budget of network evaluations per sample, the final jump included.
-        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default `grids.angle`,
-            with the scale of the data that the model knows, `grids.karras` for a solver that steps in `t` where that
-            needs it, or `grids.uniform` on a general SDE. A solver with a grid of its own, such as `TableSolver`, takes
-            no other.
+        nfe: Instead of `steps`: a budget of network evaluations per sample, the last step included.
+        grid: A function `(sde, steps) -> times` from `grids`, or the times themselves; by default what suits the
+            solver: `grids.balanced` for one that `reaches_zero`, `grids.log_snr` for one that steps in the log-SNR,
+            `grids.karras` for one that steps in `t` where that needs it, `grids.angle`, and on a general SDE
+            `grids.uniform`. A solver with a grid of its own, such as `TableSolver`, takes no other.
         shape: Event shape, without the batch; needed where the model does not know it.
-        denoise: Ends with the posterior mean at the last time, one evaluation more; on a Gaussian SDE only.
+        denoise: Ends with the data, by `solver.finish`: the posterior mean at the last time, unless the solver knows
+            better, one evaluation more; on a Gaussian SDE only.
 
     Raises:
         TypeError: The solver needs more than the SDE and the score give, or a network did not say what it answers.
@@ -85,24 +88,25 @@ class SDESampler:
             self.problem = sde
         else:
             self.problem = Problem(sde, cast("Any", score), shape)  # which refuses None
-        gaussian = isinstance(self.sde, GaussianSDE)
+        jump = check_flag(denoise, "denoise") and isinstance(self.sde, GaussianSDE)
+        named = solver is not None
         if solver is None:
-            solver = DPMSolverPP(order=2) if gaussian else EulerMaruyama()
+            solver = default_solver(self.problem, grid, steps=steps, nfe=nfe, jump=jump)
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
         self._stochastic = facts_of(solver).stochastic  # facts are made anew where they depend on arguments
-        self.denoise = check_flag(denoise, "denoise") and gaussian
+        self.denoise = jump
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
         self.grid: Grid | Sequence[float] | Tensor = (
-            grid if grid is not None else default_grid(self.sde, self.model, self.solver)
+            grid if grid is not None else default_grid(self.problem, self.solver, jump=jump, named=named)
         )
-        self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=self.denoise)
+        self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=jump)
         self.steps = len(self.times) - 1
         other = partial(times_of, self.grid, self.sde) if callable(self.grid) else None
         self._course: Course | None = None
-        self._forecast = Forecast(self.problem, solver, self.times, jump=self.denoise, lay_out=other)
+        self._forecast = Forecast(self.problem, solver, self.times, jump=jump, lay_out=other)
 
     @property
     def sde(self) -> SDE:
@@ -121,8 +125,14 @@ class SDESampler:
 
     @property
     def span(self) -> tuple[float, float]:
-        """The first and the last time, from noise to data."""
-        return self.times[0], self.times[-1]
+        """The first and the last time, from noise to data: `t_min` where the grid is open and the solver goes on."""
+        return self.times[0], self._whole[-1]
+
+    @property
+    def _whole(self) -> list[float]:
+        """The times, down to `t_min` where the grid is left open for a solver that goes on to the data by itself."""
+        is_open = self.denoise and self.solver.reaches_zero and self.times[-1] > self.sde.t_min
+        return [*self.times, self.sde.t_min] if is_open else self.times
 
     def __repr__(self) -> str:
         own = facts_of(self.solver).grid is not None
@@ -235,7 +245,7 @@ class SDESampler:
         check_options(cond, LOG_PROB)
         n, _, batches = self._batches(n, seed, x_T, batch_size, cond)
         self._forecast.tell(from_prior=x_T is None, steps=False)  # which are taken in the angle
-        times = self.times
+        times = self._whole
         if self.grid_is_default and isinstance(self.sde, GaussianSDE):
             between = times_of(angle_grid(self.problem.data_std), self.sde, self.steps)[1:-1]
             times = [times[0], *between, times[-1]]
@@ -278,7 +288,8 @@ class SDESampler:
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.
 
-        Starts from $\alpha x_0$ at the last grid time and runs the grid backwards. Not defined for a stochastic solver.
+        Starts from $\alpha x_0$ at the last grid time, or at `t_min` if the grid is open, and runs the grid backwards.
+        Not defined for a stochastic solver.
 
         Args:
             x0: Data, shape `(B, *)`.
@@ -301,10 +312,10 @@ class SDESampler:
                 f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
             )
         eq = self.problem.equation(Conditions.of(self.model, cond, len(x0)).whole)
-        times = self.times[::-1]
+        times = self._whole[::-1]
         x = x0 if not isinstance(self.sde, GaussianSDE) else x0 * self.sde.levels(times[:1])[0].alpha
         with (
-            tqdm(total=self.steps, disable=not progress, desc="encoding") as bar,
+            tqdm(total=len(times) - 1, disable=not progress, desc="encoding") as bar,
             torch.set_grad_enabled(grad),
             Evaluation(self.model),
         ):

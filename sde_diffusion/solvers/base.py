@@ -90,6 +90,19 @@ class Solver(ABC, Generic[E, S]):
         """
         return self, None
 
+    @property
+    def reaches_zero(self) -> bool:
+        """Whether `finish` takes a step of the solver's own to zero noise, rather than the posterior mean.
+
+        The grid of such a solver need not end in little noise.
+        """
+        return False
+
+    @property
+    def log_spaced(self) -> bool:
+        """Whether it extrapolates from step to step in the log-SNR, so that it does best on `grids.log_snr`."""
+        return False
+
     def looser(self) -> Solver:
         """A cruder solver of the same kind: the difference of the two results is an estimate of the error.
 

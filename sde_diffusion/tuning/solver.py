@@ -104,6 +104,10 @@ class TableSolver(Solver[GaussianReverseSDE, Run]):
             fitted=table.components is not None or table.made_for is None or bool(table.made_for.fingerprint),
         )
 
+    @property
+    def reaches_zero(self) -> bool:
+        return self.table.finishes
+
     def prepare(self, eq: GaussianReverseSDE, intervals: Sequence[Interval]) -> None:
         times = [intervals[0][0], *(s for _, s in intervals)]
         if tuple(times) != self.table.grid:

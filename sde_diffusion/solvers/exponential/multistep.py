@@ -91,12 +91,9 @@ class Multistep(Solver[GaussianReverseSDE, State]):
         return None
 
     @property
-    def reaches_zero(self) -> bool:
-        """Whether a row can go on to zero noise, as where the variable of its integral is finite there.
-
-        Such a method ends with a step of its own order to the data, and its grid need not end in little noise.
-        """
-        return False
+    def log_spaced(self) -> bool:
+        facts = self.facts
+        return self.half == "data" and facts.memory > 1 and not facts.stochastic
 
     @abstractmethod
     def row(self, past: Sequence[Level], s: Level, level: LevelAt) -> Row:

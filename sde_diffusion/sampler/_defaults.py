@@ -1,0 +1,119 @@
+"""What a sampler takes that is told neither solver nor grid: by the budget, the process and what the model answers.
+
+The rule was chosen by `benchmarks/select_defaults.py`. What it decides is an object that the user could have given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor
+
+from sde_diffusion.denoiser import predict
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.problem import Problem
+from sde_diffusion.sampler._layout import angle_grid
+from sde_diffusion.sde import grids
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.sde.grids import Grid
+from sde_diffusion.solvers import Adams, EulerMaruyama, UniPC
+from sde_diffusion.solvers.base import Solver
+
+DEFAULT_STEPS = 30
+"""Steps of a default solver on a Gaussian SDE, unless told."""
+WIDER = 1.4
+"""The scale that the default steps are dense about, in standard deviations of the data."""
+
+
+def default_solver(
+    problem: Problem, grid: Grid | Sequence[float] | Tensor | None, *, steps: int | None, nfe: int | None, jump: bool
+) -> Solver:
+    """The solver of a sampler that is given none, by the number of evaluations of the model: see `docs/solvers.md`.
+
+    Chosen by `benchmarks/select_defaults.py`. An order is what a budget bears: a guided model, which costs two passes
+    or more, bears less. A network of the noise or the score is as many times as wrong in the data as there is more
+    noise than data, so that the log-SNR counts for it; and with many evaluations for every network.
+
+    Args:
+        problem: What is solved.
+        grid: The grid, if one is given.
+        steps: As `lay_out`.
+        nfe: As `lay_out`.
+        jump: As `lay_out`.
+    """
+    if not isinstance(problem.sde, GaussianSDE):
+        return EulerMaruyama()
+    if isinstance(nfe, int):
+        evaluations = nfe // problem.cost
+    elif isinstance(steps, int):
+        evaluations = steps + jump
+    else:
+        given = not callable(grid) and hasattr(grid, "__len__")
+        evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
+    c = WIDER * problem.data_std
+    if _is_network(problem) and _has_log_snr(problem.sde):
+        if evaluations >= 25 or (_answers_noise(problem) and evaluations >= 18):
+            return UniPC(3)
+        if _answers_noise(problem):
+            return UniPC(2) if evaluations >= 8 else Adams(2, "balanced", c)
+    second, third = (8, 17) if problem.cost > 1 else (0, 17)
+    return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c)
+
+
+def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = True) -> Grid | tuple[float, ...]:
+    """The grid of a solver that is given none: its own, uniform on a general SDE, or what suits solver and model.
+
+    The error of a network is multiplied where there is more noise than data, so that it is given more times there. One
+    that steps in the time, where the state grows with the noise or it adds some, gets `grids.karras`, since a long step
+    in a large state leaves an error that no later step takes back. Chosen by `benchmarks/select_defaults.py --grids`.
+
+    Args:
+        problem: What is solved.
+        solver: By what.
+        jump: Whether it ends with the data, by `solver.finish`.
+        named: Whether the user chose the solver, or it was chosen with its grid, by `default_solver`.
+    """
+    sde, c = problem.sde, problem.data_std
+    if (own := solver.facts.grid) is not None:
+        return own
+    if not isinstance(sde, GaussianSDE):
+        return grids.uniform
+    if solver.facts.in_time and _long_steps_hurt(sde, solver, c):
+        return grids.karras
+    if solver.log_spaced and _has_log_snr(sde):
+        return grids.log_snr
+    network = _is_network(problem)
+    if solver.facts.stochastic or (solver.bare[1] is not None and not network):
+        return angle_grid(c)
+    options: dict[str, Any] = {"data_std": WIDER * c}
+    if network and (named or _answers_noise(problem)):
+        options |= {"rate": 0.2} if solver.reaches_zero else {"rate": 0.2, "power": 3.0}
+    if not (jump and solver.reaches_zero):
+        options["closed"] = True
+    return partial(grids.balanced, **options)
+
+
+def _is_network(problem: Problem) -> bool:
+    """Whether the model is a network, rather than a formula or a bare function."""
+    model = problem.model
+    return isinstance(model, Denoiser) and model.kind is not None and any(True for _ in model.parameters())
+
+
+def _answers_noise(problem: Problem) -> bool:
+    """Whether what the model answers is the noise, or the score, which is the noise but for a factor."""
+    return isinstance(problem.model, Denoiser) and problem.model.kind in (predict.noise, predict.score)
+
+
+def _has_log_snr(sde: GaussianSDE) -> bool:
+    """Whether some data are left at `t_max`, so that the log-SNR is finite at both ends."""
+    return all(map(math.isfinite, sde.ends()))
+
+
+def _long_steps_hurt(sde: GaussianSDE, solver: Solver, data_std: float) -> bool:
+    """Whether noise is added, or the state at `t_max` several times as large as the data; and data are left there."""
+    low, high = sde.levels([sde.t_min, sde.t_max])
+    small, large = (math.hypot(at.alpha * data_std, at.sigma) for at in (low, high))
+    return high.alpha > 0 and (solver.facts.stochastic or large > 3 * small)
