@@ -29,7 +29,7 @@ from sde_diffusion.tuning.tuned import Choice
 
 KAPPAS = (0.1, 0.3, 1.0)
 """Weights of the errors on the way, beside that of the end, that nodes are chosen by."""
-ROBUST = (4.0, 1.5)
+ROBUST = (30.0, 4.0)
 """How many medians a sample may be off before its weight in a fit falls."""
 WORTH, GOES_ON = 0.95, 0.99
 """The errors that a refinement and each of its steps have to reach, relative to what they start from."""
