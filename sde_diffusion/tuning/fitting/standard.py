@@ -37,7 +37,8 @@ def standards(problem: Problem, nfe: int, data_std: float) -> Iterator[Standard]
 
 
 def _pairs(c: float) -> Iterator[tuple[Solver, Grid]]:
-    wide = partial(grids.angle, data_std=2 * c)
+    c = float(f"{c:.3g}")  # a name that can be typed
+    wide = partial(grids.angle, data_std=float(f"{2 * c:.3g}"))
     yield Adams(2, "angle", c), wide
     yield Adams(3, "angle", c), wide
     yield Adams(2, "angle", c), grids.quadratic
