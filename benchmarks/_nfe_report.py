@@ -160,5 +160,10 @@ def write_page(result: dict[str, Any]) -> None:
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     for name, p in result["problems"].items():
         picture(name, p, IMAGES / image_name(name))
+    PAGE.write_text(f"{before}{BEGIN}\n{page(result)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def page(result: dict[str, Any]) -> str:
+    """What stands between the marks."""
     shown = "\n".join(f"![{name}](images/{image_name(name)})" for name in result["problems"])
-    PAGE.write_text(f"{before}{BEGIN}\n{markdown(result)}\n\n{shown}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    return f"{markdown(result)}\n\n{shown}"

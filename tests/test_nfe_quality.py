@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ CHAIN = DiscreteVPSDE.linear(1000, 1e-4, 0.02)
 def bench(monkeypatch):
     """The modules of the benchmark, imported as when it is run."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("counted", "problems", "nfe_measure", "our_pairs", "trained_table", "nfe_summary")
+    names = ("counted", "problems", "nfe_measure", "our_pairs", "trained_table", "nfe_summary", "nfe_report")
     return SimpleNamespace(**{name: importlib.import_module(f"_{name}") for name in names})
 
 
@@ -105,3 +106,10 @@ def test_the_summary_is_what_one_would_compute_by_hand(bench):
     assert single["c"]["ratio"] == pytest.approx((9 * report.FAR * 9) ** (1 / 3))  # too far to be measured at the third
     assert list(single) == ["b", "a", "c"]
     assert report.least(some, "8") == (0.1, "b")
+
+
+def test_the_page_shows_the_committed_results_and_nothing_else(bench):
+    report = bench.nfe_report
+    shown = report.PAGE.read_text(encoding="utf-8").split(report.BEGIN)[1].split(report.END)[0].strip()
+    told = report.page(json.loads(report.RESULTS.read_text(encoding="utf-8"))) if report.RESULTS.exists() else ""
+    assert shown == told, "run: python benchmarks/nfe_quality.py --table"
