@@ -67,7 +67,7 @@ def peers(case: Case) -> list[Pair]:
 def size(case: Case) -> dict[str, int]:
     """How many noises: fewer where a network of images has to be asked."""
     image = len(case.shape) == 3
-    return {"rows": 256 if image else 512, "few": 16 if image else 128, "keep": 16 if image else 48}
+    return {"rows": 256 if image else 512, "few": 16 if image else 128, "keep": 16 if image else 128}
 
 
 def part_peers(case: Case, bench: Bench, done: dict[str, Any]) -> dict[str, Any]:
