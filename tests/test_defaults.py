@@ -35,8 +35,22 @@ from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.nets import MLP
+from sde_diffusion.sampler.moments import misfit
 from sde_diffusion.sde.angle import balance
-from sde_diffusion.solvers import IPNDM, RK4, Adams, Angle, DPMSolver, DPMSolverPP, EulerMaruyama, Heun, Solver, UniPC
+from sde_diffusion.solvers import (
+    DDIM,
+    IPNDM,
+    RK4,
+    Adams,
+    Angle,
+    DPMSolver,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    SDEDPMSolverPP,
+    Solver,
+    UniPC,
+)
 
 PROCESSES: list[GaussianSDE] = [
     VPSDE(),
@@ -105,6 +119,7 @@ def test_steps_nfe_and_a_grid_of_times_choose_alike() -> None:
     model = two_modes(VPSDE())
     chosen = SDESampler(VPSDE(), model, nfe=20)
     assert SDESampler(VPSDE(), model, steps=19).solver == chosen.solver
+    assert SDESampler(VPSDE(), model, nfe=np.int64(20)).solver == chosen.solver  # type: ignore[arg-type]
     assert SDESampler(VPSDE(), model, grid=chosen.times).solver == chosen.solver
     assert SDESampler(VPSDE(), model).steps == 30
 
@@ -260,6 +275,27 @@ def test_a_solver_named_for_a_network_of_the_noise_gets_times_where_there_is_muc
     sampler = SDESampler(VPSDE(), network(predict.noise, VPSDE()), solver=solver, steps=10)
     ratios = [at.ratio for at in VPSDE().levels(sampler.times)]
     assert max(a / b for a, b in pairwise(ratios) if b > 1) < 4
+
+
+def test_the_forecast_looks_at_the_data_where_the_solver_goes_on_to_them() -> None:
+    """The velocity in the angle is zero on Gaussian data of that scale: an open grid of one step leaves them exact."""
+    sde, c = VPSDE(), 0.7
+    times = grids.balanced(sde, 1, data_std=c).tolist()
+    found = misfit(sde, Adams(3, "angle", c), times, 0.0, c, finish=True)
+    assert found is not None
+    assert found.std == pytest.approx(1.0, abs=1e-12)
+    there = misfit(sde, DDIM(), times, 0.0, c, finish=True)  # which ends with a posterior mean from much noise
+    assert there is not None
+    assert there.std < 0.9
+
+
+def test_who_goes_on_to_zero_noise_and_who_extrapolates_in_the_log_snr() -> None:
+    reach = [Adams(2, quantity) for quantity in ("velocity", "angle", "balanced")]
+    log = [UniPC(3), DPMSolverPP(2), Adams(3, "data")]
+    neither: list[Solver] = [DDIM(), IPNDM(3), Heun(), DPMSolver(2), SDEDPMSolverPP(2), Angle(Adams(3, "angle"))]
+    assert [(s.reaches_zero, s.log_spaced) for s in (*reach, *log, *neither)] == (
+        [(True, False)] * 3 + [(False, True)] * 3 + [(False, False)] * 6
+    )
 
 
 def test_general_processes_keep_theirs() -> None:

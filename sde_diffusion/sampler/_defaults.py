@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, cast
 
 from torch import Tensor
@@ -46,10 +47,10 @@ def default_solver(
     """
     if not isinstance(problem.sde, GaussianSDE):
         return EulerMaruyama()
-    if isinstance(nfe, int):
-        evaluations = nfe // problem.cost
-    elif isinstance(steps, int):
-        evaluations = steps + jump
+    if isinstance(nfe, Integral):
+        evaluations = int(nfe) // problem.cost
+    elif isinstance(steps, Integral):
+        evaluations = int(steps) + jump
     else:
         given = not callable(grid) and hasattr(grid, "__len__")
         evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
