@@ -12,12 +12,11 @@ from torch import Tensor
 from sde_diffusion.noise.sources import Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sde.base import GaussianSDE
-from sde_diffusion.solvers.exponential.unipc import UniPC
 from sde_diffusion.solvers.loop import integrate
 from sde_diffusion.tuning.fitting.nodes import Nodes
-from sde_diffusion.tuning.fitting.reference import Asked, Reference, flat, levels_between
+from sde_diffusion.tuning.fitting.reference import SOLVER, Asked, Reference, flat, levels_between
 
-LEVELS = 96
+LEVELS = 128
 """Levels of the reference, at least: three times the largest budget."""
 CHECKED = 32
 """Samples on which the reference is compared with one of half its step."""
@@ -37,10 +36,9 @@ class Bench:
     nodes: Nodes
     data_std: float
     start_validation: Tensor
-    x0_validation: Tensor
+    validation: Reference
     evaluations: int
     error: float
-    conditions: dict[str, Any]
 
     @classmethod
     def prepare(cls, problem: Problem, cond: dict[str, Any], batch: int, seed: int, budgets: list[int]) -> Bench:
@@ -57,22 +55,22 @@ class Bench:
         ask = Asked(problem, cond, batch, batch, starts[0])
         m = max(LEVELS, 3 * calls)
         reference = Reference(ask, starts[0], levels_between(sde, m, problem.data_std))
-        x0 = _flow(ask, starts[1], reference.times)
+        validation = Reference(ask, starts[1], reference.times)
         few = slice(0, min(CHECKED, batch))
         finer = _flow(ask, starts[1][few], levels_between(sde, 2 * m, problem.data_std))
-        off = float((x0[few] - finer).square().mean().sqrt() / x0.std())
+        off = float((validation.x0[few] - finer).square().mean().sqrt() / validation.x0.std())
         c = float(reference.x0.std())
         model: Any = problem.model
         nodes = Nodes(reference.gram, model.levels(reference.times), c)
-        return cls(problem, ask, reference, nodes, c, starts[1], x0, ask.evaluations, off, cond)
+        return cls(problem, ask, reference, nodes, c, starts[1], validation, ask.evaluations, off)
 
 
 def _flow(ask: Asked, x_T: Tensor, times: Sequence[float]) -> Tensor:
     """Where the flow from some noise ends, `(n, D)`."""
     ends = []
     for rows in ask.parts(len(x_T)):
-        eq = ask.problem.equation(ask.given.part(rows))
-        *_, now = integrate(eq, UniPC(3), x_T[rows], times, finish=True)
+        eq = ask.problem.equation(ask.conditions(rows))
+        *_, now = integrate(eq, SOLVER, x_T[rows], times, finish=True)
         ask.count(rows.stop - rows.start, len(times))
         ends.append(flat(now.x))
     return torch.cat(ends)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +19,7 @@ from sde_diffusion.tuning.bench import Bench
 from sde_diffusion.tuning.components import Components
 from sde_diffusion.tuning.fitting import refinement
 from sde_diffusion.tuning.fitting.least_squares import Program, fit, principal_components
-from sde_diffusion.tuning.fitting.reference import flat
+from sde_diffusion.tuning.fitting.reference import Reference, flat
 from sde_diffusion.tuning.fitting.standard import standards
 from sde_diffusion.tuning.fitting.validation import Scorer, to_flow
 from sde_diffusion.tuning.made_for import MadeFor
@@ -34,7 +34,7 @@ ROBUST = (30.0, 4.0)
 WORTH, GOES_ON = 0.95, 0.99
 """The errors that a refinement and each of its steps have to reach, relative to what they start from."""
 MOST_EVALUATIONS = 250_000
-"""Evaluations, over all samples, up to which one budget is refined: 2,000 calls of 128, the reference included."""
+"""Evaluations, over all samples, up to which one budget is refined: less than 2,000 calls of 128 with the reference."""
 REFINED = 2
 """Tables that are refined at most, those of least error."""
 WITH_COMPONENTS = 2
@@ -42,13 +42,32 @@ WITH_COMPONENTS = 2
 
 
 class Fitted(NamedTuple):
-    """A table that was fitted, what it makes of the noise of validation, and its distance to the flow there."""
+    r"""A table that was fitted, how, and what it makes of the noise of validation.
+
+    Attributes:
+        error: The distance of that to the flow.
+        name: What it is called in the report.
+        program: The table.
+        x: What it makes of the noise, `(n, D)`.
+        nodes: Its nodes, among the levels of the reference.
+        robust: $\rho$ of the fit.
+        dampings: Those of the steps of refinement.
+    """
 
     error: float
     name: str
     program: Program
     x: Tensor
+    nodes: list[int]
     robust: float
+    dampings: tuple[float, ...] = ()
+
+
+class Ends(NamedTuple):
+    """Where the flow begins and ends, `(n, D)` each, as of a `Reference`."""
+
+    x_T: Tensor  # noqa: N815 - the state at the last time, as everywhere
+    x0: Tensor
 
 
 class Candidates:
@@ -65,46 +84,47 @@ class Candidates:
     def __init__(self, bench: Bench, score: Scorer, *, components: bool, refine: bool, window: int | None) -> None:
         self.bench, self.score, self.refine, self.window = bench, score, refine, window
         self.basis = principal_components(bench.reference.x0) if components else None
-        self.flow = to_flow(bench.x0_validation)
-        self.start = flat(bench.start_validation)
+        self.flow = to_flow(bench.validation.x0)
+        self.start = bench.validation.x_T
         self.states: dict[int, Tensor] = {}  # of the reference, at the nodes of one budget
 
     def judge(self, nfe: int, tick: Callable[[], None]) -> tuple[Choice, Verdict]:
         """The winner at one budget."""
         began, spent = time.perf_counter(), self.bench.ask.evaluations
-        found: list[tuple[Candidate, SolverTable | tuple[Solver, Any]]] = []
+        found: list[tuple[Candidate, Fitted | tuple[Solver, Any]]] = []
         for name, sampler in standards(self.bench.problem, nfe, self.bench.data_std):
             x = self._drawn(sampler)
             if x is not None:
                 found.append((Candidate(name, *self.score(x), fitted=False), (sampler.solver, sampler.grid)))
         tick()
-        for name, program, x in self._fitted(nfe // self.bench.problem.cost, tick):
-            found.append((Candidate(name, *self.score(x), fitted=True), self._table(program)))
-        tick()
+        tables = self._fitted(nfe // self.bench.problem.cost, tick)
+        found += [(Candidate(table.name, *self.score(table.x), fitted=True), table) for table in tables]
         found.sort(key=lambda pair: pair[0].error)
+        won = found[0][1]
+        result = self._table(self._on_both(won)) if isinstance(won, Fitted) else won
+        tick()
         evaluations, seconds = self.bench.ask.evaluations - spent, time.perf_counter() - began
         verdict = Verdict(nfe, tuple(c for c, _ in found), evaluations, seconds)
-        return Choice.of(nfe, verdict, found[0][1]), verdict
+        return Choice.of(nfe, verdict, result), verdict
 
-    def _fitted(self, n: int, tick: Callable[[], None]) -> Iterator[tuple[str, Program, Tensor]]:
+    def _fitted(self, n: int, tick: Callable[[], None]) -> Iterator[Fitted]:
         """Tables of `n` rows: those of scalars, those of components on the best nodes, and the best of all refined."""
-        ask, spent = self.bench.ask, self.bench.ask.evaluations
-        sets = self.bench.nodes.search(n, KAPPAS)
+        bench, spent = self.bench, self.bench.ask.evaluations
+        sets = bench.nodes.search(n, KAPPAS)
         levels = sorted({k for nodes in sets for k in nodes})
-        self.states = dict(zip(levels, self.bench.reference.states(levels), strict=True))
+        self.states = dict(zip(levels, bench.reference.states(levels), strict=True))
         tables = [self._fit(nodes, robust, None) for nodes in sets for robust in ROBUST]
-        if self.basis is not None and len(self.bench.reference.x0) >= 4 * (n + 2):
+        if self.basis is not None and len(bench.reference.x0) >= 4 * (n + 2):
             best = sorted(range(len(tables)), key=lambda k: tables[k].error)
             chosen = list(dict.fromkeys(k // len(ROBUST) for k in best))[:WITH_COMPONENTS]
             tables += [self._fit(sets[k], robust, self.basis) for k in chosen for robust in ROBUST]
         tick()
-        for table in tables:
-            yield table.name, table.program, table.x
-        allowed = MOST_EVALUATIONS - self.bench.evaluations - (ask.evaluations - spent)
+        yield from tables
+        allowed = MOST_EVALUATIONS - bench.evaluations - (bench.ask.evaluations - spent)
         for table in sorted(tables, key=lambda t: t.error)[: REFINED * self.refine]:
-            better = self._refined(table, allowed // REFINED)
+            better = self._refined(table, allowed // (REFINED + 1))
             if better is not None:
-                yield f"{table.name}, refined", better, self._end(better)
+                yield better
 
     def _fit(self, nodes: list[int], robust: float, basis: Tensor | None) -> Fitted:
         """A table on some nodes."""
@@ -116,38 +136,72 @@ class Candidates:
         )
         x = self._end(program)
         name = f"fitted on {len(nodes)} nodes, {'components, ' if basis is not None else ''}robust={robust:g}"
-        return Fitted(self.flow(x).error, name, program, x, robust)
+        return Fitted(self.flow(x).error, name, program, x, nodes, robust)
 
     def _end(self, program: Program) -> Tensor:
         """What a table makes of the noise of validation."""
         return program.roll(self.bench.ask, self.start)[0][-1]
 
-    def _refined(self, table: Fitted, allowed: int) -> Program | None:
+    def _refined(self, table: Fitted, allowed: int) -> Fitted | None:
         """The table after some steps of refinement; None where these gain too little or cost too much."""
-        bench, best, now = self.bench, table.error, table.program
-        n, first, m = len(bench.reference.x_T), bench.ask.evaluations, len(table.program.levels)
-        each = (refinement.cost(now) + (1 + len(refinement.DAMPING)) * m) * n * bench.problem.cost
-        epsilon = 1e-4 if bench.ask.dtype == torch.float64 else 3e-3
+        bench, best, now, dampings = self.bench, table.error, table.program, tuple[float, ...]()
+        first, each = bench.ask.evaluations, self._round(now) * len(bench.reference.x_T)
         while bench.ask.evaluations - first + each <= allowed:
-            after, moved = refinement.step(
-                now,
-                bench.ask,
-                bench.reference.x_T,
-                bench.reference.x0,
-                lambda tried: self.flow(self._end(tried)).error,
-                robust=table.robust,
-                epsilon=epsilon,
-            )
-            if after > GOES_ON * best:
+            tried = self._steps(now, bench.reference, table.robust, refinement.DAMPING)
+            errors = {damping: self.flow(self._end(program)).error for damping, program in tried.items()}
+            damping = min(errors, key=lambda d: errors[d])
+            if errors[damping] > GOES_ON * best:
                 break
-            best, now = after, moved
-        return now if best < WORTH * table.error else None
+            best, now, dampings = errors[damping], tried[damping], (*dampings, damping)
+        if best > WORTH * table.error:
+            return None
+        return table._replace(
+            error=best, name=f"{table.name}, refined", program=now, x=self._end(now), dampings=dampings
+        )
+
+    def _round(self, program: Program) -> int:
+        """Evaluations per sample of one step of refinement."""
+        rolls = 1 + len(refinement.DAMPING)
+        return (refinement.cost(program) + rolls * len(program.levels)) * self.bench.problem.cost
+
+    def _steps(
+        self, program: Program, ends: Ends | Reference, robust: float, dampings: Sequence[float]
+    ) -> dict[float, Program]:
+        """One step of refinement, for each damping."""
+        epsilon = 1e-4 if self.bench.ask.dtype == torch.float64 else 3e-3
+        return refinement.steps(
+            program, self.bench.ask, ends.x_T, ends.x0, robust=robust, epsilon=epsilon, dampings=dampings
+        )
+
+    def _on_both(self, table: Fitted) -> Program:
+        """The winner fitted again to calibration and validation together, once both have done their work.
+
+        In the same way and with as many steps of refinement; it stays as it was where that fits both no better.
+        """
+        bench, one, other = self.bench, self.bench.reference, self.bench.validation
+        both = Ends(torch.cat([one.x_T, other.x_T]), torch.cat([one.x0, other.x0]))
+        flow, before = to_flow(both.x0), table.program
+        targets = [torch.cat([self.states[k], s]) for k, s in zip(table.nodes, other.states(table.nodes), strict=True)]
+        now, _ = fit(
+            bench.ask,
+            before.levels,
+            both.x_T,
+            targets,
+            both.x0,
+            robust=table.robust,
+            basis=before.basis,
+            window=before.window,
+        )
+        for damping in table.dampings:
+            now = self._steps(now, both, table.robust, [damping])[damping]
+        errors = [flow(program.roll(bench.ask, both.x_T)[0][-1]).error for program in (before, now)]
+        return now if errors[1] <= errors[0] else before
 
     def _drawn(self, sampler: SDESampler) -> Tensor | None:
         """What a standard sampler makes of the noise of validation; None where it fails."""
         bench, parts = self.bench, list[Tensor]()
         for rows in bench.ask.parts(len(bench.start_validation)):
-            eq = bench.problem.equation(bench.ask.given.part(rows))
+            eq = bench.problem.equation(bench.ask.conditions(rows))
             try:
                 *_, now = integrate(eq, sampler.solver, bench.start_validation[rows], sampler.times, finish=True)
             except (SolverError, ArithmeticError, ValueError):  # others can do what this one cannot

@@ -47,9 +47,9 @@ def tune(
 ) -> Tuned:
     r"""Fits samplers of a few evaluations to a model, and returns the best of them and of the standard ones.
 
-    Cost in network evaluations, over all samples: about `2 * batch * 96` for the flow that is fitted to, shared by all
+    Cost in network evaluations, over all samples: about `2 * batch * 128` for the flow that is fitted to, shared by all
     budgets, and for each budget `nfe` some 20 times that of drawing `2 * batch` samples; a refinement takes up to
-    256,000 more. The report states what was spent. No gradient is taken, and memory is bounded whatever the state.
+    250,000 more. The report states what was spent. No gradient is taken, and memory is bounded whatever the state.
 
     Args:
         sde: A Gaussian process, or a `Problem` with its model.
@@ -99,7 +99,7 @@ def tune(
     with torch.no_grad(), Evaluation(problem.model), _bar(progress, 1 + 3 * len(budgets)) as tick:
         bench = Bench.prepare(problem, dict(conditions or {}), check_count(batch, "batch"), seed, budgets)
         tick()
-        score = to_flow(bench.x0_validation) if held_out is None else to_data(held_out)
+        score = to_flow(bench.validation.x0) if held_out is None else to_data(held_out)
         work = Candidates(bench, score, components=components, refine=refine, window=window)
         choices, verdicts = {}, []
         for n in budgets:

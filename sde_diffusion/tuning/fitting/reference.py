@@ -26,9 +26,11 @@ from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.exponential.unipc import UniPC
 from sde_diffusion.solvers.loop import integrate
 
+SOLVER = UniPC(2)
+"""The solver of the reference: a higher order gains nothing where a network is rough."""
 MOST_KEPT = 3 * 10**7
 """Values of the states of a reference, all levels and samples together, up to which they are kept."""
-FAR = 200.0
+FAR = 2000.0
 """Noise in units of the data from which one level is as good as another: the nodes lie below."""
 FINE = 4001
 """Points in which the density of levels is tabulated."""
@@ -65,7 +67,7 @@ class Asked:
     def __init__(self, problem: Problem, cond: dict[str, Any], n: int, batch: int, like: Tensor) -> None:
         self.problem, self.batch = problem, batch
         self.dtype, self.device, self.shape = like.dtype, like.device, tuple(like.shape[1:])
-        self.given = Conditions.of(problem.model, cond, n)
+        self.n, self.given = n, Conditions.of(problem.model, cond, n)
         self.evaluations = 0
         self.calls = 0
 
@@ -74,12 +76,17 @@ class Asked:
         for first in range(0, n, self.batch):
             yield slice(first, min(first + self.batch, n))
 
+    def conditions(self, rows: Row) -> dict[str, Any]:
+        """Those of some rows; two batches, one after the other, have the same."""
+        first = rows.start % self.n
+        return self.given.part(slice(first, first + rows.stop - rows.start))
+
     def __call__(self, x: Tensor, at: Level) -> Tensor:
-        """$D(x, t)$ of states `(n, D)` at one level, likewise."""
+        """$D(x, t)$ of states at one level, `(n, D)`, of one batch or two."""
         answers = []
         for rows in self.parts(len(x)):
             given = x[rows].reshape(-1, *self.shape).to(self.device, self.dtype)
-            eq: Any = self.problem.equation(self.given.part(rows))
+            eq: Any = self.problem.equation(self.conditions(rows))
             answers.append(flat(eq.denoise(given, at).data))
             self.count(len(given))
         return torch.cat(answers)
@@ -169,9 +176,9 @@ class Reference:
 
         model: Any = ask.problem.model
         watched = Problem(ask.problem.sde, _Recorder(model, keep), ask.problem.shape)
-        eq = watched.equation(ask.given.part(rows))
+        eq = watched.equation(ask.conditions(rows))
         states, end = list[Tensor](), self.x_T[:0]
-        for now in integrate(eq, UniPC(3), self._x_T[rows], self.times, finish=True):
+        for now in integrate(eq, SOLVER, self._x_T[rows], self.times, finish=True):
             if now.index == len(self.times):
                 end = flat(now.x)
             elif wanted is None or now.index in wanted:

@@ -11,7 +11,7 @@ hardly vary are left out: those of a solve are nearly collinear, and few directi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from sde_diffusion.tuning.fitting.least_squares import Ask, Line, Program, trust
 
 DAMPING = (1e-6, 1e-4, 1e-2)
-"""Levenberg's damping, in units where a push of one standard deviation has length 1: the best of them is taken."""
+"""Levenberg's damping, in units where a push of one standard deviation has length 1: the best is taken."""
 COLLINEAR = 1e-6
 """Share of the variance of the features from which a direction is pushed."""
 
@@ -33,29 +33,29 @@ def cost(program: Program) -> int:
     return sum((len(program.lines[i].weights)) * (n - i) for i in range(n))
 
 
-def step(
+def steps(
     program: Program,
     ask: Ask,
     x_T: Tensor,
     x0: Tensor,
-    score: Callable[[Program], float],
     *,
     robust: float,
     epsilon: float,
-) -> tuple[float, Program]:
-    r"""One step of Gauss-Newton.
+    dampings: Sequence[float] = DAMPING,
+) -> dict[float, Program]:
+    r"""One step of Gauss-Newton, for each of some dampings.
 
     Args:
         program: The table.
         ask: The model.
         x_T: Starts, `(n, D)`.
         x0: Where the reference ends, `(n, D)`.
-        score: Its error on samples of validation, for the choice of the damping.
         robust: $\rho$ of the weights, as in `fit`.
         epsilon: Size of a push, in standard deviations of the data.
+        dampings: Levenberg's, as `DAMPING`.
 
     Returns:
-        The error and the table, the best of those tried.
+        The table after the step, by the damping.
     """
     states, answers = program.roll(ask, x_T)
     off = x0 - states[-1]
@@ -70,13 +70,8 @@ def step(
     j = torch.stack([c.flatten() for c in columns], dim=1)
     r = (off * w).flatten()
     gram, onto = j.T @ j / len(r), j.T @ r / len(r)
-    tried = []
-    for damping in DAMPING:
-        eye = torch.eye(len(gram), dtype=gram.dtype, device="cpu")
-        theta = torch.linalg.solve(gram + damping * spread**2 * eye, onto)
-        new = _pushed(program, pushes, theta)
-        tried.append((score(new), new))
-    return min(tried, key=lambda pair: pair[0])
+    eye = spread**2 * torch.eye(len(gram), dtype=gram.dtype, device="cpu")
+    return {d: _pushed(program, pushes, torch.linalg.solve(gram + d * eye, onto)) for d in dampings}
 
 
 def _directions(features: Tensor, spread: float) -> list[Tensor]:
