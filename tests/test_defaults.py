@@ -119,7 +119,7 @@ def test_steps_nfe_and_a_grid_of_times_choose_alike() -> None:
     model = two_modes(VPSDE())
     chosen = SDESampler(VPSDE(), model, nfe=20)
     assert SDESampler(VPSDE(), model, steps=19).solver == chosen.solver
-    assert SDESampler(VPSDE(), model, nfe=np.int64(20)).solver == chosen.solver  # type: ignore[arg-type]
+    assert SDESampler(VPSDE(), model, nfe=np.int64(20)).solver == chosen.solver
     assert SDESampler(VPSDE(), model, grid=chosen.times).solver == chosen.solver
     assert SDESampler(VPSDE(), model).steps == 30
 

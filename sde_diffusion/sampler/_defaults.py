@@ -47,10 +47,12 @@ def default_solver(
     """
     if not isinstance(problem.sde, GaussianSDE):
         return EulerMaruyama()
-    if isinstance(nfe, Integral):
-        evaluations = int(nfe) // problem.cost
-    elif isinstance(steps, Integral):
-        evaluations = int(steps) + jump
+    budget: object = nfe  # which may be an integer of numpy; what is none will be refused
+    wanted: object = steps
+    if isinstance(budget, Integral):
+        evaluations = int(budget) // problem.cost
+    elif isinstance(wanted, Integral):
+        evaluations = int(wanted) + jump
     else:
         given = not callable(grid) and hasattr(grid, "__len__")
         evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
