@@ -396,7 +396,7 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
     assert "real training images" in done.stdout
     assert f"sde-diffusion sample --checkpoint {out / 'checkpoint'}" in done.stdout
     metrics = json.loads((out / "metrics.json").read_text())
-    assert len(metrics["table"]) == 2 + 1 + 2 * len(TUNED) + len(trials())
+    assert len(metrics["table"]) == 2 + 1 + 3 * len(TUNED) + len(trials())
     assert metrics["table"][0]["n"] == metrics["table"][2]["n"] == QUICK.headline
     assert metrics["likelihood"]["bin_width"] == pytest.approx(2 / 17)
     assert set(metrics["figures"]) == set(metrics["bars"])

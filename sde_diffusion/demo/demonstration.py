@@ -211,6 +211,8 @@ def _measure(
     curves: Curves = {"tuned": []}
     for nfe in TUNED:
         add(bench.draw(model, Trial(HEADLINE, nfe), labels, settings.seed)[0])
+        default = SDESampler(SDE, model, nfe=nfe)
+        add(bench.measure(default, f"SDESampler(SDE, model, nfe={nfe})", "default", labels, settings.seed)[0])
         row = add(bench.measure(tuned.sampler(nfe), f"tuned.sampler({nfe})", "own", labels, settings.seed)[0])
         curves["tuned"].append((row.nfe, row.frechet))
     for trial in trials(settings.effort):

@@ -59,7 +59,7 @@ SDE = EDMSDE(sigma_min=0.005, sigma_max=20.0)
 HEADLINE = DPMSolverPP(order=2)
 """The solver whose samples are drawn and held to the bars."""
 TUNED = (5, 8, 12)
-"""Evaluations per sample that a sampler is tuned for; the headline solver is measured at these beside it."""
+"""Evaluations per sample that a sampler is tuned for; beside it the headline solver and the default are measured."""
 
 
 @dataclass(frozen=True)
