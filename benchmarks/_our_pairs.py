@@ -98,6 +98,7 @@ def pairs(case: Case) -> list[Ours]:
     c = case.model.data_std
     laid = dict(GRIDS)
     laid |= {f"angle, power {p:g}": partial(grids.angle, power=p, data_std=c) for p in POWERS}
+    laid["balanced"] = partial(grids.balanced, data_std=c)
     if isinstance(case.sde, DiscreteVPSDE):
         laid["trailing"] = grids.trailing
     return [
