@@ -10,7 +10,7 @@ import torch
 from refusals import T, V, check, wrong
 from zoo import SOLVERS, DoubleWell
 
-from sde_diffusion import VPSDE, Network, NonFiniteWarning, SDESampler, SolverError, integrate, predict
+from sde_diffusion import VPSDE, Network, NonFiniteWarning, SDESampler, SolverError, grids, integrate, predict
 from sde_diffusion.solvers import (
     DDIM,
     RK4,
@@ -94,7 +94,7 @@ def test_inf_counts_as_nan_and_a_final_jump_does_not_hide_it():
         x = s.sample(6, seed=0, bad=marks(), nonfinite="keep")
     assert x.isnan().all(1).nonzero()[:, 0].tolist() == BAD
     jump = Network(lambda x, t, bad: torch.where((bad[:, None] > 0) & (t[:, None] < 0.002), math.nan, 0.3 * x), VP)
-    last = SDESampler(VP, jump, steps=6, shape=(2,))
+    last = SDESampler(VP, jump, steps=6, shape=(2,), grid=grids.angle)
     with pytest.warns(NonFiniteWarning, match="rows 1, 4"):
         x = last.sample(6, seed=0, bad=marks(), nonfinite="keep")
     assert x.isnan().all(1).nonzero()[:, 0].tolist() == BAD

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import angle_grid
 from sde_diffusion.sde import grids
@@ -100,9 +101,11 @@ def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = 
 
 
 def _is_network(problem: Problem) -> bool:
-    """Whether the model is a network, rather than a formula or a bare function."""
+    """Whether the model is a network, be it behind a function, rather than a formula: whether it has parameters."""
     model = problem.model
-    return isinstance(model, Denoiser) and model.kind is not None and any(True for _ in model.parameters())
+    if not isinstance(model, Denoiser) or model.kind is None:
+        return False
+    return any(True for module in modules_behind(model) for _ in module.parameters())
 
 
 def _answers_noise(problem: Problem) -> bool:
