@@ -114,7 +114,7 @@ def test_a_bare_function_counts_as_exact_unless_a_network_is_behind_it() -> None
     sampler = SDESampler(VPSDE(), lambda x, t: -x, shape=(2,), nfe=10)
     assert sampler.solver == Adams(3, "balanced", 1.4)
     net = MLP(2, hidden=8, layers=1)
-    behind = SDESampler(VPSDE(), lambda x, t: net(x, t), shape=(2,), nfe=10)  # a network of the score after all
+    behind = SDESampler(VPSDE(), lambda x, t: -net(x, t), shape=(2,), nfe=10)  # a network of the score after all
     assert behind.solver == UniPC(2)
 
 
