@@ -32,8 +32,9 @@ WIDER = 1.4
 
 def default_solver(
     problem: Problem, grid: Grid | Sequence[float] | Tensor | None, *, steps: int | None, nfe: int | None, jump: bool
-) -> Solver:
-    """The solver of a sampler that is given none, by the number of evaluations of the model: see `docs/solvers.md`.
+) -> tuple[Solver, Grid | None]:
+    """The solver of a sampler that is given none, with a grid if it is not that of `default_grid`, by the number
+    of evaluations of the model: see `docs/solvers.md`.
 
     Chosen by `benchmarks/select_defaults.py`. An order is what a budget bears: a guided model, which costs two passes
     or more, bears less. A network of the noise or the score is as many times as wrong in the data as there is more
@@ -47,7 +48,7 @@ def default_solver(
         jump: As `lay_out`.
     """
     if not isinstance(problem.sde, GaussianSDE):
-        return EulerMaruyama()
+        return EulerMaruyama(), None
     budget: object = nfe  # which may be an integer of numpy; what is none will be refused
     wanted: object = steps
     if isinstance(budget, Integral):
@@ -60,11 +61,12 @@ def default_solver(
     c = WIDER * problem.data_std
     if _is_network(problem) and _has_log_snr(problem.sde):
         if evaluations >= 25 or (_answers_noise(problem) and evaluations >= 18):
-            return UniPC(3)
+            return UniPC(3), None
         if _answers_noise(problem):
-            return UniPC(2) if evaluations >= 8 else Adams(2, "balanced", c)
+            few: dict[str, Any] = {"rate": 0.2, "data_std": c} if jump else {"rate": 0.2, "data_std": c, "closed": True}
+            return UniPC(2), None if evaluations >= 10 else partial(grids.balanced, **few)
     second, third = (8, 17) if problem.cost > 1 else (0, 17)
-    return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c)
+    return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c), None
 
 
 def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = True) -> Grid | tuple[float, ...]:

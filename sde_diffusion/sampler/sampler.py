@@ -89,9 +89,10 @@ class SDESampler:
         else:
             self.problem = Problem(sde, cast("Any", score), shape)  # which refuses None
         jump = check_flag(denoise, "denoise") and isinstance(self.sde, GaussianSDE)
-        named = solver is not None
+        named, suits = solver is not None, None
         if solver is None:
-            solver = default_solver(self.problem, grid, steps=steps, nfe=nfe, jump=jump)
+            solver, own = default_solver(self.problem, grid, steps=steps, nfe=nfe, jump=jump)
+            suits = own if grid is None else None
         if not isinstance(solver, Solver):
             raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}")
         self.solver: Solver = solver
@@ -100,7 +101,7 @@ class SDESampler:
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
         self.grid: Grid | Sequence[float] | Tensor = (
-            grid if grid is not None else default_grid(self.problem, self.solver, jump=jump, named=named)
+            grid if grid is not None else suits or default_grid(self.problem, self.solver, jump=jump, named=named)
         )
         self.times = lay_out(self.problem, solver, self.grid, steps=steps, nfe=nfe, jump=jump)
         self.steps = len(self.times) - 1
