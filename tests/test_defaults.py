@@ -101,6 +101,8 @@ def test_a_network_of_the_noise_is_asked_in_the_log_snr(kind: Parametrisation) -
         assert (sampler.grid is grids.log_snr) == (nfe >= 10)
     few = SDESampler(VPSDE(), network(kind, VPSDE()), nfe=8)
     assert "grid=partial(grids.balanced, rate=0.2, data_std=1.4)" in repr(few)
+    guided = SDESampler(VPSDE(), Guidance(network(kind, VPSDE())), nfe=12)
+    assert "grid=partial(grids.balanced, rate=0.5, data_std=1.4)" in repr(guided)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         few.sample(2, seed=0)

@@ -63,7 +63,10 @@ def default_solver(
         if evaluations >= 25 or (_answers_noise(problem) and evaluations >= 18):
             return UniPC(3), None
         if _answers_noise(problem):
-            few: dict[str, Any] = {"rate": 0.2, "data_std": c} if jump else {"rate": 0.2, "data_std": c, "closed": True}
+            rate = 0.5 if problem.cost > 1 and evaluations <= 6 else 0.2
+            few: dict[str, Any] = (
+                {"rate": rate, "data_std": c} if jump else {"rate": rate, "data_std": c, "closed": True}
+            )
             return UniPC(2), None if evaluations >= 10 else partial(grids.balanced, **few)
     second, third = (8, 17) if problem.cost > 1 else (0, 17)
     return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c), None
