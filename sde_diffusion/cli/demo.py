@@ -18,7 +18,7 @@ def add_parser(group: Any) -> None:
         group,
         "demo",
         run,
-        "Train on handwritten digits, sample with every solver, score, draw: about five minutes.",
+        "Train on handwritten digits, sample with every solver, score, draw: about six minutes.",
     )
     command.add_argument(
         "--out",

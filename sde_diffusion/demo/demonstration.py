@@ -1,4 +1,4 @@
-"""The demonstration: digits, from training to likelihood, with every solver, in about five minutes of one core.
+"""The demonstration: digits, from training to likelihood, with every solver, in about six minutes of one core.
 
 `run` works in phases, each timed, and writes pictures, figures and a checkpoint to one folder.
 """
