@@ -82,12 +82,12 @@ def test_the_report_states_an_error_that_fresh_noise_confirms() -> None:
     assert abs(error - best.error) < 4 * math.hypot(uncertainty, best.uncertainty)
 
 
-def test_the_winner_is_the_candidate_of_least_error() -> None:
+def test_the_winner_is_the_candidate_of_least_error_and_doubt() -> None:
     verdict = tune(PROBLEM, nfe=5, batch=64).report.verdicts[0]
-    errors = [c.error for c in verdict.candidates]
-    assert errors == sorted(errors)
+    bounds = [c.error + c.uncertainty for c in verdict.candidates]
+    assert bounds == sorted(bounds)
     assert verdict.standard is not None
-    assert verdict.winner.error <= verdict.standard.error
+    assert verdict.winner.error <= verdict.standard.error + verdict.standard.uncertainty
     assert any(c.fitted for c in verdict.candidates)
 
 
@@ -106,7 +106,7 @@ def test_a_standard_sampler_is_returned_where_nothing_fitted_is_better() -> None
     tuned = tune(Problem(MODEL.sde, Elsewhere(MODEL), (D,)), nfe=5, batch=32, refine=False)
     verdict = tuned.report.verdicts[0]
     print(tuned.report)
-    assert verdict.winner.error == min(c.error for c in verdict.candidates)
+    assert verdict.winner.bound == min(c.bound for c in verdict.candidates)
     assert tuned.sampler().solver == tuned.solver
 
 

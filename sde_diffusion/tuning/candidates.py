@@ -33,9 +33,9 @@ ROBUST = (30.0, 4.0)
 """How many medians a sample may be off before its weight in a fit falls."""
 WORTH, GOES_ON = 0.95, 0.99
 """The errors that a refinement and each of its steps have to reach, relative to what they start from."""
-MOST_EVALUATIONS = 250_000
-"""Evaluations, over all samples, up to which one budget is refined: less than 2,000 calls of 128 with the reference."""
-REFINED = 2
+MOST_CALLS = 880
+"""Calls of a batch, those of the reference included, up to which one budget is refined."""
+REFINED = 1
 """Tables that are refined at most, those of least error."""
 WITH_COMPONENTS = 2
 """Sets of nodes on which components are fitted, those of least error."""
@@ -99,7 +99,7 @@ class Candidates:
         tick()
         tables = self._fitted(nfe // self.bench.problem.cost, tick)
         found += [(Candidate(table.name, *self.score(table.x), fitted=True), table) for table in tables]
-        found.sort(key=lambda pair: pair[0].error)
+        found.sort(key=lambda pair: pair[0].bound)
         won = found[0][1]
         result = self._table(self._on_both(won)) if isinstance(won, Fitted) else won
         tick()
@@ -120,7 +120,7 @@ class Candidates:
             tables += [self._fit(sets[k], robust, self.basis) for k in chosen for robust in ROBUST]
         tick()
         yield from tables
-        allowed = MOST_EVALUATIONS - bench.evaluations - (bench.ask.evaluations - spent)
+        allowed = MOST_CALLS * len(bench.reference.x_T) - bench.evaluations - (bench.ask.evaluations - spent)
         for table in sorted(tables, key=lambda t: t.error)[: REFINED * self.refine]:
             better = self._refined(table, allowed // (REFINED + 1))
             if better is not None:

@@ -29,6 +29,11 @@ class Candidate:
     uncertainty: float
     fitted: bool
 
+    @property
+    def bound(self) -> float:
+        """What candidates are ranked by: the error and its standard error together, so that few samples decide less."""
+        return self.error + self.uncertainty
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -47,9 +47,9 @@ def tune(
 ) -> Tuned:
     r"""Fits samplers of a few evaluations to a model, and returns the best of them and of the standard ones.
 
-    Cost in network evaluations, over all samples: about `2 * batch * 128` for the flow that is fitted to, shared by all
-    budgets, and for each budget `nfe` some 20 times that of drawing `2 * batch` samples; a refinement takes up to
-    250,000 more. The report states what was spent. No gradient is taken, and memory is bounded whatever the state.
+    Cost in network evaluations: that of about 300 calls of the batch for the flow that is fitted to, shared by all
+    budgets, and for each budget `nfe` of some 35 draws of the batch; a refinement takes the sum up to 900 calls or so.
+    The report states what was spent. No gradient is taken, and memory is bounded whatever the state.
 
     Args:
         sde: A Gaussian process, or a `Problem` with its model.

@@ -37,16 +37,16 @@ def standards(problem: Problem, nfe: int, data_std: float) -> Iterator[Standard]
 
 
 def _pairs(c: float) -> Iterator[tuple[Solver, Grid]]:
-    c = float(f"{c:.3g}")  # a name that can be typed
-    wide = partial(grids.angle, data_std=float(f"{2 * c:.3g}"))
-    yield Adams(2, "angle", c), wide
-    yield Adams(3, "angle", c), wide
-    yield Adams(2, "angle", c), grids.quadratic
-    yield Adams(3, "angle", c), grids.quadratic
-    yield Adams(3, "velocity"), grids.quadratic
+    wide, dense = partial(grids.angle, data_std=2 * c), partial(grids.balanced, data_std=1.4 * c)
+    for order in (2, 3, 4):
+        yield Adams(order, "balanced", 1.4 * c), dense
+    for order in (2, 3):
+        yield Adams(order, "angle", c), wide
+        yield Adams(order, "velocity"), grids.quadratic
+        yield UniPC(order), grids.log_snr
+        yield IPNDM(order), grids.karras
     yield IPNDM(3), grids.quadratic
-    yield IPNDM(4), grids.karras
     yield UniPC(2), wide
-    yield UniPC(3), grids.log_snr
+    yield Adams(3, "noise"), grids.karras
     yield DPMSolverPP(2), grids.log_snr
     yield DPMSolverPP(2), grids.uniform
