@@ -95,10 +95,11 @@ def test_guidance_bears_less(evaluations: int, order: int) -> None:
 
 @pytest.mark.parametrize("kind", [predict.noise, predict.score], ids=["noise", "score"])
 def test_a_network_of_the_noise_is_asked_in_the_log_snr(kind: Parametrisation) -> None:
-    for nfe, solver in ((5, UniPC(2)), (9, UniPC(2)), (10, UniPC(2)), (17, UniPC(2)), (18, UniPC(3)), (31, UniPC(3))):
+    for nfe, solver in ((5, UniPC(2)), (9, UniPC(2)), (10, UniPC(2)), (24, UniPC(2)), (25, UniPC(3)), (31, UniPC(3))):
         sampler = SDESampler(VPSDE(), network(kind, VPSDE()), nfe=nfe)
         assert sampler.solver == solver
-        assert (sampler.grid is grids.log_snr) == (nfe >= 10)
+        assert (sampler.grid is grids.log_snr) == (10 <= nfe < 25)
+        assert (sampler.grid is grids.karras) == (nfe >= 25)
     few = SDESampler(VPSDE(), network(kind, VPSDE()), nfe=8)
     assert "grid=partial(grids.balanced, rate=0.2, data_std=1.4)" in repr(few)
     guided = SDESampler(VPSDE(), Guidance(network(kind, VPSDE())), nfe=12)
@@ -111,8 +112,12 @@ def test_a_network_of_the_noise_is_asked_in_the_log_snr(kind: Parametrisation) -
 
 @pytest.mark.parametrize("kind", [predict.v, predict.edm, predict.velocity, predict.data], ids=str)
 def test_other_networks_are_so_with_many_evaluations(kind: Parametrisation) -> None:
-    for nfe, solver in ((8, Adams(3, "balanced", 1.4)), (24, Adams(4, "balanced", 1.4)), (25, UniPC(3))):
+    for nfe, solver in ((8, Adams(3, "balanced", 1.4)), (24, Adams(3, "balanced", 1.4)), (25, UniPC(3))):
         assert SDESampler(VPSDE(), network(kind, VPSDE()), nfe=nfe).solver == solver
+    assert "grid=partial(grids.balanced, rate=0.2, data_std=1.4)" in repr(
+        SDESampler(VPSDE(), network(kind, VPSDE()), nfe=18)
+    )
+    assert "grid=partial(grids.balanced, data_std=1.4)" in repr(SDESampler(VPSDE(), network(kind, VPSDE()), nfe=17))
     assert SDESampler(FlowSDE(), network(kind, FlowSDE()), nfe=50).solver == Adams(
         4, "balanced", 1.4
     )  # no log-SNR there

@@ -59,15 +59,17 @@ def default_solver(
         given = not callable(grid) and hasattr(grid, "__len__")
         evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
     c = WIDER * problem.data_std
+    end: dict[str, Any] = {"data_std": c} if jump else {"data_std": c, "closed": True}
     if _is_network(problem) and _has_log_snr(problem.sde):
-        if evaluations >= 25 or (_answers_noise(problem) and evaluations >= 18):
-            return UniPC(3), None
         if _answers_noise(problem):
+            if evaluations >= 25:
+                return UniPC(3), grids.karras
             rate = 0.5 if problem.cost > 1 and evaluations <= 6 else 0.2
-            few: dict[str, Any] = (
-                {"rate": rate, "data_std": c} if jump else {"rate": rate, "data_std": c, "closed": True}
-            )
-            return UniPC(2), None if evaluations >= 10 else partial(grids.balanced, **few)
+            return UniPC(2), None if evaluations >= 10 else partial(grids.balanced, rate=rate, **end)
+        if evaluations >= 25:
+            return UniPC(3), None
+        if evaluations >= 18:  # order 4 would multiply what the network answers amiss
+            return Adams(3, "balanced", c), None if problem.cost > 1 else partial(grids.balanced, rate=0.2, **end)
     second, third = (8, 17) if problem.cost > 1 else (0, 17)
     return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c), None
 
