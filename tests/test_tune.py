@@ -87,7 +87,8 @@ def test_the_winner_is_the_candidate_of_least_error_and_doubt() -> None:
     bounds = [c.error + c.uncertainty for c in verdict.candidates]
     assert bounds == sorted(bounds)
     assert verdict.standard is not None
-    assert verdict.winner.error <= verdict.standard.error + verdict.standard.uncertainty
+    assert verdict.candidates[0].error <= verdict.standard.error + verdict.standard.uncertainty
+    assert [c.name for c in verdict.fresh] == [verdict.candidates[0].name, "the default"]
     assert any(c.fitted for c in verdict.candidates)
 
 
@@ -106,7 +107,7 @@ def test_a_standard_sampler_is_returned_where_nothing_fitted_is_better() -> None
     tuned = tune(Problem(MODEL.sde, Elsewhere(MODEL), (D,)), nfe=5, batch=32, refine=False)
     verdict = tuned.report.verdicts[0]
     print(tuned.report)
-    assert verdict.winner.bound == min(c.bound for c in verdict.candidates)
+    assert verdict.candidates[0].bound == min(c.bound for c in verdict.candidates)
     assert tuned.sampler().solver == tuned.solver
 
 

@@ -37,6 +37,8 @@ class Bench:
     data_std: float
     start_validation: Tensor
     validation: Reference
+    start_fresh: Tensor
+    x0_fresh: Tensor
     evaluations: int
     error: float
 
@@ -46,9 +48,9 @@ class Bench:
         sde = cast("GaussianSDE", problem.sde)
         first = sde.t_max
         starts = []
-        for k in range(2):
-            stream = torch.Generator().manual_seed(FAR_SEED + 2 * seed + k)
-            z = problem.source(batch, stream, Streams, (first, sde.t_min)).prior()
+        for k in range(3):
+            stream = torch.Generator().manual_seed(FAR_SEED + 3 * seed + k)
+            z = problem.source(batch if k < 2 else max(FEWEST, batch // 2), stream, Streams, (first, sde.t_min)).prior()
             starts.append(problem.start(z, first))
         calls = max(budgets) // problem.cost
         _check_batch(batch, starts[0][0].numel(), calls)
@@ -56,13 +58,14 @@ class Bench:
         m = max(LEVELS, 3 * calls)
         reference = Reference(ask, starts[0], levels_between(sde, m, problem.data_std))
         validation = Reference(ask, starts[1], reference.times)
+        x0_fresh = _flow(ask, starts[2], reference.times)
         few = slice(0, min(CHECKED, batch))
         finer = _flow(ask, starts[1][few], levels_between(sde, 2 * m, problem.data_std))
         off = float((validation.x0[few] - finer).square().mean().sqrt() / validation.x0.std())
         c = float(reference.x0.std())
         model: Any = problem.model
         nodes = Nodes(reference.gram, model.levels(reference.times), c)
-        return cls(problem, ask, reference, nodes, c, starts[1], validation, ask.evaluations, off)
+        return cls(problem, ask, reference, nodes, c, starts[1], validation, starts[2], x0_fresh, ask.evaluations, off)
 
 
 def _flow(ask: Asked, x_T: Tensor, times: Sequence[float]) -> Tensor:

@@ -21,7 +21,7 @@ from sde_diffusion.tuning.fitting import refinement
 from sde_diffusion.tuning.fitting.least_squares import Program, fit, principal_components
 from sde_diffusion.tuning.fitting.reference import Reference, flat
 from sde_diffusion.tuning.fitting.standard import standards
-from sde_diffusion.tuning.fitting.validation import Scorer, to_flow
+from sde_diffusion.tuning.fitting.validation import to_data, to_flow
 from sde_diffusion.tuning.made_for import MadeFor
 from sde_diffusion.tuning.report import Candidate, Verdict
 from sde_diffusion.tuning.table import SolverTable
@@ -63,6 +63,9 @@ class Fitted(NamedTuple):
     dampings: tuple[float, ...] = ()
 
 
+Entry = tuple[Candidate, "Fitted | tuple[Solver, Any]"]
+
+
 class Ends(NamedTuple):
     """Where the flow begins and ends, `(n, D)` each, as of a `Reference`."""
 
@@ -75,14 +78,19 @@ class Candidates:
 
     Args:
         bench: What they share.
-        score: What decides between them.
+        data: Held-out data, if the energy distance to them decides; else the distance to the flow does.
         components: Whether tables with components are among them.
         refine: Whether the best are refined.
         window: How many answers a row combines, if not all.
     """
 
-    def __init__(self, bench: Bench, score: Scorer, *, components: bool, refine: bool, window: int | None) -> None:
-        self.bench, self.score, self.refine, self.window = bench, score, refine, window
+    def __init__(
+        self, bench: Bench, data: Tensor | None, *, components: bool, refine: bool, window: int | None
+    ) -> None:
+        self.bench, self.refine, self.window = bench, refine, window
+        self.clear = data is not None  # the energy distance of few samples decides nothing by itself
+        self.score = to_flow(bench.validation.x0) if data is None else to_data(data)
+        self.fresh = to_flow(bench.x0_fresh) if data is None else to_data(data)
         self.basis = principal_components(bench.reference.x0) if components else None
         self.flow = to_flow(bench.validation.x0)
         self.start = bench.validation.x_T
@@ -91,21 +99,56 @@ class Candidates:
     def judge(self, nfe: int, tick: Callable[[], None]) -> tuple[Choice, Verdict]:
         """The winner at one budget."""
         began, spent = time.perf_counter(), self.bench.ask.evaluations
-        found: list[tuple[Candidate, Fitted | tuple[Solver, Any]]] = []
+        found: list[Entry] = []
         for name, sampler in standards(self.bench.problem, nfe, self.bench.data_std):
-            x = self._drawn(sampler)
+            x = self._drawn(sampler, self.bench.start_validation)
             if x is not None:
                 found.append((Candidate(name, *self.score(x), fitted=False), (sampler.solver, sampler.grid)))
         tick()
         tables = self._fitted(nfe // self.bench.problem.cost, tick)
         found += [(Candidate(table.name, *self.score(table.x), fitted=True), table) for table in tables]
         found.sort(key=lambda pair: pair[0].bound)
+        if self.clear:
+            found = self._clearly(found)
         won = found[0][1]
-        result = self._table(self._on_both(won)) if isinstance(won, Fitted) else won
+        program: Program | None = None
+        result: SolverTable | tuple[Solver, Any]
+        if isinstance(won, Fitted):
+            program = self._on_both(won)
+            result = self._table(program)
+        else:
+            result = won
+        fresh = self._fresh(found[0][0], program, result, nfe)
         tick()
         evaluations, seconds = self.bench.ask.evaluations - spent, time.perf_counter() - began
-        verdict = Verdict(nfe, tuple(c for c, _ in found), evaluations, seconds)
+        verdict = Verdict(nfe, tuple(c for c, _ in found), evaluations, seconds, fresh)
         return Choice.of(nfe, verdict, result), verdict
+
+    def _clearly(self, found: list[Entry]) -> list[Entry]:
+        """The default first, unless another is better by more than its own doubt."""
+        default = next(pair for pair in found if pair[0].name.startswith("the default"))
+        if found[0][0].bound < default[0].error:
+            return found
+        return [default, *(pair for pair in found if pair is not default)]
+
+    def _fresh(self, best: Candidate, program: Program | None, result: Any, nfe: int) -> tuple[Candidate, ...]:
+        """The winner as it comes back, and the default, on noise that decided nothing."""
+        bench = self.bench
+        default = SDESampler(bench.problem, nfe=nfe)
+        drawn = self._drawn(default, bench.start_fresh)
+        others = () if drawn is None else (Candidate("the default", *self.fresh(drawn), fitted=False),)
+        if program is not None:
+            x = program.roll(bench.ask, flat(bench.start_fresh))[0][-1]
+        else:
+            solver, grid = result
+            again = self._drawn(
+                SDESampler(bench.problem, solver=solver, grid=grid, nfe=nfe if callable(grid) else None),
+                bench.start_fresh,
+            )
+            if again is None:
+                return ()
+            x = again
+        return Candidate(best.name, *self.fresh(x), fitted=best.fitted), *others
 
     def _fitted(self, n: int, tick: Callable[[], None]) -> Iterator[Fitted]:
         """Tables of `n` rows: those of scalars, those of components on the best nodes, and the best of all refined."""
@@ -135,7 +178,8 @@ class Candidates:
             bench.ask, levels, reference.x_T, targets, reference.x0, robust=robust, basis=basis, window=self.window
         )
         x = self._end(program)
-        name = f"fitted on {len(nodes)} nodes, {'components, ' if basis is not None else ''}robust={robust:g}"
+        ends = f"sigma/alpha {levels[0].ratio:.3g} to {levels[-1].ratio:.3g}"
+        name = f"fitted on {len(nodes)} nodes, {ends}, {'components, ' if basis is not None else ''}robust={robust:g}"
         return Fitted(self.flow(x).error, name, program, x, nodes, robust)
 
     def _end(self, program: Program) -> Tensor:
@@ -197,13 +241,13 @@ class Candidates:
         errors = [flow(program.roll(bench.ask, both.x_T)[0][-1]).error for program in (before, now)]
         return now if errors[1] <= errors[0] else before
 
-    def _drawn(self, sampler: SDESampler) -> Tensor | None:
-        """What a standard sampler makes of the noise of validation; None where it fails."""
+    def _drawn(self, sampler: SDESampler, start: Tensor) -> Tensor | None:
+        """What a standard sampler makes of some noise; None where it fails."""
         bench, parts = self.bench, list[Tensor]()
-        for rows in bench.ask.parts(len(bench.start_validation)):
+        for rows in bench.ask.parts(len(start)):
             eq = bench.problem.equation(bench.ask.conditions(rows))
             try:
-                *_, now = integrate(eq, sampler.solver, bench.start_validation[rows], sampler.times, finish=True)
+                *_, now = integrate(eq, sampler.solver, start[rows], sampler.times, finish=True)
             except (SolverError, ArithmeticError, ValueError):  # others can do what this one cannot
                 return None
             bench.ask.count(rows.stop - rows.start, eq.nfe // bench.problem.cost)

@@ -44,17 +44,25 @@ class Verdict:
         candidates: All that were tried.
         evaluations: Network evaluations spent on this budget, over all samples.
         seconds: Time spent on it.
+        fresh: The winner as it came back, and the default of the library, on noise that decided nothing: the least of
+            many errors is less than it should be on the noise that chose it.
     """
 
     nfe: int
     candidates: tuple[Candidate, ...]
     evaluations: int
     seconds: float
+    fresh: tuple[Candidate, ...] = ()
 
     @property
     def winner(self) -> Candidate:
-        """The best."""
-        return self.candidates[0]
+        """The best, with its error on fresh noise where that was measured."""
+        return (self.fresh or self.candidates)[0]
+
+    @property
+    def default(self) -> Candidate | None:
+        """The default of the library on the same fresh noise."""
+        return self.fresh[1] if len(self.fresh) > 1 else None
 
     @property
     def standard(self) -> Candidate | None:
@@ -64,11 +72,18 @@ class Verdict:
     @property
     def why(self) -> str:
         """One sentence on the choice."""
-        standard = self.standard
-        if standard is None or self.winner is standard:
-            return f"{self.winner.name} has won: nothing fitted to the model did better on noise it had not seen"
-        ratio = self.winner.error / standard.error if standard.error > 0 else math.nan
-        return f"{self.winner.name} has won, at {ratio:.2f} times the error of the best standard, {standard.name}"
+        best, standard = self.candidates[0], self.standard
+        said = f"{best.name} has won"
+        if standard is None or best is standard:
+            said += ": nothing fitted to the model was clearly better on noise it had not seen"
+        elif standard.error > 0 and best.error > 0:
+            said += f", at {best.error / standard.error:.2f} times the error of the best standard, {standard.name}"
+        if self.default is not None and self.winner.error > 0:
+            said += (
+                f"; on fresh noise {self.winner.error:.3g} +- {self.winner.uncertainty:.2g}, "
+                f"the default {self.default.error:.3g} +- {self.default.uncertainty:.2g}"
+            )
+        return said
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,11 @@ class Report:
         return [*lines, f"{cost}; tuned on {self.batch} and judged on {self.batch} others"]
 
     def __str__(self) -> str:
-        what = "distance to the flow, in sd of the data" if self.objective == "ode" else "energy distance to the data"
+        what = (
+            "distance to the flow, in sd of the data, at most half of one for each sample"
+            if self.objective == "ode"
+            else "energy distance to the data, whose estimate may be negative"
+        )
         lines = [
             f"tuned on {self.batch} and judged on {self.batch} other samples in {self.seconds:.1f} s: "
             f"{self.evaluations:,} evaluations, {self.calls:,} calls of the batch",
@@ -126,6 +145,8 @@ class Report:
             if verdict.standard is not None and verdict.standard not in shown:
                 shown.append(verdict.standard)
             lines += [f"  {c.error:10.3g} +- {c.uncertainty:<9.2g} {c.name}" for c in shown]
+            if (more := len(verdict.candidates) - len(shown)) > 0:
+                lines.append(f"  and {more} more candidates, in verdicts of the report")
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
@@ -139,10 +160,12 @@ class Report:
         figure = new_figure(7.0, 4.2)
         axes = figure.subplots()
         for verdict in self.verdicts:
-            others = [c.error for c in verdict.candidates if math.isfinite(c.error) and c.error > 0]
-            axes.plot([verdict.nfe] * len(others), others, ls="none", marker="_", color="0.75", ms=9, zorder=1)
+            others = [c.error for c in verdict.candidates if math.isfinite(c.error)]
+            label = "all candidates" if verdict is self.verdicts[0] else None
+            axes.plot([verdict.nfe] * len(others), others, ls="none", marker="_", color="0.75", ms=9, label=label)
         drawn: dict[str, list[Candidate | None]] = {
             "tuned": [v.winner for v in self.verdicts],
+            "the default": [v.default for v in self.verdicts],
             "best standard": [v.standard for v in self.verdicts],
         }
         for colour, (name, picked) in zip(COLOURS, drawn.items(), strict=False):
@@ -151,7 +174,12 @@ class Report:
             if points:
                 x, y, e = zip(*points, strict=True)
                 axes.errorbar(x, y, yerr=e, color=colour, marker="o", lw=1.8, capsize=3, label=name)
-        axes.set(yscale="log", xlabel="network evaluations per sample", ylabel=f"error ({self.objective})")
+        positive = all(c.error > 0 for v in self.verdicts for c in (*v.candidates, *v.fresh))
+        axes.set(
+            yscale="log" if positive else "linear",
+            xlabel="network evaluations per sample",
+            ylabel=f"error ({self.objective})",
+        )
         axes.set_xticks([v.nfe for v in self.verdicts])
         axes.grid(True, which="both", color="0.92", lw=0.7)
         axes.legend(frameon=False)

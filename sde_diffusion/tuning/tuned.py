@@ -28,7 +28,7 @@ class Choice:
         solver: The solver.
         grid: Its grid: a function, or times.
         name: How it is called in the report.
-        error: Its error on the noise of validation.
+        error: Its error, on noise that decided nothing.
         uncertainty: The standard error of that.
     """
 
@@ -69,12 +69,21 @@ class Tuned:
     def __getitem__(self, nfe: int) -> Choice:
         """The winner at a budget."""
         if nfe not in self.choices:
-            raise KeyError(f"nothing was tuned for nfe={nfe!r}, only for {', '.join(map(str, self.choices))}")
+            raise KeyError(
+                f"nothing was tuned for nfe={nfe!r}, only for {', '.join(map(str, self.choices))}: tune for it too, or "
+                f"take the default, SDESampler(sde, model, nfe={nfe!r})"
+            )
         return self.choices[nfe]
 
     def sampler(self, nfe: int | None = None) -> SDESampler:
-        """The sampler of a budget, which may be left out where there is one."""
+        """The sampler of a budget, which may be left out where there is one.
+
+        Warns:
+            TableWarning: The weights of the model are not those that it was tuned on.
+        """
         choice = self._only(nfe)
+        if choice.table is not None and choice.table.made_for is not None:  # the model may have been trained on since
+            choice.table.made_for.check_model(cast("Denoiser", self.problem.model))
         nfe = choice.nfe if callable(choice.grid) else None
         return SDESampler(self.problem, solver=choice.solver, grid=choice.grid, nfe=nfe)
 

@@ -52,6 +52,7 @@ def as_json(report: Report, tables: Mapping[int, SolverTable]) -> dict[str, Any]
             "evaluations": verdict.evaluations,
             "seconds": verdict.seconds,
             "candidates": [_candidate(c) for c in verdict.candidates],
+            "fresh": [_candidate(c) for c in verdict.fresh],
             "table": tables[verdict.nfe].to_dict(),
         }
         for verdict in report.verdicts
@@ -123,13 +124,16 @@ def _report(about: Mapping[str, Any]) -> Report:
 
 
 def _verdict(about: Mapping[str, Any]) -> Verdict:
-    candidates = tuple(
-        Candidate(str(c["name"]), float(c["error"]), float(c["uncertainty"]), c["fitted"] is True)
-        for c in about["candidates"]
+    candidates, fresh = (
+        tuple(
+            Candidate(str(c["name"]), float(c["error"]), float(c["uncertainty"]), c["fitted"] is True)
+            for c in about[name]
+        )
+        for name in ("candidates", "fresh")
     )
     if not candidates:
         raise ValueError("a budget has no candidates")
-    return Verdict(int(about["nfe"]), candidates, int(about["evaluations"]), float(about["seconds"]))
+    return Verdict(int(about["nfe"]), candidates, int(about["evaluations"]), float(about["seconds"]), fresh)
 
 
 def _candidate(c: Candidate) -> dict[str, Any]:

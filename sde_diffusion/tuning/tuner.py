@@ -9,6 +9,7 @@ were made for no model in particular, and the winner is what comes back.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -25,7 +26,8 @@ from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.tuning.bench import Bench
 from sde_diffusion.tuning.candidates import Candidates
 from sde_diffusion.tuning.fitting.reference import flat
-from sde_diffusion.tuning.fitting.validation import FOLDS, to_data, to_flow
+from sde_diffusion.tuning.fitting.validation import FOLDS
+from sde_diffusion.tuning.made_for import TableWarning
 from sde_diffusion.tuning.report import Report
 from sde_diffusion.tuning.tuned import Tuned
 
@@ -73,6 +75,9 @@ def tune(
         ValueError: A budget below 2 calls, a batch too small, a model in training mode, conditions that do not fit.
         SolverError: The model answered NaN or inf, with the noise level and the sample.
 
+    Warns:
+        TableWarning: A model of several classes that is tuned without a label.
+
     Example:
         >>> tuned = tune(sde, model, nfe=[5, 8, 12])
         >>> x = tuned.sampler(8).sample(64, seed=0)
@@ -95,12 +100,12 @@ def tune(
     check_seed(seed)
     if conditions is not None and not isinstance(cast("object", conditions), Mapping):
         raise TypeError(f"conditions must be a dict of what is handed to the model, by name, got {conditions!r}")
+    _tell_of_labels(problem.model, conditions or {})
     start = time.perf_counter()
     with torch.no_grad(), Evaluation(problem.model), _bar(progress, 1 + 3 * len(budgets)) as tick:
         bench = Bench.prepare(problem, dict(conditions or {}), check_count(batch, "batch"), seed, budgets)
         tick()
-        score = to_flow(bench.validation.x0) if held_out is None else to_data(held_out)
-        work = Candidates(bench, score, components=components, refine=refine, window=window)
+        work = Candidates(bench, held_out, components=components, refine=refine, window=window)
         choices, verdicts = {}, []
         for n in budgets:
             choices[n], verdict = work.judge(n, tick)
@@ -150,6 +155,19 @@ def _budgets(nfe: int | Sequence[int], cost: int) -> list[int]:
     if len(set(given)) < len(given):
         raise ValueError(f"nfe names a budget twice: {given}")
     return given
+
+
+def _tell_of_labels(model: Any, conditions: Mapping[str, Any]) -> None:
+    """Warns of a model of several classes that is tuned without a label: for samples without one."""
+    classes = model.built_with().get("classes")
+    if classes and "label" not in conditions:
+        warnings.warn(
+            f"the model knows {classes} classes and is tuned without a label, for samples without one: with labels the "
+            f"table would serve less well. Give those of the samples, "
+            f"conditions={{'label': torch.arange(batch) % {classes}}}",
+            TableWarning,
+            stacklevel=3,
+        )
 
 
 def _check_mode(model: Any) -> None:
