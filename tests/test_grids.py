@@ -187,3 +187,18 @@ def test_a_budget_of_evaluations_counts_the_final_jump():
         assert last.nfe == 2 * steps + denoise
         assert last.nfe <= budget
         assert math.isclose(last.t, sde.t_min)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE()], ids=repr)
+@pytest.mark.parametrize("data_std", [1e-7, 1e-5, 1e-3, 1e3])
+def test_the_balanced_grid_falls_within_the_process_for_data_of_any_width(sde, data_std) -> None:
+    for closed in (False, True):
+        times = grids.balanced(sde, 6, data_std=data_std, closed=closed)
+        assert bool((times.diff() < 0).all())
+        assert sde.t_min <= float(times[-1]) < float(times[0]) == sde.t_max
+
+
+def test_the_balanced_grid_refuses_a_rate_that_is_no_number() -> None:
+    for rate in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match="rate must be"):
+            grids.balanced(VPSDE(), 4, rate=rate)

@@ -29,6 +29,7 @@ from sde_diffusion.tuning.fitting.least_squares import Line, Program, per_compon
 from sde_diffusion.tuning.fitting.nodes import RIDGE, Nodes
 from sde_diffusion.tuning.fitting.reference import Asked, Reference, levels_between
 from sde_diffusion.tuning.fitting.validation import to_data, to_flow
+from sde_diffusion.tuning.made_for import TableWarning
 from sde_diffusion.tuning.table import SolverTable
 from sde_diffusion.tuning.tuned import Tuned
 from sde_diffusion.tuning.tuner import tune
@@ -104,7 +105,8 @@ class Elsewhere(Wrapper):
 
 
 def test_a_standard_sampler_is_returned_where_nothing_fitted_is_better() -> None:
-    tuned = tune(Problem(MODEL.sde, Elsewhere(MODEL), (D,)), nfe=5, batch=32, refine=False)
+    with pytest.warns(TableWarning, match="is itself off by"):
+        tuned = tune(Problem(MODEL.sde, Elsewhere(MODEL), (D,)), nfe=5, batch=32, refine=False)
     verdict = tuned.report.verdicts[0]
     print(tuned.report)
     assert verdict.candidates[0].bound == min(c.bound for c in verdict.candidates)
@@ -391,3 +393,46 @@ def test_principal_components_are_orthonormal_and_lead_with_the_widest() -> None
     torch.testing.assert_close(u.T @ u, torch.eye(5, dtype=torch.float64))
     assert int(u[:, 0].abs().argmax()) == 1
     assert u.shape[1] <= fitting.MOST_COMPONENTS
+
+
+def test_events_that_are_numbers_and_models_that_answer_a_constant_are_tuned() -> None:
+    number = Network(lambda x, t: 0.7 * x + 0.3 * torch.tanh(3 * x), VPSDE(), predict.noise, shape=())
+    assert tune(VPSDE(), number, nfe=3, batch=64, refine=False).sampler().sample(5, seed=0).shape == (5,)
+    constant = Network(lambda x, t: torch.full_like(x, 0.5), VPSDE(), predict.data, shape=(2,))
+    x = tune(VPSDE(), constant, nfe=3, batch=32, refine=False).sampler().sample(5, seed=0)
+    torch.testing.assert_close(x, torch.full_like(x, 0.5), atol=1e-4, rtol=0.0)
+
+
+def test_a_flow_that_does_not_converge_is_told_of() -> None:
+    model = Network(lambda x, t: x + 0.5 * torch.sin(1e4 * t)[:, None], VPSDE(), predict.noise, shape=(2,))
+    with pytest.warns(TableWarning, match="is itself off by"):
+        tune(VPSDE(), model, nfe=3, batch=32, refine=False)
+
+
+def test_a_model_of_several_classes_tuned_without_a_label_is_told_of() -> None:
+    from sde_diffusion.nets import MLP
+
+    model = Network(MLP(2, hidden=8, layers=1, classes=3), VPSDE(), predict.edm, shape=(2,)).eval()
+    with pytest.warns(TableWarning, match="knows 3 classes and is tuned without a label"):
+        tune(VPSDE(), model, nfe=3, batch=32, refine=False)
+
+
+def test_a_model_trained_on_is_told_of_by_the_next_sampler() -> None:
+    net = nn.Linear(2, 2)
+    model = Network(lambda x, t: net(x), VPSDE(), predict.edm, shape=(2,), clock="time")
+    model.inside = net
+    model.eval()
+    tuned = tune(VPSDE(), model, nfe=3, batch=32, refine=False)
+    tuned.sampler().sample(2, seed=0)
+    with torch.no_grad():
+        net.weight += 1.0
+    if tuned.choices[3].table is not None:
+        with pytest.warns(TableWarning, match="are not those that the table was made for"):
+            tuned.sampler()
+
+
+def test_the_energy_of_few_samples_leaves_the_default_unless_another_is_clearly_closer() -> None:
+    data = flow(MODEL, noise(32, 82))
+    verdict = tune(PROBLEM, nfe=5, batch=32, objective="energy", data=data, refine=False).report.verdicts[0]
+    best, default = verdict.candidates[0], next(c for c in verdict.candidates if c.name.startswith("the default"))
+    assert best is default or best.bound < default.error

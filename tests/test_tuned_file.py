@@ -144,7 +144,9 @@ def test_a_wrapped_model_is_told_and_one_that_costs_more_is_refused(file: Path) 
     class Twice(Wrapper):
         cost = 2
 
-    with pytest.raises(ValueError, match=r"the table for 3 evaluations asks 3 times, at 2 for each call"):
+    with pytest.raises(
+        ValueError, match=r"its table for 3 evaluations asks 3 times, and each call of this model takes 2"
+    ):
         Tuned.load(file, MODEL.sde, Twice(MODEL))
     with pytest.warns(TableWarning, match="the model is Wrapper of Network"):
         Tuned.load(file, MODEL.sde, Wrapper(MODEL))

@@ -7,7 +7,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -143,14 +143,14 @@ def sample_file(
 def _sampler(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler:
     """The sampler asked for: a tuned one where it fits, which is said."""
     if draw.tuned and draw.nfe is not None and draw.solver is None:
-        found = _tuned(loaded, tables, draw.nfe, say)
+        found = _tuned(loaded, tables, draw, say)
         if found is not None:
             return found
     solver = None if draw.solver is None else solvers.named()[draw.solver]
     return SDESampler(loaded.model.sde, loaded.model, solver=solver, steps=draw.steps, nfe=draw.nfe)
 
 
-def _tuned(loaded: Checkpoint, tables: Path, nfe: int, say: Say) -> SDESampler | None:
+def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler | None:
     """The sampler that was tuned for a budget, if one was; what is there and does not serve is said.
 
     Raises:
@@ -167,6 +167,12 @@ def _tuned(loaded: Checkpoint, tables: Path, nfe: int, say: Say) -> SDESampler |
         return None
     except ValueError as error:
         raise ValueError(f"{error}; or sample with --no-tuned") from error
+    nfe, asked = cast("int", draw.nfe), f"--label {draw.label}"
+    if tuned.report.given not in ("", "--label all", asked):
+        say(
+            f"{tables} is left aside: tuned with {tuned.report.given}, and these are samples with {asked}; tune for all"
+        )
+        return None
     if nfe not in tuned.choices:
         say(f"nothing is tuned for {nfe} evaluations, only for {', '.join(map(str, tuned.choices))}: the default it is")
         return None

@@ -121,11 +121,11 @@ def balanced(
     check_positive(power, "power")
     check_positive(data_std, "data_std")
     check_flag(closed, "closed")
-    if check_real(rate, "rate") < 0:
-        raise ValueError(f"rate must be at least 0, got {rate!r}")
+    if not 0 <= check_real(rate, "rate") < math.inf:
+        raise ValueError(f"rate must be at least 0 and finite, got {rate!r}")
     n = check_count(steps, "steps")
     most, least = (-lam - math.log(data_std) for lam in _gaussian(sde, "balanced").ends())
-    log_x = np.linspace(least, min(most, MUCH_NOISE), TABULATED)
+    log_x = np.linspace(least, min(most, max(MUCH_NOISE, least + MUCH_NOISE)), TABULATED)  # narrow data have much
     z = balance(np.arctan(np.exp(log_x)), rate, power)
     end = z[0] if closed else max(z[0], z[-1] / (n + 1))
     found = np.interp(np.linspace(z[-1], end, n + 1), z, log_x)

@@ -61,8 +61,8 @@ class Bench:
         x0_fresh = _flow(ask, starts[2], reference.times)
         few = slice(0, min(CHECKED, batch))
         finer = _flow(ask, starts[1][few], levels_between(sde, 2 * m, problem.data_std))
-        off = float((validation.x0[few] - finer).square().mean().sqrt() / validation.x0.std())
-        c = float(reference.x0.std())
+        off = float((validation.x0[few] - finer).square().mean().sqrt() / (float(validation.x0.std()) or 1.0))
+        c = float(reference.x0.std()) or problem.data_std
         model: Any = problem.model
         nodes = Nodes(reference.gram, model.levels(reference.times), c)
         return cls(problem, ask, reference, nodes, c, starts[1], validation, starts[2], x0_fresh, ask.evaluations, off)

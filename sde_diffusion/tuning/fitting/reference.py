@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import SolverError, rows_in_words
 from sde_diffusion._tensors import broken
+from sde_diffusion._tensors import rows as rows_of
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.prediction import Prediction
@@ -191,7 +192,7 @@ class Reference:
 
 def flat(x: Tensor) -> Tensor:
     """States `(n, *)` as `(n, D)` in float64 on the CPU."""
-    return x.detach().to("cpu", torch.float64).flatten(1)
+    return rows_of(x.detach().to("cpu", torch.float64))
 
 
 def levels_between(sde: GaussianSDE, m: int, data_std: float) -> list[float]:

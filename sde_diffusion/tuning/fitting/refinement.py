@@ -60,7 +60,7 @@ def steps(
     states, answers = program.roll(ask, x_T)
     off = x0 - states[-1]
     w = trust(off, robust).sqrt()
-    spread = float(x0.std())
+    spread = float(x0.std()) or 1.0
     pushes, columns = list[Push](), list[Tensor]()
     for i in range(len(program.lines)):
         features = torch.stack(program.features(x_T, states[:i], answers[:i]))

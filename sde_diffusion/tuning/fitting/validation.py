@@ -38,7 +38,7 @@ Scorer = Callable[[Tensor], Score]
 
 def to_flow(x0: Tensor) -> Scorer:
     """Scores samples `(n, D)` by their distance to the ends `x0` of the reference."""
-    spread = float(x0.std())
+    spread = float(x0.std()) or 1.0
 
     def score(x: Tensor) -> Score:
         e2 = ((x - x0).square().mean(dim=1).sqrt() / spread).nan_to_num(FLIPPED, FLIPPED).clamp_max(FLIPPED).square()
