@@ -20,7 +20,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.sampler.forecast import check_steps
-from sde_diffusion.solvers import DDIM, Adams, DormandPrince, Heun, Solver, Torchdiffeq
+from sde_diffusion.solvers import DDIM, Adams, Angle, Churn, DormandPrince, Heun, Reversible, Solver, Torchdiffeq
 from sde_diffusion.solvers.base import Facts
 from sde_diffusion.solvers.equation import GaussianReverseSDE
 from sde_diffusion.tuning import Components, MadeFor
@@ -175,3 +175,11 @@ def test_a_table_fitted_to_a_model_is_not_tried_on_gaussian_data():
     check_steps(SHORT, TableSolver(fitted), list(made.grid), 1.0, None)  # warnings are errors here
     with pytest.warns(SamplingWarning, match="3 steps of TableSolver"):
         check_steps(SHORT, TableSolver(dataclasses.replace(made, rows=nothing)), list(made.grid), 1.0, None)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Angle, lambda inner: Churn(inner, 0.1), Reversible], ids=["Angle", "Churn", "Reversible"]
+)
+def test_a_table_is_not_wrapped(wrap):
+    with pytest.raises(TypeError, match=r"cannot wrap TableSolver.*times of its own: sample by it as it is"):
+        wrap(TableSolver(table()))

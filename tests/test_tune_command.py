@@ -306,3 +306,7 @@ def test_a_label_tuned_for_alone_is_said(images: Path, asked: list[Any], tmp_pat
     drawn(images, tmp_path / "x.npy", "--nfe", 3, "--label", 2)
     assert capsys.readouterr().out.startswith("tuned for 3 evaluations and --label 2: fitted, ")
     assert len(asked) == 1
+    for label in (1, "all", "none"):
+        drawn(images, tmp_path / "x.npy", "--nfe", 3, "--label", label)
+        said = capsys.readouterr().out
+        assert f"is left aside: tuned with --label 2, and these are with --label {label}; tune for all labels" in said

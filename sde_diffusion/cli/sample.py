@@ -169,9 +169,7 @@ def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler
         raise ValueError(f"{error}; or sample with --no-tuned") from error
     nfe, asked = cast("int", draw.nfe), f"--label {draw.label}"
     if tuned.report.given not in ("", "--label all", asked):
-        say(
-            f"{tables} is left aside: tuned with {tuned.report.given}, and these are samples with {asked}; tune for all"
-        )
+        say(f"{tables} is left aside: tuned with {tuned.report.given}, and these are with {asked}; tune for all labels")
         return None
     if nfe not in tuned.choices:
         say(f"nothing is tuned for {nfe} evaluations, only for {', '.join(map(str, tuned.choices))}: the default it is")

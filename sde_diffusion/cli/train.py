@@ -21,7 +21,7 @@ from sde_diffusion.denoiser.network import Network
 from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sde import processes
-from sde_diffusion.training.checkpoint import save_checkpoint
+from sde_diffusion.training.checkpoint import TABLES, save_checkpoint
 from sde_diffusion.training.loop import Training, train
 from sde_diffusion.training.recipe import Recipe
 
@@ -153,6 +153,8 @@ def train_file(
     check_passes(len(x), steps, recipe.batch_size)
     say(f"{len(x)} samples {shape}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {loss!r}")
+    if (tables := out / TABLES).is_file():
+        say(f"{tables} is of the model that is replaced, and will be removed with it: tune the new one")
 
     def save(done: Training, place: Path) -> None:
         extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}

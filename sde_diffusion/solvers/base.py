@@ -197,7 +197,8 @@ def check_inner(solver: object, who: str) -> None:
     if not isinstance(solver, Solver):
         made = f": make an instance, {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"{who} works with a solver such as Heun(), got {solver!r}{made}")
-    facts_of(solver)
+    if facts_of(solver).grid is not None:
+        raise TypeError(f"{who} cannot wrap {solver!r}, which goes over times of its own: sample by it as it is")
 
 
 def parts(solver: Solver) -> list[Solver]:
