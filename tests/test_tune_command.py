@@ -310,3 +310,14 @@ def test_a_label_tuned_for_alone_is_said(images: Path, asked: list[Any], tmp_pat
         drawn(images, tmp_path / "x.npy", "--nfe", 3, "--label", label)
         said = capsys.readouterr().out
         assert f"is left aside: tuned with --label 2, and these are with --label {label}; tune for all labels" in said
+
+
+def test_training_over_a_tuned_checkpoint_says_that_its_tables_go(tmp_path: Path, capsys: Any) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 2)))
+    train = ("train", "--data", tmp_path / "x.npy", "--out", tmp_path / "m", "--steps", 2, "--width", 8)
+    assert call(*train) == 0
+    assert "will be removed" not in capsys.readouterr().out
+    (tmp_path / "m" / "tables.json").write_text("{}", encoding="utf-8")
+    assert call(*train, "--overwrite") == 0
+    assert "tables.json is of the model that is replaced, and will be removed with it" in capsys.readouterr().out
+    assert not (tmp_path / "m" / "tables.json").exists()
