@@ -28,6 +28,7 @@ from sde_diffusion import (
     SDESampler,
     SolverError,
     UnfinishedWarning,
+    grids,
     integrate,
     predict,
 )
@@ -566,7 +567,8 @@ def test_an_equation_rules_what_error_counts_and_what_becomes_of_a_row_that_cann
 
 
 def test_when_all_rows_have_stopped_nothing_more_is_spent() -> None:
-    s = SDESampler(VPSDE(), mixture(VPSDE(), torch.float64), solver=DormandPrince(1e-9, 1e-9, max_nfe=30), steps=30)
+    solver = DormandPrince(1e-9, 1e-9, max_nfe=30)
+    s = SDESampler(VPSDE(), mixture(VPSDE(), torch.float64), solver=solver, steps=30, grid=grids.angle)
     with pytest.warns(UnfinishedWarning):
         *_, last = s.iterate(3, seed=0)
     assert last.finished is not None

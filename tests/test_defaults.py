@@ -228,7 +228,7 @@ def test_the_grid_follows_the_scale_of_the_data() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": -0.1}, "rate must be at least 0, got -0.1"),
+        ({"rate": -0.1}, "rate must be at least 0 and finite, got -0.1"),
         ({"power": 0.0}, "power must be positive"),
         ({"data_std": -1.0}, "data_std must be positive"),
     ],

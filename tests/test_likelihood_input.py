@@ -442,7 +442,7 @@ STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic:
     (
         lambda: SDESampler(VP, model(), shape=(2,)).sample_with_log_prob(2, seed=0),
         TypeError,
-        "sample_with_log_prob integrates a bare ODE, but DPMSolverPP(",
+        "sample_with_log_prob integrates a bare ODE, but UniPC(",
     ),
     (
         lambda: SDESampler(VP, model(), solver=EulerMaruyama(), shape=(2,)).sample_with_log_prob(2),

@@ -209,6 +209,7 @@ def test_the_columns_of_a_refinement_are_derivatives_of_the_end() -> None:
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_reference_too_large_to_be_kept_gives_the_same_table(monkeypatch) -> None:
     kept = table_of(tune(PROBLEM, nfe=4, batch=32, refine=False))
     monkeypatch.setattr(referencing, "MOST_KEPT", 500)
@@ -218,6 +219,7 @@ def test_a_reference_too_large_to_be_kept_gives_the_same_table(monkeypatch) -> N
         assert a == pytest.approx(b, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_table_and_another_seed_another() -> None:
     rows = [table_of(tune(PROBLEM, nfe=4, batch=32, seed=s, refine=False)).rows for s in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
@@ -298,6 +300,7 @@ def test_a_window_keeps_no_more_answers_than_it_says() -> None:
     assert max(len(row) for row in table.rows) == 3
 
 
+@pytest.mark.slow
 def test_the_energy_objective_picks_whom_the_data_are_closest_to() -> None:
     data = flow(MODEL, noise(512, 80))
     report = tune(PROBLEM, nfe=5, batch=128, objective="energy", data=data, refine=False).report

@@ -56,7 +56,7 @@ def default_solver(
     elif isinstance(wanted, Integral):
         evaluations = int(wanted) + jump
     else:
-        given = not callable(grid) and hasattr(grid, "__len__")
+        given = not callable(grid) and hasattr(grid, "__len__") and getattr(grid, "ndim", 1) > 0
         evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
     c = WIDER * problem.data_std
     end: dict[str, Any] = {"data_std": c} if jump else {"data_std": c, "closed": True}
