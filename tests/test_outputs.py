@@ -42,7 +42,7 @@ def call(*words: object) -> int:
 def line_of(capsys, *words: object) -> str:
     """The one line of a command that must fail, with status 2."""
     assert call(*words) == 2
-    bars = ("training: ", "sampling: ", "likelihood: ")
+    bars = ("training: ", "tuning: ", "sampling: ", "likelihood: ")
     (line,) = [s for s in capsys.readouterr().err.splitlines() if s.strip() and not s.lstrip("\r").startswith(bars)]
     assert line.startswith("sde-diffusion")
     assert "Traceback" not in line
@@ -265,7 +265,7 @@ def test_the_demo_goes_on_when_the_disk_is_full_and_runs_again_into_its_folder(p
     found = line_of(capsys, *commands_to(place, full / "out")["demo"])
     for name in ("checkpoint", "samples.png", "film.png", "nfe.png", "metrics.json"):
         assert f"{full / 'out' / name} cannot be written (No space left on device): it is in {here}" in found
-    assert sorted(p.suffix for p in here.iterdir()) == ["", ".json", ".png", ".png", ".png"]
+    assert sorted(p.suffix for p in here.iterdir()) == ["", ".json", ".json", ".png", ".png", ".png"]
     (checkpoint,) = [p for p in here.iterdir() if p.is_dir()]
     assert load_checkpoint(checkpoint).classes == 10
     assert not [p for p in full.rglob("*") if p.is_file()]
