@@ -37,7 +37,8 @@ def ratios(files: Files, part: str, key: str, n: str) -> dict[str, float]:
 
 
 def fixed(files: Files, part: str, budgets: Sequence[int]) -> dict[str, dict[str, float]]:
-    """For each pair that was never refused, the geometric mean over problems of its error over the hindsight best.
+    """For each pair that runs on half of the problems or more and was never refused, the geometric mean over problems
+    of its error over the hindsight best.
 
     A pair that was far from the best at the first two budgets, and so measured at no other, counts as `FAR` there,
     which is less than it would have been. Beside it stands the default on the problems where the pair runs.
@@ -45,6 +46,8 @@ def fixed(files: Files, part: str, budgets: Sequence[int]) -> dict[str, dict[str
     found: dict[str, dict[str, float]] = {}
     labels = Counter(label for f in files.values() for label in f[part]["few"])
     for label, times in labels.items():
+        if 2 * times < len(files):
+            continue
         logs, defaults = [], []
         for f in files.values():
             for n in map(str, budgets):

@@ -22,6 +22,7 @@ from sde_diffusion.problem import Problem
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.grids import angle
 from sde_diffusion.solvers import RK4, Angle
+from sde_diffusion.tuning.candidates import Candidates
 from sde_diffusion.tuning.fitting import least_squares as fitting
 from sde_diffusion.tuning.fitting import reference as referencing
 from sde_diffusion.tuning.fitting import refinement
@@ -323,6 +324,15 @@ def test_a_report_prints_and_draws_what_was_tried(tmp_path) -> None:
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_energy_decides_among_the_others_where_the_default_fails(monkeypatch) -> None:
+    drawn = Candidates._drawn
+    monkeypatch.setattr(Candidates, "_drawn", lambda s, m, x: None if m.grid_is_default else drawn(s, m, x))
+    data = flow(MODEL, noise(64, 83))
+    verdict = tune(PROBLEM, nfe=4, batch=32, objective="energy", data=data, refine=False).report.verdicts[0]
+    assert verdict.default is None
+    assert not any(c.name.startswith("the default") for c in verdict.candidates)
+
+
 def test_a_progress_bar_is_shown_on_request(capsys) -> None:
     tune(PROBLEM, nfe=3, batch=32, refine=False, progress=True)
     assert "tuning" in capsys.readouterr().err
@@ -431,9 +441,9 @@ def test_a_model_trained_on_is_told_of_by_the_next_sampler() -> None:
     tuned.sampler().sample(2, seed=0)
     with torch.no_grad():
         net.weight += 1.0
-    if tuned.choices[3].table is not None:
-        with pytest.warns(TableWarning, match="are not those that the table was made for"):
-            tuned.sampler()
+    assert table_of(tuned).nfe == 3
+    with pytest.warns(TableWarning, match="are not those that the table was made for"):
+        tuned.sampler()
 
 
 def test_the_energy_of_few_samples_leaves_the_default_unless_another_is_clearly_closer() -> None:

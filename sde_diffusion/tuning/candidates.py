@@ -20,7 +20,7 @@ from sde_diffusion.tuning.components import Components
 from sde_diffusion.tuning.fitting import refinement
 from sde_diffusion.tuning.fitting.least_squares import Program, fit, principal_components
 from sde_diffusion.tuning.fitting.reference import Reference, flat
-from sde_diffusion.tuning.fitting.standard import standards
+from sde_diffusion.tuning.fitting.standard import THE_DEFAULT, standards
 from sde_diffusion.tuning.fitting.validation import to_data, to_flow
 from sde_diffusion.tuning.made_for import MadeFor
 from sde_diffusion.tuning.report import Candidate, Verdict
@@ -126,8 +126,8 @@ class Candidates:
 
     def _clearly(self, found: list[Entry]) -> list[Entry]:
         """The default first, unless another is better by more than its own doubt."""
-        default = next(pair for pair in found if pair[0].name.startswith("the default"))
-        if found[0][0].bound < default[0].error:
+        default = next((pair for pair in found if pair[0].name.startswith(THE_DEFAULT)), None)
+        if default is None or found[0][0].bound < default[0].error:
             return found
         return [default, *(pair for pair in found if pair is not default)]
 
@@ -136,7 +136,7 @@ class Candidates:
         bench = self.bench
         default = SDESampler(bench.problem, nfe=nfe)
         drawn = self._drawn(default, bench.start_fresh)
-        others = () if drawn is None else (Candidate("the default", *self.fresh(drawn), fitted=False),)
+        others = () if drawn is None else (Candidate(THE_DEFAULT, *self.fresh(drawn), fitted=False),)
         if program is not None:
             x = program.roll(bench.ask, flat(bench.start_fresh))[0][-1]
         else:

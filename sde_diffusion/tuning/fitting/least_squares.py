@@ -12,7 +12,7 @@ Beyond the span of the scalars, each principal component $k$ of the samples has 
 
 $$ x_i = \sum_j a_j f_j + U\Big(\sum_j W_{jk}\,(U^\top f_j)_k + b_k\Big) $$
 
-For Gaussian data that alone is exact at any number of evaluations.
+In the components of Gaussian data that alone is exact at any number of evaluations; they are estimated from samples.
 """
 
 from __future__ import annotations

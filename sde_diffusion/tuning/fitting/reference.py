@@ -70,7 +70,6 @@ class Asked:
         self.dtype, self.device, self.shape = like.dtype, like.device, tuple(like.shape[1:])
         self.n, self.given = n, Conditions.of(problem.model, cond, n)
         self.evaluations = 0
-        self.calls = 0
 
     def parts(self, n: int) -> Iterator[Row]:
         """The slices of a batch."""
@@ -94,9 +93,7 @@ class Asked:
 
     def count(self, n: int, calls: int = 1) -> None:
         """Counts evaluations of `n` samples."""
-        cost = self.problem.cost
-        self.evaluations += n * cost * calls
-        self.calls += cost * calls
+        self.evaluations += n * self.problem.cost * calls
 
 
 class _Recorder(Wrapper):

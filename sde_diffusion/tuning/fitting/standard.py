@@ -13,6 +13,9 @@ from sde_diffusion.sde import grids
 from sde_diffusion.sde.grids import Grid
 from sde_diffusion.solvers import IPNDM, Adams, DPMSolverPP, Solver, UniPC
 
+THE_DEFAULT = "the default"
+"""How the name of the library's own choice begins."""
+
 
 class Standard(NamedTuple):
     """A sampler and how to write it down."""
@@ -27,7 +30,7 @@ def standards(problem: Problem, nfe: int, data_std: float) -> Iterator[Standard]
     Those that a process or a budget does not allow are left out.
     """
     default = SDESampler(problem, nfe=nfe)
-    yield Standard(f"the default, {default.solver!r}, grid={grid_name(default.grid)}", default)
+    yield Standard(f"{THE_DEFAULT}, {default.solver!r}, grid={grid_name(default.grid)}", default)
     for solver, grid in _pairs(data_std):
         try:
             made = SDESampler(problem, solver=solver, grid=grid, nfe=nfe)
