@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +19,7 @@ from sde_diffusion.tuning.bench import Bench
 from sde_diffusion.tuning.components import Components
 from sde_diffusion.tuning.fitting import refinement
 from sde_diffusion.tuning.fitting.least_squares import Program, fit, principal_components
-from sde_diffusion.tuning.fitting.reference import Reference, flat
+from sde_diffusion.tuning.fitting.reference import flat
 from sde_diffusion.tuning.fitting.standard import THE_DEFAULT, standards
 from sde_diffusion.tuning.fitting.validation import to_data, to_flow
 from sde_diffusion.tuning.made_for import MadeFor
@@ -51,7 +51,7 @@ class Fitted(NamedTuple):
         x: What it makes of the noise, `(n, D)`.
         nodes: Its nodes, among the levels of the reference.
         robust: $\rho$ of the fit.
-        dampings: Those of the steps of refinement.
+        refined: Whether it was made better as a whole.
     """
 
     error: float
@@ -60,17 +60,10 @@ class Fitted(NamedTuple):
     x: Tensor
     nodes: list[int]
     robust: float
-    dampings: tuple[float, ...] = ()
+    refined: bool = False
 
 
 Entry = tuple[Candidate, "Fitted | tuple[Solver, Any]"]
-
-
-class Ends(NamedTuple):
-    """Where the flow begins and ends, `(n, D)` each, as of a `Reference`."""
-
-    x_T: Tensor  # noqa: N815 - the state at the last time, as everywhere
-    x0: Tensor
 
 
 class Candidates:
@@ -188,57 +181,47 @@ class Candidates:
 
     def _refined(self, table: Fitted, allowed: int) -> Fitted | None:
         """The table after some steps of refinement; None where these gain too little or cost too much."""
-        bench, best, now, dampings = self.bench, table.error, table.program, tuple[float, ...]()
-        first, each = bench.ask.evaluations, self._round(now) * len(bench.reference.x_T)
+        bench, reference, best, now = self.bench, self.bench.reference, table.error, table.program
+        first, each = bench.ask.evaluations, self._round(now) * len(reference.x_T)
+        epsilon = 1e-4 if bench.ask.dtype == torch.float64 else 3e-3
         while bench.ask.evaluations - first + each <= allowed:
-            tried = self._steps(now, bench.reference, table.robust, refinement.DAMPING)
-            errors = {damping: self.flow(self._end(program)).error for damping, program in tried.items()}
-            damping = min(errors, key=lambda d: errors[d])
-            if errors[damping] > GOES_ON * best:
+            tried = refinement.steps(now, bench.ask, reference.x_T, reference.x0, robust=table.robust, epsilon=epsilon)
+            errors = [self.flow(self._end(program)).error for program in tried]
+            if min(errors) > GOES_ON * best:
                 break
-            best, now, dampings = errors[damping], tried[damping], (*dampings, damping)
+            best, now = min(errors), tried[errors.index(min(errors))]
         if best > WORTH * table.error:
             return None
-        return table._replace(
-            error=best, name=f"{table.name}, refined", program=now, x=self._end(now), dampings=dampings
-        )
+        return table._replace(error=best, name=f"{table.name}, refined", program=now, x=self._end(now), refined=True)
 
     def _round(self, program: Program) -> int:
         """Evaluations per sample of one step of refinement."""
         rolls = 1 + len(refinement.DAMPING)
         return (refinement.cost(program) + rolls * len(program.levels)) * self.bench.problem.cost
 
-    def _steps(
-        self, program: Program, ends: Ends | Reference, robust: float, dampings: Sequence[float]
-    ) -> dict[float, Program]:
-        """One step of refinement, for each damping."""
-        epsilon = 1e-4 if self.bench.ask.dtype == torch.float64 else 3e-3
-        return refinement.steps(
-            program, self.bench.ask, ends.x_T, ends.x0, robust=robust, epsilon=epsilon, dampings=dampings
-        )
-
     def _on_both(self, table: Fitted) -> Program:
         """The winner fitted again to calibration and validation together, once both have done their work.
 
-        In the same way and with as many steps of refinement; it stays as it was where that fits both no better.
+        It stays as it was where that fits both no better, or where it was refined: to refine it again would cost as
+        much as all before, and gains nothing.
         """
+        if table.refined:
+            return table.program
         bench, one, other = self.bench, self.bench.reference, self.bench.validation
-        both = Ends(torch.cat([one.x_T, other.x_T]), torch.cat([one.x0, other.x0]))
-        flow, before = to_flow(both.x0), table.program
+        x_T, x0 = torch.cat([one.x_T, other.x_T]), torch.cat([one.x0, other.x0])
+        flow, before = to_flow(x0), table.program
         targets = [torch.cat([self.states[k], s]) for k, s in zip(table.nodes, other.states(table.nodes), strict=True)]
         now, _ = fit(
             bench.ask,
             before.levels,
-            both.x_T,
+            x_T,
             targets,
-            both.x0,
+            x0,
             robust=table.robust,
             basis=before.basis,
             window=before.window,
         )
-        for damping in table.dampings:
-            now = self._steps(now, both, table.robust, [damping])[damping]
-        errors = [flow(program.roll(bench.ask, both.x_T)[0][-1]).error for program in (before, now)]
+        errors = [flow(program.roll(bench.ask, x_T)[0][-1]).error for program in (before, now)]
         return now if errors[1] <= errors[0] else before
 
     def _drawn(self, sampler: SDESampler, start: Tensor) -> Tensor | None:

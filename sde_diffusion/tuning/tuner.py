@@ -54,7 +54,7 @@ def tune(
     r"""Fits samplers of a few evaluations to a model, and returns the best of them and of the standard ones.
 
     Cost in network evaluations: that of about 350 calls of the batch for the flow that is fitted to, shared by all
-    budgets, and for each budget `nfe` of some 40 draws of the batch; a refinement takes the sum up to 900 to 1,200.
+    budgets, and for each budget `nfe` of some 40 draws of the batch; a refinement takes the sum up to 800 to 1,000.
     The report states what was spent. No gradient is taken, and memory is bounded whatever the state.
 
     Args:

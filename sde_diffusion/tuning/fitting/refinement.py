@@ -11,7 +11,6 @@ hardly vary are left out: those of a solve are nearly collinear, and few directi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -41,9 +40,8 @@ def steps(
     *,
     robust: float,
     epsilon: float,
-    dampings: Sequence[float] = DAMPING,
-) -> dict[float, Program]:
-    r"""One step of Gauss-Newton, for each of some dampings.
+) -> list[Program]:
+    r"""One step of Gauss-Newton, for each damping.
 
     Args:
         program: The table.
@@ -52,10 +50,9 @@ def steps(
         x0: Where the reference ends, `(n, D)`.
         robust: $\rho$ of the weights, as in `fit`.
         epsilon: Size of a push, in standard deviations of the data.
-        dampings: Levenberg's, as `DAMPING`.
 
     Returns:
-        The table after the step, by the damping.
+        The table after the step, for each of `DAMPING`.
     """
     states, answers = program.roll(ask, x_T)
     off = x0 - states[-1]
@@ -71,7 +68,7 @@ def steps(
     r = (off * w).flatten()
     gram, onto = j.T @ j / len(r), j.T @ r / len(r)
     eye = spread**2 * torch.eye(len(gram), dtype=gram.dtype, device="cpu")
-    return {d: _pushed(program, pushes, torch.linalg.solve(gram + d * eye, onto)) for d in dampings}
+    return [_pushed(program, pushes, torch.linalg.solve(gram + d * eye, onto)) for d in DAMPING]
 
 
 def _directions(features: Tensor, spread: float) -> list[Tensor]:
