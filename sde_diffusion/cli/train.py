@@ -15,7 +15,7 @@ from sde_diffusion._files import beside, keep
 from sde_diffusion.cli._arguments import LARGEST_BATCH, MOST_STEPS, Say, add_command, count, path
 from sde_diffusion.cli.limits import PASSES, check_batch, check_checkpoint, check_network, check_passes, classes_of
 from sde_diffusion.data.files import load_array
-from sde_diffusion.data.standardisation import Standardisation
+from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.nets.mlp import MLP
@@ -146,7 +146,7 @@ def train_file(
     x, labels = load_array(data)
     shape, classes = tuple(x.shape[1:]), classes_of(labels)
     check_network(lambda w: _net_for(x, classes, w), design.width or (32 if x.ndim == 4 else 128), out)
-    net, scaling = design.net(x, classes, seed), Standardisation.of(x, "--data")
+    net, scaling = design.net(x, classes, seed), Standardise.of(x, "--data")
     model = _model_for(net, design.sde, design.kind, shape)
     loss = model.objective()
     check_batch(net, shape, recipe.batch_size, passes=PASSES)

@@ -2,14 +2,14 @@
 
 from sde_diffusion.data.files import load_array
 from sde_diffusion.data.images import BIN_WIDTH, LEVELS, Digits, bin_centres, dequantise, digits, quantise
-from sde_diffusion.data.standardisation import Standardisation
+from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.data.toys import moons, ring
 
 __all__ = [
     "BIN_WIDTH",
     "LEVELS",
     "Digits",
-    "Standardisation",
+    "Standardise",
     "bin_centres",
     "dequantise",
     "digits",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_finite
 from sde_diffusion._files import write_files
 from sde_diffusion._sealed import bounded, is_sealed, parsed, sealed
-from sde_diffusion.data.standardisation import Standardisation
+from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training.registry import build, describe, own_classes
@@ -64,7 +64,7 @@ class Checkpoint:
     """
 
     model: Network
-    scaling: Standardisation
+    scaling: Standardise
     classes: int
     noise_levels: tuple[float, float]
     extra: dict[str, Any]
@@ -109,7 +109,7 @@ def save_checkpoint(
     """
     if type(model) is not Network:
         raise TypeError(f"a checkpoint holds a Network; this is a {type(model).__name__}: save the network inside it")
-    scaling = Standardisation(cast("Tensor", mean), cast("Tensor", std))
+    scaling = Standardise(cast("Tensor", mean), cast("Tensor", std))
     if model.shape is not None:
         scaling = scaling.fitting(model.shape)
     save = _safetensors().save
@@ -179,9 +179,9 @@ def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _scaling(about: Mapping[str, Any], shape: tuple[int, ...] | None) -> Standardisation:
+def _scaling(about: Mapping[str, Any], shape: tuple[int, ...] | None) -> Standardise:
     try:
-        scaling = Standardisation(about["mean"], about["std"])
+        scaling = Standardise(about["mean"], about["std"])
         return scaling if shape is None else scaling.fitting(shape)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint's mean and std are no standardisation: {error}") from error

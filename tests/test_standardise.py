@@ -16,7 +16,7 @@ import torch
 
 from sde_diffusion import EDMSDE, Network, predict
 from sde_diffusion.cli import main as cli
-from sde_diffusion.data import Standardisation, load_array, standardisation
+from sde_diffusion.data import Standardise, load_array, standardisation
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.training import load_checkpoint, save_checkpoint
 
@@ -72,9 +72,9 @@ def test_a_column_comes_back_to_a_thousandth_of_its_std_whatever_its_offset_and_
     if std < np.finfo("float32" if x.dtype == torch.float32 else "float64").eps * offset:
         # all that float32 holds are one or two values
         with pytest.raises(ValueError, match="every column of the data is constant"):
-            Standardisation.of(x)
+            Standardise.of(x)
         return
-    scaling = Standardisation.of(x)
+    scaling = Standardise.of(x)
     assert float(scaling.mean) == pytest.approx(float(wide.mean()), abs=1e-6 * std)
     assert float(scaling.std) == pytest.approx(std, rel=1e-6)
     z = scaling.apply(x)
@@ -89,7 +89,7 @@ def test_a_column_comes_back_to_a_thousandth_of_its_std_whatever_its_offset_and_
 @pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e-30, 1e30, 1e307])
 def test_scales_at_the_ends_of_float64_are_as_good_as_any(scale):
     x = torch.from_numpy(normal(1000, 2)) * torch.tensor([scale, 1.0], dtype=torch.float64)
-    scaling = Standardisation.of(x)
+    scaling = Standardise.of(x)
     z = scaling.apply(x)
     digits = 1e-2 if scale == 1e-320 else 1e-6  # of which float64 holds few there
     assert z.double().mean(0).abs().max() < digits
@@ -100,7 +100,7 @@ def test_scales_at_the_ends_of_float64_are_as_good_as_any(scale):
 def test_every_channel_of_images_has_its_own_scale_even_where_there_are_as_many_as_columns_of_pixels(tmp_path):
     scale, offset = np.array([1.0, 100.0, 1e-3, 1e6]), np.array([0.0, 5.0, 7.0, -1e6])
     x = torch.from_numpy(normal(500, 4, 4, 4) * scale[:, None, None] + offset[:, None, None])
-    scaling = Standardisation.of(x)
+    scaling = Standardise.of(x)
     assert scaling.mean.shape == scaling.std.shape == (4, 1, 1)
     z = scaling.apply(x).double().transpose(0, 1).flatten(1)
     assert z.mean(1).abs().max() < 1e-6
@@ -115,16 +115,16 @@ def test_every_channel_of_images_has_its_own_scale_even_where_there_are_as_many_
 
 def test_many_data_are_scaled_in_parts_and_to_the_same_values(monkeypatch):
     x = torch.from_numpy(normal(50, 3, 2, 2))
-    whole = Standardisation.of(x)
+    whole = Standardise.of(x)
     monkeypatch.setattr(standardisation, "CHUNK", 200)  # of 600 values: one channel, and 16 images, at a time
-    parts = Standardisation.of(x)
+    parts = Standardise.of(x)
     assert torch.equal(parts.mean, whole.mean)
     assert torch.equal(parts.std, whole.std)
     assert torch.equal(parts.apply(x), ((x - whole.mean) / whole.std).float())
 
 
 def test_a_scaling_of_one_number_counts_for_every_coordinate():
-    scaling = Standardisation(torch.tensor(0.0), torch.tensor(3.0))
+    scaling = Standardise(torch.tensor(0.0), torch.tensor(3.0))
     assert scaling.log_det((2, 4, 4)) == pytest.approx(32 * math.log(3), rel=1e-14)
 
 
@@ -142,7 +142,7 @@ def test_a_constant_column_is_refused_by_name(bad, text):
     for k, value in bad.items():
         x[:, k] = 0.3 + 2.0**-54 * x[:, k].sign() if value == "noise" else value
     with pytest.raises(ValueError, match=text):
-        Standardisation.of(x, "--data")
+        Standardise.of(x, "--data")
 
 
 def test_a_constant_channel_is_refused_on_the_command_line(tmp_path, capsys):
@@ -155,7 +155,7 @@ def test_a_constant_channel_is_refused_on_the_command_line(tmp_path, capsys):
 
 
 def test_data_of_another_width_are_refused(tmp_path, capsys):
-    scaling = Standardisation(torch.zeros(2), torch.ones(2))
+    scaling = Standardise(torch.zeros(2), torch.ones(2))
     for x in (torch.zeros(5, 3), torch.zeros(5, 1), torch.zeros(5)):
         with pytest.raises(ValueError, match=r"have shape \(2,\), but samples .*: wanted one number, or one per"):
             scaling.apply(x)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Standardisation"]
+__all__ = ["Standardise"]
 
 CHUNK = 2**24
 """Values that are in memory in float64 at once, where the data are many."""
@@ -25,7 +25,7 @@ LOSS = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Standardisation:
+class Standardise:
     r"""Mean and scale, for all of a sample or per column; float64, on the CPU.
 
     Args:
@@ -57,7 +57,7 @@ class Standardisation:
         object.__setattr__(self, "std", std)
 
     @classmethod
-    def of(cls, x: Tensor, name: str = "the data") -> Standardisation:
+    def of(cls, x: Tensor, name: str = "the data") -> Standardise:
         """The mean and standard deviation of each column.
 
         Args:
@@ -73,7 +73,7 @@ class Standardisation:
         _refuse_constant(mean, std, x, name)
         return cls(mean, std).fitting(x.shape[1:])
 
-    def fitting(self, shape: Sequence[int]) -> Standardisation:
+    def fitting(self, shape: Sequence[int]) -> Standardise:
         """This scaling for samples of shape `shape`, along whose first axis a column lies.
 
         Raises:
@@ -87,7 +87,7 @@ class Standardisation:
                 f"mean and std have shape {tuple(self.mean.shape)}, but samples {tuple(shape)}: wanted one number, or "
                 f"one per entry of the first axis, shape {column}"
             )
-        return Standardisation(self.mean.reshape(full), self.std.reshape(full))
+        return Standardise(self.mean.reshape(full), self.std.reshape(full))
 
     def apply(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standardised data, computed in float64: shape `(N, *)` -> same, in `dtype`."""
