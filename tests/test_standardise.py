@@ -16,7 +16,7 @@ import torch
 
 from sde_diffusion import EDMSDE, Network, predict
 from sde_diffusion.cli import main as cli
-from sde_diffusion.data import Standardise, load_array, standardisation
+from sde_diffusion.data import Standardise, load_array, standardise
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.training import load_checkpoint, save_checkpoint
 
@@ -116,7 +116,7 @@ def test_every_channel_of_images_has_its_own_scale_even_where_there_are_as_many_
 def test_many_data_are_scaled_in_parts_and_to_the_same_values(monkeypatch):
     x = torch.from_numpy(normal(50, 3, 2, 2))
     whole = Standardise.of(x)
-    monkeypatch.setattr(standardisation, "CHUNK", 200)  # of 600 values: one channel, and 16 images, at a time
+    monkeypatch.setattr(standardise, "CHUNK", 200)  # of 600 values: one channel, and 16 images, at a time
     parts = Standardise.of(x)
     assert torch.equal(parts.mean, whole.mean)
     assert torch.equal(parts.std, whole.std)
