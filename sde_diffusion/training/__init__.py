@@ -1,6 +1,7 @@
 """How does a network become a model?  By denoising score matching: an objective, a loop, an average, a checkpoint."""
 
 from sde_diffusion.training import losses
+from sde_diffusion.training.callbacks import JSONL, Callback, Event, StopTraining, Tracker
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.training.loop import Training, TrainingInterrupted, train
@@ -8,10 +9,15 @@ from sde_diffusion.training.recipe import Recipe
 
 __all__ = [
     "EMA",
+    "JSONL",
+    "Callback",
     "Checkpoint",
     "ConstantDecay",
+    "Event",
     "PowerDecay",
     "Recipe",
+    "StopTraining",
+    "Tracker",
     "Training",
     "TrainingInterrupted",
     "load_checkpoint",

@@ -1,0 +1,193 @@
+"""What is told of a run of `train` while it goes: events, handed to callbacks, all of the form `callback(event)`.
+
+The kinds, in the order in which a run has them: `start`; `step` after every step; `validation` and `checkpoint` after
+those that had one, in this order; `end`, however the run ended. A callback may add numbers to `event.metrics`, which
+the callbacks after it find there. `StopTraining`, raised in one, ends the run in order; any other error ends it too,
+with what was learnt kept.
+
+Of several processes, the first alone calls them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.denoiser.base import Denoiser
+
+KINDS = ("start", "step", "validation", "checkpoint", "end")
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """One moment of a run.
+
+    Attributes:
+        kind: `"start"`, `"step"`, `"validation"`, `"checkpoint"` or `"end"`.
+        step: Steps done so far; at `start` those that a resumed run had done.
+        steps: Steps that the run is to have.
+        metrics: Numbers by name: the loss and the learning rate of a step, what a validation found.
+        model: The averaged model, in evaluation mode. It goes on changing: copy what is to be kept.
+        training: The `Training` so far; None where there is none yet.
+    """
+
+    kind: str
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    model: Denoiser
+    training: Any = None
+
+
+Callback = Callable[[Event], None]
+"""Called with every event of a run, in the order in which callbacks were given; what it answers is not looked at."""
+
+
+class StopTraining(Exception):  # noqa: N818 - it is a signal, as StopIteration is, and no error
+    """Raised by a callback, it ends a run after the present step, in order: with its state saved and no error.
+
+    Args:
+        reason: Why, for the record.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class JSONL:
+    r"""Writes the metrics of a run to a file, one line of JSON for each event: `pandas.read_json(path, lines=True)`.
+
+        {"kind": "step", "step": 120, "loss": 0.4127, "lr": 0.002}
+
+    A line is in the file when the callback returns; numbers that are not finite are `null`. A run from step 0 begins
+    the file anew. One that is resumed after step $i$ goes on behind the last line up to there: what an interrupted
+    run had written beyond, half a line among it, is taken away, since those steps come again.
+
+    Args:
+        path: The file; its folder must be there.
+        every: Of the `step` events, those at multiples of it are written; all other kinds are.
+
+    Raises:
+        TypeError, ValueError: `every` is no positive integer. In use: a file that is there and holds something else,
+            or a metric that is called `kind` or `step`.
+    """
+
+    def __init__(self, path: str | Path, *, every: int = 1) -> None:
+        self.path, self.every = Path(path), check_count(every, "every")
+
+    def __repr__(self) -> str:
+        return f"JSONL({str(self.path)!r}, every={self.every})"
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self._go_on(event.step)
+        elif event.kind != "step" or event.step % self.every == 0:
+            if taken := [name for name in ("kind", "step") if name in event.metrics]:
+                raise ValueError(f"a metric cannot be called {taken[0]!r}, which every line has: give it another name")
+            numbers = {name: _number(value) for name, value in event.metrics.items()}
+            line = json.dumps({"kind": event.kind, "step": event.step, **numbers}, allow_nan=False)
+            with self.path.open("ab") as file:  # opened anew: nothing is left in a buffer, nothing to be closed
+                file.write(line.encode() + b"\n")
+
+    def _go_on(self, done: int) -> None:
+        """Takes away the lines beyond a step; of a new run, all of them."""
+        if not self.path.exists():
+            self.path.touch()
+            return
+        with self.path.open("r+b") as file:
+            file.truncate(_end_of(file, done, self.path))
+
+
+def _end_of(file: BinaryIO, done: int, path: Path) -> int:
+    """Where the lines up to a step end, in bytes."""
+    end, beyond = 0, False
+    for i, line in enumerate(file):
+        try:
+            about = json.loads(line)
+            kind, step = about["kind"], about["step"]
+        except (ValueError, KeyError, TypeError):
+            if file.read(1):  # half a line can be the last alone
+                raise ValueError(
+                    f"{path} holds no metrics of a run, line {i + 1} is {line[:40]!r}: give another file, or remove it"
+                ) from None
+            break
+        beyond = beyond or kind == "end" or step > done or not done
+        if not beyond:
+            end += len(line)
+    return end
+
+
+def _number(value: float) -> float | int | None:
+    """A number as JSON has it: None for NaN and infinities."""
+    number = value if isinstance(value, int) else float(value)
+    return number if math.isfinite(number) else None
+
+
+class Tracker:
+    """Sends the metrics of a run to a tracker of `accelerate`: TensorBoard, Weights & Biases, MLflow and others.
+
+    Args:
+        tracker: The name of one, `"tensorboard"` or `"wandb"` for instance, or one that was made, a `GeneralTracker`.
+        project: What the run is called there.
+        config: Numbers and words to keep with the run: width of the network, name of the data.
+        folder: Where trackers that write files put them.
+        every: Of the `step` events, those at multiples of it are sent; of the other kinds, all that have metrics.
+        **options: Handed to the tracker as it is made.
+
+    Raises:
+        ImportError: `accelerate` or the package of the tracker is not installed.
+        ValueError: No tracker is called that.
+        TypeError: `tracker` is neither a name nor a tracker.
+    """
+
+    def __init__(
+        self,
+        tracker: Any,
+        project: str = "sde-diffusion",
+        *,
+        config: Mapping[str, Any] | None = None,
+        folder: str | Path = "runs",
+        every: int = 1,
+        **options: Any,
+    ) -> None:
+        self.every, self.config = check_count(every, "every"), dict(config or {})
+        self.tracker = _tracker(tracker, project, folder, options)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start":
+            self.tracker.start()
+            if self.config:
+                self.tracker.store_init_configuration(self.config)
+        elif event.metrics and (event.kind != "step" or event.step % self.every == 0):
+            self.tracker.log({name: float(value) for name, value in event.metrics.items()}, step=event.step)
+        if event.kind == "end":
+            self.tracker.finish()
+
+
+def _tracker(tracker: Any, project: str, folder: str | Path, options: Mapping[str, Any]) -> Any:
+    """A tracker of accelerate by its name; one that was made, as it is."""
+    try:
+        from accelerate import tracking
+    except ImportError as error:
+        raise ImportError("trackers come from accelerate: pip install 'sde-diffusion[train]'") from error
+    if isinstance(tracker, tracking.GeneralTracker):
+        return tracker
+    if not isinstance(tracker, str):
+        raise TypeError(
+            "tracker must be the name of a tracker, such as 'tensorboard', or a GeneralTracker of accelerate, got "
+            f"{type(tracker).__name__}"
+        )
+    kinds = tracking.LOGGER_TYPE_TO_CLASS
+    if tracker not in kinds:
+        raise ValueError(f"no tracker is called {tracker!r}: there are {', '.join(sorted(kinds))}")
+    if tracker not in [str(name) for name in tracking.get_available_trackers()]:
+        raise ImportError(f"the tracker {tracker!r} is not installed: pip install {tracker}")
+    made = kinds[tracker]
+    where = {"logging_dir": str(folder)} if made.requires_logging_directory else {}
+    return made(project, **where, **options)
