@@ -12,7 +12,7 @@ from zoo import DoubleWell
 from sde_diffusion import EDMSDE, VPSDE, CosineSDE, DiscreteVPSDE, FlowSDE, Network, grids, predict
 from sde_diffusion.denoiser import On
 from sde_diffusion.denoiser.analytic import Empirical, Gaussian, GaussianMixture
-from sde_diffusion.denoiser.time_samplers import stratified, uniform_log_snr
+from sde_diffusion.denoiser.objectives.time_samplers import stratified, uniform_log_snr
 from sde_diffusion.likelihood import bits_per_dim
 from sde_diffusion.noise import seed_list
 from sde_diffusion.training.losses import denoising_score_matching

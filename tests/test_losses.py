@@ -23,9 +23,9 @@ from sde_diffusion import (
     predict,
 )
 from sde_diffusion.denoiser.analytic import Gaussian
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, stratified, uniform_log_snr, uniform_time
-from sde_diffusion.denoiser.weights import EDMWeight, MinSNR, data_weight, likelihood_weight, noise_weight
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, stratified, uniform_log_snr, uniform_time
+from sde_diffusion.denoiser.objectives.weights import EDMWeight, MinSNR, data_weight, likelihood_weight, noise_weight
 from sde_diffusion.training.losses import denoising_score_matching
 
 SDES = [

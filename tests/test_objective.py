@@ -29,9 +29,9 @@ from sde_diffusion import (
 )
 from sde_diffusion.cli import train as train_command
 from sde_diffusion.data import moons
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, uniform_log_snr, uniform_time
-from sde_diffusion.denoiser.weights import EDMWeight, data_weight, noise_weight
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, uniform_log_snr, uniform_time
+from sde_diffusion.denoiser.objectives.weights import EDMWeight, data_weight, noise_weight
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.nets import MLP
 from sde_diffusion.sde import Level, processes

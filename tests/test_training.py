@@ -18,10 +18,10 @@ from torch import nn
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, SolverError, predict
 from sde_diffusion.data import dequantise
 from sde_diffusion.denoiser.analytic import Gaussian
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, uniform_time
+from sde_diffusion.denoiser.objectives.weights import noise_weight
 from sde_diffusion.denoiser.predict import Parametrisation
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, uniform_time
-from sde_diffusion.denoiser.weights import noise_weight
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.training import EMA, ConstantDecay, PowerDecay, Recipe, Training, TrainingInterrupted
 from sde_diffusion.training import train as train_with

@@ -17,9 +17,9 @@ import torch
 
 import sde_diffusion
 from sde_diffusion import VPSDE, Network, SDESampler, clocks, integrate, metrics, noise, predict, solvers
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, stratified
-from sde_diffusion.denoiser.weights import EDMWeight, MinSNR
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, stratified
+from sde_diffusion.denoiser.objectives.weights import EDMWeight, MinSNR
 from sde_diffusion.likelihood import (
     Density,
     Estimate,

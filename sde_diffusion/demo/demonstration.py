@@ -24,9 +24,9 @@ from sde_diffusion.demo.results import Curves, close, gather
 from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, trials
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
 from sde_diffusion.denoiser.network import Network
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma
 from sde_diffusion.nets.unet import UNet
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde import grids

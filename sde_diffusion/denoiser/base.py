@@ -19,11 +19,11 @@ from sde_diffusion._checks import check_state
 from sde_diffusion._tensors import as_float64, scaled
 from sde_diffusion.denoiser.clocks import Clock
 from sde_diffusion.denoiser.conditions import Conditions
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, TimeSampler
+from sde_diffusion.denoiser.objectives.weights import EDMWeight, Weighting
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Prediction, held
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, TimeSampler
-from sde_diffusion.denoiser.weights import EDMWeight, Weighting
 from sde_diffusion.sde.base import GaussianSDE, check_process
 from sde_diffusion.sde.level import Level, Scalar
 

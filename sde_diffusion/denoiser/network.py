@@ -20,12 +20,12 @@ from sde_diffusion.denoiser._failure import explained, half_of
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.calls import Caller
 from sde_diffusion.denoiser.clocks import Clock
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching, check_pair
 from sde_diffusion.denoiser.modules import owned, unbound
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching, check_pair
+from sde_diffusion.denoiser.objectives.time_samplers import TimeSampler
+from sde_diffusion.denoiser.objectives.weights import Weighting
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Coefficients, Prediction
-from sde_diffusion.denoiser.time_samplers import TimeSampler
-from sde_diffusion.denoiser.weights import Weighting
 from sde_diffusion.sde.base import GaussianSDE, check_process
 from sde_diffusion.sde.level import Level, Scalar
 

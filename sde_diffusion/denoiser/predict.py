@@ -23,9 +23,9 @@ from typing import ClassVar, cast
 
 from sde_diffusion._checks import check_positive
 from sde_diffusion.denoiser import clocks
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, TimeSampler, uniform_time
+from sde_diffusion.denoiser.objectives.weights import EDMWeight, Weighting, noise_weight
 from sde_diffusion.denoiser.prediction import Coefficients
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, TimeSampler, uniform_time
-from sde_diffusion.denoiser.weights import EDMWeight, Weighting, noise_weight
 from sde_diffusion.sde.level import Level, Scalar
 
 

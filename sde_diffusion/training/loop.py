@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from sde_diffusion._checks import SolverError, check_callable, check_count, check_labels
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.weights import name_of
+from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.training._input import batches, check_data, check_horizon, check_loss, device_of, warn
 from sde_diffusion.training.ema import EMA

@@ -13,9 +13,22 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.matching import DenoisingScoreMatching
-from sde_diffusion.denoiser.time_samplers import LogNormalSigma, TimeSampler, stratified, uniform_log_snr, uniform_time
-from sde_diffusion.denoiser.weights import EDMWeight, MinSNR, Weighting, data_weight, likelihood_weight, noise_weight
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.time_samplers import (
+    LogNormalSigma,
+    TimeSampler,
+    stratified,
+    uniform_log_snr,
+    uniform_time,
+)
+from sde_diffusion.denoiser.objectives.weights import (
+    EDMWeight,
+    MinSNR,
+    Weighting,
+    data_weight,
+    likelihood_weight,
+    noise_weight,
+)
 
 __all__ = [
     "DenoisingScoreMatching",

@@ -22,9 +22,9 @@ from torch import Tensor
 from sde_diffusion._checks import check_callable, check_finite, check_flag, check_like, check_state
 from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.objectives.time_samplers import TimeSampler, stratified, uniform_time
+from sde_diffusion.denoiser.objectives.weights import Weighting, name_of, on_answer
 from sde_diffusion.denoiser.predict import Parametrisation
-from sde_diffusion.denoiser.time_samplers import TimeSampler, stratified, uniform_time
-from sde_diffusion.denoiser.weights import Weighting, name_of, on_answer
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level, Scalar
 

@@ -1,0 +1,1 @@
+"""What is a denoiser trained by?  Denoising score matching, with noise levels and a weight of one's choice."""
