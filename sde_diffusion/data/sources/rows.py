@@ -1,0 +1,119 @@
+"""Conditions by name: checked to have a row for each row of the data, and their rows taken.
+
+A condition is a tensor, an array of numbers, a list, or a mapping of such at any depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """An array of numbers as a tensor, without a copy where torch can do without.
+
+    Raises:
+        TypeError: Objects, strings, dates, records.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{name} holds {array.dtype}, wanted numbers: {_advice(array)}")
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):  # wider than any tensor
+        array = array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _advice(array: np.ndarray[Any, Any]) -> str:
+    if array.dtype.kind == "O":
+        shapes = {np.shape(item) for item in array.flat[:100]}
+        if len(shapes) > 1:
+            return "its rows differ in shape, such as " + " and ".join(map(str, sorted(shapes, key=str)[:2]))
+        return "give plain numbers of one shape, numpy.stack(list(x)).astype('float32')"
+    return "take the fields that are numbers" if array.dtype.kind == "V" else "turn it into numbers first"
+
+
+def with_rows(cond: Mapping[str, Any], n: int, what: str = "condition") -> dict[str, Any]:
+    """Conditions whose arrays are tensors, each with `n` rows.
+
+    Raises:
+        TypeError: A condition that has no rows, a number or a string.
+        ValueError: One with another number of rows.
+    """
+    return {name: _with_rows(value, n, f"{what} {name!r}", str(name)) for name, value in cond.items()}
+
+
+def _with_rows(value: Any, n: int, what: str, path: str) -> Any:
+    if isinstance(value, Mapping):
+        kind = what.split(" ", maxsplit=1)[0]
+        return {k: _with_rows(v, n, f"{kind} '{path}.{k}'", f"{path}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        value = _listed(value)
+    elif not isinstance(value, Tensor) and hasattr(value, "__array__"):  # arrays, columns of pandas
+        value = as_tensor(value, what)
+    count = value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value) if _is_list(value) else None
+    if count is None:
+        raise TypeError(
+            f"{what} is {_said(value)} and has no rows: wanted a tensor, an array or a list with one for each of the "
+            f"{n} rows of the data"
+        )
+    if count != n:
+        raise ValueError(f"{what} has {count} rows, and the data have {n}: give one row for each")
+    return value
+
+
+def _listed(value: Sequence[Any]) -> Any:
+    """A list of numbers as a tensor; another list as it is."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of unlike shape
+        return list(value)
+    return as_tensor(array, "it") if array.dtype.kind in "biuf" else list(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _said(value: Any) -> str:
+    return "a tensor of shape ()" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r:.60}"
+
+
+def taken(cond: Mapping[str, Any], numbers: Tensor) -> dict[str, Any]:
+    """The rows of these numbers of every condition, on the CPU."""
+    return {name: _taken(value, numbers) for name, value in cond.items()}
+
+
+def _taken(value: Any, numbers: Tensor) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _taken(part, numbers) for key, part in value.items()}
+    if isinstance(value, Tensor):
+        return of_tensor(value, numbers)
+    return [value[i] for i in numbers.tolist()]
+
+
+def of_tensor(x: Tensor, numbers: Tensor) -> Tensor:
+    """The rows of these numbers of a tensor, on the CPU."""
+    return x[numbers.to(x.device)].cpu()
+
+
+def together(given: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions of the rows themselves, and those that came beside them.
+
+    Raises:
+        ValueError: A condition that is in both.
+    """
+    if twice := sorted(given.keys() & more.keys()):
+        raise ValueError(
+            f"condition {twice[0]!r} is given twice, with the rows of the data and beside them: give it once"
+        )
+    return {**given, **more}
