@@ -243,6 +243,19 @@ def test_what_is_known_of_a_network_is_neither_copied_nor_saved_with_it() -> Non
         assert torch.equal(other(x, 1.0).data, model(x, 1.0).data)
 
 
+@pytest.mark.parametrize("kind", [predict.noise, predict.edm], ids=repr)  # an input as it is, and one scaled
+def test_a_network_may_write_into_a_condition_that_is_one_for_all(kind: predict.Parametrisation) -> None:
+    def net(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return x.clamp_(-1, 1) * t.add_(1)[:, None] + context.mul_(2)
+
+    net.per_sample = ("context",)  # type: ignore[attr-defined]
+    model = Network(net, EDMSDE(), kind, shape=(2,))
+    row = torch.tensor([[1.0, 2.0]])
+    together = model(X_T.float(), 1.0, context=row.expand(3, 2)).data
+    assert torch.equal(together, model(X_T.float(), 1.0, context=row.repeat(3, 1)).data)
+    assert row.tolist() == [[1, 2]]
+
+
 class Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -22,6 +22,9 @@ from sde_diffusion._checks import SolverError, no_tensor
 FIRST = 4
 """Calls made with copies: a first that may record a graph, and three more, as one buffer or two in turn come again."""
 
+ONE_FOR_ALL = "refers to a single memory location"
+"""What torch says of an operation in place on an expanded view."""
+
 T = TypeVar("T")
 
 
@@ -36,7 +39,7 @@ class Caller:
         reuses: Whether it answers in the memory of earlier answers; None while that is not known.
     """
 
-    __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "reuses", "who", "writes")
+    __slots__ = ("_before", "_calls", "_first", "_last", "_plain", "_rowwise", "reuses", "who", "writes")
 
     def __init__(self, who: str = "network") -> None:
         self.who = who
@@ -44,6 +47,7 @@ class Caller:
         self.reuses: bool | None = None
         self._calls = 0
         self._plain = False  # known to have neither habit
+        self._rowwise = False  # writes into conditions, and so needs a row of its own for each sample
         self._first: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no new answer gets the same address
         self._last: Tensor | None = None  # the last answer, and the one before, while somebody else still holds them
         self._before: Tensor | None = None
@@ -96,11 +100,21 @@ class Caller:
             return function(given.clone() if given is x else given, at, **cond)
         unseen = given.is_inference()
         copies, own = unseen or self.writes is not False, given is x
+        wanted, again, then = cond, given, at
         if copies:
             given = given.clone() if own else given
-            cond = _copied(cond)
+            cond = _copied(cond, self._rowwise)
+            if cond:  # into which it may write, after it has written into the state or the time
+                again = again if own else given.clone()
+                then = at.clone() if isinstance(at, Tensor) else at
         before = 0 if unseen else _versions(given, cond)
-        out = function(given, at, **cond)
+        try:
+            out = function(given, at, **cond)
+        except RuntimeError as error:
+            if not copies or self._rowwise or not cond or ONE_FOR_ALL not in str(error):
+                raise
+            self._rowwise = self.writes = True
+            return self.apart(function, x, again, then, wanted)
         if unseen:
             return out
         self._calls += 1
@@ -207,13 +221,17 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _copied(value: Any) -> Any:
-    """A condition with every tensor in it copied."""
+def _copied(value: Any, rowwise: bool) -> Any:
+    """A condition with every tensor in it copied; an expanded view of one row as a view of its copy, unless rowwise."""
     if isinstance(value, Tensor):
-        return value.clone()
+        if rowwise or not value.ndim or value.stride(0) or len(value) < 2:
+            return value.clone()
+        return value[:1].clone().expand_as(value)
     if type(value) is dict:
-        return {name: _copied(part) for name, part in value.items()}
-    return type(value)(map(_copied, value)) if type(value) in (list, tuple) else value
+        return {name: _copied(part, rowwise) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(part, rowwise) for part in value)
+    return value
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -10,7 +10,8 @@ layer starts at zero: a fresh net answers 0. Class labels are integers `0 ... cl
 `label=None`, is the null (unconditional) label, which only a net that was trained with it (`label_drop > 0`) answers.
 """
 
-from sde_diffusion.nets.embedding import Condition, FourierEmbedding
+from sde_diffusion.nets.conditions import Condition
+from sde_diffusion.nets.embedding import FourierEmbedding
 from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.unet import UNet
 

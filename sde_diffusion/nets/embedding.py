@@ -1,24 +1,21 @@
-"""What a network is told beside the state: the time, as Fourier features, and the class.
-
-A label is an integer `0 ... classes - 1`; the value `classes`, or no label at all, is the null (unconditional) label.
-It is learnt from the labels that are dropped in training: with `label_drop=0` it is refused.
-"""
+"""The time as a network is told it, as Fourier features; and what all networks here share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count, check_labels
+from sde_diffusion._checks import check_count
 
-Config = dict[str, int | float]
-Labels = Tensor | Sequence[int] | int | None
+Config = dict[str, Any]
+"""The arguments that a network was made with, by name: what JSON can hold."""
 
-__all__ = ["Condition", "FourierEmbedding", "check_probability", "fixed_normal", "same_dtype", "zero"]
+M = TypeVar("M", bound=nn.Module)
+
+__all__ = ["Config", "FourierEmbedding", "fixed_normal", "same_dtype", "zero"]
 
 
 class FourierEmbedding(nn.Module):
@@ -70,82 +67,6 @@ class FourierEmbedding(nn.Module):
         return math.sqrt(2) * torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-class Condition(nn.Module):
-    """Time and class to one vector per sample, and the one owner of what a label means.
-
-    Args:
-        frequencies: Features of the time embedding, even.
-        dim: Length of the vector.
-        classes: Number of classes K; 0 for none. The label K is the null label.
-        label_drop: Probability that a label becomes the null label, in training mode only.
-
-    Shapes:
-        t (B,), label (B,) integer or a sequence of B, one integer for all or None, batch = B -> (B, dim)
-
-    Raises:
-        TypeError, ValueError: `t` or `label` is not one number per sample, or a label is out of range; the null label
-            with `label_drop=0`.
-
-    References:
-        Ho and Salimans, Classifier-Free Diffusion Guidance, 2022.
-    """
-
-    def __init__(self, frequencies: int, dim: int, classes: int, label_drop: float) -> None:
-        super().__init__()
-        check_count(classes or 1, "classes")
-        check_probability("label_drop", label_drop)
-        self.classes, self.label_drop = classes, label_drop
-        self.embed = FourierEmbedding(frequencies)
-        self.project = nn.Linear(frequencies, dim)
-        self.mix = nn.Linear(dim, dim)
-        self.label = nn.Embedding(classes + 1, dim) if classes else None
-
-    def forward(self, t: Tensor, label: Labels, batch: int) -> Tensor:
-        if t.shape != (batch,):
-            raise ValueError(
-                f"t must have shape ({batch},), one time per row of x, got {tuple(t.shape)}. "
-                "Use t.expand(len(x)) for one shared time."
-            )
-        e = F.silu(self.project(self.embed(t)))
-        ids = self._ids(label, batch, t.device)
-        if self.label is not None:
-            e = e + self.label(ids)
-        return F.silu(self.mix(e))
-
-    def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
-        null = self.classes
-        if label is None:
-            self._check_null("no label was given to")
-            return torch.full((batch,), null, device=device)
-        if not null:
-            raise ValueError(
-                "label was given to a net built with classes=0. Leave label out, or build the net with classes=K."
-            )
-        label = check_labels(label, "label").to(device)
-        if label.ndim == 0:  # one for all
-            label = label.expand(batch)
-        if label.shape != (batch,):
-            raise ValueError(f"label must have shape ({batch},), one per row of x, got {tuple(label.shape)}.")
-        low, high = (int(label.min()), int(label.max())) if batch else (0, 0)
-        if low < 0 or high > null:
-            raise ValueError(
-                f"label must lie in 0..{null - 1}, or be {null} (the null label, unconditional), "
-                f"got values from {low} to {high}."
-            )
-        if high == null:
-            self._check_null(f"the null label, {null}, was given to")
-        if self.training and self.label_drop:
-            return torch.where(torch.rand(batch, device=label.device) < self.label_drop, null, label.long())
-        return label.long()
-
-    def _check_null(self, what: str) -> None:
-        if self.classes and not self.label_drop:
-            raise ValueError(
-                f"{what} a net of {self.classes} classes that is never trained without one (label_drop=0): "
-                "give label=, or train a net with label_drop=0.1"
-            )
-
-
 def fixed_normal(*shape: int) -> Tensor:
     """The same standard normal draws every time, whatever the global random state and the default device."""
     device = torch.get_default_device()
@@ -154,13 +75,7 @@ def fixed_normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
-def check_probability(name: str, value: float) -> None:
-    """Raises `ValueError` unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a probability and must lie in [0, 1], got {value!r}.")
-
-
-def zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def zero(layer: M) -> M:
     """Sets the parameters of a layer to zero, and returns it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

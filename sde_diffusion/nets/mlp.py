@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
-from sde_diffusion.nets.embedding import Condition, Config, fixed_normal, same_dtype, zero
+from sde_diffusion.nets.conditions import Condition, Labels, Numbers
+from sde_diffusion.nets.embedding import Config, fixed_normal, same_dtype, zero
 
 
 class MLP(nn.Module):
@@ -19,9 +20,9 @@ class MLP(nn.Module):
     $$ h_0 = A\,[x, \cos \pi W x, \sin \pi W x], \quad h_{l+1} = h_l + L_l\,\mathrm{SiLU}(h_l + T_l e),
     \quad F(x, t) = L\,\mathrm{SiLU}(h_L) $$
 
-    with e the embedding of time plus that of the class, and W a fixed `(features, dim)` matrix of N(0, 1) entries.
-    162k parameters by default. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is .008 nats on
-    moons.
+    with e the embedding of time plus those of the conditions, and W a fixed `(features, dim)` matrix of N(0, 1)
+    entries. 162k parameters by default. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is .008
+    nats on moons.
 
     Args:
         dim: Dimensions D of one sample.
@@ -32,13 +33,19 @@ class MLP(nn.Module):
             them out.
         classes: Number of classes; 0 makes an unconditional net.
         label_drop: Probability that a label becomes the null label, in training mode only.
+        context: Entries d of a vector that the net is told, such as an observation, each with standard deviation about
+            1; 0 for none.
+        context_drop: Probability that a context becomes the null context, in training mode only.
+        entry_drop: Probability that an entry of the context becomes unknown, in training mode only: for conditions on
+            any subset. An entry that is NaN is unknown.
 
     Shapes:
-        x (B, D), t (B,), label (B,) integer or None -> (B, D)
+        x (B, D), t (B,), label (B,) integer or None, context (B, d), or one for all, (1, d) or (d,), or None -> (B, D)
 
     Raises:
-        TypeError, ValueError: A size is not a positive integer, a probability is outside [0, 1], `x`, `t` or `label`
-            has another shape or type, or a label is out of range.
+        TypeError, ValueError: A size is not a positive integer, a probability is outside [0, 1], `x`, `t`, `label` or
+            `context` has another shape or type, a label is out of range, or a condition that the net never learnt to
+            do without is missing.
 
     References:
         He et al., Identity Mappings in Deep Residual Networks, 2016; Tancik et al., 2020; Ho and Salimans,
@@ -46,7 +53,7 @@ class MLP(nn.Module):
     """
 
     clock: ClassVar[str] = "edm"
-    per_sample: ClassVar[tuple[str, ...]] = ("label",)
+    per_sample: ClassVar[tuple[str, ...]] = ("label", "context")
     waves: Tensor
 
     def __init__(
@@ -58,16 +65,20 @@ class MLP(nn.Module):
         features: int = 16,
         classes: int = 0,
         label_drop: float = 0.1,
+        context: int = 0,
+        context_drop: float = 0.1,
+        entry_drop: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers), ("features", features or 1)):
             check_count(value, name)
-        self._config: Config = dict(
-            dim=dim, hidden=hidden, layers=layers, features=features, classes=classes, label_drop=label_drop
+        told: Config = dict(
+            classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
         )
+        self._config: Config = dict(dim=dim, hidden=hidden, layers=layers, features=features, **told)
         self.dim = dim
         self.register_buffer("waves", math.pi * fixed_normal(features, dim))
-        self.condition = Condition(64, hidden, classes, label_drop)
+        self.condition = Condition(64, hidden, **told)
         self.enter = nn.Linear(dim + 2 * features, hidden)
         self.times = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
@@ -78,15 +89,15 @@ class MLP(nn.Module):
         """The constructor's arguments, ready for JSON: `MLP(**net.config)` rebuilds the architecture."""
         return dict(self._config)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluates the net: x (B, D), t (B,), label (B,) or None -> (B, D)."""
+    def forward(self, x: Tensor, t: Tensor, label: Labels = None, context: Numbers = None) -> Tensor:
+        """Evaluates the net: x (B, D), t (B,), label (B,) or None, context (B, d) or None -> (B, D)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
                 f"x must have shape (B, {self.dim}) for this MLP, got {tuple(x.shape)}. "
                 "Flatten each sample, or build MLP(dim=D)."
             )
         same_dtype(x, self.enter.weight)
-        e = self.condition(t, label, len(x))
+        e = self.condition(t, len(x), label, context)
         phase = x @ self.waves.T
         h = self.enter(torch.cat([x, phase.cos(), phase.sin()], dim=1))
         for time, layer in zip(self.times, self.layers, strict=True):

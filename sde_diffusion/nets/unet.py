@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
-from sde_diffusion.nets.embedding import Condition, Config, check_probability, same_dtype, zero
+from sde_diffusion.nets.conditions import Condition, check_probability
+from sde_diffusion.nets.embedding import Config, same_dtype, zero
 
 
 class UNet(nn.Module):
@@ -57,7 +58,7 @@ class UNet(nn.Module):
             channels=channels, width=width, classes=classes, label_drop=label_drop, dropout=dropout
         )
         self.channels, emb = channels, 4 * width
-        self.condition = Condition(2 * width, emb, classes, label_drop)
+        self.condition = Condition(2 * width, emb, classes=classes, label_drop=label_drop)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.enter = _ResBlock(width, width, emb, dropout)
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -82,7 +83,7 @@ class UNet(nn.Module):
                 f"UNet halves H and W once, so both must be even, got {tuple(x.shape[2:])}. Pad or crop the images."
             )
         same_dtype(x, self.stem.weight)
-        e = self.condition(t, label, len(x))
+        e = self.condition(t, len(x), label)
         skip = self.enter(self.stem(x), e)
         h = self.after(self.attention(self.before(self.down(skip), e)), e)
         h = self.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
