@@ -135,6 +135,44 @@ class EMA(Generic[M]):
         for copied, now in zip(self.model.buffers(), model.buffers(), strict=True):
             copied.copy_(now)
 
+    def state(self) -> dict[str, Tensor]:
+        """All that the average goes on from, as tensors by name: its own, not copies of them.
+
+        The parameters and buffers of the averaged model under `model.`, the float32 averages of those in half precision
+        under `wide.`, and `steps`.
+        """
+        inside = {f"model.{name}": value.detach() for name, value in _tensors(self.model).items()}
+        named = zip(self.model.named_parameters(), self._wide, strict=True)
+        wide = {f"wide.{name}": at.present(p).detach() for (name, p), at in named if at is not None}
+        return {**inside, **wide, "steps": torch.tensor(self.steps, device="cpu")}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up the state of another average of the same model: what follows is the same, bit for bit.
+
+        Raises:
+            ValueError: The state of another model: a tensor is missing, is one too many or has another shape.
+        """
+        own = self.state()
+        for name in [*own, *state]:
+            if name not in state or name not in own or state[name].shape != own[name].shape:
+                said = [f"{tuple(d[name].shape)}" if name in d else "nothing" for d in (own, state)]
+                raise ValueError(
+                    f"the state of an average has {said[1]} as {name!r}, and this model has {said[0]}: it is the state "
+                    "of another model"
+                )
+        for name, value in _tensors(self.model).items():
+            value.copy_(state[f"model.{name}"])
+        for (name, kept), wide in zip(self.model.named_parameters(), self._wide, strict=True):
+            if wide is not None:
+                wide.mean, wide.version = state[f"wide.{name}"].to(kept.device, torch.float32, copy=True), kept._version
+        self.steps = int(state["steps"])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those among them that a state dict leaves out."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
 
 class _Wide:
     """The float32 average of a parameter in half precision; taken up anew where somebody else wrote to its copy."""
@@ -145,11 +183,13 @@ class _Wide:
 
     def follow(self, kept: Tensor, new: Tensor, share: float) -> None:
         """Takes a share of the new parameter into the average, and that, rounded, into its copy."""
-        if kept._version != self.version:  # a state dict was loaded
-            self.mean = kept.float()
-        self.mean = self.mean.to(kept.device)
+        self.mean = self.present(kept).to(kept.device)
         kept.copy_(self.mean.lerp_(new.to(self.mean), share))
         self.version = kept._version
+
+    def present(self, kept: Tensor) -> Tensor:
+        """The average; that of the copy, where a state dict was loaded into it."""
+        return self.mean if kept._version == self.version else kept.float()
 
 
 def _widened(p: Tensor) -> _Wide | None:
