@@ -62,5 +62,5 @@ def test_the_state_of_another_model_is_refused():
         ema.load_state(EMA(nn.Linear(2, 2)).state())
     with pytest.raises(ValueError, match=r"has nothing as 'model.bias', and this model has \(3,\)"):
         ema.load_state(EMA(nn.Linear(2, 3, bias=False)).state())
-    with pytest.raises(ValueError, match=r"has \(3,\) as 'wide.bias', and this model has nothing"):
+    with pytest.raises(ValueError, match=r"has \(3, 2\) as 'wide.weight', and this model has nothing"):
         ema.load_state(EMA(nn.Linear(2, 3).half()).state())
