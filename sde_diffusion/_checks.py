@@ -188,10 +188,10 @@ def is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_seed(seed: object) -> int:
+def check_seed(seed: object, name: str = "seed") -> int:
     """Returns `seed` if it is an integer."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an integer, got {seed!r}")
+        raise TypeError(f"{name} must be an integer, got {seed!r}")
     return int(seed)
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 BLOCK = 4096
 """How many bytes are written, and removed again, to see whether a place takes them."""
 
+LOCK = ".lock"
+_held: dict[Path, tuple[int, int]] = {}
+
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Writes every file under another name, then renames them one after the other.
+    """Writes every file under another name, to the disk, then renames them one after the other.
 
     Raises:
         OSError: A file cannot be written; those there before are left as they were.
@@ -25,12 +31,72 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     drafts = {path: _draft(path.parent) for path in files}
     try:
         for path, data in files.items():
-            drafts[path].write_bytes(data)
+            with open(drafts[path], "xb") as file:
+                file.write(data)
+                sync(file)
         for path, draft in drafts.items():
             os.replace(draft, path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
     finally:
         for draft in drafts.values():
             draft.unlink(missing_ok=True)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Returns when all that was written to a file is on the disk: a rename may get there before it else."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in a folder are on the disk, where the file system can do that."""
+    if os.name == "nt":  # which opens no folder
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of some network file systems
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keeps all other processes and threads from writing to a folder; in the same thread it may be taken again.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: Another process, or thread, has it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder).resolve()
+    me = (os.getpid(), threading.get_ident())
+    if _held.get(folder) == me:
+        yield
+        return
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another process writes to {folder}: wait until it has ended, or give another folder"
+        ) from error
+    try:
+        _held[folder] = me
+        yield
+    finally:
+        _held.pop(folder, None)
+        try:
+            if isinstance(lock, FileLock):  # while it is ours. Where there are no locks, it is another kind
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
+        finally:
+            lock.release()
 
 
 def check_file(path: Path, option: str, *, size: int = 0) -> None:

@@ -21,8 +21,9 @@ from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clock
 from sde_diffusion._checks import SolverError
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.sde import schedules
-from sde_diffusion.training import load_checkpoint, registry, save_checkpoint
+from sde_diffusion.training import load_checkpoint, save_checkpoint
 from sde_diffusion.training.checkpoint import MOST_DESCRIPTION
+from sde_diffusion.training.checkpoints import registry
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from sde_diffusion._sealed import bounded, is_sealed, parsed, sealed
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
-from sde_diffusion.training.registry import build, describe, own_classes
+from sde_diffusion.training.checkpoints.registry import build, describe, own_classes
 
 VERSION = 2
 """The version of the format. Version 1, with one mean and std for all columns and no digest, is read as well."""
