@@ -11,21 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Standardise"]
+from sde_diffusion.data._scaling import CHUNK, LOSS, Columns, Scaling, dtype_of, parts
+from sde_diffusion.data.sources.base import Source
 
-CHUNK = 2**24
-"""Values that are in memory in float64 at once, where the data are many."""
-LOSS = 1e-3
-"""Rounding of samples, in standard deviations of a column, above which they are kept in float64."""
+__all__ = ["Standardise"]
 
 
 @dataclass(frozen=True, eq=False)
-class Standardise:
+class Standardise(Scaling):
     r"""Mean and scale, for all of a sample or per column; float64, on the CPU.
 
     Args:
@@ -57,21 +56,26 @@ class Standardise:
         object.__setattr__(self, "std", std)
 
     @classmethod
-    def of(cls, x: Tensor, name: str = "the data") -> Standardise:
+    def of(cls, x: Tensor | Source, name: str = "the data", *, missing: bool = False) -> Standardise:
         """The mean and standard deviation of each column.
 
         Args:
-            x: Data, finite, shape `(N, *)`.
+            x: Data, shape `(N, *)`, or a source of them, of which a part at a time is in memory.
             name: What an error calls them.
+            missing: NaN is a value that is not known, and left out.
 
         Raises:
-            ValueError: A column that is constant, up to the rounding of the dtype of `x`.
+            ValueError: A column that is constant, up to the rounding of the dtype of `x`; one with NaN, or with
+                nothing else where it may be missing; infinity.
         """
-        columns = x.detach().cpu().transpose(0, 1)
-        parts = [_moments(part.flatten(1)) for part in columns.split(max(1, CHUNK // columns[0].numel()))]
-        mean, std = (torch.cat(moment) for moment in zip(*parts, strict=True))
-        _refuse_constant(mean, std, x, name)
-        return cls(mean, std).fitting(x.shape[1:])
+        if isinstance(x, Tensor):
+            of, dtype = Columns.of(x, name), x.dtype
+            found = _of_tensor(x.detach().cpu(), missing)
+        else:
+            of, dtype = Columns.of(x, name), dtype_of(x)
+            found = reduce(_Moments.__add__, (_of_tensor(part, missing) for part in parts(x)))
+        _refuse_constant(found, dtype, of)
+        return cls(found.mean, found.std).fitting(of.shape)
 
     def fitting(self, shape: Sequence[int]) -> Standardise:
         """This scaling for samples of shape `shape`, along whose first axis a column lies.
@@ -106,6 +110,13 @@ class Standardise:
         z, (mean, std) = self._wide(z)
         return (z * std + mean).to(dtype)
 
+    def log_jacobian(self, x: Tensor) -> Tensor:
+        return torch.full((len(x),), -self.log_det(x.shape[1:]), dtype=torch.float64, device="cpu")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
     def log_det(self, shape: Sequence[int]) -> float:
         r"""$\sum_d \log s_d$ over the coordinates of a sample of shape `shape`: $\log p(z) - \log p(x)$."""
         return math.fsum(self.fitting(shape).std.log().expand(tuple(shape)).flatten().tolist())
@@ -130,34 +141,74 @@ class Standardise:
         return x.to(device, torch.float64), [v.to(device) for v in (own.mean, own.std)]
 
 
-def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each row of `(D, N)`."""
+class _Moments(NamedTuple):
+    """Number, mean and standard deviation of every column, `(D,)`."""
+
+    n: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __add__(self, other: _Moments) -> _Moments:  # type: ignore[override]  # those of both, and no longer tuple
+        """Those of two sets of rows together (Chan et al., 1983)."""
+        n = self.n + other.n
+        a, b = self.n / n.clamp(min=1), other.n / n.clamp(min=1)
+        shift = other.mean - self.mean
+        unit = torch.stack([self.std, other.std, shift.abs()]).amax(0)  # whose square may not be a number
+        unit = torch.where(unit > 0, unit, 1.0)
+        square = a * (self.std / unit) ** 2 + b * (other.std / unit) ** 2 + a * b * (shift / unit) ** 2
+        return _Moments(n, torch.where(a > 0, self.mean + b * shift, other.mean), square.sqrt() * unit)
+
+
+def _moments(columns: Tensor, missing: bool = False) -> _Moments:
+    """Those of each row of `(D, N)`."""
     rows = columns.to(torch.float64)
+    known = ~rows.isnan() if missing else torch.ones(1, rows.shape[1], dtype=torch.bool).expand(rows.shape)
+    if missing:
+        rows = torch.where(known, rows, 0.0)
+    n = known.sum(1, keepdim=True).double()
     # a power of two, which is exact and keeps squares in range
     unit = torch.exp2(torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000).double())
     rows = rows / unit
-    mean = rows.mean(1, keepdim=True)
-    rows -= mean
-    shift = rows.mean(1, keepdim=True)  # what rounding left in the first mean
-    rows -= shift
-    std = rows.square().mean(1, keepdim=True).sqrt()
-    return ((mean + shift) * unit).flatten(), (std * unit).flatten()
+
+    def mean_of(values: Tensor) -> Tensor:
+        return values.sum(1, keepdim=True) / n.clamp(min=1)
+
+    mean = mean_of(rows)
+    rows = torch.where(known, rows - mean, 0.0)
+    shift = mean_of(rows)  # what rounding left in the first mean
+    rows = torch.where(known, rows - shift, 0.0)
+    std = mean_of(rows.square()).sqrt()
+    return _Moments(n.flatten(), ((mean + shift) * unit).flatten(), (std * unit).flatten())
 
 
-def _refuse_constant(mean: Tensor, std: Tensor, x: Tensor, name: str) -> None:
-    bad = (std <= torch.finfo(x.dtype).eps * mean.abs()).nonzero().flatten().tolist()
+def _of_tensor(x: Tensor, missing: bool) -> _Moments:
+    columns = x.transpose(0, 1)
+    found = [_moments(part.flatten(1), missing) for part in columns.split(max(1, CHUNK // columns[0].numel()))]
+    return _Moments(*(torch.cat(moment) for moment in zip(*found, strict=True)))
+
+
+def _refuse_constant(found: _Moments, dtype: torch.dtype, of: Columns) -> None:
+    if len(unknown := (found.n == 0).nonzero()):
+        raise ValueError(f"{of.named(int(unknown[0, 0]))} holds no value that is known: leave it out")
+    if len(broken := (~(found.mean.isfinite() & found.std.isfinite())).nonzero()):
+        raise ValueError(
+            f"{of.named(int(broken[0, 0]))} holds NaN or infinity, or numbers whose square has no float64: remove or "
+            "replace those rows"
+        )
+    _, mean, std = found
+    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    bad = (std <= eps * mean.abs()).nonzero().flatten().tolist()
     if not bad:
         return
     almost, advice = "", "leave it out"
     if bool((std[bad] > 0).any()):
-        almost = f" up to the rounding of {str(x.dtype).removeprefix('torch.')}"
+        almost = f" up to the rounding of {str(dtype).removeprefix('torch.')}"
         advice += ", or centre it before it is rounded"
     if len(bad) == len(mean):
-        raise ValueError(f"every column of {name} is constant{almost}: there is nothing to learn")
-    what = "channel" if x.ndim > 2 else "column"
-    named = ", ".join(map(str, bad[1:6])) + ", ..." * (len(bad) > 6)
+        raise ValueError(f"every column of {of.data} is constant{almost}: there is nothing to learn")
+    named = ", ".join(map(of.short, bad[1:6])) + ", ..." * (len(bad) > 6)
     others = f" (and others: {named})" if len(bad) > 1 else ""
-    raise ValueError(f"{what} {bad[0]} of {name} is constant at {mean[bad[0]]:.6g}{almost}{others}: {advice}")
+    raise ValueError(f"{of.named(bad[0])} is constant at {mean[bad[0]]:.6g}{almost}{others}: {advice}")
 
 
 def _numbers(value: Any, name: str) -> Tensor:
