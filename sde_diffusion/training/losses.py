@@ -15,13 +15,18 @@ from torch import Tensor
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
 from sde_diffusion.denoiser.objectives.time_samplers import (
+    ImportanceSampler,
+    LikelihoodImportance,
+    LogitNormal,
     LogNormalSigma,
     TimeSampler,
     stratified,
     uniform_log_snr,
     uniform_time,
 )
+from sde_diffusion.denoiser.objectives.uncertainty import Uncertainty
 from sde_diffusion.denoiser.objectives.weights import (
+    P2,
     EDMWeight,
     MinSNR,
     Weighting,
@@ -31,12 +36,17 @@ from sde_diffusion.denoiser.objectives.weights import (
 )
 
 __all__ = [
+    "P2",
     "DenoisingScoreMatching",
     "EDMWeight",
+    "ImportanceSampler",
+    "LikelihoodImportance",
     "LogNormalSigma",
+    "LogitNormal",
     "MinSNR",
     "Objective",
     "TimeSampler",
+    "Uncertainty",
     "Weighting",
     "data_weight",
     "denoising_score_matching",

@@ -13,16 +13,18 @@ to zero, but to the variance of the data given $x_t$.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_callable, check_finite, check_flag, check_like, check_state
-from sde_diffusion._tensors import rows
+from sde_diffusion._checks import check_callable, check_count, check_finite, check_flag, check_like, check_state
+from sde_diffusion._tensors import as_float64, rows
 from sde_diffusion.denoiser.conditions import Conditions
-from sde_diffusion.denoiser.objectives.time_samplers import TimeSampler, stratified, uniform_time
+from sde_diffusion.denoiser.objectives.effective import as_lam, density
+from sde_diffusion.denoiser.objectives.time_samplers import ImportanceSampler, TimeSampler, stratified, uniform_time
 from sde_diffusion.denoiser.objectives.weights import Weighting, name_of, on_answer
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.sde.base import GaussianSDE
@@ -40,7 +42,11 @@ class Regressed(Protocol):
 
     sde: GaussianSDE
     shape: tuple[int, ...] | None
-    kind: Parametrisation | None
+    data_std: float
+
+    @property
+    def kind(self) -> Parametrisation | None:
+        """What its network answers; None for what is no network."""
 
     def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
         """How far the answer at the state `x` is from what it should be, shape `(B, *)`."""
@@ -57,12 +63,15 @@ class DenoisingScoreMatching:
     model is `model.objective()`, and `model.loss(x0)` is that one, called.
 
     Args:
-        times: A map from uniform draws to times: `uniform_time`, `LogNormalSigma()`, `uniform_log_snr`.
+        times: A map from uniform draws to times: `uniform_time`, `LogNormalSigma()`, `uniform_log_snr`. The loss of an
+            `ImportanceSampler` is weighed by its correction, at drawn times and at given ones.
         weight: The weight on the loss on $x_0$, such as `noise_weight`; None for the plain square error of the answer.
         low_discrepancy: Whether the times of a batch are spread evenly, by `stratified`, or drawn independently.
+        control_variate: Whether what the noise adds to the variance at little noise is taken out, by `controlled`: the
+            same loss on average, for a second network evaluation.
 
     Raises:
-        TypeError: `times` or `weight` is no function, or `low_discrepancy` neither True nor False.
+        TypeError: `times` or `weight` is no function, or a flag neither True nor False.
 
     References:
         Vincent, A Connection Between Score Matching and Denoising Autoencoders, 2011; Song et al., Score-Based
@@ -72,15 +81,18 @@ class DenoisingScoreMatching:
     times: TimeSampler = uniform_time
     weight: Weighting | None = None
     low_discrepancy: bool = True
+    control_variate: bool = False
 
     def __post_init__(self) -> None:
         check_callable(self.times, "times", "a function (sde, u) -> t, such as losses.uniform_time")
         if self.weight is not None:
             check_callable(self.weight, "weight", "a function of a level, such as losses.noise_weight")
         check_flag(self.low_discrepancy, "low_discrepancy")
+        check_flag(self.control_variate, "control_variate")
 
     def __repr__(self) -> str:
         apart = "" if self.low_discrepancy else ", low_discrepancy=False"
+        apart += ", control_variate=True" if self.control_variate else ""
         weight = None if self.weight is None else name_of(self.weight)
         return f"{type(self).__name__}(times={name_of(self.times)}, weight={weight}{apart})"
 
@@ -95,7 +107,7 @@ class DenoisingScoreMatching:
         reduction: str = "mean",
         **cond: Any,
     ) -> Tensor:
-        """The loss of a model on one batch; one network evaluation.
+        """The loss of a model on one batch; one network evaluation, two with the control variate.
 
         Args:
             model: A `Denoiser`: a `Network` has its loss on what it answers, a wrapped one on what the wrapped network
@@ -116,29 +128,121 @@ class DenoisingScoreMatching:
             ValueError: Empty or non-finite data, a wrong shape or an unknown reduction; a time where alpha = 0 and the
                 weight on the answer of this model grows without bound.
         """
-        _check(model, x0, generator, reduction)
+        check_call(model, x0, generator, reduction)
         given = Conditions.of(model, cond, len(x0)).whole
         if t is None:
-            t = self.times(model.sde, self._uniform(len(x0), generator)).to(x0.device)
+            t = self.times_for(model, len(x0), generator).to(x0.device)
         if eps is None:
-            eps = torch.randn(x0.shape, dtype=x0.dtype, generator=generator, device="cpu").to(x0.device)
+            eps = _noise(x0.shape, x0.dtype, generator).to(x0.device)
         check_like(eps, "eps", x0, "x0")
         at = model.sde.level(t, x0)
         residual = model.residual(at.alpha * x0 + at.sigma * eps, at, x0, eps, **given)
         error = rows(residual.square()).mean(1)
-        if self.weight is not None:
-            what = "the data" if model.kind is None else f"the answer of {model.kind!r}"
-            w = on_answer(self.weight, at, model.gain, what)
-            error = error * (w.reshape(-1).to(error) if isinstance(w, Tensor) else w)
+        if self.control_variate:
+            error = error + controlled(model, at, x0, eps, given)
+        w = self._on_answer(model, at)
+        error = error * (w.reshape(-1).to(error) if isinstance(w, Tensor) else w)
         return error.mean() if reduction == "mean" else error
 
-    def _uniform(self, n: int, generator: torch.Generator | None) -> Tensor:
-        if self.low_discrepancy:
-            return stratified(n, generator)
-        return torch.rand(n, dtype=torch.float64, generator=generator, device="cpu")
+    def times_for(self, model: Regressed, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """The times of a batch of `n`, shape `(n,)`, in float64 on the CPU.
+
+        What a call draws first. A process that works on a share of the batch draws all of them and takes a slice.
+        """
+        u = stratified(n, generator) if self.low_discrepancy else _independent(n, generator)
+        return self.times(model.sde, u)
+
+    def draws(
+        self,
+        model: Regressed,
+        shape: Iterable[int],
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        """What a call draws for `n` data of an event shape: times `(n,)` and noise `(n, *shape)`, on the CPU.
+
+        Args:
+            model: The model that is to be trained, whose process the times belong to.
+            shape: Event shape of the data.
+            n: Size of the batch.
+            generator: The source of both, on the CPU; None for torch's global random state.
+            dtype: Of the noise: that of the data.
+        """
+        times = self.times_for(model, n, generator)
+        return times, _noise((n, *shape), dtype, generator)
+
+    def effective_weight(self, model: Regressed, lam: Tensor) -> Tensor:
+        r"""$w(\lambda)$ with which the error of the noise counts in the end, see `effective`; shape `(n,)`, in float64.
+
+        Args:
+            model: The model that is to be trained: its process, and what it answers.
+            lam: $\lambda = \log(\alpha/\sigma)$, shape `(n,)`.
+
+        Raises:
+            TypeError: `lam` is no float tensor.
+            ValueError: A shape other than `(n,)`, or a time sampler that falls with its draws.
+        """
+        lam = as_lam(lam)
+        p = density(self.times, model.sde, lam)
+        inside = p > 0
+        if not bool(inside.any()):
+            return p
+        times = model.sde.time_of(lam[inside]).clamp(model.sde.t_min, model.sde.t_max)
+        at = model.sde.level(times, times[:, None])
+        per_noise = self._on_answer(model, at) * (at.sigma / at.alpha / model.gain(at)) ** 2
+        return p.masked_scatter(inside, p[inside] * as_float64(per_noise).expand(len(times), 1)[:, 0])
+
+    def _on_answer(self, model: Regressed, at: Level) -> Scalar:
+        """The weight on the square error of the answer, with the correction of the times."""
+        times, weight = self.times, self.weight
+        what = "the data" if model.kind is None else f"the answer of {model.kind!r}"
+        if not isinstance(times, ImportanceSampler):
+            return 1.0 if weight is None else on_answer(weight, at, model.gain, what)
+        sde = model.sde
+        if weight is None:
+            name = f"that corrects for {name_of(times)}"
+            return on_answer(lambda at: times.correction(sde, at), at, lambda at: 1.0, what, name)
+        name = f"{name_of(weight)} with the correction of {name_of(times)}"
+        return on_answer(lambda at: weight(at) * times.correction(sde, at), at, model.gain, what, name)
 
 
-def _check(model: object, x0: Tensor, generator: object, reduction: object) -> None:
+def controlled(model: Regressed, at: Level, x0: Tensor, eps: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    r"""What the control variate adds to the square error of the answer, shape `(B,)`: a number of mean zero.
+
+    An answer $F$ is $A x + B\hat\varepsilon$ for some $A$ and $B$, so that its error is $B^2|\hat\varepsilon(x) -
+    \varepsilon|^2$ with $x = \alpha x_0 + \sigma\varepsilon$. To first order in $\sigma$ the term
+    $-2\,\varepsilon\cdot\hat\varepsilon(x)$ in it is $-2\,\varepsilon\cdot\hat\varepsilon(\alpha x_0)$: zero on
+    average, and at little noise nearly all of the variance of the gradient. So
+
+    $$ \frac{c B^2}D\,\big[2\,\varepsilon\cdot\hat\varepsilon(\alpha x_0) - |\varepsilon|^2 + D\big], \quad
+       c = \max\Big(\frac{\alpha^2s^2 - \sigma^2}{\alpha^2s^2 + \sigma^2}, 0\Big) $$
+
+    is added, with $s$ the standard deviation of the data. This $c$ takes all of $x_0\cdot\varepsilon$ out of the
+    gradient of a linear answer to Gaussian data; where the noise outweighs the data it is 0. One network evaluation.
+
+    References:
+        Wang et al., A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models, 2020; Song and Kingma, How
+        to Train Your Energy-Based Models, 2021 (Section 4.2).
+    """
+    clean = model.residual(at.alpha * x0, at, x0, torch.zeros_like(eps), **cond)  # B eps_hat(alpha x0)
+    signal, spread = (at.alpha * model.data_std) ** 2, at.sigma**2
+    share = ((signal - spread) / (signal + spread)).clamp_min(0.0)
+    b = torch.where(share > 0, -at.sigma / at.alpha / model.gain(at), 0.0)
+    return rows(share * (2 * b * eps * clean - b**2 * (eps.square() - 1))).mean(1)
+
+
+def _independent(n: int, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(check_count(n, "n"), dtype=torch.float64, generator=generator, device="cpu")
+
+
+def _noise(shape: Iterable[int], dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(tuple(shape), dtype=dtype, generator=generator, device="cpu")
+
+
+def check_call(model: object, x0: Tensor, generator: object, reduction: object) -> None:
+    """Raises unless an objective is called with a model, data, a generator and a reduction that are such."""
     if not isinstance(model, Regressed):
         raise TypeError(
             f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}"

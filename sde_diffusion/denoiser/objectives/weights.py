@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_positive
+from sde_diffusion._checks import check_positive, check_real
 from sde_diffusion._tensors import as_float64
 from sde_diffusion.sde.level import Level, Scalar
 
@@ -61,6 +61,9 @@ class EDMWeight:
 class MinSNR:
     r"""$w = \min(\mathrm{SNR}, \gamma)$ with $\mathrm{SNR} = \alpha^2/\sigma^2$ (Hang et al., 2023).
 
+    On the noise it is $\min(1, \gamma/\mathrm{SNR})$, on `v` $\min(\mathrm{SNR}, \gamma)/(\mathrm{SNR} + 1)$: the
+    weight on the answer follows, for every answer, and where $\alpha = 0$ too.
+
     Args:
         gamma: $\gamma$.
     """
@@ -75,12 +78,50 @@ class MinSNR:
         return (snr if isinstance(snr, Tensor) else as_float64(snr)).clamp_max(self.gamma)
 
 
+@dataclass(frozen=True)
+class P2:
+    r"""$w = \mathrm{SNR}/(k + \mathrm{SNR})^\gamma$, on the noise $(k + \mathrm{SNR})^{-\gamma}$ (Choi et al., 2022).
+
+    Less weight on the levels of little noise, where a picture is cleaned of what nobody sees; a density is learnt worse
+    for it.
+
+    Args:
+        k: $k$.
+        gamma: $\gamma$; 0 is `noise_weight`.
+    """
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.k, "k")
+        if check_real(self.gamma, "gamma") < 0:
+            raise ValueError(f"gamma must be 0 or more, got {self.gamma!r}: 1 is usual, 0 is noise_weight")
+
+    def __call__(self, at: Level) -> Scalar:
+        snr: Scalar = (at.alpha / at.sigma) ** 2
+        return snr / (self.k + snr) ** self.gamma
+
+
+NAMES: dict[str, Weighting] = {
+    "data": data_weight,
+    "noise": noise_weight,
+    "likelihood": likelihood_weight,
+    "edm": EDMWeight(),
+    "min-snr": MinSNR(),
+    "p2": P2(),
+}
+"""Every weight of the library by name, as an instance: the only list of them."""
+
+
 def name_of(thing: object) -> str:
     """The name of a function, or the repr of what has none."""
     return getattr(thing, "__name__", None) or repr(thing)
 
 
-def on_answer(weight: Weighting, at: Level, gain: Callable[[Level], Scalar], what: str) -> Scalar:
+def on_answer(
+    weight: Weighting, at: Level, gain: Callable[[Level], Scalar], what: str, name: str | None = None
+) -> Scalar:
     r"""$w\,(\partial\,\mathrm{data}/\partial F)^2$, the weight on the square error of what a model answers.
 
     Args:
@@ -88,6 +129,7 @@ def on_answer(weight: Weighting, at: Level, gain: Callable[[Level], Scalar], wha
         at: The levels of a batch.
         gain: $\partial\,\mathrm{data}/\partial F$ at a level.
         what: What the model answers, for the error.
+        name: How the error calls the weight; by default its own name.
 
     Raises:
         ValueError: alpha = 0 at one of the levels, where the weight has no finite limit.
@@ -102,7 +144,7 @@ def on_answer(weight: Weighting, at: Level, gain: Callable[[Level], Scalar], wha
     if bool(grows.any()):
         t = float(at.t[grows].flatten()[0])
         raise ValueError(
-            f"the weight {name_of(weight)} on {what} grows without bound where alpha = 0 "
+            f"the weight {name or name_of(weight)} on {what} grows without bound where alpha = 0 "
             f"(t = {t:g}): end at a smaller t (t_max= of the SDE, or times=), or take noise_weight, or "
             "predict.velocity, v, edm or data"
         )
