@@ -6,6 +6,8 @@ from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.training.loop import Training, TrainingInterrupted, train
 from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.stopping import EarlyStopping, Measured
+from sde_diffusion.training.validation import Validation
 
 __all__ = [
     "EMA",
@@ -13,13 +15,16 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "ConstantDecay",
+    "EarlyStopping",
     "Event",
+    "Measured",
     "PowerDecay",
     "Recipe",
     "StopTraining",
     "Tracker",
     "Training",
     "TrainingInterrupted",
+    "Validation",
     "load_checkpoint",
     "losses",
     "save_checkpoint",
