@@ -217,7 +217,7 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
             (save("three.npy", np.random.default_rng(0).random((4, 3, 3), "float32") * np.array([[1], [1], [0]])),),
             r"samples of shape (3, 3): wanted vectors",
         ),
-        ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "both must be even"),
+        ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "each must be a multiple of 2"),
         (
             (save("x.npy", rows), "--kind", "noise", "--sde", "edm"),
             "a network that answers noise would see states of size 80 as they are",

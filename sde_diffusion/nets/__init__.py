@@ -1,21 +1,25 @@
-"""Which networks are here to start with?  `MLP` for vectors and `UNet` for images.
+"""Which networks are here to start with?  `MLP` for vectors, `UNet` for fields, `DiT`, a transformer, for either.
 
-Both answer `net(x, t, label=None)` with a tensor shaped like `x`. What they are asked to predict (noise, data,
-velocity, ...) and how `x` and `t` are scaled is decided outside. Here `t` is one number per sample, no larger than a
-few: `log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer
-time steps (0 ... 1000) must be divided down first.
+All answer `net(x, t, **cond)` with a tensor shaped like `x`. What they are asked to predict (noise, data, velocity,
+...) and how `x` and `t` are scaled is decided outside. Here `t` is one number per sample, no larger than a few:
+`log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer time
+steps (0 ... 1000) must be divided down first.
+
+Conditions go in by name: `label`, a class, `context`, a vector whose entries may be unknown, and `image`, a field
+beside the sample, to `UNet` and `DiT`. None is the null condition, unconditional, which only a net that was trained
+with it (`label_drop > 0` and so on) answers. What they mean is in `nets.conditions`.
 
 Rows never mix (no batch norm), so in `eval()` mode row i of the result depends on row i of the input alone. The last
-layer starts at zero: a fresh net answers 0. Class labels are integers `0 ... classes - 1`; the value `classes`, or
-`label=None`, is the null (unconditional) label, which only a net that was trained with it (`label_drop > 0`) answers.
+layer starts at zero: a fresh net answers 0.
 """
 
 from sde_diffusion.nets.conditions import Condition
+from sde_diffusion.nets.dit import DiT
 from sde_diffusion.nets.embedding import FourierEmbedding
 from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.unet import UNet
 
-__all__ = ["MLP", "Condition", "FourierEmbedding", "UNet"]
+__all__ = ["MLP", "Condition", "DiT", "FourierEmbedding", "UNet"]
 
-CLASSES = (MLP, UNet)
+CLASSES = (MLP, UNet, DiT)
 """The networks that a checkpoint can name and the command line can make: the only list of them."""

@@ -98,11 +98,10 @@ class Condition(nn.Module):
 
     def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
         """Class numbers, (B,) or (1,) for all."""
-        null = self.classes
         if label is None:
             self._check_null("no label was given to")
-            return torch.full((1,), null, device=device)
-        if not null:
+            return torch.full((1,), self.classes, device=device)
+        if not self.classes:
             raise _unexpected("label", "classes=K")
         label = check_labels(label, "label").to(device)
         if label.ndim == 0:  # one for all
@@ -110,7 +109,15 @@ class Condition(nn.Module):
         if label.shape != (batch,):
             raise ValueError(f"label must have shape ({batch},), one per row of x, got {tuple(label.shape)}.")
         label = _rows(label)
-        low, high = (int(label.min()), int(label.max())) if batch else (0, 0)
+        if not torch.compiler.is_compiling():  # in a graph, the table refuses them in its own words
+            self._check_range(label)
+        if self.training and self.label_drop:
+            return torch.where(torch.rand(batch, device=label.device) < self.label_drop, self.classes, label.long())
+        return label.long()
+
+    def _check_range(self, label: Tensor) -> None:
+        null = self.classes
+        low, high = (int(label.min()), int(label.max())) if len(label) else (0, 0)
         if low < 0 or high > null:
             raise ValueError(
                 f"label must lie in 0..{null - 1}, or be {null} (the null label, unconditional), "
@@ -118,9 +125,6 @@ class Condition(nn.Module):
             )
         if high == null:
             self._check_null(f"the null label, {null}, was given to")
-        if self.training and self.label_drop:
-            return torch.where(torch.rand(batch, device=label.device) < self.label_drop, null, label.long())
-        return label.long()
 
     def _check_null(self, what: str) -> None:
         if self.classes and not self.label_drop:
