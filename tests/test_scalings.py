@@ -50,7 +50,7 @@ def test_a_scaling_is_undone_and_its_jacobian_is_that_of_autograd(kind, shape):
 def test_a_source_read_in_parts_is_scaled_as_a_tensor(kind, monkeypatch):
     x = draws(1000) * torch.tensor([1.0, 1e-3, 1e6, 1.0]) + torch.tensor([0.0, 1e3, 0.0, 1.7e9])
     whole = kind.of(x)
-    monkeypatch.setattr(_scaling, "CHUNK", 130)
+    monkeypatch.setattr(_scaling, "PART", 130)
     parts = kind.of(Rows(x))
     wanted, got = whole.apply(x, torch.float64), parts.apply(x, torch.float64)
     assert torch.allclose(got, wanted, atol=1e-6)
@@ -60,7 +60,7 @@ def test_a_source_read_in_parts_is_scaled_as_a_tensor(kind, monkeypatch):
 def test_a_source_of_many_rows_keeps_its_ends_and_one_value_in_some(monkeypatch):
     x = draws(5000)
     monkeypatch.setattr(quantile, "MOST_ROWS", 500)
-    monkeypatch.setattr(_scaling, "CHUNK", 123 * 4)
+    monkeypatch.setattr(_scaling, "PART", 123 * 4)
     found = Quantile.of(Rows(x))
     assert found.values.shape == (4, quantile.knots(500))
     assert torch.equal(found.values[:, 0], x.amin(0))

@@ -84,12 +84,8 @@ def _from_zip(path: Path, entry: zipfile.ZipInfo) -> Array:
 
 def _read(file: IO[bytes], size: int) -> Array:
     """Reads an array from a stream of `size` bytes, neither more nor fewer."""
-    dtype, fortran, shape, start = _header(file)
+    dtype, fortran, shape, _ = header(file, size)
     claimed = math.prod(shape) * dtype.itemsize
-    if claimed != size - start:
-        raise ValueError(
-            f"its header announces {dtype} of shape {shape}, {claimed:,} bytes, and {size - start:,} bytes follow"
-        )
     check_memory(COPIES * claimed, f"an array of shape {shape}", "give a part of it")
     data = np.empty(claimed, np.uint8)
     done = 0
@@ -99,6 +95,17 @@ def _read(file: IO[bytes], size: int) -> Array:
     if done < claimed:
         raise ValueError(f"it ends after {done:,} of {claimed:,} bytes")
     return np.ndarray(shape, dtype, data.data, order="F" if fortran else "C")
+
+
+def header(file: IO[bytes], size: int) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
+    """What `_header` reads from a stream of `size` bytes, all of which it accounts for."""
+    dtype, fortran, shape, start = _header(file)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size - start:
+        raise ValueError(
+            f"its header announces {dtype} of shape {shape}, {claimed:,} bytes, and {size - start:,} bytes follow"
+        )
+    return dtype, fortran, shape, start
 
 
 def _header(file: IO[bytes]) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:

@@ -20,6 +20,8 @@ from sde_diffusion.data.sources.base import Source
 
 CHUNK = 2**24
 """Values that are in memory in float64 at once, where the data are many."""
+PART = 2**20
+"""Values of a source that are read at once: so many stay in the cache of a processor while they are worked on."""
 LOSS = 1e-3
 """Rounding of samples, in standard deviations of a column, above which they are kept in float64."""
 
@@ -95,8 +97,8 @@ class Columns(NamedTuple):
 
 
 def parts(x: Source) -> Iterator[Tensor]:
-    """Runs of rows of a source, `CHUNK` values at most."""
-    yield from (batch.x for batch in x.chunks(max(1, CHUNK // max(1, math.prod(x.shape)))))
+    """Runs of rows of a source, `PART` values at most."""
+    yield from (batch.x for batch in x.chunks(max(1, PART // max(1, math.prod(x.shape)))))
 
 
 def dtype_of(x: Source) -> torch.dtype:

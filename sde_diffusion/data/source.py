@@ -8,11 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from sde_diffusion.data.sources.arrays import Part, Rows, With
 from sde_diffusion.data.sources.base import Batch, Source, Stream
 from sde_diffusion.data.sources.datasets import Items, split
+from sde_diffusion.data.sources.mapped import of_memmap
+from sde_diffusion.data.sources.streams import BatchStream, ItemStream
 
 __all__ = ["Batch", "Source", "Stream", "source_of"]
 
@@ -21,7 +34,11 @@ def source_of(data: Any, cond: Mapping[str, Any] | None = None) -> Source | Stre
     """Makes a source of data, with their conditions.
 
     Args:
-        data: A tensor or an array `(N, *)`; a `torch.utils.data.Dataset`; a `Source` or a `Stream`.
+        data: A tensor or an array `(N, *)`; one mapped from a file, whose rows are read as they are asked for; a
+            `torch.utils.data.Dataset`, see `sources.datasets` for what an item may be; an `IterableDataset`; a
+            `DataLoader`; a `Source` or a `Stream`. A `DataLoader` of the usual kind, shuffled or not, is taken apart:
+            its data set, its `collate_fn` and its workers stay, the order is ours, shuffled. One with a sampler of its
+            own, with a data set that is a stream, or of another class, is a stream of batches.
         cond: Conditions by name, each of which has a row for each row of the data: a tensor, an array or a list, or a
             mapping of such at any depth.
 
@@ -43,8 +60,14 @@ def source_of(data: Any, cond: Mapping[str, Any] | None = None) -> Source | Stre
 def _source_of(data: Any) -> Source | Stream:
     if isinstance(data, Source | Stream):
         return data
+    if isinstance(data, np.memmap):
+        return of_memmap(data)
     if isinstance(data, Tensor | np.ndarray):
         return Rows(data)
+    if isinstance(data, DataLoader):
+        return _of_loader(data)
+    if isinstance(data, IterableDataset):
+        return ItemStream(data)
     if type(data) is TensorDataset:
         return Rows(*split(data.tensors, "the TensorDataset", ndim=1))
     if type(data) is Subset and type(data.dataset) is TensorDataset:
@@ -54,5 +77,35 @@ def _source_of(data: Any) -> Source | Stream:
     if isinstance(data, list | tuple) or hasattr(data, "__array__"):
         return Rows(data)
     raise TypeError(
-        f"the data are {type(data).__name__}: wanted a tensor or an array (N, *), or a torch.utils.data.Dataset"
+        f"the data are {type(data).__name__}: wanted a tensor or an array (N, *), a torch.utils.data.Dataset or "
+        "IterableDataset, or a DataLoader"
     )
+
+
+def _of_loader(loader: DataLoader[Any]) -> Source | Stream:
+    """A `DataLoader` taken apart, if its order is one of those that it makes by itself; else as a stream."""
+    sampler, dataset = loader.sampler, loader.dataset
+    if isinstance(sampler, DistributedSampler):
+        raise ValueError(
+            "the DataLoader has a DistributedSampler, and training shares the rows among processes itself: make it "
+            "without one"
+        )
+    usual = (
+        type(loader) is DataLoader
+        and type(loader.batch_sampler) is BatchSampler
+        and not isinstance(dataset, IterableDataset)
+        and (type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and _plain(sampler, dataset)))
+    )
+    if not usual:
+        return BatchStream(loader)
+    if loader.collate_fn is default_collate and not loader.num_workers:
+        found = _source_of(dataset)
+        found.batch_size = loader.batch_size
+        return found
+    collate = None if loader.collate_fn is default_collate else loader.collate_fn
+    return Items(dataset, collate, loader.num_workers, loader.multiprocessing_context, loader.batch_size)
+
+
+def _plain(sampler: RandomSampler, dataset: Any) -> bool:
+    """Whether a sampler draws every item once."""
+    return not sampler.replacement and sampler.num_samples == len(dataset)

@@ -162,22 +162,22 @@ class _Moments(NamedTuple):
 def _moments(columns: Tensor, missing: bool = False) -> _Moments:
     """Those of each row of `(D, N)`."""
     rows = columns.to(torch.float64)
-    known = ~rows.isnan() if missing else torch.ones(1, rows.shape[1], dtype=torch.bool).expand(rows.shape)
-    if missing:
-        rows = torch.where(known, rows, 0.0)
-    n = known.sum(1, keepdim=True).double()
+    unknown = rows.isnan() if missing else None
+    n = torch.full((len(rows), 1), float(rows.shape[1]), dtype=torch.float64)
+    if unknown is not None:
+        rows = rows.masked_fill(unknown, 0.0)
+        n -= unknown.sum(1, keepdim=True)
+
+    def centred(values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = values.sum(1, keepdim=True) / n.clamp(min=1)
+        values = values - mean
+        return values if unknown is None else values.masked_fill_(unknown, 0.0), mean
+
     # a power of two, which is exact and keeps squares in range
     unit = torch.exp2(torch.frexp(rows.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000).double())
-    rows = rows / unit
-
-    def mean_of(values: Tensor) -> Tensor:
-        return values.sum(1, keepdim=True) / n.clamp(min=1)
-
-    mean = mean_of(rows)
-    rows = torch.where(known, rows - mean, 0.0)
-    shift = mean_of(rows)  # what rounding left in the first mean
-    rows = torch.where(known, rows - shift, 0.0)
-    std = mean_of(rows.square()).sqrt()
+    rows, mean = centred(rows / unit)
+    rows, shift = centred(rows)  # what rounding left in the first mean
+    std = (rows.square().sum(1, keepdim=True) / n.clamp(min=1)).sqrt()
     return _Moments(n.flatten(), ((mean + shift) * unit).flatten(), (std * unit).flatten())
 
 

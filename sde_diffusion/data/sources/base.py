@@ -65,7 +65,13 @@ class Source(ABC):
 
 
 class Stream(ABC):
-    """Data that come as they come: an `IterableDataset`, a `DataLoader` with a sampler of its own."""
+    """Data that come as they come: an `IterableDataset`, a `DataLoader` with a sampler of its own.
+
+    Attributes:
+        batch_size: What a `DataLoader` that the data came in was made for; else None.
+    """
+
+    batch_size: int | None = None
 
     @property
     @abstractmethod
