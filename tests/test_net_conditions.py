@@ -1,4 +1,4 @@
-"""Claim: what a network is told, a class, a vector, is its own row's or one for all, and its nulls are learnt."""
+"""Claim: a condition, be it class, vector or image, is the row of its sample or one for all; its null is learnt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, Network, SDESampler, predict
-from sde_diffusion.nets import MLP
+from sde_diffusion.nets import MLP, DiT, UNet
 
 N = 5
 
@@ -133,3 +133,40 @@ def test_conditions_that_a_net_was_not_built_for_are_refused():
     for name, text in (("context", "at least 1, got -1"), ("context_drop", "probability"), ("entry_drop", "probab")):
         with pytest.raises(ValueError, match=f"{name} .*{text}"):
             MLP(2, **{"context": 2, name: -1})
+
+
+def beside(**arguments: Any) -> Any:
+    return awake(UNet(1, dims=1, width=8, multipliers=(1,), image=2, **arguments))
+
+
+FIELD, IMAGE = rows(N, 1, 4), rows(N, 2, 4)
+
+
+def test_an_image_for_all_is_encoded_once_and_none_is_its_null():
+    for net in (beside(), awake(DiT((1, 4), width=8, heads=1, depth=1, image=2))):
+        seen: list[int] = []
+        net.image.first.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        y = net(FIELD, T, image=IMAGE[0])
+        assert torch.equal(net(FIELD, T, image=IMAGE[:1].expand(N, 2, 4)), y)
+        torch.testing.assert_close(net(FIELD, T, image=IMAGE[:1].repeat(N, 1, 1)), y, rtol=1e-4, atol=1e-4)
+        assert seen == [1, 1, N]
+        assert (net(FIELD, T) - y).flatten(1).norm(dim=1).min() > 1e-3
+
+
+def test_images_are_dropped_in_training_alone():
+    net = beside(image_drop=1.0, dropout=0.0)
+    null, given = net(FIELD, T), net(FIELD, T, image=IMAGE)
+    assert torch.equal(net.train()(FIELD, T, image=IMAGE), null)
+    assert not torch.equal(given, null)
+    with pytest.raises(ValueError, match=r"no image was given to a net .* \(image_drop=0\): give image=, or train"):
+        beside(image_drop=0.0)(FIELD, T)
+
+
+def test_an_image_that_does_not_fit_is_refused():
+    for wrong in (IMAGE[:, :1], IMAGE[:4], IMAGE[:, :, :2]):
+        with pytest.raises(ValueError, match=r"image must have shape \(5, 2, 4\), .*Another size: torch.nn.functional"):
+            beside()(FIELD, T, image=wrong)
+    with pytest.raises(ValueError, match="image holds 1 non-finite values of 40"):
+        beside()(FIELD, T, image=torch.where(IMAGE[3, 1, 2] == IMAGE, math.nan, IMAGE))
+    with pytest.raises(ValueError, match=r"image was given to a net built with image=0. Leave .* image=C"):
+        UNet(1, dims=1, width=8)(FIELD, T, image=IMAGE)
