@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import tuning as tuning
     from sde_diffusion.denoiser import analytic as analytic
     from sde_diffusion.likelihood import dequantize as dequantize
+    from sde_diffusion.sampler import distributed as distributed
     from sde_diffusion.training import losses as losses
     from sde_diffusion.tuning.solver import TableSolver as TableSolver
     from sde_diffusion.tuning.table import SolverTable as SolverTable
@@ -40,6 +41,7 @@ _LATER = {
     **{name: name for name in ("testing", "training", "tuning")},
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",
+    "distributed": "sampler.distributed",
     "losses": "training.losses",
     "SolverTable": "tuning.table:SolverTable",
     "TableSolver": "tuning.solver:TableSolver",

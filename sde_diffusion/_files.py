@@ -99,6 +99,12 @@ def locked(folder: str | Path) -> Iterator[None]:
             lock.release()
 
 
+def remove_drafts(folder: Path) -> None:
+    """Removes what writing that was killed has left in a folder; only for one to which nobody else writes."""
+    for draft in folder.glob(".sde-*-*"):
+        draft.unlink(missing_ok=True)
+
+
 def check_file(path: Path, option: str, *, size: int = 0) -> None:
     """Raises `ValueError` unless a file can be written at `path`, which is left as it was.
 

@@ -153,6 +153,16 @@ class Conditions:
 
         return self.whole if count == self.n else self._handed(taken)
 
+    def marked(self, rows: slice) -> dict[str, Any]:
+        """The conditions of a run of samples with their marks on, for a call that sorts them once more."""
+
+        def taken(leaf: _Leaf) -> Any:
+            if not leaf.rows:
+                return leaf.value if leaf.rows is None else Shared(leaf.value)
+            return PerSample(leaf.value if len(leaf.value) == 1 else leaf.value[rows])
+
+        return self._handed(taken)
+
     def rows(self, numbers: Sequence[int]) -> dict[str, Any]:
         """The conditions of samples by number, each as often as it is named."""
 

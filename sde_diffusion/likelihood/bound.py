@@ -29,17 +29,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_reals
+from sde_diffusion._checks import check_count, check_reals, check_state
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.conditions import check_options
+from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.likelihood.bound_terms import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion.likelihood.decoder import Decoder, GaussianDecoder
 from sde_diffusion.likelihood.result import Elbo
+from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.prior import Prior, Standard
 from sde_diffusion.sde.times import as_grid
@@ -66,6 +68,7 @@ def elbo(
     decoder: Decoder = GaussianDecoder(),
     estimate: Estimate = Estimate(),
     seed: int | Sequence[int] | None = None,
+    batch_size: int | None = None,
     **cond: Any,
 ) -> Elbo:
     r"""The variational bound of a chain, such as DDPM's.
@@ -86,6 +89,7 @@ def elbo(
             $\beta_0^{1/2}$ for `"forward"`, else that of the step above it.
         estimate: Random levels instead of all, draws of the noise, and what is taken out of them.
         seed: `k` gives sample `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
+        batch_size: Rows of the data at once, all by default; changes memory and nothing else.
         **cond: Conditions by name, handed to the model; what is per sample is stacked with the samples, see
             `conditions`. Those that are called as an argument here go into `cond={"times": times}`.
 
@@ -100,6 +104,9 @@ def elbo(
         Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 5 to 13).
     """
     check_options(cond, OPTIONS)
+    if batch_size is not None:
+        same = partial(elbo, model, prior=prior, times=times, variance=variance, decoder=decoder, estimate=estimate)
+        return _in_batches(same, model, x0, batch_size, seed, cond)
     one_of("variance", variance, "posterior", "forward")
     sde = _process(model, prior)
     if times is None and not sde.time_is_index:
@@ -137,6 +144,7 @@ def continuous_elbo(
     decoder: Decoder = GaussianDecoder(),
     estimate: Estimate = Estimate(),
     seed: int | Sequence[int] | None = None,
+    batch_size: int | None = None,
     **cond: Any,
 ) -> Elbo:
     r"""The variational bound of infinitely many levels, on any Gaussian SDE.
@@ -156,6 +164,7 @@ def continuous_elbo(
         decoder: As in `elbo`; the `std` of a Gaussian one is $\sigma/\alpha$ at the lowest level by default.
         estimate: Slices of the range, 64 by default, and the draws in each.
         seed: As in `elbo`.
+        batch_size: As in `elbo`.
         **cond: As in `elbo`.
 
     Returns:
@@ -168,6 +177,9 @@ def continuous_elbo(
         Kingma et al., Variational Diffusion Models, 2021 (equation 11).
     """
     check_options(cond, OPTIONS)
+    if batch_size is not None:
+        same = partial(continuous_elbo, model, prior=prior, lam=lam, decoder=decoder, estimate=estimate)
+        return _in_batches(same, model, x0, batch_size, seed, cond)
     sde = _process(model, prior)
     last, first = sde.levels(_span(sde, lam))
     run = Run(model, x0, decoder, estimate, seed, cond)
@@ -183,6 +195,23 @@ def continuous_elbo(
 
     found = _collect(run, transitions, levels, first.t, first.ratio)
     return replace(found, prior=prior_kl(prior, sde, x0, last))
+
+
+def _in_batches(
+    bound: Callable[..., Elbo],
+    model: Denoiser,
+    x0: Tensor,
+    batch_size: int,
+    seed: int | Sequence[int] | None,
+    cond: dict[str, Any],
+) -> Elbo:
+    """The bound of the rows of one batch after the other."""
+    size, n = check_count(batch_size, "batch_size"), len(check_state(x0, "x0"))
+    given, seeds = Conditions.of(model, cond, n), seed_list(seed, n)
+    if size < n:
+        given.check_apart(f"in batches of {size}")
+    batches = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    return Elbo.join([bound(x0[rows], seed=seeds[rows], cond=given.marked(rows)) for rows in batches])
 
 
 def _collect(

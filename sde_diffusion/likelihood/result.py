@@ -192,6 +192,20 @@ class Elbo:
         """Standard error of `bits_per_dim`, shape `(B,)`."""
         return self.standard_error / (self.dim * math.log(2))
 
+    @staticmethod
+    def join(parts: Sequence[Elbo]) -> Elbo:
+        """The batches of one computation as one batch.
+
+        Raises:
+            ValueError: Bounds of different chains, or of densities and of probabilities.
+        """
+        kinds = {(part.transitions.shape[1], part.dim, part.discrete) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"wanted parts of one bound, got (transitions, dim, discrete) = {sorted(kinds)}")
+        names = ("prior", "transitions", "reconstruction", "standard_error")
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **joined, nfe=max(part.nfe for part in parts))
+
     def __str__(self) -> str:
         n = len(self.total)
         error = float(self.standard_error.square().sum().sqrt()) / n

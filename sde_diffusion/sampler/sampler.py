@@ -188,7 +188,7 @@ class SDESampler:
         check_flag(progress, "progress")
         check_flag(grad, "grad")
         check_options(cond, SAMPLE)
-        keep = _kept(nonfinite)
+        keep = kept(nonfinite)
         n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
         self._forecast.tell(from_prior=x_T is None)
         out: list[Tensor] = []
@@ -281,7 +281,7 @@ class SDESampler:
             ValueError: As `sample`; and a snapshot's state that was written to, from which the solve would go on.
         """
         check_flag(grad, "grad")
-        keep = _kept(nonfinite)
+        keep = kept(nonfinite)
         n, _, batches = self._batches(n, seed, x_T, None, cond)
         self._forecast.tell(from_prior=x_T is None)
         return _guarded(self._solve(next(batches), noise, keep), grad, Evaluation(self.model))
@@ -381,7 +381,7 @@ class SDESampler:
         return check_finite(x_T, "x_T")
 
 
-def _kept(nonfinite: str) -> bool:
+def kept(nonfinite: str) -> bool:
     """Whether rows that are not finite are kept apart."""
     if str(nonfinite) not in ("raise", "keep"):
         raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")

@@ -49,7 +49,7 @@ TRIES = 20
 
 
 class DamagedWarning(UserWarning):
-    """What was saved last is damaged, and what was saved before it is used."""
+    """What was saved is damaged; the message names it, and says what is used or done in its place."""
 
 
 @dataclass(frozen=True)

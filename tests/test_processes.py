@@ -1,0 +1,100 @@
+"""Claim: two processes find what one finds, to the last bit, and neither waits for one that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from checkpoints import model as small
+from processes import run_processes
+
+from sde_diffusion import SDESampler
+from sde_diffusion.likelihood import Estimate, Method, Rademacher
+from sde_diffusion.likelihood import elbo as bound
+from sde_diffusion.sampler.distributed import elbo, log_prob, sample_to
+
+MODEL = small()
+SAMPLER = SDESampler(MODEL.sde, MODEL, steps=2)
+N, METHOD = 37, Method(steps=3, trace=Rademacher(2), solver_error=False)
+X = SAMPLER.sample(N, seed=5, batch_size=4)
+
+
+def draw(out, **options):
+    return sample_to(SAMPLER, N, out, **({"seed": 5, "batch_size": 4, "shard_size": 8} | options)).tensor()
+
+
+@pytest.mark.parametrize("name", ["x", "x.npy"])
+def test_two_processes_draw_what_one_draws(tmp_path, name):
+    found = run_processes(2, lambda rank: draw(tmp_path / name), tmp_path / "run")
+    assert all(torch.equal(x, X) for x in found), found
+
+
+def test_two_processes_weigh_as_one_does(tmp_path):
+    x = X[:7]
+    chain = torch.tensor([0.01, 0.1, 1.0, 10.0])
+
+    def weigh(rank):
+        found = log_prob(SAMPLER, x, batch_size=2, seed=3, method=METHOD)
+        below = elbo(MODEL, x, batch_size=2, seed=3, times=chain)
+        return found.value, found.latent, found.nfe, below.total
+
+    (value, latent, nfe, total), other = run_processes(2, weigh, tmp_path / "run")
+    alone = SAMPLER.log_prob(x, batch_size=2, seed=3, method=METHOD)
+    assert torch.equal(value, alone.value)
+    assert torch.equal(latent, alone.latent)
+    assert nfe == alone.nfe
+    assert torch.equal(other[0], value)
+    assert torch.equal(total, bound(MODEL, x, times=chain, batch_size=2, seed=3).total)
+    assert torch.allclose(total, bound(MODEL, x, times=chain, seed=3).total, rtol=1e-5)
+
+
+def test_an_error_in_one_process_is_told_by_the_other(tmp_path):
+    def failing(rank):
+        if rank == 1:
+            SAMPLER.sample = lambda *args, **kwargs: (_ for _ in ()).throw(OSError("out of memory"))  # type: ignore[method-assign] # here alone
+        return draw(tmp_path / "x")
+
+    told, own = run_processes(2, failing, tmp_path / "run")
+    assert "RuntimeError: process 1 of 2 has stopped, and so all do; what is finished stays" in told
+    assert "It said: OSError: out of memory" in told
+    assert own.rstrip().endswith("OSError: out of memory")
+    assert torch.equal(draw(tmp_path / "x"), X)
+
+
+def test_a_process_that_is_killed_stops_the_other_and_another_number_of_them_goes_on(tmp_path):
+    def killed(rank):
+        sample = SAMPLER.sample
+
+        def dying(*args, **kwargs):
+            if kwargs["seed"] > 5 + 16:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sample(*args, **kwargs)
+
+        if rank == 1:
+            SAMPLER.sample = dying  # type: ignore[method-assign] # in this process alone
+        return draw(tmp_path / "x")
+
+    told, code = run_processes(2, killed, tmp_path / "run")
+    assert code == -signal.SIGKILL
+    assert "RuntimeError: process 0 of 2 has lost another one, which was killed" in told
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").glob("shard-*.npy")}
+    assert len(before) == 3
+    assert torch.equal(draw(tmp_path / "x"), X)
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+
+
+def test_processes_that_were_given_different_things_are_refused(tmp_path):
+    for error in run_processes(2, lambda rank: draw(tmp_path / "x", seed=5 + rank), tmp_path / "run"):
+        assert "ValueError: process 1 was given another seed than process 0, 6 and not 5" in error
+    for error in run_processes(2, lambda rank: draw(tmp_path / "x", batch_size=rank), tmp_path / "other"):
+        assert "batch_size must be at least 1, got 0" in error
+
+
+def test_an_estimate_is_the_same_in_batches_of_any_size():
+    found = bound(MODEL, X, times=[0.01, 0.1, 1.0, 10.0], estimate=Estimate(levels=2), seed=0, batch_size=5)
+    whole = bound(MODEL, X, times=[0.01, 0.1, 1.0, 10.0], estimate=Estimate(levels=2), seed=0)
+    torch.testing.assert_close(found.total, whole.total, rtol=1e-4, atol=1e-4)
+    assert found.nfe == whole.nfe
+    assert found.transitions.shape == whole.transitions.shape
