@@ -1,12 +1,18 @@
-"""Claim: an average of weights goes on from its state as if it had never stopped, in every dtype."""
+"""Claim: an average goes on from its state as if it had never stopped, and its length can be chosen afterwards."""
 
 from __future__ import annotations
+
+import math
+import re
+import shutil
 
 import pytest
 import torch
 from torch import nn
 
 from sde_diffusion.training import EMA, ConstantDecay, PowerDecay
+from sde_diffusion.training.snapshots import Snapshots, posthoc
+from sde_diffusion.training.store import DamagedWarning
 
 
 class Net(nn.Module):
@@ -64,3 +70,135 @@ def test_the_state_of_another_model_is_refused():
         ema.load_state(EMA(nn.Linear(2, 3, bias=False)).state())
     with pytest.raises(ValueError, match=r"has \(3, 2\) as 'wide.weight', and this model has nothing"):
         ema.load_state(EMA(nn.Linear(2, 3).half()).state())
+
+
+# --- the length chosen afterwards
+
+
+class Walk(nn.Module):
+    """Weights that follow a path of their own: one stands still, one grows with time, one swings, one is drawn anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+        self.calls: torch.Tensor
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def moved_to(self, i: int, n: int) -> Walk:
+        drawn = float(torch.rand(1, generator=torch.Generator().manual_seed(i)))
+        with torch.no_grad():
+            self.w.copy_(torch.tensor([2.0, i, math.sin(9 * i / n), drawn], dtype=torch.float64))
+            self.calls.fill_(i)
+        return self
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A folder of 16 snapshots of 2000 steps, and the averages of other lengths that were kept beside them."""
+    n, net = 2000, Walk()
+    folder = tmp_path_factory.mktemp("averages")
+    snapshots = Snapshots(net, folder, every=n // 16)
+    beside = {s: EMA(net, PowerDecay(s)) for s in (0.05, 0.06, 0.08, 0.1, 0.15)}
+    for i in range(1, n + 1):
+        net.moved_to(i, n)
+        snapshots.update(net)
+        for average in beside.values():
+            average.update(net)
+    return folder, {s: average.model for s, average in beside.items()}
+
+
+@pytest.mark.parametrize(("sigma_rel", "within"), [(0.05, 1e-6), (0.06, 2e-4), (0.08, 2e-4), (0.1, 1e-6), (0.15, 1e-3)])
+def test_a_length_that_was_not_kept_is_made_of_those_that_were(walked, sigma_rel, within):
+    folder, beside = walked
+    template = Walk()
+    found, kept = posthoc(folder, sigma_rel, template), beside[sigma_rel]
+    g = PowerDecay(sigma_rel).gamma
+    off = (found.w - kept.w).detach().abs() / torch.tensor([1.0, 2000.0, 1.0, 1.0])
+    print([f"{v:.1e}" for v in off.tolist()])
+    assert float(off.max()) < within
+    assert found.w[0].item() == pytest.approx(2.0, abs=1e-9)  # constants are a fixed point
+    assert found.w[1].item() / 2000 == pytest.approx((g + 1) / (g + 2), abs=max(within, 1e-3))
+    assert (int(found.calls), found.training, template.w.abs().max().item()) == (2000, False, 0.0)
+    nearest = min(abs(beside[s].w[1] - kept.w[1]).item() / 2000 for s in (0.05, 0.1))
+    assert sigma_rel in (0.05, 0.1) or nearest > 5 * within  # which is what the sum is for
+
+
+def test_an_average_may_end_at_an_earlier_step(walked):
+    folder, _ = walked
+    found, g = posthoc(folder, 0.07, Walk(), at=1000), PowerDecay(0.07).gamma
+    assert found.w[1].item() / 1000 == pytest.approx((g + 1) / (g + 2), abs=2e-3)
+    with pytest.raises(ValueError, match=r"no sound snapshot in .* is of step 60 or before: the first is step_0*125"):
+        posthoc(folder, 0.07, Walk(), at=60)
+
+
+def test_a_length_that_the_snapshots_do_not_span_is_refused_with_what_they_do(walked):
+    folder, _ = walked
+    with pytest.raises(
+        ValueError, match=r"sigma_rel=0.28 at step 2000 is not in what these 16 snapshots span"
+    ) as error:
+        posthoc(folder, 0.28, Walk())
+    said = str(error.value)
+    print(said)
+    assert "misses 21% of its window, wanted 5% at most. Of them lengths from 0.0" in said
+    low, high = map(float, re.findall(r"lengths from (\S+) to (\S+) can be had", said)[0])
+    for sigma_rel in (low, high):
+        posthoc(folder, sigma_rel, Walk())
+    for sigma_rel in (low / 1.3, high * 1.15):
+        with pytest.raises(ValueError, match="is not in what these"):
+            posthoc(folder, sigma_rel, Walk())
+
+
+def test_snapshots_go_on_from_their_state_and_a_new_run_begins_the_folder_anew(tmp_path):
+    net = Walk()
+
+    def run(folder, first, last, state=None):
+        snapshots = Snapshots(net, folder, every=10)
+        if state is not None:
+            snapshots.load_state(state)
+        for i in range(first, last + 1):
+            snapshots.update(net.moved_to(i, 40))
+        return {name: value.clone() for name, value in snapshots.state().items()}
+
+    def files(folder):
+        return {path.name: path.read_bytes() for path in folder.glob("step_*")}
+
+    through = run(tmp_path / "whole", 1, 40)
+    part = run(tmp_path / "parts", 1, 25)
+    again = run(tmp_path / "parts", 21, 40, run(tmp_path / "other", 1, 20))
+    assert all(torch.equal(through[name], again[name]) for name in through)
+    assert int(part["0.steps"]) == 25
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+    run(tmp_path / "whole", 1, 10)
+    assert {name.partition("-")[0] for name in files(tmp_path / "whole")} == {"step_000000010", "step_000000010.json"}
+
+
+def test_a_damaged_snapshot_is_left_out(walked, tmp_path):
+    folder, beside = walked
+    shutil.copytree(folder, tmp_path / "copy")
+    bad = next((tmp_path / "copy").glob("step_000001250-*"))
+    bad.write_bytes(bad.read_bytes()[:-1])
+    with pytest.warns(DamagedWarning, match="step_000001250.* It is left out of the average"):
+        found = posthoc(tmp_path / "copy", 0.08, Walk())
+    torch.testing.assert_close(found.w[1:3] / 2000, beside[0.08].w[1:3] / 2000, atol=3e-3, rtol=0)
+
+
+def test_a_half_precision_model_is_summed_in_full(tmp_path):
+    net = nn.Linear(1, 1, bias=False).bfloat16()
+    snapshots = Snapshots(net, tmp_path, every=16)
+    for i in range(1, 257):
+        nn.init.constant_(net.weight, i)
+        snapshots.update(net)
+    g, found = PowerDecay(0.07).gamma, posthoc(tmp_path, 0.07, net)
+    assert found.weight.dtype == torch.bfloat16
+    assert found.weight.item() == pytest.approx(256 * (g + 1) / (g + 2), rel=8e-3)
+
+
+def test_unfit_snapshots_are_refused(walked, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there are no snapshots of averages in .*: Snapshots"):
+        posthoc(tmp_path, 0.1, Walk())
+    with pytest.raises(ValueError, match=r"a snapshot has \(\) as 'calls', and the model nothing: it is of ano"):
+        posthoc(walked[0], 0.1, nn.Module())
+    with pytest.raises(ValueError, match="sigma_rels is empty: give one length at least, two for a choice"):
+        Snapshots(Walk(), tmp_path, every=3, sigma_rels=())
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        Snapshots(Walk(), tmp_path, every=0)

@@ -5,6 +5,7 @@ from sde_diffusion.training.callbacks import JSONL, Callback, Event, StopTrainin
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.training.loop import Training, TrainingInterrupted, train
+from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.stopping import EarlyStopping, Measured
 from sde_diffusion.training.validation import Validation
@@ -20,6 +21,7 @@ __all__ = [
     "Measured",
     "PowerDecay",
     "Recipe",
+    "Snapshots",
     "StopTraining",
     "Tracker",
     "Training",
@@ -27,6 +29,7 @@ __all__ = [
     "Validation",
     "load_checkpoint",
     "losses",
+    "posthoc",
     "save_checkpoint",
     "train",
 ]

@@ -114,7 +114,7 @@ class EMA(Generic[M]):
             raise TypeError(f"EMA follows an nn.Module, got {type(model).__name__}")
         if decay is not None:
             check_callable(decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
-        self.model: M = _copy(model).eval()
+        self.model: M = copied(model).eval()
         self.model.zero_grad()
         self._wide = [_widened(p) for p in self.model.parameters()]
         self.decay: Decay = decay or PowerDecay()
@@ -141,7 +141,7 @@ class EMA(Generic[M]):
         The parameters and buffers of the averaged model under `model.`, the float32 averages of those in half precision
         under `wide.`, and `steps`.
         """
-        inside = {f"model.{name}": value.detach() for name, value in _tensors(self.model).items()}
+        inside = {f"model.{name}": value.detach() for name, value in tensors_of(self.model).items()}
         named = zip(self.model.named_parameters(), self._wide, strict=True)
         wide = {f"wide.{name}": at.present(p).detach() for (name, p), at in named if at is not None}
         return {**inside, **wide, "steps": torch.tensor(self.steps, device="cpu")}
@@ -161,7 +161,7 @@ class EMA(Generic[M]):
                     f"the state of an average has {said[1]} as {name!r}, and this model has {said[0]}: it is the state "
                     "of another model"
                 )
-        for name, value in _tensors(self.model).items():
+        for name, value in tensors_of(self.model).items():
             value.copy_(state[f"model.{name}"])
         for (name, kept), wide in zip(self.model.named_parameters(), self._wide, strict=True):
             if wide is not None:
@@ -169,7 +169,7 @@ class EMA(Generic[M]):
         self.steps = int(state["steps"])
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, those among them that a state dict leaves out."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
@@ -196,7 +196,7 @@ def _widened(p: Tensor) -> _Wide | None:
     return _Wide(p) if p.is_floating_point() and torch.finfo(p.dtype).bits < 32 else None
 
 
-def _copy(model: M) -> M:
+def copied(model: M) -> M:
     """A deep copy; torch refuses that of a tensor that was computed, which modules may keep as a cache."""
     computed = {id(t): t.detach().clone() for t in _computed(model, set())}
     try:
