@@ -5,8 +5,8 @@ from sde_diffusion.training.callbacks import JSONL, Callback, Event, StopTrainin
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.training.loop import Training, TrainingInterrupted, train
-from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.stopping import EarlyStopping, Measured
 from sde_diffusion.training.validation import Validation
 
