@@ -132,7 +132,7 @@ def _shared() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("solver", [s for s in zoo.SOLVERS if not s.facts.stochastic], ids=zoo.name)
+@pytest.mark.parametrize("solver", zoo.mostly_slow([s for s in zoo.SOLVERS if not s.facts.stochastic], 4), ids=zoo.name)
 def test_encoding_and_decoding_returns_the_data(solver: Solver) -> None:
     sde = EDMSDE(0.02, 10.0)
     model = mixture(sde, torch.float64)

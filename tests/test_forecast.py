@@ -100,7 +100,7 @@ def hold(solver: Solver, n: int, nfe: int | None) -> None:
         assert abs(mean) < allowed + 4 * se, (solver, sde, nfe)
 
 
-@pytest.mark.parametrize("solver", zoo.SOLVERS, ids=zoo.name)
+@pytest.mark.parametrize("solver", zoo.mostly_slow(zoo.SOLVERS, 4), ids=zoo.name)
 def test_with_twenty_evaluations_every_solver_draws_the_spread_of_the_data_or_says_that_it_cannot(
     solver: Solver,
 ) -> None:

@@ -188,7 +188,7 @@ def test_every_tensor_that_the_library_makes_is_given_its_device() -> None:
     makers = set(MAKERS.split())
     missing = []
     for path in sorted(Path(sde_diffusion.__file__).parent.rglob("*.py")):
-        if path.parent.name in ABOVE or path.stem in {"plots", "memory", "registry", "standardisation"}:
+        if path.parent.name in ABOVE or path.stem in {"plots", "memory", "registry", "standardise"}:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in makers:

@@ -69,6 +69,7 @@ def test_a_solver_that_steps_in_t_gives_the_exact_density_of_its_samples(sde, so
     assert rms(found.solver_error) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("i", "solver"), list(enumerate(ODE_SOLVERS)), ids=repr)
 def test_a_density_is_within_the_error_stated_at_defaults_and_in_six_steps(i, solver):
     sde = GROWING[i % 3]
@@ -91,7 +92,7 @@ def test_it_is_so_on_every_process_in_any_number_of_steps(sde, solver):
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), RK4(), AdamsMoulton(), Reversible(Heun())], ids=repr)
-@pytest.mark.parametrize("steps", [1, 3, 9, 32])
+@pytest.mark.parametrize("steps", zoo.mostly_slow([3, 1, 9, 32]))
 def test_a_fixed_solver_states_its_error_on_data_too(solver, steps):
     x = MODEL.sample(32, seed=1)
     sampler = SDESampler(MODEL.sde, MODEL)

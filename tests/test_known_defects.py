@@ -199,7 +199,7 @@ def test_d4_no_grid_repeats_a_level_at_any_number_of_steps(sde: GaussianSDE) -> 
 
 @pytest.mark.parametrize(
     "solver",
-    [s if "time" not in repr(s) or s.facts.memory == 3 else pytest.param(s, marks=pytest.mark.slow) for s in MULTISTEP],
+    zoo.mostly_slow(MULTISTEP, 4),
     ids=zoo.name,
 )
 def test_d4_multistep_solvers_are_finite_on_the_karras_levels_at_every_number_of_steps(solver: Solver) -> None:

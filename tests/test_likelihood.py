@@ -50,6 +50,7 @@ def test_gaussian_data_with_the_matched_prior_have_their_closed_form(sde):
     assert found.nfe == 400
 
 
+@pytest.mark.slow
 @every_sde
 def test_with_a_plain_prior_it_is_the_density_of_the_exact_flow_of_that_prior(sde):
     """The flow is affine along the eigenvectors of C: log p = log N(latent; 0, s_T^2) + log of the stretch."""
@@ -84,6 +85,7 @@ def test_a_mixture_has_its_closed_form_up_to_the_prior(sde):
     torch.testing.assert_close(found.value, torch.logsumexp(torch.stack(parts), 0), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "steps", "tol"),
     [(Heun(), 150, 5e-3), (RK4(), 50, 1e-4), (Torchdiffeq("dopri5", 1e-9, 1e-9), 1, 1e-6)],

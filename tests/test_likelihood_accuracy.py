@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+import zoo
 from mixtures import mixture
 from scipy import stats
 
@@ -229,7 +230,7 @@ def test_scaling_and_shifting_the_data_shifts_the_density_by_the_jacobian():
     torch.testing.assert_close(b.value, a.value - 2 * math.log(2), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), FlowSDE(), EDMSDE()], ids=repr)
+@pytest.mark.parametrize("sde", zoo.mostly_slow([VPSDE(), FlowSDE(), EDMSDE()]), ids=repr)
 @pytest.mark.parametrize("scale", [None, 0.73])
 def test_a_sample_has_the_density_that_it_was_drawn_with(sde, scale):
     """Forward equals backward, in the angle and in t; the latent comes back."""

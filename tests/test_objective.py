@@ -87,6 +87,7 @@ def test_every_pair_that_is_allowed_learns_the_moons_in_600_steps(sde, kind):
     ],
     ids=repr,
 )
+@pytest.mark.slow
 def test_a_pair_that_is_allowed_learns_the_moons_roughly_in_150_steps(sde, kind):
     assert distance(network(sde, kind, hidden=32), 150) < 0.5
 

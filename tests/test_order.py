@@ -24,7 +24,7 @@ def best(solver: Solver) -> float:
     return max(zoo.named_order(solver) + 1, solver.facts.order) + 0.6
 
 
-@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.mostly_slow(zoo.SMOOTH_SDES), ids=zoo.name)
 @pytest.mark.parametrize("solver", zoo.ODE_SOLVERS, ids=zoo.name)
 def test_every_ode_solver_reaches_its_order_on_every_sde(solver: Solver, sde: GaussianSDE) -> None:
     found = orders.deterministic(solver, sde)
@@ -95,7 +95,7 @@ AFFINE = [
 ]
 
 
-@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.mostly_slow(zoo.SMOOTH_SDES), ids=zoo.name)
 @pytest.mark.parametrize("solver", AFFINE, ids=zoo.name)
 def test_stochastic_solvers_have_weak_order_one_or_better(solver: Solver, sde: GaussianSDE) -> None:
     found = orders.weak(solver, sde)

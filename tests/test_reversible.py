@@ -90,7 +90,7 @@ def test_what_is_encoded_is_decoded_by_the_inner_solver_alone() -> None:
     assert torch.equal(sampler(VPSDE(), Heun()).sample(x_T=code), sampler(VPSDE(), Reversible(Heun())).sample(x_T=code))
 
 
-@pytest.mark.parametrize("sde", zoo.SMOOTH_SDES, ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.mostly_slow(zoo.SMOOTH_SDES), ids=zoo.name)
 @pytest.mark.parametrize("inner", [Angle(Heun()), Angle(RK4()), DDIM()], ids=zoo.name)
 def test_encoding_has_the_order_of_the_inner_solver(inner: Solver, sde: GaussianSDE) -> None:
     model = orders.gaussian(sde)

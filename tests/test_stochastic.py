@@ -196,6 +196,7 @@ def strong_errors(model, solver: Solver, x: Tensor, path: Callable[[], NoiseSour
     return [float((orders.solve(model, solver, x, n, path()) - exact).square().mean().sqrt()) for n in steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "sde"), STRONG, ids=zoo.name)
 def test_every_stochastic_solver_has_its_strong_order_on_one_brownian_path(solver: Solver, sde: GaussianSDE) -> None:
     # In any smooth clock a unit increment of the path differs from the weighted one of an exponential solver by the

@@ -840,7 +840,7 @@ def nets() -> dict[str, MLP]:
 
 
 @pytest.mark.parametrize("kind", [predict.noise, predict.v, predict.velocity, predict.EDM(1.4)], ids=repr)
-@pytest.mark.parametrize("sde", [VPSDE(), FlowSDE()], ids=zoo.name)
+@pytest.mark.parametrize("sde", zoo.mostly_slow([VPSDE(), FlowSDE()]), ids=zoo.name)
 def test_a_trained_network_passes_as_what_it_is(sde: GaussianSDE, kind: Any) -> None:
     if isinstance(sde, FlowSDE) and kind == predict.noise:
         sde = CosineSDE()  # noise tells nothing of the data at the end of the flow

@@ -123,3 +123,8 @@ class DoubleWell(SDE):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         return -0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+def mostly_slow(items: Iterable[object], every: int = 100) -> list[Any]:
+    """The items as parameters of a test, of which the first of so many is fast and all others are slow."""
+    return [pytest.param(item, marks=[pytest.mark.slow] * bool(i % every)) for i, item in enumerate(items)]
