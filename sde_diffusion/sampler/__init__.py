@@ -2,5 +2,6 @@
 
 from sde_diffusion.sampler.forecast import SamplingWarning
 from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sampler.watch import HeldOutLikelihood, Previews
 
-__all__ = ["SDESampler", "SamplingWarning"]
+__all__ = ["HeldOutLikelihood", "Previews", "SDESampler", "SamplingWarning"]
