@@ -2,6 +2,5 @@
 
 from sde_diffusion.sampler.forecast import SamplingWarning
 from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.sampler.watch import HeldOutLikelihood, Previews
 
-__all__ = ["HeldOutLikelihood", "Previews", "SDESampler", "SamplingWarning"]
+__all__ = ["SDESampler", "SamplingWarning"]
