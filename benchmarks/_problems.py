@@ -179,11 +179,11 @@ def network(name: str, net: MLP | UNet, sde: GaussianSDE, kind: Parametrisation,
     if not (folder / "model.json").exists():
         x0, labels = toys(of, seed)
         model = Network(net, sde, kind, shape=x0.shape[1:])
-        given = labels if net.config["classes"] else None
+        given = {"label": labels} if net.config["classes"] else {}
         size = 256 if x0.ndim == 2 else 64
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "column")  # the pixels of digits are of unit scale together only
-            run = train(model, x0, given, steps=steps, recipe=Recipe(batch_size=size, lr=3e-3), seed=seed)
+            run = train(model, x0, steps=steps, recipe=Recipe(batch_size=size, lr=3e-3), seed=seed, cond=given)
         save_checkpoint(folder, run.model)
     return load_checkpoint(folder).model
 

@@ -13,14 +13,13 @@ from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli import train as train_command
-from sde_diffusion.cli.limits import check_batch, check_passes, classes_of, parameters_at
+from sde_diffusion.cli.limits import check_batch, classes_of, parameters_at
 from sde_diffusion.data import memory
 from sde_diffusion.likelihood import Method
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.plots import check_picture
 from sde_diffusion.solvers import Heun
 from sde_diffusion.training import save_checkpoint
-from sde_diffusion.training._input import batches
 
 
 @pytest.fixture(scope="module")
@@ -179,30 +178,6 @@ def test_a_sampler_of_more_than_a_million_steps_is_refused_at_once(how):
     assert SDESampler(model.sde, model, steps=1000).steps == 1000
 
 
-def test_batches_are_those_drawn_one_round_at_a_time_and_large_ones_take_no_square(monkeypatch):
-    for n, size in ((7, 3), (7, 7), (7, 20), (1, 5), (5, 1)):
-        generator, order, expected = torch.Generator().manual_seed(0), torch.empty(0, dtype=torch.long), []
-        for _ in range(6):
-            while len(order) < size:
-                order = torch.cat([order, torch.randperm(n, generator=generator)])
-            expected.append(order[:size].tolist())
-            order = order[size:]
-        found = [rows.tolist() for rows in batches(n, size, 6, torch.Generator().manual_seed(0))]
-        assert found == expected
-        drawn = [i for rows in found for i in rows]
-        assert all(sorted(drawn[i : i + n]) == list(range(n)) for i in range(0, 6 * size - n, n))
-    joined, true = [], torch.cat
-
-    def cat(parts):
-        joined.append(len(parts))
-        return true(parts)
-
-    monkeypatch.setattr(torch, "cat", cat)
-    (rows,) = batches(4, 10_000, 1, torch.Generator().manual_seed(0))
-    assert rows.bincount().tolist() == [2_500] * 4
-    assert joined == [2_501]  # and not once for each of 2,500 rounds, over all before it
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -235,12 +210,6 @@ def test_the_memory_of_the_machine_is_what_linux_says_of_it(monkeypatch):
     monkeypatch.undo()
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < memory.memory() <= 1024 * int(lines["MemTotal"].split()[0])
-
-
-def test_samples_that_will_be_seen_a_thousand_times_are_told_of():
-    with pytest.warns(UserWarning, match="each of 140 samples will be seen 2,743 times, and may be learnt by heart"):
-        check_passes(140, 3000, 128)
-    check_passes(1437, 3000, 128)
 
 
 @pytest.mark.parametrize(

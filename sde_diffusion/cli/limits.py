@@ -7,7 +7,6 @@ pass of three samples.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +23,6 @@ COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
 PASSES = 2
 """How often the tensors that a pass keeps for its gradient are in memory while the gradient is found."""
-BY_HEART = 1000
-"""After how many passes over the samples a network may have learnt them by heart."""
 SAMPLE, SEED = 32, 64
 """Bytes in memory at the end: for each number of a sample, four copies in float64; for each sample, seed and label."""
 
@@ -62,17 +59,6 @@ def classes_of(labels: Tensor | None) -> int:
             "number the classes 0, 1, ... without a gap, numpy.unique(label, return_inverse=True)[1]"
         )
     return classes
-
-
-def check_passes(samples: int, steps: int, batch_size: int) -> None:
-    """Warns where every sample will be seen so often that a network may learn the samples by heart."""
-    passes = steps * batch_size / samples
-    if passes > BY_HEART:
-        warnings.warn(
-            f"each of {samples:,} samples will be seen {passes:,.0f} times, and may be learnt by heart: keep some out, "
-            "compare their `likelihood` with that of the others, and take fewer --steps where it is lower",
-            stacklevel=3,
-        )
 
 
 def check_network(make: Callable[[int], nn.Module], width: int, out: Path) -> None:

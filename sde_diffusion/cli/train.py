@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._files import beside, keep
 from sde_diffusion.cli._arguments import LARGEST_BATCH, MOST_STEPS, Say, add_command, count, path
-from sde_diffusion.cli.limits import PASSES, check_batch, check_checkpoint, check_network, check_passes, classes_of
+from sde_diffusion.cli.limits import PASSES, check_batch, check_checkpoint, check_network, classes_of
 from sde_diffusion.data.files import load_array
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser import predict
@@ -150,7 +150,6 @@ def train_file(
     model = _model_for(net, design.sde, design.kind, shape)
     loss = model.objective()
     check_batch(net, shape, recipe.batch_size, passes=PASSES)
-    check_passes(len(x), steps, recipe.batch_size)
     say(f"{len(x)} samples {shape}, {classes or 'no'} classes, {scaling}")
     say(f"{_describe(net)}, {type(model.kind).__name__} prediction, {model.sde!r}, {loss!r}")
     if (tables := out / TABLES).is_file():
@@ -162,7 +161,8 @@ def train_file(
 
     try:
         z = scaling.apply(x)
-        done = train(model, z, labels, steps=steps, loss=loss, recipe=recipe, seed=seed, progress=True)
+        cond = {} if labels is None else {"label": labels}
+        done = train(model, z, steps=steps, loss=loss, recipe=recipe, seed=seed, progress=True, cond=cond)
     except BaseException as stop:
         _save_part(getattr(stop, "training", None), save, out, say)
         raise

@@ -179,7 +179,7 @@ def _train(bench: Bench, settings: Settings) -> tuple[Denoiser, float]:
     trained = train(
         Network(net, SDE, predict.edm, shape=(1, 8, 8)),
         bench.levels,
-        bench.labels,
+        label=bench.labels,
         steps=settings.steps,
         loss=DenoisingScoreMatching(LogNormalSigma(mean=-0.65, std=1.4)),
         recipe=Recipe(transform=bench.fresh),

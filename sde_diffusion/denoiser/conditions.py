@@ -93,7 +93,7 @@ class Conditions:
         self._tree: dict[str, _Leaf | _Tree] = {}
         if given:
             names = None if declared is None else set(declared)
-            for name, value in _merged(given).items():
+            for name, value in merged(given).items():
                 meant = "unsaid" if names is None else "declared" if name in names else "shared"
                 self._tree[name] = self._sorted(value, name, meant)
 
@@ -221,7 +221,7 @@ def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:
             )
 
 
-def _merged(given: Mapping[str, Any]) -> dict[str, Any]:
+def merged(given: Mapping[str, Any]) -> dict[str, Any]:
     """Conditions by name, with those of an entry called `cond` among them."""
     named = dict(given)
     if option := next((name for name in named if name in OPTIONS), None):

@@ -4,7 +4,7 @@ from sde_diffusion.training import losses
 from sde_diffusion.training.callbacks import JSONL, Callback, Event, StopTraining, Tracker
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
-from sde_diffusion.training.loop import Training, TrainingInterrupted, train
+from sde_diffusion.training.loop import Saving, Training, TrainingInterrupted, train
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.stopping import EarlyStopping, Measured
@@ -22,6 +22,7 @@ __all__ = [
     "PowerDecay",
     "Recipe",
     "Snapshots",
+    "Saving",
     "StopTraining",
     "Tracker",
     "Training",

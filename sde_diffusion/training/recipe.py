@@ -1,52 +1,122 @@
-"""How a run of `train` goes, whatever the model and the objective: batches, learning rate, average, transform."""
+"""How a run of `train` goes, whatever the model and the objective: batches, optimiser, averages, transform."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import nn
 
 from sde_diffusion._checks import check_callable, check_count, check_positive
+from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.training._input import Transform
 from sde_diffusion.training.ema import Decay, PowerDecay
 
+OptimiserOf = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+Schedule = Callable[[int, int], float]
+
 WARM_UP = 100
 """Steps over which the learning rate rises, or a tenth of the run if that is less."""
+PRECISIONS = ("no", "bf16", "fp16")
 
 
-def learning_rate(i: int, steps: int, peak: float) -> float:
-    r"""Rate at step $i = 0, \dots, N - 1$: a rise over $w$ = 100 steps, or N/10 if that is less, and a cosine to zero.
+def adamw(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """AdamW with betas (0.9, 0.99)."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99))
 
-    $$ \mathrm{peak} \cdot \min\Big(1, \frac{i + 1}{w}\Big) \cdot \cos^2\frac{\pi i}{2N} $$
+
+def warm_cosine(i: int, steps: int) -> float:
+    r"""Factor on the rate at step $i = 0, \dots, N - 1$: a rise over $w$ = 100 steps, or N/10 if that is less, and a
+    cosine to zero.
+
+    $$ \min\Big(1, \frac{i + 1}{w}\Big) \cdot \cos^2\frac{\pi i}{2N} $$
     """
     rise = max(1, min(WARM_UP, steps // 10))
-    return peak * min(1.0, (i + 1) / rise) * math.cos(0.5 * math.pi * i / steps) ** 2
+    return min(1.0, (i + 1) / rise) * math.cos(0.5 * math.pi * i / steps) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """What belongs to a run of `train`, whatever the model and the objective.
 
     Args:
-        batch_size: Samples per step; it may exceed the number of samples.
+        batch_size: Samples per step, of all processes and micro-batches together; it may exceed the number of samples.
         lr: The highest learning rate.
-        decay: The decay of the weight average: `PowerDecay()`, `ConstantDecay()`.
-        transform: Called as `transform(batch, generator)` on every batch: fresh dequantisation, augmentation. With it,
-            the data may hold anything, integers for instance, so long as its results are as asked of the data.
+        averages: The decay of the weight average, `PowerDecay()` or `ConstantDecay()`, or several decays: the first is
+            that of the model which `train` returns, the others come beside it.
+        transform: Called as `transform(rows, generator)` on the rows of every batch, at most 32,768 numbers at once:
+            fresh dequantisation, augmentation. With it, the data may hold anything, integers for instance, so long as
+            its results are as asked of the data.
+        optimiser: Called as `optimiser(parameters, lr)`, it answers a `torch.optim.Optimizer` for a list of parameters.
+        schedule: Called as `schedule(i, steps)` before step `i = 0, ..., steps - 1`, it answers the factor on the rate.
+        clip: The largest norm of the gradient, all parameters together; `math.inf` for any.
+        accumulate: Micro-batches per step, each of an equal share of the batch: less memory, the same gradient.
+        precision: `"no"`, or `"bf16"` or `"fp16"` for mixed precision; the weights and their averages stay as they are.
 
     Raises:
-        TypeError: A `batch_size` that is no integer, an `lr` that is no number, a `decay` or `transform` that is no
-            function.
-        ValueError: A `batch_size` below 1, or an `lr` that is not positive and finite.
+        TypeError: A `batch_size` or `accumulate` that is no integer, an `lr` or `clip` that is no number; averages, a
+            transform, an optimiser or a schedule that is no function.
+        ValueError: A number that is not positive, an `lr` that is not finite, no average, another precision.
+
+    Example:
+        >>> Recipe(256, 1e-3, optimiser=lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9))
+        >>> Recipe(schedule=lambda i, steps: 1.0, averages=(PowerDecay(0.05), PowerDecay(0.1)))
     """
 
     batch_size: int = 128
     lr: float = 2e-3
-    decay: Decay = field(default_factory=PowerDecay)
+    averages: Decay | Sequence[Decay] = field(default_factory=PowerDecay)
     transform: Transform | None = None
+    optimiser: OptimiserOf = adamw
+    schedule: Schedule = warm_cosine
+    clip: float = 1.0
+    accumulate: int = 1
+    precision: str = "no"
 
     def __post_init__(self) -> None:
         check_count(self.batch_size, "batch_size")
         check_positive(self.lr, "lr")
-        check_callable(self.decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
+        if not self.decays:
+            raise ValueError("averages is empty: wanted a decay, such as PowerDecay(), or several")
+        for decay in self.decays:
+            check_callable(decay, "averages", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
         if self.transform is not None:
             check_callable(self.transform, "transform", "a function (batch, generator) -> batch")
+        check_callable(self.optimiser, "optimiser", "a function (parameters, lr) -> torch.optim.Optimizer")
+        check_callable(self.schedule, "schedule", "a function (i, steps) -> factor on lr")
+        if self.clip != math.inf:
+            check_positive(self.clip, "clip")
+        check_count(self.accumulate, "accumulate")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {self.precision!r}")
+
+    @property
+    def decays(self) -> tuple[Decay, ...]:
+        """The decay of each average."""
+        return tuple(self.averages) if isinstance(self.averages, Sequence) else (self.averages,)
+
+    def __repr__(self) -> str:
+        return f"Recipe({', '.join(f'{name}={value}' for name, value in self.words(default=False).items())})"
+
+    def words(self, *, default: bool = True) -> dict[str, str]:
+        """Each field as it is written, functions by their name.
+
+        Args:
+            default: Whether those are among them that are as they are by default, besides the first two.
+        """
+        return {
+            f.name: _said(value)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != getattr(_USUAL, f.name) or default or f.name in ("batch_size", "lr")
+        }
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_said, value))}{',' * (len(value) == 1)})"
+    return name_of(value) if callable(value) else repr(value)
+
+
+_USUAL = Recipe()

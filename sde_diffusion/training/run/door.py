@@ -1,0 +1,240 @@
+"""The data at the door: everything that can be told of them before the first step, in one pass, a chunk at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_labels, check_state, rows_in_words
+from sde_diffusion.data.source import Batch, Source
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.training._input import Transform, warn
+from sde_diffusion.training.run.feed import Inputs
+
+SHIFT = 1.0
+"""Mean of a column, in standard deviations the model expects, beyond which `train` warns."""
+SPREAD = 3.0
+"""Factor between the standard deviation of a column and the one the model expects beyond which `train` warns."""
+CHUNK = 2**22
+"""Numbers that are looked at together."""
+TRIED = 4096
+"""Rows that a transform is tried on."""
+BY_HEART = 1000
+"""After how many passes over the rows a network may have learnt them by heart."""
+
+
+def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator) -> None:
+    """Looks at all rows, or at the first ones of a stream, and at their conditions.
+
+    Raises:
+        TypeError: Integer or half-precision data, labels that are not integers.
+        ValueError: Another event shape; rows that are not finite, by their numbers; labels that do not fit the net.
+
+    Warns:
+        UserWarning: A column, or channel, that is not of the scale the model expects.
+    """
+    columns, context, labels, first = Columns(), Columns(), _Labels(model), 0
+    for x, cond in _chunks(inputs):
+        seen: Tensor | None = x
+        if transform is not None:  # a copy: it may work in place, and these rows come again
+            seen = transform(x[:TRIED].clone(), generator) if not first else None
+        if seen is not None:
+            check_state(seen, "data", shape=model.shape)
+            _check_finite(seen, "data", first)
+            columns.add(seen)
+        for name, value in cond.items():
+            _check_condition(model, name, value, first)
+        if "label" in cond:
+            labels.add(cond["label"], first)
+        found = cond.get("context")
+        if isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 2:
+            context.add(found)
+        first += len(x)
+    labels.check()
+    _warn_of_data(model, columns)
+    _warn_of_context(context)
+
+
+def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
+    """Warns where every row will be seen so often that a network may learn the rows by heart."""
+    if isinstance(inputs.data, Source) and (passes := steps * batch_size / len(inputs.data)) > BY_HEART:
+        warn(
+            f"each of {len(inputs.data):,} rows will be seen {passes:,.0f} times, and may be learnt by heart: keep "
+            "some out, and give them as val, which tells when that begins and ends the run there",
+            4,
+        )
+
+
+def _chunks(inputs: Inputs) -> Iterator[Batch]:
+    data = inputs.data
+    if not isinstance(data, Source):
+        yield data.first()
+        return
+    size, first = max(1, CHUNK // max(1, math.prod(data.shape))), 0
+    for x, cond in data.chunks(size):
+        yield Batch(x, inputs.with_given(torch.arange(first, first + len(x)), cond))
+        first += len(x)
+
+
+def _check_finite(x: Tensor, name: str, first: int) -> None:
+    if not math.isfinite(x.sum().item()):
+        bad = ~torch.isfinite(x).reshape(len(x), -1).all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                f"{name} holds NaN or infinity in {rows_in_words(bad, first)}: clean the data before it comes here"
+            )
+
+
+def _check_condition(model: Denoiser, name: str, value: Any, first: int) -> None:
+    """Numbers are finite; but for unknown entries of a context, where the net knows of those."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_condition(model, f"{name}.{key}", part, first)
+    elif isinstance(value, Tensor) and value.is_floating_point():
+        if name == "context" and isinstance(model.built_with().get("context"), int):
+            value = torch.nan_to_num(value, nan=0.0, posinf=math.inf, neginf=-math.inf)
+        _check_finite(value if value.ndim else value[None], f"condition {name!r}", first if value.ndim else 0)
+
+
+class Columns:
+    """Mean, standard deviation and range of each column, by chunks, NaN left out; in float64."""
+
+    def __init__(self) -> None:
+        self.count: Tensor | None = None
+        self.rows = 0
+        self.event = 0
+
+    def add(self, x: Tensor) -> None:
+        """Takes more rows in, shape `(B, *)`, a column being an entry of the first axis of a row."""
+        self.rows, self.event = self.rows + len(x), x.ndim
+        wide = x.detach().double()
+        flat = (wide[:, None] if x.ndim == 1 else wide.transpose(0, 1)).reshape(1 if x.ndim == 1 else x.shape[1], -1)
+        known = ~flat.isnan()
+        count, zero = known.sum(1).double(), torch.zeros((), dtype=torch.float64, device=flat.device)
+        mean = torch.where(known, flat, zero).sum(1) / count.clamp_min(1)
+        square = torch.where(known, flat - mean[:, None], zero).square().sum(1)
+        low = torch.where(known, flat, zero + math.inf).amin(1)
+        high = torch.where(known, flat, zero - math.inf).amax(1)
+        if self.count is None:
+            self.count, self.mean, self.square, self.low, self.high = count, mean, square, low, high
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self.square = self.square + square + shift.square() * self.count * count / total.clamp_min(1)
+        self.mean = self.mean + shift * count / total.clamp_min(1)
+        self.count, self.low, self.high = total, torch.minimum(self.low, low), torch.maximum(self.high, high)
+
+    def found(self) -> tuple[list[float], list[float], list[bool]]:
+        """The means, the standard deviations, and which columns are constant."""
+        if self.count is None:
+            return [], [], []
+        stds = (self.square / self.count.clamp_min(1)).sqrt()
+        return self.mean.tolist(), stds.tolist(), (self.low >= self.high).tolist()
+
+    @property
+    def single(self) -> bool:
+        """Whether a column has one number, and no spread."""
+        return self.count is None or float(self.count.max()) <= 1
+
+
+def _warn_of_data(model: Denoiser, columns: Columns) -> None:
+    """Warns of the first column of vectors, or channel of images, that is not as the model expects."""
+    means, stds, level = columns.found()
+    c, single = model.data_std, columns.single
+
+    def sound(i: int) -> bool:
+        if single:
+            return abs(means[i]) <= SPREAD * c
+        return not level[i] and c / SPREAD <= stds[i] <= SPREAD * c and abs(means[i]) <= SHIFT * c
+
+    off = [i for i in range(len(means)) if not sound(i)]
+    if not off:
+        return
+    i = off[0]
+    more = f" (and {len(off) - 1} more)" if len(off) > 1 else ""
+    where = f"{'channel' if columns.event > 2 else 'column'} {i}{more} of the data"
+    if level[i] and not single:
+        warn(f"{where} is constant, {means[i]:.4g}: there is nothing to learn in it, leave it out", 4)
+        return
+    scale, sign = "" if c == 1 else f"{c:g} * ", "-" if means[i] >= 0 else "+"
+    text = (
+        f"{where} has mean {means[i]:.4g} and standard deviation {stds[i]:.4g}, but the model expects about 0 and "
+        f"{c:g}: standardise it, {scale}(x {sign} {abs(means[i]):.4g}) / {stds[i] or 1:.4g}"
+    )
+    typical = sorted(stds)[len(stds) // 2]
+    alike = typical > 0 and all(
+        typical / SPREAD <= s <= SPREAD * typical and abs(m) <= SHIFT * typical
+        for m, s in zip(means, stds, strict=True)
+    )
+    if alike and model.kind is not None and (fitting := model.kind.at_scale(float(f"{typical:.3g}"))):
+        text += f", or give predict.{fitting!r}"
+    warn(text, 4)
+
+
+def _warn_of_context(columns: Columns) -> None:
+    """Warns of the first column of a context that is far from what networks are made for."""
+    means, stds, level = columns.found()
+    for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
+        if not columns.single and not level[i] and (not 1 / SPREAD <= std <= SPREAD or abs(mean) > SPREAD):
+            warn(
+                f"column {i} of condition 'context' has mean {mean:.4g} and standard deviation {std:.4g}, but networks "
+                f"expect about 0 and 1: standardise it, here and where you sample",
+                4,
+            )
+            return
+
+
+class _Labels:
+    """Labels, held to the classes that the net says it was built with, in its `config`."""
+
+    def __init__(self, model: Denoiser) -> None:
+        config = model.built_with()
+        known = config.get("classes")
+        self.classes: int | None = known if isinstance(known, int) else None
+        self.most = -1
+        if self.classes is not None:  # the null label, where the net learns it
+            self.most = self.classes if config.get("label_drop", 1) else self.classes - 1
+        self.low, self.high = 0, -1
+        self.bad: tuple[int, int] | None = None
+        self.count = 0
+
+    def add(self, labels: Any, first: int) -> None:
+        """Takes more labels in, of the rows from `first` on."""
+        if self.classes is None:
+            return
+        found = check_labels(labels, "label")
+        if not found.numel():
+            return
+        low, high = int(found.min()), int(found.max())
+        self.low, self.high = (low, high) if self.high < self.low else (min(self.low, low), max(self.high, high))
+        bad = ((found < 0) | (found > self.most)).flatten().nonzero()
+        if len(bad):
+            i = int(bad[0, 0])
+            self.bad = self.bad or (first + i, int(found.flatten()[i]))
+            self.count += len(bad)
+
+    def check(self) -> None:
+        """Raises `ValueError` if a label was none of the net's."""
+        if self.classes is None or self.high < self.low:
+            return
+        if not self.classes:
+            raise ValueError(
+                f"labels were given, but the net was built with classes=0: leave them out, or build it with "
+                f"classes={self.high + 1}"
+            )
+        if self.high == self.classes and self.low > 0:
+            raise ValueError(
+                f"labels run from {self.low} to {self.classes}, and {self.classes} is the null label of this net: "
+                f"number its classes 0..{self.classes - 1}"
+            )
+        if self.bad is not None:
+            i, label = self.bad
+            raise ValueError(
+                f"label must lie in 0..{self.classes - 1}, got label[{i}] = {label}"
+                + (f" and {self.count - 1} more like it" if self.count > 1 else "")
+                + ": correct them, or build the net with more classes"
+            )

@@ -1,0 +1,274 @@
+"""What a step is given: the rows of a batch that this process is to work on, with their conditions and random numbers.
+
+A `Source` is read in the order that the seed gives it, a `Stream` as it comes. The rows of a transform come in blocks
+with a random stream each, so that a process may make its own share alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import WIDE, SolverError
+from sde_diffusion.data.order import Order
+from sde_diffusion.data.source import Source, Stream, source_of
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import Conditions, PerSample, merged
+from sde_diffusion.training._input import Transform
+from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.run.engine import Engine
+from sde_diffusion.training.run.streams import Block, Streams, blocks
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An objective whose times can be drawn for a batch of which it sees a part."""
+
+    def times_for(self, model: Any, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Times for `n` samples, `(n,)`."""
+
+
+class Part(NamedTuple):
+    """A micro-batch.
+
+    Attributes:
+        x: Data `(B, *)`, on the device of the model; zeros where they were not finite.
+        draws: What the objective is called with besides: `generator`, and `t` and `eps` if it takes times.
+        cond: The conditions by name.
+        broken: Which rows were not finite, by their places in the batch.
+    """
+
+    x: Tensor
+    draws: dict[str, Any]
+    cond: dict[str, Any]
+    broken: list[int]
+
+
+_Share = tuple[Tensor, dict[str, Any], Tensor | None]  # rows, the conditions they came with, their numbers
+
+
+class Inputs(NamedTuple):
+    """Data with their conditions; those that came with the call are sorted into rows and what is shared."""
+
+    data: Source | Stream
+    given: Conditions | None
+    dtype: torch.dtype | None = None  # that of the model, to which numbers are brought that were no tensors
+
+    def with_given(self, numbers: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
+        """The conditions of some rows, which have these numbers, by what they came with and what the call came with."""
+        if self.given is None:
+            return cond
+        return {**cond, **self.given.rows(cast(Sequence[int], numbers))}
+
+
+def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
+    """Data of any kind, with the conditions of a call.
+
+    Where neither a mark nor the model says which conditions have rows, all that can have do.
+
+    Raises:
+        TypeError: Data of another kind; conditions beside a stream.
+        ValueError: Conditions with another number of rows, or that come with the data as well.
+    """
+    found, named = source_of(data), merged(cond)
+    own_dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+    dtype = own_dtype if own_dtype in WIDE else torch.float32
+    kept = None if isinstance(data, Tensor) else dtype
+    if not named:
+        return Inputs(found, None, kept)
+    if isinstance(found, Stream):
+        raise TypeError(
+            f"{type(data).__name__} is a stream, whose rows have no numbers that condition {next(iter(named))!r} could "
+            "be matched by: let every item bring its own, (x, {'label': ...})"
+        )
+    if model.per_sample is None:
+        named = {name: _per_sample(value) for name, value in named.items()}
+    given = Conditions.of(model, named, len(found)).each(lambda value: _as_tensor(value, dtype))
+    own = found.rows(torch.zeros(1, dtype=torch.int64)).cond
+    if twice := sorted(own.keys() & named.keys()):
+        raise ValueError(
+            f"condition {twice[0]!r} is given twice, with the rows of the data and beside them: give it once"
+        )
+    return Inputs(found, given, kept)
+
+
+def _per_sample(value: Any) -> Any:
+    """Marks what can have rows."""
+    if isinstance(value, Mapping):
+        return {key: _per_sample(part) for key, part in value.items()}
+    has_rows = isinstance(value, list | tuple | range) or getattr(value, "ndim", 0) > 0
+    return PerSample(value) if has_rows and not hasattr(value, "_fields") else value
+
+
+def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
+    """Arrays and lists of numbers as tensors, real ones in the dtype of the model; all else as it is."""
+    if isinstance(value, list | tuple) and value and not hasattr(value, "_fields"):
+        with suppress(ValueError):  # rows of unlike shape
+            value = np.asarray(value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return value
+    return torch.as_tensor(value, dtype=dtype if value.dtype.kind == "f" else None)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of a run, or the share in them of one of several processes.
+
+    Args:
+        inputs: The data.
+        model: The model to be trained.
+        objective: What it is trained by.
+        recipe: The batch size, the micro-batches, the transform.
+        streams: The random streams of the run.
+        engine: Which process this is.
+
+    Raises:
+        ValueError: A batch size that does not split into equal shares.
+    """
+
+    inputs: Inputs
+    model: Denoiser
+    objective: Objective
+    recipe: Recipe
+    streams: Streams
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        ranks, micro = self.engine.ranks, self.recipe.accumulate
+        if self.recipe.batch_size % (ranks * micro):
+            raise ValueError(
+                f"batch_size {self.recipe.batch_size} does not split into equal shares for {ranks} processes and "
+                f"accumulate={micro}: wanted a multiple of {ranks * micro}, such as "
+                f"{ranks * micro * max(1, round(self.recipe.batch_size / (ranks * micro)))}"
+            )
+
+    @property
+    def order(self) -> Order | None:
+        """The order of the rows; None for a stream."""
+        data = self.inputs.data
+        return Order(len(data), self.recipe.batch_size, self.streams.seed) if isinstance(data, Source) else None
+
+    @property
+    def share(self) -> range:
+        """The places in a batch that are those of this process."""
+        size = self.recipe.batch_size // self.engine.ranks
+        return range(self.engine.rank * size, (self.engine.rank + 1) * size)
+
+    def steps(self, first: int, last: int) -> Iterator[list[Part]]:
+        """The micro-batches of each step from `first` to before `last`."""
+        data = self.inputs.data
+        batches = self._of_source(data, first, last) if isinstance(data, Source) else self._of_stream(data, first)
+        for step in range(first, last):
+            try:
+                x, cond, numbers = next(batches)
+            except StopIteration:
+                raise SolverError(f"the stream ended before step {step + 1}: it has to begin again") from None
+            yield self._parts(step, x, cond, numbers)
+
+    def numbers(self, step: int) -> list[int] | None:
+        """The row numbers of the batch of a step, in order; None for a stream."""
+        return None if self.order is None else self.order.rows(step).tolist()
+
+    def _of_source(self, data: Source, first: int, last: int) -> Iterator[_Share]:
+        order, share, transform = cast(Order, self.order), self.share, self.recipe.transform
+        parts = list(blocks(share, self.recipe.batch_size, math.prod(data.shape))) if transform else []
+        wide = range(parts[0].rows.start, parts[-1].rows.stop) if parts else share  # whole blocks
+        cut = slice(share.start - wide.start, share.stop - wide.start)
+        asked: list[Tensor] = []  # by a source that reads ahead, before it answers
+
+        def numbers() -> Iterator[Tensor]:
+            for step in range(first, last):
+                asked.append(order.rows(step)[wide.start : wide.stop])
+                yield asked[-1]
+
+        for step, batch in enumerate(data.batches(numbers()), first):
+            x, cond = batch.x, batch.cond
+            if transform:
+                x = self._transformed(x, parts, wide.start, transform, step)
+                cond = {name: _cut(value, cut) for name, value in cond.items()}
+            yield x, cond, asked.pop(0)[cut]
+
+    def _of_stream(self, data: Stream, first: int) -> Iterator[_Share]:
+        rank, ranks, transform = self.engine.rank, self.engine.ranks, self.recipe.transform
+        batches = data.batches(self.recipe.batch_size, skip=first, rank=rank, ranks=ranks)
+        for step, batch in enumerate(batches, first):
+            x = batch.x
+            if transform:
+                parts = list(blocks(range(len(x)), len(x), x[0].numel()))
+                x = self._transformed(x, parts, 0, transform, step, rank)
+            yield x, batch.cond, None
+
+    def _transformed(self, x: Tensor, parts: list[Block], start: int, transform: Transform, *place: int) -> Tensor:
+        """What a transform makes of the rows that are asked for, block by block; `x` holds all rows of those blocks."""
+        made = []
+        for block in parts:
+            rows = x[block.rows.start - start : block.rows.stop - start]
+            made.append(transform(rows, self.streams.of("transform", *place, block.number))[block.part])
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _parts(self, step: int, x: Tensor, cond: dict[str, Any], numbers: Tensor | None) -> list[Part]:
+        """The micro-batches of a step, with what is random in them."""
+        n, share, micro = self.recipe.batch_size, self.share, self.recipe.accumulate
+        objective: object = self.objective
+        times: Tensor | None = None
+        if isinstance(objective, Timed):
+            times = objective.times_for(self.model, n, self.streams.of("times", step))
+        if self.inputs.dtype is not None:
+            x, cond = _cast((x, cond), self.inputs.dtype)
+        broken = _broken(x)
+        if broken:
+            x = torch.nan_to_num(x, 0.0, 0.0, 0.0)
+        found, size = [], len(share) // micro
+        for k in range(micro):
+            here = slice(k * size, (k + 1) * size)
+            places = share[here]
+            draws: dict[str, Any] = {"generator": self.streams.of("objective", step, places.start)}
+            part = x if micro == 1 else x[here]
+            if times is not None:
+                draws["t"] = times[places.start : places.stop].to(self.engine.device)
+                draws["eps"] = self.streams.noise(step, places, n, part).to(self.engine.device)
+            told = {name: _cut(value, here) for name, value in cond.items()}
+            if numbers is not None:
+                told = self.inputs.with_given(numbers[here], told)
+            moved = {name: _moved(value, self.engine.device) for name, value in told.items()}
+            found.append(Part(part.to(self.engine.device), draws, moved, [share[i] for i in broken]))
+        return found
+
+
+def _broken(x: object) -> list[int]:
+    """The rows that hold NaN or infinity; whatever else is wrong with a batch, the loss says."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or math.isfinite(x.sum().item()):
+        return []
+    bad = ~torch.isfinite(x.flatten(1) if x.ndim > 1 else x[:, None]).all(1)
+    return bad.nonzero()[:, 0].tolist()
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Real numbers in a dtype; all else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _cast(part, dtype) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_cast(part, dtype) for part in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    """Some rows of a condition that came with the data."""
+    if isinstance(value, Mapping):
+        return {key: _cut(part, rows) for key, part in value.items()}
+    return value[rows]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A condition on a device, as far as it is of tensors."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,130 @@
+"""The folder of a run: the model that was learnt, what is needed to go on, and the metrics.
+
+    model.json      the model, as `load_checkpoint` reads it: of the best validation, else the average
+    state.json      all that a run needs to go on
+    metrics.jsonl   the metrics, a line for each event
+
+Each of the first two comes with a file of tensors, and is replaced as a whole, see `store`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sde_diffusion._checks import check_count, check_flag
+from sde_diffusion._files import check_folder
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.network import Network
+from sde_diffusion.training import store
+from sde_diffusion.training.checkpoint import save_checkpoint
+from sde_diffusion.training.checkpoints.registry import describe
+
+STATE, MODEL, METRICS = "state", "model", "metrics.jsonl"
+MINUTES = 5.0
+"""How often a run is saved where nothing is said."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a run of `train` is kept, and how often it is saved.
+
+    Args:
+        path: The folder, made if need be.
+        every: Steps between two savings; None for about five minutes. A run is saved at its end too, and when it is
+            interrupted or fails.
+        keep: How many of the states before the last one stay, to go on from if that is damaged.
+        overwrite: Whether a run that is there already is begun anew.
+        scaling: The scaling that brought the data to what the model sees, kept with the model.
+        conditions: Those of its continuous conditions, by name.
+        extra: Anything JSON can hold, kept with the model.
+
+    Raises:
+        TypeError, ValueError: `every` or `keep` is no positive integer.
+    """
+
+    path: str | Path
+    every: int | None = None
+    keep: int = 1
+    overwrite: bool = False
+    scaling: Any = None
+    conditions: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            check_count(self.every, "every")
+        check_count(self.keep, "keep")
+        check_flag(self.overwrite, "overwrite")
+
+
+class Folder:
+    """The folder of a run, for the one process that writes to it.
+
+    Args:
+        saving: Where, and how often.
+    """
+
+    def __init__(self, saving: Saving) -> None:
+        self.saving, self.path = saving, Path(saving.path)
+        self._last = time.monotonic()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder, for this run alone.
+
+        Raises:
+            ValueError: It takes no files.
+            BlockingIOError: Another process has it.
+        """
+        check_folder(self.path, "out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with store.locked(self.path):
+            yield
+
+    def check(self, model: Denoiser, resume: bool) -> None:
+        """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved.
+
+        Raises:
+            TypeError: A model that cannot be rebuilt from its description.
+            ValueError: A run where none is to be.
+            FileNotFoundError: No run where one is to be.
+        """
+        if not isinstance(model, Network):
+            raise TypeError(f"out keeps a Network, got {type(model).__name__}: train the Network inside of it")
+        describe(model)
+        there = any((self.path / f"{name}.json").exists() for name in (STATE, MODEL))
+        if resume and not (self.path / f"{STATE}.json").exists():
+            raise FileNotFoundError(f"there is no run to resume in {self.path}: leave resume out to begin one there")
+        if there and not resume and not self.saving.overwrite:
+            raise ValueError(
+                f"{self.path} holds a run already: go on with it, resume=True; or give another folder, or "
+                f"out=Saving({str(self.path)!r}, overwrite=True) to begin anew in its place"
+            )
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a run that was saved here remembers."""
+        return store.read(self.path, STATE)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save."""
+        if self.saving.every is not None:
+            return step % self.saving.every == 0
+        return time.monotonic() - self._last > 60 * MINUTES
+
+    def save(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Saves what a run has to remember."""
+        store.write(self.path, STATE, about, tensors, keep=self.saving.keep)
+        self._last = time.monotonic()
+
+    def save_model(self, model: Network, extra: Mapping[str, Any]) -> None:
+        """Saves the model, as `load_checkpoint` reads it."""
+        scaling = self.saving.scaling
+        given = {} if scaling is None else {"mean": scaling.mean, "std": scaling.std}
+        save_checkpoint(self.path, model, **given, extra={**extra, **self.saving.extra})

@@ -1,0 +1,44 @@
+"""Ctrl-C and a termination signal, held until the step is done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Signals:
+    """While it is entered, the first SIGINT or SIGTERM is noted, and what comes after it is as ever.
+
+    Only the main thread of a process can have it so; in another one nothing is changed.
+
+    Args:
+        hold: Whether anything is to be held.
+
+    Attributes:
+        came: The name of the signal that came; else None.
+    """
+
+    def __init__(self, hold: bool) -> None:
+        self.came: str | None = None
+        self._hold = hold and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if self._hold:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._restore()

@@ -1,0 +1,138 @@
+"""What a run has to remember, as tensors by name and JSON; and what of it must be the same to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.data.source import Source
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.objectives.weights import name_of
+from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.run.feed import Inputs
+
+LOOKED_AT = 16
+"""Inputs of the data by which they are known again."""
+
+
+class Packed:
+    """States of numbers, words, tensors, and lists and mappings of such, as JSON beside their tensors.
+
+    Attributes:
+        tensors: The tensors by name; one that two states share, as tied weights are, is here once.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[object, ...], str] = {}
+
+    def add(self, value: Any, name: str) -> Any:
+        """What JSON is to hold of a state.
+
+        Args:
+            value: The state, that of an optimiser for instance.
+            name: What its tensors are called, before their place in it.
+
+        Raises:
+            TypeError: Something else in it.
+        """
+        if isinstance(value, Tensor):
+            value = value.detach()
+            place = (value.data_ptr() or name, value.dtype, value.shape, value.stride())
+            found = self._names.setdefault(place, name)
+            self.tensors[found] = value
+            return {"tensor": found}
+        if isinstance(value, Mapping):
+            return {"map": [[key, self.add(part, f"{name}.{key}")] for key, part in value.items()]}
+        if isinstance(value, list | tuple):
+            parts = [self.add(part, f"{name}.{i}") for i, part in enumerate(value)]
+            return parts if isinstance(value, list) else {"tuple": parts}
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": repr(value)}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{name} holds {type(value).__name__}, which is not saved: wanted numbers, words, tensors")
+
+
+def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state that `Packed.add` was given."""
+    if isinstance(value, list):
+        return [unpacked(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inside),) = value.items()
+    if kind == "tensor":
+        return tensors[inside]
+    if kind == "float":
+        return float(inside)
+    if kind == "map":
+        return {key: unpacked(part, tensors) for key, part in inside}
+    return tuple(unpacked(part, tensors) for part in inside)
+
+
+def configuration(
+    model: Denoiser, objective: Objective, recipe: Recipe, inputs: Inputs, *, steps: int, seed: int
+) -> dict[str, str]:
+    """What a run that goes on must have in common with the run that was begun, field by field."""
+    kind = "" if model.kind is None else f", {model.kind!r}"
+    of = getattr(model, "net", model)
+    weights = " ".join(f"{name}{tuple(p.shape)}" for name, p in model.named_parameters())
+    size = sum(p.numel() for p in model.parameters())
+    named = f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}"
+    return {
+        "model": named,
+        "loss": type(objective).__name__ if isinstance(objective, nn.Module) else name_of(objective),
+        **{f"recipe.{name}": word for name, word in recipe.words().items()},
+        "steps": str(steps),
+        "seed": str(seed),
+        "data": _data(inputs),
+    }
+
+
+def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object) -> None:
+    """Raises `ValueError` unless a run that is to go on has the configuration that it was begun with."""
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"{name} is {now[name]}, but the run in {where} was begun with {before.get(name, 'none')}: go on with "
+                f"the same {name.removeprefix('recipe.')}, or begin anew from its weights, train(load_checkpoint"
+                f"({str(where)!r}).model, ..., out=another folder)"
+            )
+
+
+def _data(inputs: Inputs) -> str:
+    """Data in words: how many rows, their shape, and a digest of some of them."""
+    data = inputs.data
+    if not isinstance(data, Source):
+        return f"a stream of {tuple(data.shape)}"
+    n = len(data)
+    numbers = torch.linspace(0, n - 1, min(n, LOOKED_AT), dtype=torch.float64).long()
+    digests = set()
+    for _ in range(2):  # a dataset may answer at random
+        x, cond = data.rows(numbers)
+        held = hashlib.sha256()
+        _digest({"x": x, **inputs.with_given(numbers, cond)}, held)
+        digests.add(held.hexdigest()[:8])
+    return f"{n:,} rows of {tuple(data.shape)} ({'random' if len(digests) > 1 else digests.pop()})"
+
+
+def _digest(value: Any, held: Any) -> None:
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            held.update(str(key).encode())
+            _digest(value[key], held)
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous()
+        held.update(str(flat.dtype).encode() + flat.flatten().view(torch.uint8).numpy().tobytes())
+    else:
+        held.update(repr(value).encode())
+
+
+def _short(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:8]

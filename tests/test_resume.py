@@ -1,0 +1,254 @@
+"""Claim: a run that was cut short and goes on ends bit for bit as one that was not; one that cannot go on says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sde_diffusion import EDMSDE, VPSDE, Network, predict
+from sde_diffusion.data import dequantise
+from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.training import (
+    ConstantDecay,
+    PowerDecay,
+    Recipe,
+    Saving,
+    StopTraining,
+    Training,
+    TrainingInterrupted,
+    load_checkpoint,
+    train,
+)
+
+X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+X = (X - X.mean(0)) / X.std(0, correction=0)
+
+
+def small(hidden: int = 16, **options: Any) -> Network:
+    torch.manual_seed(0)
+    return Network(MLP(2, hidden=hidden, layers=1, features=0, **options), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+
+
+def at(step: int, act: Any) -> Any:
+    """A callback that does something after a step."""
+
+    def callback(event: Any) -> None:
+        if event.kind == "step" and event.step == step:
+            act()
+
+    return callback
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def numbers(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().double().flatten() for p in (*module.parameters(), *module.buffers())])
+
+
+def assert_same(a: tuple[nn.Module, Training], b: tuple[nn.Module, Training]) -> None:
+    assert a[1].losses == b[1].losses
+    assert torch.equal(numbers(a[0]), numbers(b[0]))
+    for one, other in zip(a[1].averages, b[1].averages, strict=True):
+        assert torch.equal(numbers(one), numbers(other))
+
+
+class Weighted(nn.Module):
+    """An objective with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, model: Any, x0: Any, *, generator: Any, label: Any = None) -> Any:
+        return model.loss(x0, generator=generator) * (-self.level).exp() + self.level
+
+
+def images(**options: Any) -> dict[str, Any]:
+    """Dropout of units and labels, buffers, a transform that draws, two averages, micro-batches."""
+    torch.manual_seed(3)
+    net = UNet(1, width=8, classes=10, dropout=0.3)
+    recipe = Recipe(
+        16, accumulate=2, averages=(PowerDecay(0.1), ConstantDecay(0.9)),
+        transform=lambda v, g: 2 * dequantise(v, seed=g),
+    )  # fmt: skip
+    return {
+        "model": Network(net, EDMSDE(0.01, 20.0), predict.edm, shape=(1, 4, 4)),
+        "data": torch.arange(40 * 16).reshape(40, 1, 4, 4) % 17,
+        "label": torch.arange(40) % 10,
+        "recipe": recipe,
+        "steps": 6,
+        **options,
+    }
+
+
+def momentum(**options: Any) -> dict[str, Any]:
+    """Another optimiser, a schedule, an objective with parameters, a half-precision net."""
+
+    def sgd(parameters: Any, lr: float) -> Any:
+        return torch.optim.SGD(parameters, lr, momentum=0.9)
+
+    model = small()
+    model.net.bfloat16()
+    recipe = Recipe(32, 0.01, optimiser=sgd, schedule=lambda i, steps: 1 / (i + 1), averages=ConstantDecay(0.5))
+    return {"model": model, "data": X, "recipe": recipe, "loss": Weighted(), "steps": 6, **options}
+
+
+@pytest.mark.parametrize("task", [images, momentum])
+def test_interrupted_equals_uninterrupted_bit_for_bit(task, tmp_path):
+    whole = task()
+    expected = train(**whole, seed=5)
+    for i, stop in enumerate((2, 4)):
+        first = task()
+        torch.rand(3)
+        with pytest.raises(TrainingInterrupted, match=rf"after {stop} of 6 steps. All of it is saved in .*resume=True"):
+            train(**first, seed=5, out=tmp_path, resume=i > 0, callbacks=[at(stop, interrupt)])
+    again = task()
+    for p in again["model"].parameters():
+        nn.init.zeros_(p)  # what it was begun with does not matter
+    done = train(**again, out=tmp_path, resume=True)
+    assert_same((whole["model"], expected), (again["model"], done))
+    if isinstance(whole.get("loss"), nn.Module):
+        assert torch.equal(whole["loss"].level, again["loss"].level)
+        assert whole["loss"].level != 0.5
+    saved = load_checkpoint(tmp_path).model
+    assert torch.equal(numbers(saved), numbers(done.model))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_held_until_the_step_is_done_and_the_run_saved(number, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    model, whole = small(), small()
+    with pytest.raises(TrainingInterrupted, match=r"after 3 of 5 steps. All of it is saved in"):
+        train(model, X, steps=5, seed=0, out=tmp_path, callbacks=[at(3, lambda: os.kill(os.getpid(), number))])
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    done = train(model, X, steps=5, seed=0, out=tmp_path, resume=True)
+    assert_same((whole, train(whole, X, steps=5, seed=0)), (model, done))
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it waited")
+
+    with pytest.raises(TrainingInterrupted, match="after 2 of 5 steps"):
+        train(small(), X, steps=5, callbacks=[at(2, twice)])
+
+
+def test_a_run_in_a_thread_is_kept_without_signals(tmp_path):
+    found: list[Training] = []
+    thread = threading.Thread(target=lambda: found.append(train(small(), X, steps=2, seed=0, out=tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(found[0].losses) == 2
+
+
+def test_a_callback_that_fails_loses_nothing(tmp_path):
+    def fail() -> None:
+        raise OSError("the tracker went away")
+
+    with pytest.raises(OSError, match="the tracker went away") as caught:
+        train(small(), X, steps=5, seed=0, out=tmp_path, callbacks=[at(2, fail)])
+    assert any(f"All of it is saved in {tmp_path}" in note for note in vars(caught.value)["__notes__"])
+    assert len(train(small(), X, steps=5, out=tmp_path, resume=True).losses) == 5
+
+
+def test_a_callback_may_end_the_run_and_resuming_it_gives_its_record(tmp_path):
+    def enough() -> None:
+        raise StopTraining("good enough")
+
+    done = train(small(), X, steps=9, seed=0, out=tmp_path, callbacks=[at(4, enough)])
+    assert (len(done.losses), done.stopped) == (4, "good enough")
+    assert "stopped='good enough'" in repr(done)
+    again = train(small(), X, steps=9, out=tmp_path, resume=True)
+    assert (again.losses, again.stopped) == (done.losses, done.stopped)
+    assert torch.equal(numbers(again.model), numbers(done.model))
+
+
+def test_a_run_is_told_of_by_events(tmp_path):
+    kinds: list[tuple[str, int]] = []
+    train(small(), X, steps=4, out=Saving(tmp_path, every=2), callbacks=[lambda e: kinds.append((e.kind, e.step))])
+    steps = [("step", 1), ("step", 2), ("checkpoint", 2), ("step", 3), ("step", 4)]
+    assert kinds == [("start", 0), *steps, ("end", 4)]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    assert '"loss"' in lines[0]
+
+
+def begun(folder: Path, **options: Any) -> None:
+    train(small(), X, **{"steps": 3, "seed": 0, "out": folder, **options})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 4}, "steps is 4, but the run in .* was begun with 3: go on with the same steps"),
+        ({"seed": 1}, "seed is 1, but the run in .* was begun with 0"),
+        ({"recipe": Recipe(64)}, "recipe.batch_size is 64, but the run in .* with 128: go on with the same batch_size"),
+        ({"recipe": Recipe(averages=PowerDecay(0.2))}, r"recipe.averages is PowerDecay\(sigma_rel=0.2\), but"),
+        ({"recipe": Recipe(schedule=lambda i, n: 1.0)}, "recipe.schedule is <lambda>, but .* begun with warm_cosine"),
+        ({"loss": Weighted()}, "loss is Weighted, but .* begun with DenoisingScoreMatching"),
+        ({"data": X[:100]}, r"data is 100 rows of \(2,\) \(\w+\), but .* begun with 200 rows"),
+        ({"data": -X}, r"data is 200 rows of \(2,\) \(\w+\), but .* begun with 200 rows of \(2,\) \(\w+\)"),
+        ({"model": small(24)}, "model is MLP of .* but .* was begun with MLP of"),
+        ({"model": Network(small().net, VPSDE(), predict.edm, shape=(2,))}, r"model is .*VPSDE.* begun with .*EDMSDE"),
+    ],
+)
+def test_a_run_goes_on_with_what_it_was_begun_with_alone(change, message, tmp_path):
+    begun(tmp_path)
+    given = {"model": small(), "data": X, "steps": 3, "out": tmp_path, **change}
+    with pytest.raises(ValueError, match=message):
+        train(**given, resume=True)
+
+
+def test_a_folder_is_begun_once_and_resumed_where_there_is_something(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no run to resume in .*: leave resume out to begin one"):
+        train(small(), X, steps=3, out=tmp_path / "new", resume=True)
+    with pytest.raises(ValueError, match="resume=True goes on with a run that was kept: say where, out=folder"):
+        train(small(), X, steps=3, resume=True)
+    begun(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run already: go on with it, resume=True; .*overwrite=True\) to beg"):
+        begun(tmp_path)
+    begun(tmp_path, out=Saving(tmp_path, overwrite=True))
+    with pytest.raises(TypeError, match=r"out must be a folder, or a Saving\(folder, every=500\), got int"):
+        begun(tmp_path, out=3)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match="out"):
+        begun(file)
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        Saving(tmp_path, every=0)
+
+
+def test_what_cannot_be_rebuilt_is_refused_before_any_work(tmp_path):
+    own = Network(nn.Linear(2, 2), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+    with pytest.raises(TypeError, match="Linear has no `config` property"):
+        train(own, X, steps=3, out=tmp_path)
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
+    caught: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            train(small(), X, steps=2, out=Saving(tmp_path, overwrite=True))
+        except BlockingIOError as error:
+            caught.append(error)
+
+    def start() -> None:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    train(small(), X, steps=3, out=tmp_path, callbacks=[at(1, start)])
+    assert "another process writes to" in str(caught[0])
