@@ -23,6 +23,7 @@ from sde_diffusion.training import (
     StopTraining,
     Training,
     TrainingInterrupted,
+    Validation,
     load_checkpoint,
     train,
 )
@@ -57,8 +58,9 @@ def numbers(module: nn.Module) -> torch.Tensor:
 def assert_same(a: tuple[nn.Module, Training], b: tuple[nn.Module, Training]) -> None:
     assert a[1].losses == b[1].losses
     assert torch.equal(numbers(a[0]), numbers(b[0]))
-    for one, other in zip(a[1].averages, b[1].averages, strict=True):
+    for one, other in zip((a[1].model, *a[1].averages), (b[1].model, *b[1].averages), strict=True):
         assert torch.equal(numbers(one), numbers(other))
+    assert (a[1].validations, a[1].best) == (b[1].validations, b[1].best)
 
 
 class Weighted(nn.Module):
@@ -102,7 +104,14 @@ def momentum(**options: Any) -> dict[str, Any]:
     return {"model": model, "data": X, "recipe": recipe, "loss": Weighted(), "steps": 6, **options}
 
 
-@pytest.mark.parametrize("task", [images, momentum])
+def watched(**options: Any) -> dict[str, Any]:
+    """Validated, with the best weights far behind: the rate is too high."""
+    recipe = Recipe(32, 0.1, schedule=lambda i, steps: 1.0 + i)
+    val = Validation(X[:40], every=1, patience=None, draws=20)
+    return {"model": small(), "data": X, "recipe": recipe, "val": val, "steps": 6, **options}
+
+
+@pytest.mark.parametrize("task", [images, momentum, watched])
 def test_interrupted_equals_uninterrupted_bit_for_bit(task, tmp_path):
     whole = task()
     expected = train(**whole, seed=5)
@@ -198,6 +207,7 @@ def begun(folder: Path, **options: Any) -> None:
         ({"recipe": Recipe(averages=PowerDecay(0.2))}, r"recipe.averages is PowerDecay\(sigma_rel=0.2\), but"),
         ({"recipe": Recipe(schedule=lambda i, n: 1.0)}, "recipe.schedule is <lambda>, but .* begun with warm_cosine"),
         ({"loss": Weighted()}, "loss is Weighted, but .* begun with DenoisingScoreMatching"),
+        ({"val": X[:9]}, r"val is 9 rows of \(2,\) .*, but the run in .* was begun with none"),
         ({"data": X[:100]}, r"data is 100 rows of \(2,\) \(\w+\), but .* begun with 200 rows"),
         ({"data": -X}, r"data is 200 rows of \(2,\) \(\w+\), but .* begun with 200 rows of \(2,\) \(\w+\)"),
         ({"model": small(24)}, "model is MLP of .* but .* was begun with MLP of"),
@@ -252,3 +262,39 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
 
     train(small(), X, steps=3, out=tmp_path, callbacks=[at(1, start)])
     assert "another process writes to" in str(caught[0])
+
+
+# --- validation
+
+
+def test_the_best_model_is_returned_and_saved_and_a_run_that_gets_worse_ends(tmp_path):
+    recipe = Recipe(32, 0.3, schedule=lambda i, steps: 1.0 + i)
+    told: list[dict[str, float]] = []
+    done = train(
+        small(), X, steps=50, seed=0, recipe=recipe, out=tmp_path,
+        val=Validation(X[:100], every=2, patience=3, draws=20),
+        callbacks=[lambda e: told.append(e.metrics) if e.kind == "validation" else None],
+    )  # fmt: skip
+    nats = [found["val_nats"] for found in done.validations]
+    steps = [int(found["step"]) for found in done.validations]
+    assert done.best == steps[nats.index(min(nats))]
+    assert steps == list(range(2, 2 * len(steps) + 1, 2))
+    assert len(done.losses) == steps[-1] < 50
+    assert f"3 validations in a row were worse than that after step {done.best}" in str(done.stopped)
+    assert f"best={done.best}" in repr(done)
+    assert [metrics["val_nats"] for metrics in told] == nats
+    best = train(small(), X, steps=50, seed=0, recipe=recipe, callbacks=[at(done.best, stop)]).averages[0]
+    assert torch.equal(numbers(done.model), numbers(best))
+    assert torch.equal(numbers(load_checkpoint(tmp_path).model), numbers(best))
+    assert not torch.equal(numbers(done.averages[0]), numbers(best))
+
+
+def stop() -> None:
+    raise StopTraining("")
+
+
+def test_data_to_validate_on_are_looked_at_before_the_first_step():
+    with pytest.raises(ValueError, match=r"val: data has event shape \(3,\)"):
+        train(small(), X, steps=50, val=torch.randn(5, 3))
+    with pytest.raises(ValueError, match=r"val: data holds NaN or infinity in row 2 \(1 of 3\)"):
+        train(small(), X, steps=50, val=torch.tensor([[0.0, 0.0], [1.0, 1.0], [float("nan"), 0.0]]))

@@ -25,7 +25,7 @@ from sde_diffusion.training._input import check_horizon, device_of
 from sde_diffusion.training.callbacks import JSONL, Callback
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
-from sde_diffusion.training.run.door import check_inputs, check_passes
+from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
 from sde_diffusion.training.run.engine import Engine
 from sde_diffusion.training.run.feed import Feed, inputs_of
 from sde_diffusion.training.run.folder import METRICS, Folder, Saving
@@ -33,6 +33,7 @@ from sde_diffusion.training.run.record import Training, TrainingInterrupted
 from sde_diffusion.training.run.state import check_same, configuration
 from sde_diffusion.training.run.steps import Run, Task
 from sde_diffusion.training.run.streams import Streams
+from sde_diffusion.training.validation import Validation
 
 __all__ = ["Saving", "Training", "TrainingInterrupted", "train"]
 
@@ -44,6 +45,7 @@ def train(
     steps: int,
     loss: Objective | None = None,
     recipe: Recipe | None = None,
+    val: Any = None,
     out: str | Path | Saving | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -76,6 +78,8 @@ def train(
         loss: The objective, called as `loss(model, x0, generator=generator, **cond)`; it answers a scalar. One that is
             a module is trained as well. By default `model.objective()`, denoising score matching as it suits the model.
         recipe: The batch size, the optimiser and its schedule, the averages, the transform: `Recipe()` by default.
+        val: Data kept out of the training, a `Validation` or rows as `data` are. The averaged model is measured on
+            them as it goes, what is returned is the best of them, and the run ends when it has got worse for long.
         out: The folder to keep the run in, or a `Saving` that also says how often. With it the model is there as
             `load_checkpoint` reads it, the metrics in `metrics.jsonl`, and a run that is cut short can go on.
         resume: Whether to go on with the run in `out`, which has to be begun with the same arguments.
@@ -111,7 +115,7 @@ def train(
     check_count(steps, "steps")
     recipe, loss = _checked(model, recipe, loss)
     folder = _folder(out, resume)
-    inputs = inputs_of(model, data, cond)
+    inputs, held_out = inputs_of(model, data, cond), _validation(val)
     (start,) = seed_list(seed, 1)
     with Engine(device_of(model), recipe.precision) as engine:
         mine = folder if engine.first else None
@@ -122,18 +126,21 @@ def train(
             start = _seed(seed, engine.told(start), before)
             streams = Streams(start)
             feed = Feed(inputs, model, loss, recipe, streams, engine)
-            config = configuration(model, loss, recipe, inputs, steps=steps, seed=start)
+            config = configuration(model, loss, recipe, inputs, held_out, steps=steps, seed=start)
             if before is not None:
                 check_same(before[0]["config"], config, folder and folder.path)
             else:
                 check_inputs(model, inputs, recipe.transform, streams.of("door"))
-                check_passes(inputs, steps, recipe.batch_size)
+                if held_out is None:
+                    check_passes(inputs, steps, recipe.batch_size)
+                else:
+                    check_held_out(model, held_out.source, recipe.transform, streams.of("door"))
                 for decay in recipe.decays:
                     check_horizon(decay, steps)
             if folder:
                 callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000)), *callbacks]
             with _ready(model, loss, engine.device):
-                run = Run(Task(model, loss, recipe, steps, feed, engine, config), callbacks, mine)
+                run = Run(Task(model, loss, recipe, steps, feed, engine, config), callbacks, mine, held_out)
                 if before is not None:
                     run.restore(*before)
                 run.over(progress)
@@ -167,6 +174,10 @@ def _folder(out: str | Path | Saving | None, resume: bool) -> Folder | None:
     if not isinstance(out, str | Path | Saving):
         raise TypeError(f"out must be a folder, or a Saving(folder, every=500), got {type(out).__name__}")
     return Folder(out if isinstance(out, Saving) else Saving(out))
+
+
+def _validation(val: Any) -> Validation | None:
+    return val if val is None or isinstance(val, Validation) else Validation(val)
 
 
 def _seed(given: int | None, fresh: int, before: Any) -> int:

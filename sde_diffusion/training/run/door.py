@@ -37,6 +37,23 @@ def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, g
     Warns:
         UserWarning: A column, or channel, that is not of the scale the model expects.
     """
+    columns, context = _looked_at(model, inputs, transform, generator)
+    _warn_of_data(model, columns)
+    _warn_of_context(context)
+
+
+def check_held_out(model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator) -> None:
+    """Looks at all rows that a model is to be validated on, as `check_inputs` does; warns of nothing."""
+    try:
+        _looked_at(model, Inputs(data, None), transform, generator)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"val: {error}") from error
+
+
+def _looked_at(
+    model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator
+) -> tuple[Columns, Columns]:
+    """One pass over the rows and their conditions."""
     columns, context, labels, first = Columns(), Columns(), _Labels(model), 0
     for x, cond in _chunks(inputs):
         seen: Tensor | None = x
@@ -55,8 +72,7 @@ def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, g
             context.add(found)
         first += len(x)
     labels.check()
-    _warn_of_data(model, columns)
-    _warn_of_context(context)
+    return columns, context
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:

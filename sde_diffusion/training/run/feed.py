@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -118,7 +118,7 @@ def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
     return torch.as_tensor(value, dtype=dtype if value.dtype.kind == "f" else None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Feed:
     """The batches of a run, or the share in them of one of several processes.
 
@@ -140,6 +140,7 @@ class Feed:
     recipe: Recipe
     streams: Streams
     engine: Engine
+    _stands: bool = field(default=False, init=False)  # where a stream that was restored is to begin, at its own place
 
     def __post_init__(self) -> None:
         ranks, micro = self.engine.ranks, self.recipe.accumulate
@@ -177,6 +178,16 @@ class Feed:
         """The row numbers of the batch of a step, in order; None for a stream."""
         return None if self.order is None else self.order.rows(step).tolist()
 
+    def state(self) -> dict[str, Any] | None:
+        """Where a stream stands that can tell; None for other data, which need no more than the step."""
+        return self.inputs.data.state() if isinstance(self.inputs.data, Stream) else None
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Takes up where a stream stood."""
+        if isinstance(self.inputs.data, Stream) and state is not None:
+            self.inputs.data.restore(state)
+            self._stands = True
+
     def _of_source(self, data: Source, first: int, last: int) -> Iterator[_Share]:
         order, share, transform = cast(Order, self.order), self.share, self.recipe.transform
         parts = list(blocks(share, self.recipe.batch_size, math.prod(data.shape))) if transform else []
@@ -198,7 +209,8 @@ class Feed:
 
     def _of_stream(self, data: Stream, first: int) -> Iterator[_Share]:
         rank, ranks, transform = self.engine.rank, self.engine.ranks, self.recipe.transform
-        batches = data.batches(self.recipe.batch_size, skip=first, rank=rank, ranks=ranks)
+        skip = 0 if self._stands else first
+        batches = data.batches(self.recipe.batch_size, skip=skip, rank=rank, ranks=ranks)
         for step, batch in enumerate(batches, first):
             x = batch.x
             if transform:

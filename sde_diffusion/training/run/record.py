@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives.weights import name_of
@@ -37,7 +36,7 @@ class Training:
     objective: Objective
     recipe: Recipe
     averages: tuple[Denoiser, ...] = ()
-    validations: tuple[dict[str, Any], ...] = ()
+    validations: tuple[dict[str, float], ...] = ()
     best: int | None = None
     stopped: str | None = None
 

@@ -16,6 +16,7 @@ from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.feed import Inputs
+from sde_diffusion.training.validation import Validation
 
 LOOKED_AT = 16
 """Inputs of the data by which they are known again."""
@@ -77,7 +78,14 @@ def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def configuration(
-    model: Denoiser, objective: Objective, recipe: Recipe, inputs: Inputs, *, steps: int, seed: int
+    model: Denoiser,
+    objective: Objective,
+    recipe: Recipe,
+    inputs: Inputs,
+    val: Validation | None,
+    *,
+    steps: int,
+    seed: int,
 ) -> dict[str, str]:
     """What a run that goes on must have in common with the run that was begun, field by field."""
     kind = "" if model.kind is None else f", {model.kind!r}"
@@ -92,6 +100,7 @@ def configuration(
         "steps": str(steps),
         "seed": str(seed),
         "data": _data(inputs),
+        "val": "none" if val is None else f"{_data(Inputs(val.source, None))}, {val!r}",
     }
 
 

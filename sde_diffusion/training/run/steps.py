@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_diffusion.data.source import Stream
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
-from sde_diffusion.training._input import check_loss, warn
+from sde_diffusion.training._input import warn
 from sde_diffusion.training.callbacks import Callback, Event, StopTraining
-from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.bar import bar_of
@@ -26,21 +24,12 @@ from sde_diffusion.training.run.engine import Engine, ProcessLostError
 from sde_diffusion.training.run.failures import Failures
 from sde_diffusion.training.run.feed import Feed, Part
 from sde_diffusion.training.run.folder import Folder
+from sde_diffusion.training.run.learner import Learner
 from sde_diffusion.training.run.record import Training, TrainingInterrupted, mean_loss
 from sde_diffusion.training.run.signals import Signals
 from sde_diffusion.training.run.state import Packed, unpacked
-
-
-class Loss(nn.Module):
-    """Model and objective as one module whose answer is the loss, so that gradients are shared between processes."""
-
-    def __init__(self, model: Denoiser, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, x: Tensor, draws: dict[str, Any], cond: dict[str, Any]) -> Tensor:
-        """The loss of a micro-batch."""
-        return check_loss(self.objective(self.model, x, **draws, **cond))
+from sde_diffusion.training.run.watch import Watch
+from sde_diffusion.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -73,23 +62,21 @@ class Run:
         task: What it is to do.
         callbacks: What is told of it.
         folder: Where it is kept, if anywhere; used by the first process alone.
+        val: What it is measured on as it goes, if anything.
     """
 
-    def __init__(self, task: Task, callbacks: Sequence[Callback], folder: Folder | None) -> None:
-        recipe, engine = task.recipe, task.engine
+    def __init__(
+        self, task: Task, callbacks: Sequence[Callback], folder: Folder | None, val: Validation | None
+    ) -> None:
+        engine = task.engine
         self.task, self.callbacks, self.folder = task, callbacks if engine.first else (), folder
-        self.told = bool(callbacks)  # that the first process alone may end the run
-        loss = Loss(task.model, task.objective)
-        self.parameters = [p for p in loss.parameters() if p.requires_grad]
-        self.optimiser = recipe.optimiser(self.parameters, recipe.lr)
-        self.rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.module, self.engaged = engine.prepare(loss, self.optimiser)  # now weights are those of the first process
-        self.averages = [EMA(task.model, decay) for decay in recipe.decays]
+        self.told = bool(callbacks) or val is not None  # that the first process alone may end the run
+        self.learner = Learner(task.model, task.objective, task.recipe, engine)
+        self.watch = None if val is None else Watch(val, task.model)
         self.losses: list[float] = []
         self.failures = Failures(task.feed, self.losses)
         self.stopped: str | None = None
         self.spent, self.start = 0.0, time.perf_counter()
-        self.whole = True  # nothing is half changed, so that it can be saved
         self.saved: int | None = None
 
     # --- the loop
@@ -104,7 +91,7 @@ class Run:
             engine.watched(),
             Signals(self.folder is not None or engine.ranks > 1) as signals,
         ):
-            self.agreed(lambda: self.tell("start"))
+            self.agreed(self.begin)
             for parts in () if self.stopped else self.task.feed.steps(len(done), steps):
                 interrupted = self.step(parts, signals.came is not None)
                 if shown:
@@ -129,35 +116,41 @@ class Run:
         """
         engine, i = self.task.engine, len(self.losses)
         torch.manual_seed(self.task.feed.streams.seed_of("dropout", i, engine.rank))
-        total = 0.0
-        for k, part in enumerate(parts, 1):
-            with engine.accumulating(self.module, last=k == len(parts)):
-                loss = self.module(part.x, part.draws, part.cond) / len(parts)
-                engine.backward(loss * math.nan if part.broken else loss)
-            total += math.nan if part.broken else float(loss.detach())
-        norm = engine.clip(self.parameters, self.task.recipe.clip)
-        mean, flagged = engine.sum([total / engine.ranks, float(interrupted)])
+        loss, norm = self.learner.gradient(parts)
+        mean, flagged = engine.sum([loss / engine.ranks, float(interrupted)])
+        self.learner.move(self.task.recipe.schedule(i, self.task.steps), math.isfinite(norm))
         self.losses.append(mean)
-        finite, self.whole = math.isfinite(norm), False
-        if finite or engine.scaler is not None:
-            factor = self.task.recipe.schedule(i, self.task.steps)
-            for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-            self.engaged.step()
-        self.engaged.zero_grad()
-        if finite:
-            for average in self.averages:
-                average.update(self.task.model)
-        self.whole = True
-        self.failures.note(finite, parts[0].broken)
+        self.failures.note(math.isfinite(norm), parts[0].broken)
         return flagged > 0
 
+    def begin(self) -> None:
+        """What comes before the first step; of a run that goes on, what an interruption had cut off."""
+        self.tell("start")
+        if metrics := self.validated():
+            self.tell("validation", **metrics)
+
     def after(self) -> None:
-        """What follows a step: callbacks and savings."""
-        self.tell("step", loss=self.losses[-1], lr=float(self.optimiser.param_groups[0]["lr"]))
-        if self.folder is not None and self.folder.due(len(self.losses)) and len(self.losses) < self.task.steps:
+        """What follows a step: callbacks, validation and savings."""
+        done, steps = len(self.losses), self.task.steps
+        metrics = self.validated()  # before anything can go wrong, so that none is missing when the run goes on
+        self.tell("step", loss=self.losses[-1], lr=self.learner.rate)
+        if metrics:
+            self.tell("validation", **metrics)
+        if self.folder is not None and self.folder.due(done) and done < steps:
             self.save()
             self.tell("checkpoint")
+        if self.watch is not None and self.watch.over:
+            raise StopTraining(self.watch.over)
+
+    def validated(self) -> dict[str, float]:
+        """The numbers of a validation, where one is due and was not made yet; else none."""
+        watch, done, model = self.watch, len(self.losses), self.learner.averages[0].model
+        if watch is None or not done or not watch.due(done, self.task.steps):
+            return {}
+        metrics, better = watch.measure(model, self.task.objective, self.task.recipe, done)
+        if better:
+            watch.keep(model)
+        return metrics
 
     def agreed(self, act: Callable[[], None]) -> None:
         """Does what the first process alone does, and lets all know whether the run goes on."""
@@ -171,7 +164,10 @@ class Run:
             except BaseException as failure:  # noqa: BLE001 - raised again below, when the others know
                 error = failure
         if self.task.engine.ranks > 1 and self.told:
-            stop, failed = self.task.engine.told((stop, None if error is None else repr(error)))
+            best = self.watch and self.watch.step
+            stop, failed, now = self.task.engine.told((stop, None if error is None else repr(error), best))
+            if self.watch is not None and not self.task.engine.first and now == len(self.losses):
+                self.watch.keep(self.learner.averages[0].model)
             if failed and error is None:
                 raise ProcessLostError(f"the first process failed: {failed}")
         if error is not None:
@@ -181,7 +177,9 @@ class Run:
     def tell(self, kind: str, **metrics: float) -> None:
         """Calls the callbacks."""
         if self.callbacks:
-            event = Event(kind, len(self.losses), self.task.steps, metrics, self.averages[0].model, self.record())
+            event = Event(
+                kind, len(self.losses), self.task.steps, metrics, self.learner.averages[0].model, self.record()
+            )
             for callback in self.callbacks:
                 callback(event)
 
@@ -189,18 +187,20 @@ class Run:
 
     def record(self) -> Training:
         """The record so far."""
-        models = tuple(average.model for average in self.averages)
+        models = tuple(average.model for average in self.learner.averages)
         seconds = self.spent + time.perf_counter() - self.start
-        task = self.task
+        task, watch = self.task, self.watch
         return Training(
-            models[0],
+            models[0] if watch is None or not watch.found else watch.best,
             self.losses,
             self.failures.skipped,
             seconds,
             task.objective,
             task.recipe,
             models,
-            stopped=self.stopped,
+            tuple(watch.found) if watch else (),
+            watch.step if watch else None,
+            self.stopped,
         )
 
     @contextmanager
@@ -209,6 +209,7 @@ class Run:
         try:
             yield
         except BaseException as error:
+            self.learner.forget()
             where = self._saved_after()
             with suppress(Exception):
                 self.tell("end")
@@ -230,7 +231,7 @@ class Run:
 
     def _saved_after(self) -> str | None:
         """Where the run is saved when it is cut short; None where it cannot be, or nothing was done."""
-        if self.folder is None or not self.whole or not self.losses:
+        if self.folder is None or not self.learner.whole or not self.losses:
             return None
         try:
             self.save()
@@ -244,20 +245,15 @@ class Run:
         if self.folder is None or self.saved == len(self.losses):
             return
         held = Packed()
-        stream = self.task.feed.inputs.data
         about = {
             "config": self.task.config,
             "run": held.add(
                 {
-                    "model": self.task.model.state_dict(),
-                    "objective": self._objective_state(),
-                    "optimiser": self.optimiser.state_dict(),
-                    "rates": self.rates,
-                    "averages": [average.state() for average in self.averages],
+                    **self.learner.state(),
+                    "validation": None if self.watch is None else self.watch.state(),
                     "losses": torch.tensor(self.losses, dtype=torch.float64),
                     "failures": self.failures.state(),
-                    "scaler": None if self.task.engine.scaler is None else self.task.engine.scaler.state_dict(),
-                    "stream": stream.state() if isinstance(stream, Stream) else None,
+                    "stream": self.task.feed.state(),
                     "seconds": self.record().seconds,
                     "stopped": self.stopped,
                 },
@@ -272,21 +268,10 @@ class Run:
     def restore(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes up the run that was saved."""
         state = unpacked(about["run"], tensors)
-        self.task.model.load_state_dict(state["model"])
-        if isinstance(self.task.objective, nn.Module):
-            self.task.objective.load_state_dict(state["objective"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.rates = state["rates"]
-        for average, before in zip(self.averages, state["averages"], strict=True):
-            average.load_state(before)
+        self.learner.load_state(state)
         self.losses.extend(state["losses"].tolist())
+        if self.watch is not None:
+            self.watch.load_state(state["validation"])
         self.failures.load_state(state["failures"])
-        if self.task.engine.scaler is not None:
-            self.task.engine.scaler.load_state_dict(state["scaler"])
-        stream = self.task.feed.inputs.data
-        if isinstance(stream, Stream) and state["stream"] is not None:
-            stream.restore(state["stream"])
+        self.task.feed.load_state(state["stream"])
         self.spent, self.stopped, self.saved = state["seconds"], state["stopped"], len(self.losses)
-
-    def _objective_state(self) -> dict[str, Any]:
-        return self.task.objective.state_dict() if isinstance(self.task.objective, nn.Module) else {}

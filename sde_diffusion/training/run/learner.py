@@ -1,0 +1,115 @@
+"""What learns: model, objective and optimiser, one step at a time, and the averages of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.training._input import check_loss
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.run.engine import Engine
+from sde_diffusion.training.run.feed import Part
+
+
+class Loss(nn.Module):
+    """Model and objective as one module whose answer is the loss, so that gradients are shared between processes."""
+
+    def __init__(self, model: Denoiser, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, x: Tensor, draws: dict[str, Any], cond: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch."""
+        return check_loss(self.objective(self.model, x, **draws, **cond))
+
+
+class Learner:
+    """A model and what it is trained by.
+
+    Args:
+        model: The model, trained in place.
+        objective: What is minimised; one that is a module is trained as well.
+        recipe: How.
+        engine: What it runs on.
+
+    Attributes:
+        averages: The average of each decay of the recipe.
+        whole: Whether nothing is half changed, so that all of it can be saved.
+    """
+
+    def __init__(self, model: Denoiser, objective: Objective, recipe: Recipe, engine: Engine) -> None:
+        self.model, self.objective, self.recipe, self.engine = model, objective, recipe, engine
+        loss = Loss(model, objective)
+        self._parameters = [p for p in loss.parameters() if p.requires_grad]
+        self._optimiser = recipe.optimiser(self._parameters, recipe.lr)
+        self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
+        self._module, self._engaged = engine.prepare(loss, self._optimiser)  # the weights of the first process, now
+        self.averages = [EMA(model, decay) for decay in recipe.decays]
+        self.whole = True
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step, of the first group of parameters."""
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    def gradient(self, parts: list[Part]) -> tuple[float, float]:
+        """The loss of this share of a batch, and the norm of the gradient of the whole batch; it is clipped."""
+        total = 0.0
+        for k, part in enumerate(parts, 1):
+            with self.engine.accumulating(self._module, last=k == len(parts)):
+                loss = self._module(part.x, part.draws, part.cond) / len(parts)
+                self.engine.backward(loss * math.nan if part.broken else loss)  # which all processes see
+            total += math.nan if part.broken else float(loss.detach())
+        return total, self.engine.clip(self._parameters, self.recipe.clip)
+
+    def move(self, factor: float, finite: bool) -> None:
+        """A step of the optimiser along the gradient, or none where that is not finite.
+
+        Args:
+            factor: On the learning rate.
+            finite: Whether the gradient is.
+        """
+        self.whole = False
+        if finite or self.engine.scaler is not None:  # which has to know
+            for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+                group["lr"] = rate * factor
+            self._engaged.step()
+        self._optimiser.zero_grad()
+        if finite:
+            for average in self.averages:
+                average.update(self.model)
+        self.whole = True
+
+    def forget(self) -> None:
+        """Leaves no gradient behind."""
+        self._optimiser.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from."""
+        scaler = self.engine.scaler
+        return {
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict() if isinstance(self.objective, nn.Module) else None,
+            "optimiser": self._optimiser.state_dict(),
+            "rates": self._rates,
+            "averages": [average.state() for average in self.averages],
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up the state of another: what follows is the same."""
+        self.model.load_state_dict(state["model"])
+        if isinstance(self.objective, nn.Module):
+            self.objective.load_state_dict(state["objective"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._rates = state["rates"]
+        for average, before in zip(self.averages, state["averages"], strict=True):
+            average.load_state(before)
+        if self.engine.scaler is not None:
+            self.engine.scaler.load_state_dict(state["scaler"])

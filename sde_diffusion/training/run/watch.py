@@ -1,0 +1,84 @@
+"""The validations of a run: what each found, the weights of the best one, and whether the run may end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.stopping import EarlyStopping
+from sde_diffusion.training.validation import Validation
+
+
+class Watch:
+    """What is known of a model on data that are kept out.
+
+    Args:
+        val: The validation.
+        model: The averaged model, of which the best is a copy.
+
+    Attributes:
+        best: The averaged model as it was at the best validation.
+        found: Step and numbers of each validation.
+    """
+
+    def __init__(self, val: Validation, model: Denoiser) -> None:
+        self.val, self.best = val, EMA(model).model
+        self.stopping = EarlyStopping(val.patience)
+        self.found: list[dict[str, float]] = []
+
+    @property
+    def step(self) -> int | None:
+        """The step of the best validation; None before the first."""
+        return self.stopping.step if self.found else None
+
+    @property
+    def over(self) -> str | None:
+        """Why the run may end; None while it may not."""
+        if not self.stopping.over:
+            return None
+        return f"{self.stopping.worse} validations in a row were worse than that after step {self.stopping.step}"
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether a validation is to be made after a step, and was not."""
+        return self.val.due(step, steps) and not (self.found and self.found[-1]["step"] == step)
+
+    def measure(self, model: Denoiser, loss: Objective, recipe: Recipe, step: int) -> tuple[dict[str, float], bool]:
+        """The numbers of a validation, and whether it is the best so far."""
+        measured = self.val.measure(model, loss, transform=recipe.transform)
+        self.found.append({"step": step, **measured.metrics()})
+        return measured.metrics(), self.stopping.update(step, measured)
+
+    def keep(self, model: nn.Module) -> None:
+        """Keeps the weights of a model as the best."""
+        _copy(model, self.best)
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from."""
+        return {
+            "found": [{name: float(value) for name, value in each.items()} for each in self.found],
+            "stopping": self.stopping.state(),
+            "best": {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what another had found."""
+        self.found = [{**each, "step": int(each["step"])} for each in state["found"]]
+        self.stopping.load_state(state["stopping"])
+        inside = {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())}
+        with torch.no_grad():
+            for name, value in inside.items():
+                value.copy_(state["best"][name])
+
+
+@torch.no_grad()
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    pairs = zip((*target.parameters(), *target.buffers()), (*source.parameters(), *source.buffers()), strict=True)
+    for kept, new in pairs:
+        kept.copy_(new)
