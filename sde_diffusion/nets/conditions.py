@@ -44,8 +44,8 @@ class Condition(nn.Module):
         entry_drop: Probability that an entry of the context becomes unknown, in training mode only.
 
     Shapes:
-        t (B,), batch = B, label (B,) integer or a sequence of B, one integer for all or None, context (B, d), or one
-        for all, (1, d) or (d,), or None -> (B, dim)
+        t (B,), batch = B, label (B,) integer or a sequence of B, one integer for all or None, told as `told` gives it
+        -> (B, dim)
 
     Raises:
         TypeError, ValueError: `t`, `label` or `context` is not one per sample, or out of range; a null condition, or
@@ -80,7 +80,20 @@ class Condition(nn.Module):
         check_probability("entry_drop", entry_drop)
         self.context = _Vector(context, dim, context_drop, entry_drop) if context else None
 
-    def forward(self, t: Tensor, batch: int, label: Labels = None, context: Numbers = None) -> Tensor:
+    def told(self, context: Numbers, batch: int) -> Tensor | None:
+        """The context as a vector (B, dim), or (1, dim) for all; None if the net takes none.
+
+        Shapes:
+            context (B, d), or one for all, (1, d) or (d,), or None -> (B, dim) or (1, dim)
+        """
+        if self.context is not None:
+            found: Tensor = self.context(context, batch)
+            return found
+        if context is not None:
+            raise _unexpected("context", "context=d, its number of entries")
+        return None
+
+    def forward(self, t: Tensor, batch: int, label: Labels = None, told: Tensor | None = None) -> Tensor:
         if t.shape != (batch,):
             raise ValueError(
                 f"t must have shape ({batch},), one time per row of x, got {tuple(t.shape)}. "
@@ -90,10 +103,8 @@ class Condition(nn.Module):
         ids = self._ids(label, batch, t.device)
         if self.label is not None:
             e = e + self.label(ids)
-        if self.context is not None:
-            e = e + self.context(context, batch)
-        elif context is not None:
-            raise _unexpected("context", "context=d, its number of entries")
+        if told is not None:
+            e = e + told
         return F.silu(self.mix(e))
 
     def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
@@ -160,7 +171,11 @@ class _Null(nn.Module):
 
 
 class _Vector(nn.Module):
-    """A vector, with entries that may be unknown, to one vector per sample: (B, d) -> (B, dim), or (1, dim) for all."""
+    """A vector, with entries that may be unknown, to one vector per sample: (B, d) -> (B, dim), or (1, dim) for all.
+
+    A perceptron and a linear map beside it, through which the numbers pass as they are: without, a network could not
+    tell a parameter from an observation close to it.
+    """
 
     missed: Tensor
 
@@ -168,6 +183,7 @@ class _Vector(nn.Module):
         super().__init__()
         self.size, self.entry_drop = size, entry_drop
         self.encode = nn.Sequential(nn.Linear(2 * size, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.straight = nn.Linear(2 * size, dim, bias=False)
         self.null = _Null("context", dim, drop)
         self.register_buffer("missed", torch.zeros(size, dtype=torch.bool))  # the entries that were ever unknown
 
@@ -184,7 +200,8 @@ class _Vector(nn.Module):
                 missing = missing | (torch.rand(batch, self.size, device=c.device) < self.entry_drop)
             self.missed.logical_or_(missing.any(0))
         known = torch.where(missing, 0, c)
-        return self.null(self.encode(torch.cat([known, missing.to(known)], dim=1)), batch)
+        both = torch.cat([known, missing.to(known)], dim=1)
+        return self.null(self.encode(both) + self.straight(both), batch)
 
     def _numbers(self, context: Numbers, batch: int) -> Tensor:
         """The context, (B, d), or (1, d) for all, in the dtype and on the device of the net."""

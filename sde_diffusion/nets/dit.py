@@ -122,7 +122,7 @@ class DiT(nn.Module):
                 f"Its positions are for that shape alone: build DiT({list(x.shape[1:])})."
             )
         same_dtype(x, self.enter.weight)
-        e = self.condition(t, len(x), label, context)
+        e = self.condition(t, len(x), label, self.condition.told(context, len(x)))
         field = x.reshape(len(x), *self.field)
         h = self.enter(field)
         if self.image is None:

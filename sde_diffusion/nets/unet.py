@@ -121,7 +121,7 @@ class UNet(nn.Module):
         """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image or None -> as x."""
         self._check(x)
         same_dtype(x, self.stem.weight)
-        e = self.condition(t, len(x), label, context)
+        e = self.condition(t, len(x), label, self.condition.told(context, len(x)))
         h = self.stem(x)
         if self.image is None:
             no_image(image)
