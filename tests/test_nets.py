@@ -263,6 +263,11 @@ def test_a_config_through_json_and_a_state_dict_rebuild_the_net(net):
     assert torch.equal(again.eval()(x, t, **cond), net(x, t, **cond))
 
 
+def test_the_frequencies_of_the_input_are_there_in_few_dimensions_without_a_context():
+    nets = (MLP(2), MLP(3, classes=2), MLP(4), MLP(2, context=1), MLP(2, context=1, features=4), MLP(2, features=0))
+    assert [net.config["features"] for net in nets] == [16, 16, 0, 0, 4, 0]
+
+
 def test_changing_the_returned_config_does_not_change_the_net():
     net = MLP(2)
     net.config["dim"] = 7

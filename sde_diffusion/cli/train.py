@@ -193,8 +193,7 @@ def _describe(net: nn.Module) -> str:
 def _net_for(x: Tensor, classes: int, width: int | None) -> nn.Module:
     """Makes a residual MLP for vectors, a U-Net for images."""
     if x.ndim == 2:
-        # input frequencies sharpen edges in the plane and throw points far away in many dimensions
-        return MLP(x.shape[1], hidden=width or 128, features=16 if x.shape[1] <= 3 else 0, classes=classes)
+        return MLP(x.shape[1], hidden=width or 128, classes=classes)
     if x.ndim == 4:
         return UNet(x.shape[1], width=width or 32, classes=classes)
     raise ValueError(

@@ -10,8 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
-from sde_diffusion.nets.conditions import Condition, Labels, Numbers
+from sde_diffusion.nets.conditions import Condition, Labels, Numbers, check_size
 from sde_diffusion.nets.embedding import Config, fixed_normal, same_dtype, zero
+
+FEATURES = 16
+"""Frequencies of the input, where they sharpen more than they disturb: chosen by `benchmarks/sbi.py`."""
+MOST_DIMENSIONS = 3
+"""Dimensions up to which they do."""
 
 
 class MLP(nn.Module):
@@ -21,16 +26,17 @@ class MLP(nn.Module):
     \quad F(x, t) = L\,\mathrm{SiLU}(h_L) $$
 
     with c the embedding of the context, e that of time, class and context, and W a fixed `(features, dim)` matrix of
-    N(0, 1) entries. 162k parameters in the plane. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model) is
-    .008 nats on moons.
+    N(0, 1) entries. 162k parameters in the plane. Trained as EDM (3,000 steps of 1,024 fresh points), KL(data, model)
+    is .008 nats on moons.
 
     Args:
         dim: Dimensions D of one sample.
         hidden: Width of every layer.
         layers: Number of residual layers.
         features: Number of frequencies that describe `x`, expected to have standard deviation about 1. They sharpen
-            edges in two or three dimensions; more than 16, or many dimensions, throw rare samples far away. 0 leaves
-            them out.
+            edges in two or three dimensions; more than 16, or many dimensions, throw rare samples far away, and with
+            a context they cost accuracy (see `benchmarks/sbi.py`). 0 leaves them out. By default 16 in up to three
+            dimensions without a context, else 0.
         classes: Number of classes; 0 makes an unconditional net.
         label_drop: Probability that a label becomes the null label, in training mode only.
         context: Entries d of a vector that the net is told, such as an observation, each with standard deviation about
@@ -62,7 +68,7 @@ class MLP(nn.Module):
         *,
         hidden: int = 128,
         layers: int = 4,
-        features: int = 16,
+        features: int | None = None,
         classes: int = 0,
         label_drop: float = 0.1,
         context: int = 0,
@@ -70,8 +76,11 @@ class MLP(nn.Module):
         entry_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers), ("features", features or 1)):
+        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
             check_count(value, name)
+        if features is None:
+            features = FEATURES if dim <= MOST_DIMENSIONS and not context else 0
+        check_size(features, "features")
         told: Config = dict(
             classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
         )
