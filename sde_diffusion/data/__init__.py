@@ -1,11 +1,14 @@
-"""How do data come in?  As digits, as toys, or as arrays from your files, brought to unit scale."""
+"""How do data come in?  As rows of your tensors, data sets and files, as digits or toys, brought to unit scale."""
 
-from sde_diffusion.data.files import load_array
+from sde_diffusion.data.dequantised import Dequantised
+from sde_diffusion.data.files import load_array, open_data
+from sde_diffusion.data.held_out import split
 from sde_diffusion.data.images import BIN_WIDTH, LEVELS, Digits, bin_centres, dequantise, digits, quantise
 from sde_diffusion.data.order import Order
 from sde_diffusion.data.quantile import Quantile
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.source import Batch, Source, Stream, source_of
+from sde_diffusion.data.sources.arrays import Rows
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.data.toys import moons, ring
 
@@ -13,9 +16,11 @@ __all__ = [
     "BIN_WIDTH",
     "LEVELS",
     "Batch",
+    "Dequantised",
     "Digits",
     "Order",
     "Quantile",
+    "Rows",
     "Scaling",
     "Source",
     "Standardise",
@@ -25,7 +30,9 @@ __all__ = [
     "digits",
     "load_array",
     "moons",
+    "open_data",
     "quantise",
     "ring",
     "source_of",
+    "split",
 ]

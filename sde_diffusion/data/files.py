@@ -1,8 +1,9 @@
-"""Your own data from a file: `.npy` and `.npz` arrays, checked at the door."""
+"""Your own data from files: arrays, tables, folders of images, checked at the door."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,14 +11,120 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import rows_in_words
 from sde_diffusion.data._npy import members
+from sde_diffusion.data.sources.arrays import Rows
+from sde_diffusion.data.sources.base import Source
+from sde_diffusion.data.sources.mapped import Mapped
+from sde_diffusion.data.sources.pictures import Pictures
+from sde_diffusion.data.sources.rows import as_tensor
+from sde_diffusion.data.sources.tables import Cond, read_table, table
 
-__all__ = ["load_array"]
+__all__ = ["load_array", "open_data"]
 
 T = TypeVar("T")
 
+LARGE = 2**28
+"""Bytes above which an `.npy` file or a folder of images is read row by row, and not held in memory."""
+TABLES = (".csv", ".parquet")
+
 MOST_CLASSES = 100_000
 """Labels lie below this number: the largest sets the number of classes, each of which is a row of an embedding."""
+
+
+def open_data(path: str | Path, cond: Cond = None, *, size: int | tuple[int, int] | None = None) -> Source:
+    """Opens your own data, whatever they are in.
+
+    | what | data | conditions |
+    |---|---|---|
+    | `.npy` | the array | none |
+    | `.npz` | the array `x` (or `data`, or the only one) | `label` (`labels`, `y`), `context`, `image`, `cond` |
+    | `.csv`, `.parquet` | the numeric columns that are no conditions | the columns of `cond`, see `sources.tables` |
+    | a folder | the images in it, as bytes `(C, H, W)` | `label`, the folder within it that an image lies in |
+
+    Arrays may be of floats or of whole numbers, which are data through `Dequantised`. An `.npy` file and a folder of
+    more than 256 MiB of values are read row by row, so that they may be larger than memory.
+
+    Args:
+        path: A file, or a folder.
+        cond: Names of arrays or of columns that are conditions.
+        size: Height and width that images of a folder are brought to; None: all are of one size.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ImportError: pandas and pyarrow, or Pillow, which are wanted for tables or images, are not installed.
+        TypeError: Objects, strings, dates, records; labels that are no integers.
+        ValueError: A damaged file, of another kind, without data, or with such as no model learns from, by row: NaN,
+            infinity, conditions of another length.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No data at {path}. Give a .npy, .npz, .csv or .parquet file, or a folder of images.")
+    ending = path.suffix.lower()
+    if path.is_dir():
+        if cond:
+            raise ValueError(f"{path} is a folder of images, whose only condition is label, the folder within it")
+        found = Pictures(path, size)
+        return found.loaded() if found.bytes <= LARGE else found
+    if size is not None:
+        raise ValueError(f"size is that of images in a folder, and {path} is a file: leave it out")
+    if ending in TABLES:
+        return table(read_table(path), cond, name=str(path))
+    if ending not in (".npy", ".npz"):
+        raise ValueError(
+            f"Data must be a .npy, .npz, .csv or .parquet file or a folder of images, got {path.name!r}. Save yours "
+            "with numpy.save or numpy.savez."
+        )
+    if ending == ".npy" and path.stat().st_size > LARGE:
+        if cond:
+            raise ValueError(f"{path} is one array, without conditions: write a .npz with one array for each")
+        return _guard(path, lambda: Mapped.of_npy(path))
+    return _arrays(path, cond)
+
+
+def _arrays(path: Path, cond: Cond) -> Rows:
+    """The arrays of an `.npy` or `.npz` file, those that are conditions by their names."""
+    arrays = _guard(path, lambda: members(path))
+    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if name is None:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
+            "Use numpy.savez(path, x=..., label=...)."
+        )
+    wanted = _conditions(path, cond, [key for key in arrays if key != name])
+    read = _guard(path, arrays[name])
+    if read.ndim < 2 or read.size == 0:
+        raise ValueError(f"{path} has shape {read.shape}, wanted (N, *shape). For scalar data save x.reshape(-1, 1).")
+    x = _guard(path, lambda: _plain(read, name))
+    if len(broken := ~torch.isfinite(x.reshape(len(x), -1)).all(1)) and bool(broken.any()):
+        raise ValueError(f"{path} holds NaN or infinity in {rows_in_words(broken)}. Remove or replace those rows.")
+    found = {}
+    for key, member in wanted.items():
+        value = _guard(path, arrays[member])
+        found[key] = _as_labels(value, len(x), path) if key == "label" else _guard(path, partial(_plain, value, member))
+        if len(value) != len(x):
+            raise ValueError(f"{path}: {member!r} has {len(value)} rows, and {name!r} has {len(x)}. One for each.")
+    return Rows(x, found)
+
+
+def _conditions(path: Path, cond: Cond, there: list[str]) -> dict[str, str]:
+    """The arrays of a file that are conditions, by the names that the network knows them by."""
+    label = _pick(there, ("label", "labels", "y"), path)
+    found = {key: key for key in ("context", "image") if key in there} | ({"label": label} if label else {})
+    if cond is None:
+        return found
+    pairs = cond if isinstance(cond, Mapping) else {key: key for key in ([cond] if isinstance(cond, str) else cond)}
+    for key, member in pairs.items():
+        if not isinstance(member, str) or member not in there:
+            raise ValueError(f"{path} has no array {member!r}: beside the data it holds {sorted(there)[:8]}")
+        found = {k: m for k, m in found.items() if m != member} | {key: member}
+    return found
+
+
+def _plain(array: np.ndarray[Any, Any], name: str) -> Tensor:
+    """An array as floats, in float32 or wider, or as whole numbers, in their own kind."""
+    x = as_tensor(array, repr(name))
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:

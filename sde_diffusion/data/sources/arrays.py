@@ -38,6 +38,9 @@ class Rows(Source):
     def rows(self, numbers: Tensor) -> Batch:
         return Batch(of_tensor(self.x, numbers), taken(self.cond, numbers))
 
+    def labels(self) -> Tensor | None:
+        return self.cond.get("label")
+
 
 class With(Source):
     """The rows of another source, with conditions that came beside it.
@@ -54,6 +57,7 @@ class With(Source):
     def __init__(self, source: Source, cond: Mapping[str, Any]) -> None:
         self.source, self.cond = source, with_rows(cond, len(source))
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
+        self.about = source.about
         together(source.rows(torch.zeros(1, dtype=torch.int64)).cond, self.cond)
 
     def __len__(self) -> int:
@@ -62,6 +66,9 @@ class With(Source):
     def rows(self, numbers: Tensor) -> Batch:
         x, cond = self.source.rows(numbers)
         return Batch(x, {**cond, **taken(self.cond, numbers)})
+
+    def labels(self) -> Tensor | None:
+        return self.cond["label"] if "label" in self.cond else self.source.labels()
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Batch]:
         asked: list[Tensor] = []  # by a source that reads ahead, before it answers
@@ -86,12 +93,17 @@ class Part(Source):
     def __init__(self, source: Source, numbers: Tensor) -> None:
         self.source, self.numbers = source, numbers
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
+        self.about = source.about
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def rows(self, numbers: Tensor) -> Batch:
         return self.source.rows(self.numbers[numbers])
+
+    def labels(self) -> Tensor | None:
+        found = self.source.labels()
+        return None if found is None else found[self.numbers]
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Batch]:
         yield from self.source.batches(self.numbers[some] for some in numbers)

@@ -8,7 +8,8 @@ start where it has no state of its own to go on from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -36,11 +37,13 @@ class Source(ABC):
         shape: That of one row of x.
         columns: Names of the entries of the first axis of a row, where they have any; else empty.
         batch_size: What a `DataLoader` that the data came in was made for; else None.
+        about: What is to be kept beside a model: names of `columns`, of those of a condition, of classes (`labels`).
     """
 
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     batch_size: int | None = None
+    about: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int:
@@ -62,6 +65,12 @@ class Source(ABC):
         """One pass in order, `size` rows at a time: for checks, scalings, validation."""
         n = len(self)
         yield from self.batches(torch.arange(i, min(i + size, n)) for i in range(0, n, check_count(size, "size")))
+
+    def labels(self) -> Tensor | None:
+        """The condition `label` of all rows, `(N,)`, or None where there is none; by default from a pass."""
+        if "label" not in self.rows(torch.zeros(1, dtype=torch.int64)).cond:
+            return None
+        return torch.cat([torch.as_tensor(batch.cond["label"]) for batch in self.chunks(4096)])
 
 
 class Stream(ABC):
