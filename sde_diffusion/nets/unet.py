@@ -35,7 +35,7 @@ class UNet(nn.Module):
     $$ h \leftarrow (1 + a(e))\,\mathrm{GroupNorm}(h) + b(e). $$
     Below the last halving stand two blocks around attention. By default there is one halving: 327k parameters at width
     32 with ten classes; on 8x8 digits it reaches 1.86 test bits per dimension in 2,500 steps of 128 images, four CPU
-    minutes. `multipliers=(1, 2, 2, 2), blocks=2` suits 32x32 images (2.0M); `dims=1` takes sequences `(B, C, L)`.
+    minutes. `multipliers=(1, 2, 2, 2), blocks=2` suits 32x32 images (1.5M); `dims=1` takes sequences `(B, C, L)`.
 
     Args:
         channels: Channels C of one sample.
@@ -44,7 +44,7 @@ class UNet(nn.Module):
         multipliers: Channels at each resolution, in widths; each but the first has half the lengths of the one before.
         blocks: Residual blocks at each resolution, on either way.
         attention: Number of resolutions, counted from the lowest, whose points attend to one another; memory grows as
-            the square of the number of points there, 16 MB a sample for 32x32 points and each attention.
+            the square of the number of points there, 4 MB a sample for 32x32 points and each attention.
         classes: Number of classes; 0 for none.
         label_drop: Probability that a label becomes the null label, in training mode only.
         context: Entries d of a vector that the net is told, each with standard deviation about 1; 0 for none.
