@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
+from functools import partial
 
 import pytest
 import torch
 from checkpoints import model as small
-from processes import run_processes
+from processes import fork, run_processes, wait
 
-from sde_diffusion import SDESampler
+from sde_diffusion import Network, SDESampler, predict
 from sde_diffusion.likelihood import Estimate, Method, Rademacher
 from sde_diffusion.likelihood import elbo as bound
 from sde_diffusion.sampler.distributed import elbo, log_prob, sample_to
@@ -40,8 +43,8 @@ def test_two_processes_weigh_as_one_does(tmp_path):
         below = elbo(MODEL, x, batch_size=2, seed=3, times=chain)
         return found.value, found.latent, found.nfe, below.total
 
+    alone = SAMPLER.log_prob(x, batch_size=2, seed=3, method=METHOD)  # first: what it imports is there then
     (value, latent, nfe, total), other = run_processes(2, weigh, tmp_path / "run")
-    alone = SAMPLER.log_prob(x, batch_size=2, seed=3, method=METHOD)
     assert torch.equal(value, alone.value)
     assert torch.equal(latent, alone.latent)
     assert nfe == alone.nfe
@@ -98,3 +101,38 @@ def test_an_estimate_is_the_same_in_batches_of_any_size():
     torch.testing.assert_close(found.total, whole.total, rtol=1e-4, atol=1e-4)
     assert found.nfe == whole.nfe
     assert found.transitions.shape == whole.transitions.shape
+
+
+def test_a_bound_that_is_lost_is_told_by_its_row_in_all_of_the_data():
+    def net(x, t, level):
+        return 0.1 * x + level[:, None]
+
+    model, level = Network(net, MODEL.sde, predict.edm, shape=(2,)), torch.zeros(7)
+    level[5] = float("nan")
+    with pytest.warns(UserWarning, match="counted from row 3 on: 1 of 3 bounds are NaN or inf, .* first for row 2"):
+        found = bound(model, X[:7], times=iter([0.01, 0.1, 1.0]), seed=0, batch_size=3, level=level)
+    assert found.total.isnan().nonzero().flatten().tolist() == [5]
+
+
+@pytest.mark.slow
+def test_processes_that_a_launcher_has_started_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+
+    def started(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        torch.save(draw(tmp_path / "x"), tmp_path / f"{rank}.pt")
+
+    children = [fork(partial(started, rank), tmp_path / "error") for rank in range(2)]
+    assert [wait(child) for child in children] == [0, 0], (tmp_path / "error").read_text()
+    assert all(torch.equal(torch.load(tmp_path / f"{rank}.pt"), X) for rank in range(2))
+
+
+def test_several_processes_without_accelerate_are_told_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"several processes are joined by accelerate, .* sde-diffusion\[train\]"):
+        draw(tmp_path / "x")

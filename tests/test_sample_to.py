@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -285,7 +286,7 @@ def test_samples_that_are_not_finite_are_told_by_number_or_kept(tmp_path):
     sampler = SDESampler(VPSDE(), Network(net, VPSDE(), predict.noise, shape=(2,)), steps=2)
     with pytest.raises(SolverError, match=r"in samples 16 to 23, counted from the first of them: .*row"):
         draw(tmp_path / "x", sampler, level=level)
-    with pytest.warns(NonFiniteWarning):
+    with pytest.warns(NonFiniteWarning, match="counted from row 16 on: row 5 "):
         found = draw(tmp_path / "y", sampler, level=level, nonfinite="keep").tensor()
     assert found.isnan().any(1).nonzero().flatten().tolist() == [21]
 
@@ -310,6 +311,9 @@ def test_samples_are_read_by_number_and_slice_and_as_a_data_set(tmp_path):
     assert np.asarray(found, np.float64).dtype == np.float64
     assert torch.equal(torch.cat(list(found.parts())), WANTED)
     assert torch.equal(torch.cat(list(DataLoader(found, batch_size=10))), WANTED)
+    copy = pickle.loads(pickle.dumps(found))  # as a worker of a loader has it
+    assert len(pickle.dumps(found)) < 5000
+    assert torch.equal(copy[:], WANTED)
     with pytest.raises(IndexError):
         found[N]
     with pytest.raises(ValueError, match="which makes a copy"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -46,3 +48,19 @@ def _part(rows: slice, seeds: list[int] | torch.Generator, x_T: Tensor | None, c
         cond.part(rows),
         rows.start,
     )
+
+
+@contextmanager
+def counted_from(first: int, *kinds: type[Warning]) -> Iterator[None]:
+    """Within it, warnings of these kinds say from which row on they count, as a batch knows its own rows alone."""
+    if not first:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for one in told:
+        if one.category in kinds:
+            warnings.warn(f"counted from row {first} on: {one.message}", one.category, stacklevel=4)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno, source=one.source)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_reals, check_state
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.likelihood.bound_terms import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion.likelihood.decoder import Decoder, GaussianDecoder
@@ -105,6 +106,7 @@ def elbo(
     """
     check_options(cond, OPTIONS)
     if batch_size is not None:
+        times = times if times is None or isinstance(times, Tensor) else list(times)
         same = partial(elbo, model, prior=prior, times=times, variance=variance, decoder=decoder, estimate=estimate)
         return _in_batches(same, model, x0, batch_size, seed, cond)
     one_of("variance", variance, "posterior", "forward")
@@ -211,7 +213,11 @@ def _in_batches(
     if size < n:
         given.check_apart(f"in batches of {size}")
     batches = [slice(i, min(i + size, n)) for i in range(0, n, size)]
-    return Elbo.join([bound(x0[rows], seed=seeds[rows], cond=given.marked(rows)) for rows in batches])
+    found = []
+    for rows in batches:
+        with counted_from(rows.start, UserWarning):
+            found.append(bound(x0[rows], seed=seeds[rows], cond=given.marked(rows)))
+    return Elbo.join(found)
 
 
 def _collect(

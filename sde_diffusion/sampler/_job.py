@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import SolverError, check_count, check_samples, check_seed
+from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.noise.seeds import seed_list
@@ -18,6 +19,7 @@ from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sampler._fingerprint import digest, model_digest
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sampler.shards import Array, Form
+from sde_diffusion.solvers.loop import NonFiniteWarning, UnfinishedWarning
 
 MOST_SHARDS = 1000
 """The number of shards that the default size of one leads to at most."""
@@ -65,14 +67,15 @@ class Job:
         """The samples of a shard."""
         rows = self.form.rows(k)
         try:
-            x = self.sampler.sample(
-                rows.stop - rows.start,
-                seed=self.seed + rows.start,
-                batch_size=self.batch_size,
-                noise=self.noise,
-                nonfinite=self.nonfinite,
-                cond=self.given.marked(rows),
-            )
+            with counted_from(rows.start, NonFiniteWarning, UnfinishedWarning):
+                x = self.sampler.sample(
+                    rows.stop - rows.start,
+                    seed=self.seed + rows.start,
+                    batch_size=self.batch_size,
+                    noise=self.noise,
+                    nonfinite=self.nonfinite,
+                    cond=self.given.marked(rows),
+                )
         except SolverError as error:
             raise SolverError(
                 f"in samples {rows.start} to {rows.stop - 1}, counted from the first of them: {error}"

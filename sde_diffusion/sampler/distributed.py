@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from sde_diffusion._checks import check_count, check_flag, check_state
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.likelihood import bound
 from sde_diffusion.likelihood.exact import OPTIONS, Method
 from sde_diffusion.likelihood.result import Elbo, LogProb
-from sde_diffusion.likelihood.route import Density
+from sde_diffusion.likelihood.route import Density, LikelihoodWarning
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler._job import Job, Scaling, form_of
@@ -212,7 +213,8 @@ def _in_batches(
         with run.together():
             if run.rank < len(these):
                 rows = these[run.rank]
-                part = [weigh(x0[rows], seeds[rows], given.marked(rows))]
+                with counted_from(rows.start, LikelihoodWarning, UserWarning):
+                    part = [weigh(x0[rows], seeds[rows], given.marked(rows))]
         found += [one for own in run.gather(part) for one in own]
     return found
 

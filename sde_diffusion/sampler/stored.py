@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from sde_diffusion._files import locked, remove_drafts, write_files
 from sde_diffusion._sealed import bounded, is_sealed, parsed, sealed
@@ -22,7 +23,7 @@ MOST = 2**26
 """The largest manifest in bytes, of 800,000 shards."""
 
 
-class Samples:
+class Samples(Dataset[Tensor]):
     """Samples that lie on the disk, as an array of shape `(n, *)` of which rows are read where they are asked for.
 
     `len`, integers and slices take rows, as tensors; `numpy.asarray(samples)` and `samples.tensor()` read all of them.
@@ -39,6 +40,9 @@ class Samples:
         self.shape = (shards.form.n, *shards.form.shape)
         self.dtype: torch.dtype = torch.from_numpy(np.empty(0, shards.form.dtype)).dtype
         self._shards, self._open = shards, cast("dict[int, Array]", {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # each process maps the files for itself
 
     def __len__(self) -> int:
         return self.shape[0]
