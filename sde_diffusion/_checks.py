@@ -57,8 +57,10 @@ def check_state(x: object, name: str, *, shape: tuple[int, ...] | None = None) -
     return x
 
 
-def check_answer(f: object, x: Tensor, who: str) -> Tensor:
+def check_answer(f: object, x: Tensor, who: str, answers: int = 1) -> Tensor:
     """Returns what a model answered, in the dtype of the state `x`, if it is one real number for each of its entries.
+
+    Where it has two, the answer has twice the channels, along the dimension behind the batch.
 
     Raises:
         TypeError: No tensor, or complex numbers, integers or truth values.
@@ -66,10 +68,16 @@ def check_answer(f: object, x: Tensor, who: str) -> Tensor:
     """
     if not isinstance(f, Tensor):
         raise no_tensor(f, x, who)
-    if f.shape != x.shape:
+    wanted = tuple(x.shape) if answers == 1 else (*x.shape[:1], *(answers * c for c in x.shape[1:2]), *x.shape[2:])
+    if tuple(f.shape) != wanted or (answers > 1 and x.ndim < 2):
         hint = ""
-        if f.ndim > 1 and x.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
-            hint = ": does it learn a variance too? Hand over the first half of its channels alone"
+        if answers > 1:
+            hint = f": with a variance beside the mean it is {wanted}" if x.ndim > 1 else ", which has no channels"
+        elif f.ndim > 1 and x.ndim > 1 and f.shape[1] == 2 * x.shape[1]:
+            hint = (
+                ": does it learn a variance too? Say predict.LearnedVariance(kind), or hand over the first half of its "
+                "channels alone"
+            )
         raise ValueError(f"{who} answered shape {tuple(f.shape)} to a state of shape {tuple(x.shape)}{hint}")
     if f.dtype == x.dtype:
         return f

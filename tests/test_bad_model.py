@@ -58,7 +58,7 @@ def gaussian(c):
         lambda: Network(lambda x, t: torch.cat([x, x], 1), VP)(torch.zeros(3, 2, 4, 4), 0.5),
         V,
         "the network answered shape (3, 4, 4, 4) to a state of shape (3, 2, 4, 4): does it learn a variance too? "
-        "Hand over the first half of its channels alone",
+        "Say predict.LearnedVariance(kind), or hand over the first half of its channels alone",
     ),
     (
         lambda: Network(lambda x, t: x, FlowSDE()).predict(X, FlowSDE().levels([1.0])[0]).data,

@@ -717,7 +717,11 @@ ONE = torch.ones(1, dtype=F64)
     (lambda: elbo(MODEL, X[:0], decoder=GaussianDecoder(bins=Bins.tiling(17))), V, "empty batch"),
     (lambda: elbo(MODEL, X[:, :1]), V, "x0 has event shape (1,)"),
     (lambda: elbo(MODEL, X / 0), V, "x0 holds 6 non-finite values"),
-    (lambda: elbo(MODEL, X, variance="large"), V, "variance must be one of 'posterior', 'forward', got 'large'"),
+    (
+        lambda: elbo(MODEL, X, variance="large"),
+        V,
+        "variance must be one of 'posterior', 'forward', 'learned', got",
+    ),
     (
         lambda: elbo(MODEL, X, decoder=wrong("vdm")),
         T,

@@ -96,6 +96,10 @@ class Denoiser(nn.Module, ABC):
         """
         return held(self.predict(x, at, **cond), x).data - x0
 
+    def regress(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> tuple[Tensor, Tensor | None]:
+        """`residual`, and the mix of variances in the answer, see `variance`; None where the model learns none."""
+        return self.residual(x, at, x0, eps, **cond), None
+
     def gain(self, at: Level) -> Scalar:
         r"""$\partial\,\mathrm{data}/\partial F$ at one level, where $F$ is the answer that `residual` is about."""
         return 1.0
@@ -230,6 +234,10 @@ class Wrapper(Denoiser):
         loss = self.inner.residual if self.trained_inside else super().residual
         return loss(x, at, x0, eps, **cond)
 
+    def regress(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> tuple[Tensor, Tensor | None]:
+        loss = self.inner.regress if self.trained_inside else super().regress
+        return loss(x, at, x0, eps, **cond)
+
     def gain(self, at: Level) -> Scalar:
         return self.inner.gain(at) if self.trained_inside else super().gain(at)
 
@@ -326,7 +334,11 @@ class On(Wrapper):
 
     def predict(self, x: Tensor, at: Level, **cond: object) -> Prediction:
         plan: _Mapped = at.plan if at.plan is not None and at.plan[0] is self else self._plan(x, at)
-        return self.inner.predict(scaled(x, plan.factor), plan.base, **cond)
+        answer = self.inner.predict(scaled(x, plan.factor), plan.base, **cond)
+        given: object = answer
+        if isinstance(given, Prediction) and given.mix is not None:
+            given.mix = None  # of a step of the other process, which is another step here
+        return answer
 
     def _plan(self, x: Tensor, at: Level) -> _Mapped:
         """The plan of a level that was not tabulated here, such as one of times per sample."""

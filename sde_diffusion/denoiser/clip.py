@@ -60,8 +60,8 @@ class Clip(Wrapper):
         raw = self.inner.predict(x, at, **cond)
         data = raw.data.clamp(self.low, self.high)
         if self.keep_noise:
-            return Prediction(lambda: data, lambda: raw.noise)
-        return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
+            return Prediction(lambda: data, lambda: raw.noise, mix=raw.mix)
+        return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma, mix=raw.mix)
 
     def admit(self, x0: Tensor) -> Tensor:
         return self.inner.admit(x0).clamp(self.low, self.high)

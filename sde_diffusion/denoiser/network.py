@@ -51,7 +51,8 @@ class Network(Denoiser):
             function around it: the mode, dtype and device of a module that a function hides are found, but its
             parameters are not trained, and a function that draws random numbers by itself does so in every mode.
         sde: The process that the net was trained under, or will be.
-        kind: What the net answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm` or `predict.EDM(data_std)`.
+        kind: What the net answers: `predict.noise`, `data`, `score`, `velocity`, `v`, `edm`, `predict.EDM(data_std)`,
+            or twice as much, `predict.LearnedVariance(kind)`.
         clock: What the net is told of the time, a function from `clocks` or its name. By default what the net declares
             in an attribute `clock` (`MLP` and `UNet` say `"edm"`: a quarter of the log noise level), else that of
             `kind`: `t`, or for EDM a quarter of the log noise level.
@@ -105,7 +106,7 @@ class Network(Denoiser):
         self.shape = None if shape is None else check_shape(shape)
         self.data_std = kind.data_std
         self.per_sample = _names(self.net, self.module)
-        self.regular = kind.regular
+        self.regular, self._single = kind.regular, kind.answers == 1
         self._call = Caller()
 
     def tell(self, clock: Clock) -> None:
@@ -127,9 +128,17 @@ class Network(Denoiser):
         return _Plan(self, self.clock(at), self.kind.input_scale(at), coefficients)
 
     def output(self, x: Tensor, at: Level, **cond: object) -> Tensor:
-        """The raw answer of the network, shape `(B, *)`."""
+        """The raw answer of the network for the mean, shape `(B, *)`."""
+        return self._parts(x, at, cond)[0]
+
+    def _parts(self, x: Tensor, at: Level, cond: dict[str, object]) -> tuple[Tensor, Tensor | None]:
+        """The raw answer for the mean, and the mix of variances where there is one."""
         plan: _Plan = at.plan if at.plan is not None and at.plan[0] is self else self._plan(at)
-        return self._answer(x, plan, cond)
+        f = self._answer(x, plan, cond)
+        if self._single:
+            return f, None
+        mean, v = f.chunk(2, 1)
+        return mean, (v + 1) / 2
 
     def _answer(self, x: Tensor, plan: _Plan, cond: dict[str, object]) -> Tensor:
         shape, told, factor = x.shape, plan[1], plan[2]
@@ -150,8 +159,8 @@ class Network(Denoiser):
                 raise explained(error, self, given, time, cond) from error
             self._half = half  # looked up on a failure, since a network may be converted at any time
             return self._answer(x, plan, cond)  # from the start: the net may have written into what it was handed
-        if f.shape != shape or f.dtype != x.dtype:
-            f = check_answer(f, x, "the network")
+        if not self._single or f.shape != shape or f.dtype != x.dtype:
+            f = check_answer(f, x, "the network", self.kind.answers)
         if x.requires_grad and not f.requires_grad and torch.is_grad_enabled():
             self._check_graph(f, given, time, cond)
         return f
@@ -180,19 +189,30 @@ class Network(Denoiser):
         plan = at.plan
         if plan is None or plan[0] is not self:
             plan = self._plan(at)
-        return Prediction.of_output(x, self._answer(x, plan, cond), plan[3] or self.kind.coefficients(at))
+        coefficients = plan[3] or self.kind.coefficients(at)
+        if self._single:
+            return Prediction.of_output(x, self._answer(x, plan, cond), coefficients)
+        mean, mix = self._parts(x, at, cond)
+        return Prediction.of_output(x, mean, coefficients, mix)
 
     def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
+        return self.regress(x, at, x0, eps, **cond)[0]
+
+    def regress(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> tuple[Tensor, Tensor | None]:
         on_x0, on_eps = self.kind.target(at)
-        return self.output(x, at, **cond) - (on_x0 * x0 + on_eps * eps)
+        mean, mix = self._parts(x, at, cond)
+        return mean - (on_x0 * x0 + on_eps * eps), mix
 
     def gain(self, at: Level) -> Scalar:
         return self.kind.coefficients(at).data_f
 
     def objective(self, *, times: TimeSampler | None = None, weight: Weighting | None = None) -> DenoisingScoreMatching:
         if times is None:
-            check_pair(self.kind, self.sde)
-        return DenoisingScoreMatching(times or self.kind.times(), weight or self.kind.weight())
+            check_pair(self.kind.of_mean, self.sde)
+        kind = self.kind
+        return DenoisingScoreMatching(
+            times or kind.times(), weight or kind.weight(), variance_bound=kind.variance_bound
+        )
 
     def built_with(self) -> Mapping[str, object]:
         config = getattr(self.net, "config", None)

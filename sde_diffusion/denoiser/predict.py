@@ -23,7 +23,7 @@ from typing import ClassVar, cast
 
 from sde_diffusion._checks import check_positive
 from sde_diffusion.denoiser import clocks
-from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, TimeSampler, uniform_time
+from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, TimeSampler, uniform_index, uniform_time
 from sde_diffusion.denoiser.objectives.weights import EDMWeight, Weighting, noise_weight
 from sde_diffusion.denoiser.prediction import Coefficients
 from sde_diffusion.sde.level import Level, Scalar
@@ -36,10 +36,14 @@ class Parametrisation(ABC):
         data_std: Standard deviation of the data that the parametrisation scales for.
         regular: Whether the noise prediction that follows from an answer stays finite as sigma goes to zero, however
             wrong the answer is. If not, a likelihood refuses to ask the network below the noise levels of its training.
+        answers: Numbers that the network answers for each of the state: 2 with a variance beside the mean.
+        variance_bound: How much the bound of that variance counts in the objective that suits it.
     """
 
     data_std: float = 1.0
     regular: ClassVar[bool] = True
+    answers: ClassVar[int] = 1
+    variance_bound: ClassVar[float] = 0.0
 
     @abstractmethod
     def coefficients(self, at: Level) -> Coefficients:
@@ -72,6 +76,11 @@ class Parametrisation(ABC):
     def at_scale(self, data_std: float) -> Parametrisation | None:
         """The parametrisation for data of another standard deviation; None where it scales nothing."""
         return None
+
+    @property
+    def of_mean(self) -> Parametrisation:
+        """What the answer for the mean is; itself, unless there is a variance beside it."""
+        return self
 
 
 def _needs_data(at: Level, name: str) -> None:
@@ -195,6 +204,70 @@ class EDM(Parametrisation):
         return replace(self, data_std=data_std)
 
 
+@dataclass(frozen=True)
+class LearnedVariance(Parametrisation):
+    r"""The network answers twice the channels: the mean of a kind, and the variance of the reverse step.
+
+    The second half is $v$, with the mix $m = (v + 1)/2$ of `variance`: -1 is the posterior's variance, 1 that of the
+    forward step. It is learnt on a chain, `DiscreteVPSDE`, by the hybrid loss: that of the mean, and
+    `variance_bound` times the bound, in which the mean stands still. `DDIM(eta=1, variance="learned")` and
+    `elbo(..., variance="learned")` use it; everything else sees the mean alone. `MLP(..., answers=2)` answers so.
+
+    Args:
+        mean: What the first half is.
+
+    Raises:
+        TypeError: `mean` is no parametrisation, or one that has a variance already.
+
+    References:
+        Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021 (equations 15 and 16; their bound
+        is in bits).
+    """
+
+    mean: Parametrisation = Noise()
+    answers: ClassVar[int] = 2
+    variance_bound: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        given: object = self.mean
+        if not isinstance(given, Parametrisation) or given.answers != 1:
+            raise TypeError(f"LearnedVariance goes with a mean such as predict.noise or predict.edm, got {given!r}")
+
+    @property
+    def data_std(self) -> float:  # type: ignore[override] # a field of the base, here that of the mean
+        return self.mean.data_std
+
+    @property
+    def regular(self) -> bool:  # type: ignore[override] # of the base a constant, here that of the mean
+        return self.mean.regular
+
+    @property
+    def of_mean(self) -> Parametrisation:
+        return self.mean
+
+    def coefficients(self, at: Level) -> Coefficients:
+        return self.mean.coefficients(at)
+
+    def target(self, at: Level) -> tuple[Scalar, Scalar]:
+        return self.mean.target(at)
+
+    def input_scale(self, at: Level) -> Scalar:
+        return self.mean.input_scale(at)
+
+    def clock(self, at: Level) -> Scalar:
+        return self.mean.clock(at)
+
+    def times(self) -> TimeSampler:
+        return uniform_index
+
+    def weight(self) -> Weighting | None:
+        return self.mean.weight()
+
+    def at_scale(self, data_std: float) -> Parametrisation | None:
+        mean = self.mean.at_scale(data_std)
+        return None if mean is None else LearnedVariance(mean)
+
+
 noise = Noise()
 data = Data()
 score = Score()
@@ -210,4 +283,6 @@ NAMES: dict[str, Parametrisation] = {
     "v": v,
     "edm": edm,
 }
-"""Every parametrisation of the library, by the name that `sde-diffusion train --kind` knows: the only list of them."""
+"""Every parametrisation of a mean, by the name that `sde-diffusion train --kind` knows: the only list of them."""
+CLASSES: tuple[type[Parametrisation], ...] = (*(type(kind) for kind in NAMES.values()), LearnedVariance)
+"""Their classes, and that of a mean with a variance: what a checkpoint may name."""

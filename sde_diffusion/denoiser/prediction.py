@@ -34,24 +34,25 @@ class Prediction:
     Args:
         data: Returns $\mathrm{E}[x_0 \mid x_t]$, shape `(B, *)`.
         noise: Returns $\mathrm{E}[\varepsilon \mid x_t]$, shape `(B, *)`.
+        mix: The mix of variances of a reverse step, shape `(B, *)`, where the model learns one, see `variance`.
     """
 
-    __slots__ = ("_c", "_data", "_f", "_like", "_make_data", "_make_noise", "_noise", "_x")
+    __slots__ = ("_c", "_data", "_f", "_like", "_make_data", "_make_noise", "_noise", "_x", "mix")
     _x: Tensor
     _f: Tensor
 
-    def __init__(self, data: Callable[[], Tensor], noise: Callable[[], Tensor]) -> None:
-        self._make_data, self._make_noise = data, noise
+    def __init__(self, data: Callable[[], Tensor], noise: Callable[[], Tensor], *, mix: Tensor | None = None) -> None:
+        self._make_data, self._make_noise, self.mix = data, noise, mix
         self._like: Tensor | None = None
         self._data: Tensor | None = None
         self._noise: Tensor | None = None
         self._c: Coefficients | None = None
 
     @classmethod
-    def of_output(cls, x: Tensor, f: Tensor, c: Coefficients) -> Prediction:
+    def of_output(cls, x: Tensor, f: Tensor, c: Coefficients, mix: Tensor | None = None) -> Prediction:
         """The pair that follows from state `x` and raw answer `f`."""
         new = cls.__new__(cls)
-        new._x, new._f, new._c = x, f, c
+        new._x, new._f, new._c, new.mix = x, f, c, mix
         new._data = new._noise = None
         return new
 

@@ -17,7 +17,8 @@ $$ \mathrm{KL} = \frac D2\Big(\frac{\tilde\varsigma^2}{\varsigma^2} - 1 - \log\f
 The two variances of DDPM are `"posterior"`, $\varsigma^2 = \tilde\varsigma^2$, where the weights are $\tfrac12(e^{2
 \lambda_s} - e^{2\lambda_t})$ on the data and $\tfrac12(e^{2h} - 1)$ on the noise, and `"forward"`, $\varsigma^2 =
 \sigma_t^2(1 - e^{-2h})$, its $\beta_t$. All of it holds for the levels of any Gaussian SDE; a chain of infinitely many
-is `continuous_elbo`.
+is `continuous_elbo`. A network may have learnt a variance between the two, `"learned"`, for each coordinate; see
+`denoiser.variance`.
 
 References: Sohl-Dickstein et al., 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020 (equations 5 to 13);
 Kingma et al., Variational Diffusion Models, 2021.
@@ -39,6 +40,7 @@ from sde_diffusion._checks import check_count, check_reals, check_state
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions, check_options
+from sde_diffusion.denoiser.variance import Step
 from sde_diffusion.likelihood.bound_terms import Estimate, Run, decoder_std_of, one_of, prior_kl, proposal, weights
 from sde_diffusion.likelihood.decoder import Decoder, GaussianDecoder
 from sde_diffusion.likelihood.result import Elbo
@@ -85,9 +87,9 @@ def elbo(
             the $\mathcal N(0, I)$ of DDPM.
         times: Levels of the chain, on any Gaussian SDE; by default all indices of a process that is one.
         variance: The variance of the reverse step: `"posterior"`, or `"forward"`, which is the tighter on DDPM's linear
-            schedule.
+            schedule, or `"learned"`, of a network with `predict.LearnedVariance`, the tightest.
         decoder: The last step, by default a Gaussian one without bins, whose `std` is that of DDPM:
-            $\beta_0^{1/2}$ for `"forward"`, else that of the step above it.
+            $\beta_0^{1/2}$ for `"forward"`, that of the step above it for `"posterior"`, between them for `"learned"`.
         estimate: Random levels instead of all, draws of the noise, and what is taken out of them.
         seed: `k` gives sample `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
         batch_size: Rows of the data at once, all by default; changes memory and nothing else.
@@ -98,7 +100,8 @@ def elbo(
         The bound, term by term.
 
     Raises:
-        TypeError: A model that is no `Denoiser`, an SDE without a chain and no `times`, integer or half-precision data.
+        TypeError: A model that is no `Denoiser`, or has not learnt the variance that is asked for; an SDE without a
+            chain and no `times`; integer or half-precision data.
         ValueError: Empty data, data off the bin centres, a bad grid, or an unknown option.
 
     References:
@@ -109,7 +112,7 @@ def elbo(
         times = times if times is None or isinstance(times, Tensor) else list(times)
         same = partial(elbo, model, prior=prior, times=times, variance=variance, decoder=decoder, estimate=estimate)
         return _in_batches(same, model, x0, batch_size, seed, cond)
-    one_of("variance", variance, "posterior", "forward")
+    one_of("variance", variance, "posterior", "forward", "learned")
     sde = _process(model, prior)
     if times is None and not sde.time_is_index:
         raise TypeError(
@@ -120,15 +123,20 @@ def elbo(
     chain = sde.levels(grid)
     run = Run(model, x0, decoder, estimate, seed, cond)
     weight, constant = weights(chain, variance)
-    above, n = torch.tensor(grid[1:], dtype=torch.float64, device="cpu"), len(weight)
+    levels_at, n = torch.tensor(grid, dtype=torch.float64, device="cpu"), len(weight)
     every = torch.arange(n, device="cpu")[:, None].expand(n, len(x0))
     p, levels = proposal(chain, estimate.importance), estimate.levels
 
+    def terms(i: Tensor) -> Tensor:
+        if variance == "learned":
+            return run.divergences(levels_at[i + 1], levels_at[i])
+        return weight[i] * run.errors(levels_at[i + 1])
+
     def transitions() -> tuple[Tensor, Tensor]:
         if levels is None:
-            return weight[:, None] * run.errors(above[every]), every
+            return terms(every), every
         i = torch.searchsorted(p.cumsum(0), run.slices(levels)).clamp_max(n - 1)
-        return (weight / p)[i] * run.errors(above[i]) / levels, i
+        return terms(i) / p[i] / levels, i
 
     found = _collect(run, transitions, n, chain[0].t, decoder_std_of(chain[0], chain[1], variance))
     return replace(
@@ -225,7 +233,7 @@ def _collect(
     transitions: Callable[[], tuple[Tensor, Tensor]],
     n: int,
     t: float,
-    std: float,
+    std: float | Step,
 ) -> Elbo:
     """Averages all draws of the transitions, independent summands with their columns, and of the reconstruction.
 
@@ -234,7 +242,7 @@ def _collect(
         transitions: Makes one draw: values `(k, B)` and the columns that they belong to, of `n`.
         n: Number of transitions.
         t: Time of the lowest level.
-        std: The standard deviation of a Gaussian decoder that has none of its own.
+        std: The standard deviation of a Gaussian decoder that has none of its own, or the step whose it is.
     """
     draws = run.draws
     found, recon, total = [], [], torch.zeros(n, len(run.x0), dtype=torch.float64, device="cpu")

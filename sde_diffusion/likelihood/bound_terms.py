@@ -3,7 +3,7 @@ r"""The parts of a variational bound: square errors at many levels, a decoder, w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.denoiser.prediction import Prediction, held
+from sde_diffusion.denoiser.variance import Step, mix_of
 from sde_diffusion.likelihood.decoder import (
     CategoricalDecoder,
     Decoder,
@@ -28,6 +29,9 @@ from sde_diffusion.noise.sources import Streams
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 from sde_diffusion.sde.prior import Prior
+
+LEARNED = "elbo(variance='learned')"
+"""What errors call a bound with a learnt variance."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +116,47 @@ class Run:
     def errors(self, times: Tensor, *, of_noise: bool = False) -> Tensor:
         """The square error of the data, or of the noise, at `times`, shape `(n, B)`, summed over the coordinates."""
         found = []
+        for x0, z, at, answer in self._answers(times):
+            miss, extra = answer.noise - z if of_noise else answer.data - x0, self.expected(z, at)
+            if of_noise:
+                extra = extra * ((at.alpha / at.sigma) ** 2).reshape(-1)
+            found.append(_wide(rows(miss).square().sum(1) - extra).reshape(-1, len(self.x0)))
+        return torch.cat(found)
+
+    def divergences(self, above: Tensor, below: Tensor) -> Tensor:
+        """The KL of the steps between two levels each with the variance that the model has learnt, shape `(n, B)`.
+
+        Of the control variate the weight must not depend on the draw: it is that of the middle of the two variances.
+        """
+        found = []
+        for (x0, z, at, answer), t, s in zip(
+            self._answers(above), above.split(self.stack), below.split(self.stack), strict=True
+        ):
+            column = torch.zeros(t.numel(), 1, dtype=torch.float64, device="cpu")
+            upper, lower = (self.model.sde.level(v.reshape(-1), column, check=False) for v in (t, s))
+            step = Step.between(lower, upper)
+            mix, miss = (_wide(rows(v)) for v in (mix_of(answer, LEARNED), answer.data - x0))
+            weight = step.q * torch.exp(-2 * step.log_std(torch.full_like(column, 0.5))) / 2
+            extra = weight[:, 0] * _wide(self.expected(z, at))
+            found.append((step.term(mix, miss.square()).sum(1) - extra).reshape(t.shape))
+        return torch.cat(found)
+
+    def _answers(self, times: Tensor) -> Iterator[tuple[Tensor, Tensor, Level, Prediction]]:
+        """Data, noise, level and prediction at `times`, shape `(n, B)`, some of the `n` in one call."""
         for t in times.split(self.stack):
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
-            answer = self.predict(at.alpha * x0 + at.sigma * z, at, **self.cond.stacked(len(t)))
-            miss, extra = answer.noise - z if of_noise else answer.data - x0, self.expected(z, at)
-            if of_noise:
-                extra = extra * ((at.alpha / at.sigma) ** 2).reshape(-1)
-            found.append(_wide(rows(miss).square().sum(1) - extra).reshape(t.shape))
+            yield x0, z, at, self.predict(at.alpha * x0 + at.sigma * z, at, **self.cond.stacked(len(t)))
         self.nfe += len(times) * self.model.cost
-        return torch.cat(found)
 
-    def reconstruction(self, t: float, std: float) -> Tensor:
+    def reconstruction(self, t: float, std: float | Step) -> Tensor:
         """Minus the log-probability of the data given a state at time `t`, drawn anew, shape `(B,)`.
 
         Args:
             t: The lowest level.
-            std: The standard deviation of a Gaussian decoder that has none of its own.
+            std: The standard deviation of a Gaussian decoder that has none of its own, or the step to the data of which
+                the model knows it.
         """
         (at,) = self.model.levels([t])
         noise = self.streams(0.0, 0.0)
@@ -137,14 +164,22 @@ class Run:
         decoder, v = self.decoder, self.v
         if isinstance(decoder, CategoricalDecoder) and v is not None:
             return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, v, decoder.bins)).sum(1)
-        mean = _wide(self.predict(x, at, **self.cond.whole).data)
+        answer = self.predict(x, at, **self.cond.whole)
+        mean = _wide(answer.data)
         self.nfe += self.model.cost
-        std = getattr(decoder, "std", None) or std
+        log_std, typical = self._decoder_std(answer, getattr(decoder, "std", None) or std)
         if decoder.bins is not None and v is not None:
-            return -rows(discretised_gaussian_log_prob(mean, std, v, decoder.bins)).sum(1)
-        z = rows(_wide(self.x0) - mean) / std
-        square = z.square().sum(1) - _wide(self.expected(noise, at)) / std**2
-        return 0.5 * square + z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(std))
+            return -rows(discretised_gaussian_log_prob(mean, log_std.exp(), v, decoder.bins)).sum(1)
+        z = rows((_wide(self.x0) - mean) / log_std.exp())
+        square = z.square().sum(1) - _wide(self.expected(noise, at)) / typical**2
+        return 0.5 * square + rows(log_std.expand(mean.shape) + 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def _decoder_std(self, answer: Prediction, std: float | Step) -> tuple[Tensor, float]:
+        """The logarithm of the standard deviation of a Gaussian decoder, and one that no draw has a part in."""
+        if not isinstance(std, Step):
+            return torch.tensor(math.log(std), dtype=torch.float64, device="cpu"), std
+        middle = torch.tensor(0.5, dtype=torch.float64, device="cpu")
+        return std.log_std(_wide(mix_of(answer, LEARNED))), math.exp(float(std.log_std(middle)))
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
         """What the model answers in evaluation mode."""
@@ -157,7 +192,7 @@ def weights(chain: Sequence[Level], variance: str) -> tuple[Tensor, Tensor]:
     out = []
     for s, t in pairwise(chain):
         gain = -math.expm1(-2 * (s.lam - t.lam))
-        ratio = (s.sigma / t.sigma) ** 2 if variance == "forward" else 1.0  # of the two variances
+        ratio = (s.sigma / t.sigma) ** 2 if variance == "forward" else 1.0  # posterior over forward variance, or itself
         out.append((0.5 * (s.alpha / s.sigma) ** 2 * gain * ratio, 0.5 * (ratio - 1 - math.log(ratio))))
     return tuple(torch.tensor(out, dtype=torch.float64, device="cpu").T)
 
@@ -168,12 +203,14 @@ def proposal(chain: Sequence[Level], importance: bool) -> Tensor:
     return torch.tensor(length, dtype=torch.float64, device="cpu") / sum(length)
 
 
-def decoder_std_of(first: Level, second: Level, variance: str) -> float:
-    """The standard deviation of DDPM's decoder.
+def decoder_std_of(first: Level, second: Level, variance: str) -> float | Step:
+    """The standard deviation of DDPM's decoder, or how it follows from a learnt mix.
 
     It is that of the forward step from the data, or of the posterior a step above, as the posterior at the data is a
     point.
     """
+    if variance == "learned":
+        return Step.to_data(*(_tensors(at) for at in (first, second)))
     gain = -math.expm1(-2 * (first.lam - second.lam))
     return float(first.sigma) * (1.0 if variance == "forward" else math.sqrt(gain))
 
@@ -191,6 +228,12 @@ def one_of(name: str, value: object, *known: str) -> None:
     """Raises `ValueError` unless `value` is one of the words known."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def _tensors(at: Level) -> Level:
+    """A level of floats as one of tensors."""
+    values = (at.t, at.alpha, at.sigma, at.dalpha, at.dsigma, at.lam)
+    return Level(*(torch.tensor(v, dtype=torch.float64, device="cpu") for v in values))
 
 
 def _wide(x: Tensor) -> Tensor:

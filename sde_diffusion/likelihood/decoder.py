@@ -140,7 +140,7 @@ def _check_bins(bins: object) -> None:
         raise TypeError(f"bins must be Bins, such as Bins.tiling(256), got {type(bins).__name__}")
 
 
-def discretised_gaussian_log_prob(mean: Tensor, std: float, v: Tensor, bins: Bins) -> Tensor:
+def discretised_gaussian_log_prob(mean: Tensor, std: float | Tensor, v: Tensor, bins: Bins) -> Tensor:
     r"""$\log[\Phi(\tfrac{c_v + h - m}{s}) - \Phi(\tfrac{c_v - h - m}{s})]$, the end bins open, in the shape of `mean`.
 
     It is computed in float64 by differences of $\log\Phi$, on the side where that is small, and so is exact to rounding

@@ -49,6 +49,7 @@ class DiT(nn.Module):
             NaN is unknown.
         image: Channels of a field beside the sample, of its lengths; 0 for none. Not for vectors: theirs is `context`.
         image_drop: Probability that an image becomes the null image, in training mode only.
+        answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
 
     Shapes:
         x (B, *shape), t (B,), label (B,) integer, context (B, d), image (B, image, *spatial); each of them may be one
@@ -81,6 +82,7 @@ class DiT(nn.Module):
         entry_drop: float = 0.0,
         image: int = 0,
         image_drop: float = 0.1,
+        answers: int = 1,
     ) -> None:
         super().__init__()
         self.shape, sizes = _shape(shape), _patch(_shape(shape), patch)
@@ -93,7 +95,7 @@ class DiT(nn.Module):
             classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
         )
         self._config: Config = dict(patch=sizes, width=width, depth=depth, heads=heads, **told)
-        self._config |= dict(image=image, image_drop=image_drop)
+        self._config |= dict(image=image, image_drop=image_drop, answers=check_count(answers, "answers"))
         channels, *spatial = self.field = (1, *self.shape) if len(self.shape) == 1 else self.shape
         conv, back = CONV[len(spatial)]
         self.condition = Condition(64, width, **told)
@@ -105,7 +107,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = zero(nn.Linear(width, 2 * width))
-        self.leave = zero(back(width, channels, sizes, stride=sizes))
+        self.leave = zero(back(width, answers * channels, sizes, stride=sizes))
 
     @property
     def config(self) -> Config:
@@ -136,7 +138,7 @@ class DiT(nn.Module):
         shift, scale = self.modulate(e)[:, None].chunk(2, dim=2)
         h = torch.addcmul(shift, 1 + scale, self.norm(h))
         out: Tensor = self.leave(h.transpose(1, 2).unflatten(2, grid))
-        return out.reshape(x.shape)
+        return out.reshape(len(x), -1, *self.shape[1:])
 
 
 class _Block(nn.Module):

@@ -44,6 +44,7 @@ class MLP(nn.Module):
         context_drop: Probability that a context becomes the null context, in training mode only.
         entry_drop: Probability that an entry of the context becomes unknown, in training mode only: for conditions on
             any subset. An entry that is NaN is unknown.
+        answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and an answer (B, 2 D).
 
     Shapes:
         x (B, D), t (B,), label (B,) integer or None, context (B, d), or one for all, (1, d) or (d,), or None -> (B, D)
@@ -74,9 +75,10 @@ class MLP(nn.Module):
         context: int = 0,
         context_drop: float = 0.1,
         entry_drop: float = 0.0,
+        answers: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers)):
+        for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers), ("answers", answers)):
             check_count(value, name)
         if features is None:
             features = FEATURES if dim <= MOST_DIMENSIONS and not context else 0
@@ -84,7 +86,7 @@ class MLP(nn.Module):
         told: Config = dict(
             classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
         )
-        self._config: Config = dict(dim=dim, hidden=hidden, layers=layers, features=features, **told)
+        self._config: Config = dict(dim=dim, hidden=hidden, layers=layers, features=features, **told, answers=answers)
         self.dim = dim
         self.register_buffer("waves", math.pi * fixed_normal(features, dim))
         self.condition = Condition(64, hidden, **told)
@@ -92,7 +94,7 @@ class MLP(nn.Module):
         self.beside = nn.Linear(hidden, hidden, bias=False) if context else None
         self.times = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
         self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
-        self.leave = zero(nn.Linear(hidden, dim))
+        self.leave = zero(nn.Linear(hidden, answers * dim))
 
     @property
     def config(self) -> Config:

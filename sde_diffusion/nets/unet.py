@@ -54,6 +54,7 @@ class UNet(nn.Module):
         image: Channels of a field beside the sample, such as a low resolution or a measurement; 0 for none.
         image_drop: Probability that an image becomes the null image, in training mode only.
         dropout: Dropout inside each residual block, in training mode only, in [0, 1].
+        answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
 
     Shapes:
         x (B, C, L), (B, C, H, W) or (B, C, D, H, W) with lengths that can be halved `len(multipliers) - 1` times, t
@@ -90,6 +91,7 @@ class UNet(nn.Module):
         image: int = 0,
         image_drop: float = 0.1,
         dropout: float = 0.1,
+        answers: int = 1,
     ) -> None:
         super().__init__()
         multipliers = _checked(channels, dims, width, multipliers, blocks, attention)
@@ -99,6 +101,7 @@ class UNet(nn.Module):
             classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
         )
         sizes: Config = dict(width=width, multipliers=multipliers, blocks=blocks, attention=attention, dropout=dropout)
+        sizes["answers"] = check_count(answers, "answers")
         self._config: Config = dict(channels=channels, dims=dims, **sizes, **told, image=image, image_drop=image_drop)
         self.channels, self.dims, self.halvings = channels, dims, len(multipliers) - 1
         conv, widths = CONV[dims], [width * m for m in multipliers]
@@ -107,7 +110,7 @@ class UNet(nn.Module):
         first = conv(image, widths[0], 3, padding=1, bias=False) if image else None
         self.image = None if first is None else ImageCondition(image, first, widths[0], image_drop)
         _add_levels(self, _Blocks(dims, 4 * width, dropout, blocks), widths, attention)
-        last = zero(conv(widths[0], channels, 3, padding=1))
+        last = zero(conv(widths[0], answers * channels, 3, padding=1))
         self.head = nn.Sequential(nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), last)
 
     @property

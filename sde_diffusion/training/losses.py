@@ -21,6 +21,7 @@ from sde_diffusion.denoiser.objectives.time_samplers import (
     LogNormalSigma,
     TimeSampler,
     stratified,
+    uniform_index,
     uniform_log_snr,
     uniform_time,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "likelihood_weight",
     "noise_weight",
     "stratified",
+    "uniform_index",
     "uniform_log_snr",
     "uniform_time",
 ]

@@ -13,17 +13,25 @@ to zero, but to the variance of the data given $x_t$.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_callable, check_count, check_finite, check_flag, check_like, check_state
+from sde_diffusion._checks import (
+    check_callable,
+    check_count,
+    check_flag,
+    check_like,
+    check_real,
+)
 from sde_diffusion._tensors import as_float64, rows
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.objectives.effective import as_lam, density
+from sde_diffusion.denoiser.objectives.regressed import Regressed, check_call
+from sde_diffusion.denoiser.objectives.terms import bound_of, controlled
 from sde_diffusion.denoiser.objectives.time_samplers import ImportanceSampler, TimeSampler, stratified, uniform_time
 from sde_diffusion.denoiser.objectives.weights import Weighting, name_of, on_answer
 from sde_diffusion.denoiser.predict import Parametrisation
@@ -34,25 +42,6 @@ LARGEST_STATE = 3.0
 """Size of a state, in standard deviations, up to which a network of order one learns from it as it is."""
 LARGEST_GAIN = 400.0
 """Error of the data per relative error of the answer at `t_max` up to which noise and score can be learnt."""
-
-
-@runtime_checkable
-class Regressed(Protocol):
-    """What the loss asks of a model; every `Denoiser` has it."""
-
-    sde: GaussianSDE
-    shape: tuple[int, ...] | None
-    data_std: float
-
-    @property
-    def kind(self) -> Parametrisation | None:
-        """What its network answers; None for what is no network."""
-
-    def residual(self, x: Tensor, at: Level, x0: Tensor, eps: Tensor, /, **cond: object) -> Tensor:
-        """How far the answer at the state `x` is from what it should be, shape `(B, *)`."""
-
-    def gain(self, at: Level) -> Scalar:
-        """How much the data prediction changes with the answer."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,19 +58,24 @@ class DenoisingScoreMatching:
         low_discrepancy: Whether the times of a batch are spread evenly, by `stratified`, or drawn independently.
         control_variate: Whether what the noise adds to the variance at little noise is taken out, by `controlled`: the
             same loss on average, for a second network evaluation.
+        variance_bound: $b$ for a network that answers a variance too, `predict.LearnedVariance`: the hybrid loss adds
+            $b$ times the variational bound of the chain, in nats per coordinate, which trains the variance and leaves
+            the mean alone. 0 trains the mean alone.
 
     Raises:
         TypeError: `times` or `weight` is no function, or a flag neither True nor False.
+        ValueError: `variance_bound` is negative.
 
     References:
         Vincent, A Connection Between Score Matching and Denoising Autoencoders, 2011; Song et al., Score-Based
-        Generative Modeling through SDEs, 2021 (equation 7).
+        Generative Modeling through SDEs, 2021 (equation 7); Nichol and Dhariwal, 2021 (equation 16: the hybrid loss).
     """
 
     times: TimeSampler = uniform_time
     weight: Weighting | None = None
     low_discrepancy: bool = True
     control_variate: bool = False
+    variance_bound: float = 0.0
 
     def __post_init__(self) -> None:
         check_callable(self.times, "times", "a function (sde, u) -> t, such as losses.uniform_time")
@@ -89,10 +83,13 @@ class DenoisingScoreMatching:
             check_callable(self.weight, "weight", "a function of a level, such as losses.noise_weight")
         check_flag(self.low_discrepancy, "low_discrepancy")
         check_flag(self.control_variate, "control_variate")
+        if check_real(self.variance_bound, "variance_bound") < 0:
+            raise ValueError(f"variance_bound must be 0 or more, got {self.variance_bound!r}: 1e-3 is usual, 0 is none")
 
     def __repr__(self) -> str:
         apart = "" if self.low_discrepancy else ", low_discrepancy=False"
         apart += ", control_variate=True" if self.control_variate else ""
+        apart += f", variance_bound={self.variance_bound!r}" if self.variance_bound else ""
         weight = None if self.weight is None else name_of(self.weight)
         return f"{type(self).__name__}(times={name_of(self.times)}, weight={weight}{apart})"
 
@@ -124,7 +121,8 @@ class DenoisingScoreMatching:
             A scalar, or `(B,)`; differentiable in the parameters.
 
         Raises:
-            TypeError: Integer or half-precision data, or a model that is not a `Denoiser`.
+            TypeError: Integer or half-precision data, or a model that is not a `Denoiser`; with `variance_bound` one
+                that learns no variance, or not on a chain.
             ValueError: Empty or non-finite data, a wrong shape or an unknown reduction; a time where alpha = 0 and the
                 weight on the answer of this model grows without bound.
         """
@@ -136,12 +134,14 @@ class DenoisingScoreMatching:
             eps = _noise(x0.shape, x0.dtype, generator).to(x0.device)
         check_like(eps, "eps", x0, "x0")
         at = model.sde.level(t, x0)
-        residual = model.residual(at.alpha * x0 + at.sigma * eps, at, x0, eps, **given)
+        residual, mix = model.regress(at.alpha * x0 + at.sigma * eps, at, x0, eps, **given)
         error = rows(residual.square()).mean(1)
         if self.control_variate:
             error = error + controlled(model, at, x0, eps, given)
         w = self._on_answer(model, at)
         error = error * (w.reshape(-1).to(error) if isinstance(w, Tensor) else w)
+        if self.variance_bound:
+            error = error + self.variance_bound * bound_of(model, at, t, residual, mix)
         return error.mean() if reduction == "mean" else error
 
     def times_for(self, model: Regressed, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -208,50 +208,12 @@ class DenoisingScoreMatching:
         return on_answer(lambda at: weight(at) * times.correction(sde, at), at, model.gain, what, name)
 
 
-def controlled(model: Regressed, at: Level, x0: Tensor, eps: Tensor, cond: Mapping[str, Any]) -> Tensor:
-    r"""What the control variate adds to the square error of the answer, shape `(B,)`: a number of mean zero.
-
-    An answer $F$ is $A x + B\hat\varepsilon$ for some $A$ and $B$, so that its error is $B^2|\hat\varepsilon(x) -
-    \varepsilon|^2$ with $x = \alpha x_0 + \sigma\varepsilon$. To first order in $\sigma$ the term
-    $-2\,\varepsilon\cdot\hat\varepsilon(x)$ in it is $-2\,\varepsilon\cdot\hat\varepsilon(\alpha x_0)$: zero on
-    average, and at little noise nearly all of the variance of the gradient. So
-
-    $$ \frac{c B^2}D\,\big[2\,\varepsilon\cdot\hat\varepsilon(\alpha x_0) - |\varepsilon|^2 + D\big], \quad
-       c = \max\Big(\frac{\alpha^2s^2 - \sigma^2}{\alpha^2s^2 + \sigma^2}, 0\Big) $$
-
-    is added, with $s$ the standard deviation of the data. This $c$ takes all of $x_0\cdot\varepsilon$ out of the
-    gradient of a linear answer to Gaussian data; where the noise outweighs the data it is 0. One network evaluation.
-
-    References:
-        Wang et al., A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models, 2020; Song and Kingma, How
-        to Train Your Energy-Based Models, 2021 (Section 4.2).
-    """
-    clean = model.residual(at.alpha * x0, at, x0, torch.zeros_like(eps), **cond)  # B eps_hat(alpha x0)
-    signal, spread = (at.alpha * model.data_std) ** 2, at.sigma**2
-    share = ((signal - spread) / (signal + spread)).clamp_min(0.0)
-    b = torch.where(share > 0, -at.sigma / at.alpha / model.gain(at), 0.0)
-    return rows(share * (2 * b * eps * clean - b**2 * (eps.square() - 1))).mean(1)
-
-
 def _independent(n: int, generator: torch.Generator | None) -> Tensor:
     return torch.rand(check_count(n, "n"), dtype=torch.float64, generator=generator, device="cpu")
 
 
 def _noise(shape: Iterable[int], dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
     return torch.randn(tuple(shape), dtype=dtype, generator=generator, device="cpu")
-
-
-def check_call(model: object, x0: Tensor, generator: object, reduction: object) -> None:
-    """Raises unless an objective is called with a model, data, a generator and a reduction that are such."""
-    if not isinstance(model, Regressed):
-        raise TypeError(
-            f"the loss needs a Denoiser: wrap the network, Network(net, sde, predict.noise), got {type(model).__name__}"
-        )
-    check_finite(check_state(x0, "x0", shape=model.shape), "x0")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}: torch.Generator()")
-    if str(reduction) not in ("mean", "none"):
-        raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
 
 
 def check_pair(kind: Parametrisation, sde: GaussianSDE) -> None:

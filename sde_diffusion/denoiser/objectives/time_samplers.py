@@ -26,6 +26,17 @@ def uniform_time(sde: GaussianSDE, u: Tensor) -> Tensor:
     return sde.t_min + (sde.t_max - sde.t_min) * u
 
 
+def uniform_index(sde: GaussianSDE, u: Tensor) -> Tensor:
+    """One of the levels of a chain, each as likely as the others.
+
+    Raises:
+        TypeError: A process that is no chain.
+    """
+    if not sde.time_is_index:
+        raise TypeError(f"uniform_index draws a level of a chain, such as DiscreteVPSDE, and {sde!r} has none")
+    return (u * (sde.t_max + 1)).floor().clamp_max(sde.t_max)
+
+
 @dataclass(frozen=True)
 class LogNormalSigma:
     r"""$\log(\sigma/\alpha) \sim \mathcal N(m, s^2)$, clipped to the range of the SDE (Karras et al., 2022).
@@ -153,7 +164,7 @@ NAMES: dict[str, TimeSampler] = {
     "logit-normal": LogitNormal(),
     "likelihood": LikelihoodImportance(),
 }
-"""Every time sampler of the library by name, as an instance: the only list of them."""
+"""Every time sampler that goes with any process by name, as an instance: the only list of them."""
 
 
 def _normal(u: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_count
 from sde_diffusion._tensors import as_float64
 from sde_diffusion.denoiser.objectives.effective import as_lam
-from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching, Regressed, check_call
+from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
+from sde_diffusion.denoiser.objectives.regressed import Regressed, check_call
 
 
 class Uncertainty(nn.Module):
@@ -35,7 +36,7 @@ class Uncertainty(nn.Module):
 
     Raises:
         TypeError: `objective` is no `DenoisingScoreMatching`.
-        ValueError: No feature.
+        ValueError: No feature, or an objective with a `variance_bound`.
 
     References:
         Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2024 (equations 14 and 15);
@@ -52,6 +53,11 @@ class Uncertainty(nn.Module):
         given: object = objective
         if not isinstance(given, DenoisingScoreMatching):
             raise TypeError(f"Uncertainty divides a DenoisingScoreMatching, such as model.objective(), got {given!r}")
+        if objective.variance_bound:
+            raise ValueError(
+                "Uncertainty divides an error, which is positive, and a bound is not: "
+                f"variance_bound=0, got {objective.variance_bound!r}"
+            )
         self.objective = objective
         self.v = nn.Parameter(torch.zeros(check_count(features, "features"), device="cpu"))
 

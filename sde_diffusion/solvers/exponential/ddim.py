@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.denoiser.variance import mix_of
 from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.base import Facts, Solver
@@ -28,13 +29,16 @@ class DDIM(Solver[GaussianReverseSDE, None]):
     Args:
         eta: Stochasticity, from 0 (deterministic) to 1 (ancestral).
         variance: The variance of $z$'s term: `"posterior"`, DDPM's $\tilde\beta_t$, or `"forward"`, DDPM's $\beta_t$,
-            which keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$.
+            which keeps the mean and adds noise of std $\eta\,\sigma_t\sqrt{1 - e^{-2h}}$, or `"learned"`, between the
+            two by what a network with `predict.LearnedVariance` answers for each coordinate.
 
     Raises:
+        TypeError: `"learned"` with a model that learns no variance, or that is seen through another process.
         ValueError: `eta` outside `[0, 1]`, an unknown variance, or a step up in time with `eta > 0`.
 
     References:
-        Song et al., Denoising Diffusion Implicit Models, 2021 (equation 12); Ho et al., 2020 (Section 3.2).
+        Song et al., Denoising Diffusion Implicit Models, 2021 (equation 12); Ho et al., 2020 (Section 3.2); Nichol and
+        Dhariwal, 2021 (equation 15).
     """
 
     eta: float = 0.0
@@ -46,8 +50,8 @@ class DDIM(Solver[GaussianReverseSDE, None]):
             raise ValueError(
                 f"DDIM takes eta in [0, 1], got {self.eta!r}: more noise than the ancestral step leaves no room"
             )
-        if self.variance not in ("posterior", "forward"):
-            raise ValueError(f"variance must be 'posterior' or 'forward', got {self.variance!r}")
+        if self.variance not in ("posterior", "forward", "learned"):
+            raise ValueError(f"variance must be 'posterior', 'forward' or 'learned', got {self.variance!r}")
 
     @property
     def facts(self) -> Facts:
@@ -63,6 +67,9 @@ class DDIM(Solver[GaussianReverseSDE, None]):
         gain = math.sqrt(-math.expm1(-2 * (s.lam - t.lam)))
         std = self.eta * s.sigma * gain
         mean = prediction.combine(s.alpha, math.sqrt(max(s.sigma**2 - std**2, 0.0)))
+        if self.variance == "learned":
+            mix = mix_of(prediction, "DDIM(variance='learned')")
+            return torch.addcmul(mean, torch.exp(mix * math.log(t.sigma / s.sigma)), noise(t.t, s.t), value=std), None
         if self.variance == "forward":
             std = self.eta * t.sigma * gain
         return torch.add(mean, noise(t.t, s.t), alpha=std), None

@@ -29,7 +29,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _NETS = {c.__name__: c for c in nets.CLASSES}
 _SDES = {c.__name__: c for c in processes.CLASSES}
-_KINDS = {type(kind).__name__: type(kind) for kind in predict.NAMES.values()}
+_KINDS: dict[str, Any] = {c.__name__: c for c in predict.CLASSES}
 _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
 _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
 
@@ -86,7 +86,7 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
         ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
     """
     sde = _build(about["sde"], _SDES | own, "SDE", GaussianSDE)
-    kind = _build(about["kind"], _KINDS | own, "parametrisation", Parametrisation)
+    kind = _build_kind(about["kind"], own)
     clock = kind.clock if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
     net = _build_net(about["net"], own, held)
     try:
@@ -101,6 +101,15 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
     except Exception as error:
         raise ValueError(f"the checkpoint's model cannot be put together: {_brief(error)}") from error
     return model.eval(), (low, high)
+
+
+def _build_kind(entry: Mapping[str, Any], own: dict[str, Any]) -> Any:
+    """Builds a parametrisation, and first the one inside of it, where there is one."""
+    known, fields = _KINDS | own, entry.get("fields")
+    if isinstance(fields, Mapping) and isinstance(inner := fields.get("mean"), Mapping):
+        fields = {**fields, "mean": _build(inner, known, "parametrisation", Parametrisation)}
+        entry = {**entry, "fields": fields}
+    return _build(entry, known, "parametrisation", Parametrisation)
 
 
 def _build_net(entry: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> nn.Module:
@@ -169,6 +178,7 @@ def _named(thing: object, what: str) -> dict[str, Any]:
         return {"name": _name_of(type(thing), what), "fields": dict(config)}
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+        fields = {k: _named(v, what) if isinstance(v, Parametrisation) else v for k, v in fields.items()}
         return {"name": _name_of(type(thing), what), "fields": fields}
     name = getattr(thing, "__name__", type(thing).__name__)
     if _CLOCKS.get(name) is thing:
