@@ -251,7 +251,7 @@ def test_a_net_and_a_process_of_ones_own_are_built_only_when_named(tmp_path):
     ):
         load_checkpoint(tmp_path)
     with pytest.raises(
-        ValueError, match=r"names the net 'Line', which is not known here. Known are MLP, Ornstein, UNet"
+        ValueError, match=r"names the net 'Line', which is not known here. Known are DiT, MLP, Ornstein, UNet"
     ):
         load_checkpoint(tmp_path, known=[Ornstein])
     loaded = load_checkpoint(tmp_path, known=[Ornstein, Line]).model
