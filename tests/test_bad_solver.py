@@ -190,7 +190,7 @@ def test_a_score_of_another_shape_is_refused_at_its_first_call():
         V,
         "DDIM takes eta in [0, 1], got 1.5: more noise than the ancestral step leaves no room",
     ),
-    (lambda: DDIM(1.0, "both"), V, "variance must be 'posterior' or 'forward', got 'both'"),
+    (lambda: DDIM(1.0, "both"), V, "variance must be 'posterior', 'forward' or 'learned', got 'both'"),
     (lambda: DPMSolverPP(4), V, "DPMSolverPP has order 1, 2 or 3, got 4"),
     (lambda: AdamsMoulton(1), V, "AdamsMoulton has order 2, 3 or 4, got 1"),
     (lambda: AdamsMoulton(5), V, "AdamsMoulton has order 2, 3 or 4, got 5"),
