@@ -14,41 +14,37 @@ import time
 import numpy as np
 import pytest
 import torch
-from checkpoints import edit, model, seal
+from checkpoints import as_version, edit, model, scaled, seal, standard, swap, tensors_of
 from torch import nn
 
 from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clocks, predict
 from sde_diffusion._checks import SolverError
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.sde import schedules
-from sde_diffusion.training import load_checkpoint, save_checkpoint
-from sde_diffusion.training.checkpoint import MOST_DESCRIPTION
+from sde_diffusion.training import DamagedWarning, load_checkpoint, save_checkpoint
 from sde_diffusion.training.checkpoints import registry
+from sde_diffusion.training.checkpoints.manifests import MOST_MANIFEST
 
 
 @pytest.fixture
 def saved(tmp_path):
-    save_checkpoint(tmp_path / "model", model(), mean=torch.tensor([0.5, 7.0]), std=2.0, extra={"steps": 3})
+    save_checkpoint(tmp_path / "model", model(), scaling=scaled(torch.tensor([0.5, 7.0]), 2.0), extra={"steps": 3})
     return tmp_path / "model"
 
 
 def first_version(folder, **changes):
-    """Writes the description as version 1 did: scalars for the scaling, no digest, and two entries that are gone."""
-    about = json.loads((folder / "model.json").read_text())
-    about.pop("digest")
-    about |= {"version": 1, "mean": 0.5, "std": 2.0, "classes": 0, "noise_levels": [0.005, 20.0], **changes}
-    (folder / "model.json").write_text(json.dumps(about, indent=2))
+    as_version(1, folder, **changes)
 
 
 # --- damage
 
 
-@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [41, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_flipped_bit_of_a_description_is_refused(saved, stride):
     file = saved / "model.json"
     raw = file.read_bytes()
     accepted, told = [], set()
-    for i in range(0, 8 * len(raw), stride):  # 11: at least one bit in every second byte, and each of the eight in turn
+    for i in range(0, 8 * len(raw), stride):  # 41: each of the eight bits of a byte in turn
         file.write_bytes(flipped(raw, i))
         try:
             load_checkpoint(saved)
@@ -68,7 +64,7 @@ def flipped(raw, i):
 
 
 def test_flipped_bits_of_the_tensors_are_refused(saved):
-    file = saved / "model.safetensors"
+    file = tensors_of(saved)
     raw = file.read_bytes()
     for i in [*range(0, 64, 3), *np.random.default_rng(0).integers(0, 8 * len(raw), 60).tolist()]:
         file.write_bytes(flipped(raw, i))
@@ -88,12 +84,51 @@ def test_what_was_edited_or_laid_out_anew_is_refused_until_it_is_saved_again(sav
 
 
 def test_a_checkpoint_of_the_first_version_loads(saved):
-    first_version(saved)
+    as_version(1, saved)
     loaded = load_checkpoint(saved)
-    assert (float(loaded.mean), float(loaded.std), loaded.classes, loaded.extra) == (0.5, 2.0, 0, {"steps": 3})
+    assert (float(standard(loaded).mean), float(standard(loaded).std)) == (0.5, 2.0)
+    assert (loaded.classes, loaded.conditions, loaded.extra) == (0, {}, {"steps": 3})
     assert loaded.noise_levels == (0.005, 20.0)
     z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.scaling.undo(z), (2 * z.double() + 0.5).float())
+
+
+def test_a_checkpoint_of_the_second_version_loads_and_a_save_puts_one_of_this_version_in_its_place(saved):
+    wanted = load_checkpoint(saved)
+    as_version(2, saved)
+    loaded = load_checkpoint(saved)
+    assert standard(loaded).config == standard(wanted).config
+    for a, b in zip(loaded.model.parameters(), wanted.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    raw = (saved / "model.json").read_bytes()
+    for i in range(0, 8 * len(raw), 97):
+        (saved / "model.json").write_bytes(flipped(raw, i))
+        with pytest.raises(ValueError, match=r"model.json "):
+            load_checkpoint(saved)
+    (saved / "model.json").write_bytes(raw)
+    save_checkpoint(saved, model(), extra={"steps": 4}, keep=1)
+    assert sorted(p.name for p in saved.iterdir()) == [
+        tensors_of(saved).name,
+        "model.0.json",
+        "model.json",
+        "model.safetensors",
+    ]
+    (saved / "model.json").write_text("")
+    with pytest.warns(DamagedWarning, match=r"The one before it is used: .*model.0.json"):
+        assert load_checkpoint(saved).extra == {"steps": 3}
+    save_checkpoint(saved, model())
+    assert sorted(p.name for p in saved.iterdir()) == [tensors_of(saved).name, "model.json"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used_as_long_as_it_is_kept(saved):
+    save_checkpoint(saved, model(), extra={"steps": 4}, keep=1)
+    save_checkpoint(saved, Network(MLP(2, hidden=8), schedules.VPSDE(), shape=(2,)), extra={"steps": 5}, keep=1)
+    tensors_of(saved).write_bytes(tensors_of(saved).read_bytes()[:-1])
+    with pytest.warns(DamagedWarning, match=r"is not the file that model.json describes.*before it is used: .*model.2"):
+        assert load_checkpoint(saved).extra == {"steps": 4}
+    (saved / "model.2.json").unlink()
+    with pytest.raises(ValueError, match=r"is not the file that model.json describes"):
+        load_checkpoint(saved)
 
 
 # --- a standardisation that is none
@@ -147,7 +182,7 @@ def test_deep_json_is_refused_in_words_or_read(saved, key, depth):
 
 def test_a_description_that_is_too_long_is_neither_read_nor_written(saved, tmp_path):
     with open(saved / "model.json", "r+b") as file:
-        file.truncate(MOST_DESCRIPTION + 1)
+        file.truncate(MOST_MANIFEST + 1)
     with pytest.raises(ValueError, match=r"has 16,777,217 bytes, and a description has 16,777,216 at most"):
         load_checkpoint(saved)
     with pytest.raises(ValueError, match=r"takes 17,.* bytes of 16,777,216: keep less in extra="):
@@ -189,7 +224,7 @@ def test_a_net_that_the_tensors_cannot_fill_is_never_allocated(saved, fields, ag
 
 
 def test_a_file_of_tensors_that_is_mostly_a_hole_is_not_read(saved):
-    with open(saved / "model.safetensors", "r+b") as file:
+    with open(tensors_of(saved), "r+b") as file:
         file.truncate(2**40)  # a terabyte that no disk holds
     with pytest.raises(ValueError, match=r"is not the file that model.json describes"):
         load_checkpoint(saved)
@@ -198,21 +233,26 @@ def test_a_file_of_tensors_that_is_mostly_a_hole_is_not_read(saved):
 def test_tensors_of_another_dtype_than_the_net_can_hold_are_refused(saved):
     from safetensors.torch import load, save
 
-    file = saved / "model.safetensors"
-    tensors = load(file.read_bytes())
+    tensors = load(tensors_of(saved).read_bytes())
     for dtype in (torch.int64, torch.complex64, torch.bool):
-        data = save({**tensors, "enter.weight": tensors["enter.weight"].to(dtype)})
-        file.write_bytes(data)
-        edit(saved, sha256=hashlib.sha256(data).hexdigest())
+        swap(saved, save({**tensors, "enter.weight": tensors["enter.weight"].to(dtype)}))
         with pytest.raises(
             ValueError, match=r"tensor 'enter.weight' holds torch\..*, the net torch.float32: it is from"
         ):
             load_checkpoint(saved)
     # a dtype of the format that torch has no name for
-    data = save({"enter.weight": torch.zeros(2, 2)}).replace(b'"F32"', b'"F99"')
-    file.write_bytes(data)
-    edit(saved, sha256=hashlib.sha256(data).hexdigest())
+    swap(saved, save({"enter.weight": torch.zeros(2, 2)}).replace(b'"F32"', b'"F99"'))
     with pytest.raises(ValueError, match=r"is not the file that model.json describes"):
+        load_checkpoint(saved)
+
+
+def test_tensors_that_saving_would_refuse_are_refused_on_loading_too(saved):
+    from safetensors.torch import load, save
+
+    tensors = load(tensors_of(saved).read_bytes())
+    tensors["enter.weight"][0, 0] = float("nan")
+    swap(saved, save(tensors))
+    with pytest.raises(ValueError, match=r"tensor 'enter.weight' of the checkpoint holds 1 non-finite values of"):
         load_checkpoint(saved)
 
 
@@ -257,7 +297,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
     else:
         first = model(DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
     assert first.shape is not None
-    save_checkpoint(tmp_path, first, mean=torch.zeros(first.shape[0]), extra={"a": 1})
+    save_checkpoint(tmp_path, first, scaling=scaled(torch.zeros(first.shape[0])), extra={"a": 1})
     about = json.loads((tmp_path / "model.json").read_text())
     about.pop("digest")
     loads = longest = 0
@@ -288,8 +328,12 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": True}, "has format version True, and this is version 2"),
-        ({"mean": True}, "has no sound entry 'mean'"),
+        ({"version": True}, "has format version True, and this is version 3"),
+        ({"scaling": True}, "has no sound entry 'scaling'"),
+        ({"conditions": []}, "has no sound entry 'conditions'"),
+        ({"conditions": {"context": None}}, "wanted the name and the fields of a scaling, got None"),
+        ({"scaling": {"name": "MLP", "fields": {"dim": 2}}}, "the scaling 'MLP', which is not known here"),
+        ({"scaling": {"name": "Standardise", "fields": {"mean": 0.0}}}, "Standardise cannot be built from"),
         ({"net": {"name": "MLP", "fields": None}}, "has no sound entry 'net'"),
         ({"net": {"name": "MLP", "fields": {"classes": -1}}}, "has no sound entry 'net'"),
         ({"shape": [2.5]}, "has no sound entry 'shape', of 1,073,741,824 values at most"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import standard, tensors_of
 
 import sde_diffusion
 from sde_diffusion import SDESampler, predict, solvers
@@ -70,8 +71,8 @@ def test_training_on_vectors_saves_what_sampling_needs(vectors):
     loaded = load_checkpoint(vectors / "model")
     x = np.load(vectors / "x.npy")
     assert loaded.model.shape == (2,)
-    np.testing.assert_allclose(loaded.mean, x.mean(0, dtype="float64"), rtol=1e-12)
-    np.testing.assert_allclose(loaded.std, x.std(0, dtype="float64"), rtol=1e-12)
+    np.testing.assert_allclose(standard(loaded).mean, x.mean(0, dtype="float64"), rtol=1e-12)
+    np.testing.assert_allclose(standard(loaded).std, x.std(0, dtype="float64"), rtol=1e-12)
     assert loaded.extra == {"data_range": [float(x.min()), float(x.max())], "steps": 60, "seed": 0}
 
 
@@ -94,7 +95,7 @@ def test_samples_on_the_command_line_are_those_of_the_model_in_memory_bit_for_bi
     )
     loaded = load_checkpoint(vectors / "model")
     sampler = SDESampler(loaded.model.sde, loaded.model, steps=7)
-    expected = sampler.sample(5, seed=3).double() * loaded.std + loaded.mean
+    expected = sampler.sample(5, seed=3).double() * standard(loaded).std + standard(loaded).mean
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected.float().numpy())
 
 
@@ -103,7 +104,7 @@ def test_two_trainings_with_one_seed_agree_bit_for_bit_and_another_seed_differs(
         call(
             "train", "--data", vectors / "x.npy", "--out", tmp_path / name, "--steps", 3, "--hidden", 16, "--seed", seed
         )
-        return (tmp_path / name / "model.safetensors").read_bytes()
+        return tensors_of(tmp_path / name).read_bytes()
 
     assert tensors("a", 1) == tensors("b", 1) != tensors("c", 2)
 

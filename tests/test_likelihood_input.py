@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checkpoints import scaled
 from mixtures import mixture
 from refusals import check, refuses, wrong
 from torch import nn
@@ -553,7 +554,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("likelihood")
     torch.manual_seed(0)
     sde = VPSDE()
-    save_checkpoint(folder / "model", Network(MLP(2, hidden=8), sde, predict.edm, shape=(2,)), mean=1.0, std=2.0)
+    save_checkpoint(folder / "model", Network(MLP(2, hidden=8), sde, predict.edm, shape=(2,)), scaling=scaled(1.0, 2.0))
     np.save(folder / "x.npy", np.random.default_rng(0).normal(1, 2, (5, 2)).astype("float32"))
     return folder
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import tensors_of
 
 from sde_diffusion import VPSDE, Network, SDESampler, _files, predict
 from sde_diffusion._checks import SolverError
@@ -171,13 +172,13 @@ def test_a_device_is_never_replaced_by_a_file(place, capsys):
 def test_training_replaces_a_checkpoint_only_when_told_to(place, tmp_path, capsys):
     words = commands_to(place, tmp_path / "out")["train"]
     assert call(*words) == 0
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    before = tensors_of(tmp_path / "out").read_bytes()
     capsys.readouterr()
     found = line_of(capsys, *words, "--seed", 1)
-    assert "holds a model.safetensors already: give another folder, or --overwrite" in found
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert "holds a model.json already: give another folder, or --overwrite" in found
+    assert tensors_of(tmp_path / "out").read_bytes() == before
     assert call(*words, "--seed", 1, "--overwrite") == 0
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    assert tensors_of(tmp_path / "out").read_bytes() != before
     for name in ("model.json", "model.safetensors"):  # half a checkpoint is one, too
         half = tmp_path / "half" / name
         half.parent.mkdir()
@@ -193,7 +194,8 @@ def test_a_folder_of_other_things_takes_a_checkpoint(place, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert call(*commands_to(place, tmp_path / "out")["train"]) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.safetensors", "notes.txt"]
+    names = [tensors_of(tmp_path / "out").name, "model.json", "notes.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
 
 
 def test_a_folder_in_place_of_a_file_of_the_checkpoint_is_refused_even_with_overwrite(place, tmp_path, capsys):

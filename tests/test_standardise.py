@@ -13,6 +13,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from checkpoints import scaled, standard
 
 from sde_diffusion import EDMSDE, Network, predict
 from sde_diffusion.cli import main as cli
@@ -37,9 +38,7 @@ def exact(folder, mean, std, **options):
     """A checkpoint whose model is exactly a Gaussian of this mean and std."""
     net = MLP(len(mean), hidden=8, layers=1)
     model = Network(net, EDMSDE(LOW, HIGH), predict.edm, shape=(len(mean),), **options)
-    save_checkpoint(
-        folder, model, mean=torch.tensor(mean, dtype=torch.float64), std=torch.tensor(std, dtype=torch.float64)
-    )
+    save_checkpoint(folder, model, scaling=scaled(mean, std))
     return folder
 
 
@@ -106,11 +105,11 @@ def test_every_channel_of_images_has_its_own_scale_even_where_there_are_as_many_
     assert z.mean(1).abs().max() < 1e-6
     assert (z.std(1, correction=0) - 1).abs().max() < 1e-6
     model = Network(UNet(4, width=8), EDMSDE(), predict.edm, shape=(4, 4, 4))
-    save_checkpoint(tmp_path, model, mean=scaling.mean.flatten(), std=scaling.std.flatten())
+    save_checkpoint(tmp_path, model, scaling=Standardise(scaling.mean.flatten(), scaling.std.flatten()))
     loaded = load_checkpoint(tmp_path)
-    assert (loaded.scaling.apply(x).double() * loaded.std + loaded.mean - x).abs().max() < 1.0
-    assert ((loaded.scaling.undo(loaded.scaling.apply(x)) - x).abs() < 1e-3 * loaded.std).all()
-    assert loaded.scaling.log_det((4, 4, 4)) == pytest.approx(16 * float(scaling.std.log().sum()), rel=1e-14)
+    assert (loaded.scaling.apply(x).double() * scaling.std + scaling.mean - x).abs().max() < 1.0
+    assert ((loaded.scaling.undo(loaded.scaling.apply(x)) - x).abs() < 1e-3 * scaling.std).all()
+    assert standard(loaded).log_det((4, 4, 4)) == pytest.approx(16 * float(scaling.std.log().sum()), rel=1e-14)
 
 
 def test_many_data_are_scaled_in_parts_and_to_the_same_values(monkeypatch):
@@ -207,7 +206,7 @@ def test_log_likelihoods_are_exact_in_the_units_of_every_column(mean, std, tmp_p
 
 def test_a_model_in_double_precision_weighs_in_double_precision(tmp_path):
     model = Network(MLP(2, hidden=8, layers=1), EDMSDE(LOW, HIGH), predict.edm, shape=(2,)).double()
-    save_checkpoint(tmp_path / "model", model, mean=torch.tensor([1.0, 2.0]), std=torch.tensor([3.0, 4.0]))
+    save_checkpoint(tmp_path / "model", model, scaling=Standardise(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])))
     x = normal(3, 2) * [3, 4] + [1, 2]
     np.save(tmp_path / "x.npy", x)
     call("likelihood", "--checkpoint", tmp_path / "model", "--data", tmp_path / "x.npy", "--out", tmp_path / "y.json")

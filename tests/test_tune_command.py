@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import awake, model
+from checkpoints import awake, model, scaled
 from torch import Tensor
 
 from sde_diffusion import Network, SDESampler, SolverError, grids, predict
@@ -69,7 +69,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.fixture
 def points(tmp_path: Path) -> Path:
     """A checkpoint of points in the plane."""
-    save_checkpoint(tmp_path / "model", model(), mean=3.0, std=2.0)
+    save_checkpoint(tmp_path / "model", model(), scaling=scaled(3.0, 2.0))
     return tmp_path / "model"
 
 
@@ -282,7 +282,7 @@ def test_tables_of_other_weights_are_left_aside_and_a_new_model_removes_them(
 ) -> None:
     kept = (tables / "tables.json").read_bytes()
     other = Network(awake(MLP(2, hidden=16, layers=2)), schedules.EDMSDE(0.005, 20.0), predict.edm, shape=(2,))
-    save_checkpoint(tables, other, mean=3.0, std=2.0)
+    save_checkpoint(tables, other, scaling=scaled(3.0, 2.0))
     assert not (tables / "tables.json").exists()
     (tables / "tables.json").write_bytes(kept)
     expected = SDESampler(other.sde, other.eval(), nfe=5).sample(4, seed=0) * 2 + 3

@@ -20,13 +20,14 @@ from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
 from sde_diffusion.cli.limits import check_batch, check_seeds
 from sde_diffusion.data.files import load_array
+from sde_diffusion.data.scalings import Standardise
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.likelihood.trace import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
 from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.training.checkpoint import DESCRIPTION, TENSORS, Checkpoint, load_checkpoint
+from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint
 
 
 def add_parser(group: Any) -> None:
@@ -124,7 +125,7 @@ def likelihood_file(
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
     check_file(out, "--out")
-    check_apart(out, "--out", (checkpoint / DESCRIPTION, checkpoint / TENSORS))
+    check_apart(out, "--out", checkpoint_files(checkpoint))
     if bin_width is not None and not 0 < bin_width < math.inf:
         raise ValueError(f"--bin-width must be positive and finite, got {bin_width:g}")
     loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)
@@ -162,7 +163,7 @@ def _evaluate(loaded: Checkpoint, x: Tensor, labels: Tensor | None, weigh: Weigh
             parts.append(log_prob(sampler, z[part], density=density, method=method, seed=seeds, **cond.part(part)))
             bar.update(len(z[part]))
     found = LogProb.join(parts)
-    return replace(found, value=found.value - loaded.scaling.log_det(x.shape[1:]))
+    return replace(found, value=found.value + loaded.scaling.log_jacobian(x).to(found.value))
 
 
 def _dtype(loaded: Checkpoint) -> torch.dtype:
@@ -207,8 +208,9 @@ def _summary(found: LogProb, rows: list[dict[str, Any]], loaded: Checkpoint) -> 
             square = math.fsum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
             about |= {name: mean, f"{name}_error": math.sqrt(square / len(values)) if len(values) > 1 else math.nan}
     level = {"noise_level": found.level, "corrected": found.corrected, "whole": found.whole, "nfe": found.nfe}
-    scale = {"noise_levels_trained": list(loaded.noise_levels), "std": loaded.std.flatten().tolist()}
-    return about | level | {"nfe_check": found.nfe_check, **scale}
+    scaling = loaded.scaling
+    scale = {"std": scaling.std.flatten().tolist()} if isinstance(scaling, Standardise) else {"scaling": str(scaling)}
+    return about | level | {"nfe_check": found.nfe_check, "noise_levels_trained": list(loaded.noise_levels), **scale}
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

@@ -17,7 +17,7 @@ from sde_diffusion._files import check_file, check_folder
 from sde_diffusion.data.memory import check_memory
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.plots import check_picture
-from sde_diffusion.training.checkpoint import DESCRIPTION, TENSORS, Checkpoint
+from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
 
 COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
@@ -30,7 +30,7 @@ SAMPLE, SEED = 32, 64
 def check_checkpoint(out: Path, overwrite: bool) -> None:
     """Raises `ValueError` unless `out` is a folder without a checkpoint in it, or can be made one."""
     check_folder(out, "--out")
-    for file in (out / TENSORS, out / DESCRIPTION):
+    for file in checkpoint_files(out):
         if file.is_dir():
             raise ValueError(f"--out {out} holds a folder {file.name}, where a file is to go: give another folder")
         if file.exists() and not overwrite:

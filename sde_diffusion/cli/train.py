@@ -157,7 +157,7 @@ def train_file(
 
     def save(done: Training, place: Path) -> None:
         extra = {"data_range": [float(x.min()), float(x.max())], "steps": len(done.losses), "seed": seed}
-        keep(lambda folder: save_checkpoint(folder, done.model, mean=scaling.mean, std=scaling.std, extra=extra), place)
+        keep(lambda folder: save_checkpoint(folder, done.model, scaling=scaling, extra=extra), place)
 
     try:
         z = scaling.apply(x)

@@ -16,7 +16,7 @@ from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count,
 from sde_diffusion.cli.limits import check_batch
 from sde_diffusion.cli.sample import labels_for
 from sde_diffusion.data.files import load_array
-from sde_diffusion.training.checkpoint import DESCRIPTION, TABLES, TENSORS, Checkpoint, load_checkpoint
+from sde_diffusion.training.checkpoint import TABLES, Checkpoint, checkpoint_files, load_checkpoint
 from sde_diffusion.tuning.tuner import tune
 
 MOST_NFE = 1000
@@ -163,7 +163,7 @@ def _check_report(report: Path | None, checkpoint: Path, aim: Aim) -> None:
     if report.suffix.lower() != ".png":
         raise ValueError(f"--report must end in .png, got {report.name!r}")
     check_file(report, "--report")
-    read = [checkpoint / name for name in (DESCRIPTION, TENSORS, TABLES)]
+    read = [*checkpoint_files(checkpoint), checkpoint / TABLES]
     check_apart(report, "--report", read if aim.data is None else [*read, aim.data])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sde_diffusion import plots
 from sde_diffusion._files import check_folder, keep, write_files
+from sde_diffusion.data.scalings import Standardise
 from sde_diffusion.demo.results import Curves, close, gather
 from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, trials
 from sde_diffusion.denoiser import predict
@@ -133,10 +134,9 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
         say(f"   {len(bench.real)} training and {len(bench.test)} test images; {right:.1%} of the latter recognised")
     with report.phase(f"training a class-conditional U-Net, {settings.steps} steps"):
         model, loss = _train(bench, settings)
+        scaling = Standardise(torch.tensor(bench.mean), torch.tensor(bench.std))
         extra = {"data_range": [-1.0, 1.0], "steps": settings.steps, "seed": settings.seed}
-        write(
-            lambda path: save_checkpoint(path, model, mean=bench.mean, std=bench.std, extra=extra), out / "checkpoint"
-        )
+        write(lambda path: save_checkpoint(path, model, scaling=scaling, extra=extra), out / "checkpoint")
         say(f"   loss {loss:.4f}" + (f"; {lost[-1]}" if lost else f"; saved to {out / 'checkpoint'}"))
     with report.phase(f"tuning samplers of {', '.join(map(str, TUNED))} evaluations"):
         tuned = bench.tune(model, batch=settings.tuning, refine=settings.effort >= 1, seed=settings.seed)

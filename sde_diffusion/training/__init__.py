@@ -3,11 +3,13 @@
 from sde_diffusion.training import losses
 from sde_diffusion.training.callbacks import JSONL, Callback, Event, StopTraining, Tracker
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sde_diffusion.training.checkpoints.own_code import load_class
 from sde_diffusion.training.ema import EMA, ConstantDecay, PowerDecay
 from sde_diffusion.training.loop import Saving, Training, TrainingInterrupted, train
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.stopping import EarlyStopping, Measured
+from sde_diffusion.training.store import DamagedWarning
 from sde_diffusion.training.validation import Validation
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "ConstantDecay",
+    "DamagedWarning",
     "EarlyStopping",
     "Event",
     "Measured",
@@ -29,6 +32,7 @@ __all__ = [
     "TrainingInterrupted",
     "Validation",
     "load_checkpoint",
+    "load_class",
     "losses",
     "posthoc",
     "save_checkpoint",

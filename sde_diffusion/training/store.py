@@ -31,6 +31,7 @@ from sde_diffusion._files import locked, sync, sync_folder
 from sde_diffusion._sealed import sealed
 from sde_diffusion.training.checkpoints.manifests import (
     MOST_MANIFEST,
+    RESERVED,
     entry_of,
     files_of,
     named_by,
@@ -38,7 +39,13 @@ from sde_diffusion.training.checkpoints.manifests import (
     older,
     read_manifest,
 )
-from sde_diffusion.training.checkpoints.tensor_file import digest_of, header_of, open_tensors, write_tensors
+from sde_diffusion.training.checkpoints.tensor_file import (
+    digest_of,
+    header_of,
+    open_tensors,
+    safetensors,
+    write_tensors,
+)
 
 __all__ = ["DamagedWarning", "Found", "files_of", "find", "locked", "read", "write"]
 
@@ -68,9 +75,16 @@ class Found:
     _file: Any = field(repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Reads the tensors, on the CPU."""
+        """Reads the tensors, on the CPU.
+
+        Raises:
+            ValueError: A dtype that torch does not have.
+        """
         with torch.device("cpu"):
-            return {name: self._file.get_tensor(name).clone() for name in self.shapes}  # the file may go meanwhile
+            try:
+                return {name: self._file.get_tensor(name).clone() for name in self.shapes}  # the file may go meanwhile
+            except (AttributeError, safetensors().SafetensorError) as error:
+                raise ValueError(f"the tensors of {self.path} cannot be read ({error}): save them again") from error
 
 
 # --- writing
@@ -147,7 +161,7 @@ def _check(name: object, about: Mapping[str, Any], keep: int) -> None:
         raise ValueError(f"keep must be at least 0, got {keep}")
     if taken := {"tensors", "digest"} & set(about):
         raise ValueError(f"about has the entry {min(taken)!r}, which is the store's own: give it another name")
-    size = len(sealed(about)) + 512  # with what is known of the tensors when they are written
+    size = len(sealed(about)) + RESERVED
     if size > MOST_MANIFEST:
         raise ValueError(f"the description takes {size:,} bytes of {MOST_MANIFEST:,}: keep less in it")
 

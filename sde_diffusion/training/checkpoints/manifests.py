@@ -18,6 +18,8 @@ __all__ = ["entry_of", "files_of", "named_by", "newest", "older", "read_manifest
 
 MOST_MANIFEST = 16 * 2**20
 """How many bytes a manifest has at most: a beta table of 1,000 levels takes 35,000."""
+RESERVED = 512
+"""How many of them are for what is known of the tensors when they are written."""
 
 
 def read_manifest(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -46,7 +48,8 @@ def entry_of(about: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     entry = about.get("tensors", {"file": f"{name}.safetensors", "sha256": about.get("sha256")})
     entry = entry if isinstance(entry, Mapping) else {}
     file, serial = str(entry.get("file")), entry.get("serial", 0)
-    if not re.fullmatch(rf"{name}(-[0-9a-f]{{16}})?\.safetensors", file) or serial not in range(10**15):
+    is_number = type(serial) is int and 0 <= serial < 10**15
+    if not re.fullmatch(rf"{name}(-[0-9a-f]{{16}})?\.safetensors", file) or not is_number:
         raise ValueError(f"the description of {name!r} has no sound entry 'tensors': it was edited; save it again")
     return entry
 
@@ -78,9 +81,10 @@ def named_by(manifests: Iterable[Path]) -> set[str]:
 
 
 def files_of(folder: str | Path, name: str) -> list[Path]:
-    """The files, or whatever else, in a folder that are called as those of `name` are, sorted."""
+    """The files, or whatever else, in a folder that are called as those of `name` are, manifests first."""
     pattern = rf"{name}(\.\d{{1,18}})?\.json|{name}(-[0-9a-f]{{16}})?\.safetensors"
     try:
-        return sorted(p for p in Path(folder).iterdir() if re.fullmatch(pattern, p.name))
+        inside = [p for p in Path(folder).iterdir() if re.fullmatch(pattern, p.name)]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(inside, key=lambda p: (p.suffix, p.name))

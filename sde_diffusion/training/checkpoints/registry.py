@@ -8,6 +8,7 @@ shapes of the tensors that are to fill it.
 from __future__ import annotations
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,13 +18,16 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sde_diffusion import nets
+from sde_diffusion.data import scalings
+from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser import clocks, predict
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.training.checkpoints.own_code import file_of
 
-__all__ = ["build", "describe", "own_classes"]
+__all__ = ["build", "build_scaling", "describe", "describe_scaling", "own_classes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,7 +35,9 @@ _NETS = {c.__name__: c for c in nets.CLASSES}
 _SDES = {c.__name__: c for c in processes.CLASSES}
 _KINDS: dict[str, Any] = {c.__name__: c for c in predict.CLASSES}
 _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
-_LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS}
+_SCALINGS = {c.__name__: c for c in scalings.CLASSES}
+_LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS, **_SCALINGS}
+_OPTIONS = {"net": "--net", "SDE": "--sde"}
 
 CALLS = 200
 """How many calls of torch the construction of a net may make, for each tensor that it is to hold."""
@@ -50,12 +56,17 @@ def describe(model: Network) -> dict[str, Any]:
             "as a dict"
         )
     return {
-        "net": {"name": _name_of(type(net), "net"), "fields": dict(config)},
+        "net": _entry(type(net), "net", dict(config)),
         "sde": _named(model.sde, "SDE"),
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
     }
+
+
+def describe_scaling(scaling: Scaling) -> dict[str, Any]:
+    """Describes a scaling for JSON."""
+    return _named(scaling, "scaling")
 
 
 def own_classes(known: Iterable[type]) -> dict[str, Any]:
@@ -112,6 +123,18 @@ def _build_kind(entry: Mapping[str, Any], own: dict[str, Any]) -> Any:
     return _build(entry, known, "parametrisation", Parametrisation)
 
 
+def build_scaling(entry: object, own: dict[str, Any]) -> Scaling:
+    """Builds the scaling of a description.
+
+    Raises:
+        ValueError: A name that is not known, or fields that do not fit it.
+    """
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("fields"), Mapping):
+        raise ValueError(f"wanted the name and the fields of a scaling, got {reprlib.repr(entry)}")
+    built: Scaling = _build(entry, _SCALINGS | own, "scaling", Scaling)
+    return built
+
+
 def _build_net(entry: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> nn.Module:
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
@@ -153,7 +176,7 @@ class _Bounded(TorchFunctionMode):
 
 def _check_fit(wanted: Shapes, held: Shapes) -> None:
     """Raises `ValueError` for the first tensor that does not fit."""
-    advice = "model.safetensors is not the file that model.json describes, but from another architecture"
+    advice = "the tensors are not of the net that is described, but from another architecture"
     for name, shape in wanted.items():
         if name not in held:
             raise ValueError(f"tensor {name!r} is missing: {advice}")
@@ -164,22 +187,24 @@ def _check_fit(wanted: Shapes, held: Shapes) -> None:
             raise ValueError(f"tensor {name!r} has no place in the net: {advice}")
 
 
-def _name_of(cls: type, what: str) -> str:
-    name = cls.__name__
+def _entry(cls: type, what: str, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """How an object is written down: its class, the file of the class if it is not of this library, its fields."""
+    name, file = cls.__name__, file_of(cls)
     if _LIBRARY.get(name, cls) is not cls:
         raise TypeError(f"the {what} {name} has the name of another class of this library: rename yours")
-    return name
+    own = {} if name in _LIBRARY or file is None else {"file": file}
+    return {"name": name, **own, "fields": fields}
 
 
 def _named(thing: object, what: str) -> dict[str, Any]:
     """Describes a frozen dataclass, an object with a `config` like that of a net, or a function of `clocks`."""
     config = getattr(thing, "config", None)
     if isinstance(config, Mapping):
-        return {"name": _name_of(type(thing), what), "fields": dict(config)}
+        return _entry(type(thing), what, dict(config))
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
         fields = {k: _named(v, what) if isinstance(v, Parametrisation) else v for k, v in fields.items()}
-        return {"name": _name_of(type(thing), what), "fields": fields}
+        return _entry(type(thing), what, fields)
     name = getattr(thing, "__name__", type(thing).__name__)
     if _CLOCKS.get(name) is thing:
         return {"name": name, "fields": None}
@@ -193,10 +218,9 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: 
     """Builds the object that an entry of a description names, and looks that it is a `base`."""
     name, fields = str(entry.get("name")), entry.get("fields")
     if name not in known:
-        short = reprlib.repr(name)
         raise ValueError(
-            f"the checkpoint names the {what} {short}, which is not known here. Known are {', '.join(sorted(known))}; "
-            f"for a class of your own, load_checkpoint(path, known=[{name:.40}])"
+            f"the checkpoint names the {what} {reprlib.repr(name)}, which is not known here. Known are "
+            f"{', '.join(sorted(known))}; {_advice(name, entry.get('file'), what)}"
         )
     try:
         built = known[name] if fields is None else known[name](**fields)
@@ -207,6 +231,15 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: 
     if not isinstance(built, base) or isinstance(built, type):
         raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
     return built
+
+
+def _advice(name: str, file: object, what: str) -> str:
+    """How to make a class known, by what a file says of it that may be made to harm: nothing of it is looked up."""
+    advice = f"load_checkpoint(path, known=[{name:.40}])"
+    if not isinstance(file, str) or not re.fullmatch(r"[\w.-]{1,80}\.py", file) or not name.isidentifier():
+        return f"for a class of your own, {advice}"
+    advice = f'it was defined in {file}: {advice}, where load_class("{file}:{name:.40}") takes it from there'
+    return advice + (f"; on the command line, {_OPTIONS[what]} {file}:{name:.40}" if what in _OPTIONS else "")
 
 
 def _brief(error: Exception) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sde_diffusion._files import sync
 
-__all__ = ["digest_of", "header_of", "open_tensors", "write_tensors"]
+__all__ = ["digest_of", "header_of", "open_tensors", "safetensors", "write_tensors"]
 
 BLOCK = 2**20
 """How many bytes of a file are in memory while it is held to its digest."""
@@ -96,6 +97,20 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def safetensors() -> ModuleType:
+    """The library that reads the files.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import safetensors
+        import safetensors.torch  # what its `safe_open` uses
+    except ImportError as error:
+        raise ImportError("checkpoints need safetensors: pip install 'sde-diffusion[train]'") from error
+    return safetensors
+
+
 def open_tensors(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """Opens a file of safetensors, which stays open, and reads the shape of each tensor by its name.
 
@@ -103,13 +118,10 @@ def open_tensors(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
         ValueError: A header that does not fit its file.
         ImportError: safetensors is not installed.
     """
+    library = safetensors()
     try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("checkpoints need safetensors: pip install 'sde-diffusion[train]'") from error
-    try:
-        opened: Any = safetensors.safe_open(path, "pt")
+        opened: Any = library.safe_open(path, "pt")
         names = list(opened.keys())  # it is no dict
         return opened, {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-    except safetensors.SafetensorError as error:
+    except library.SafetensorError as error:
         raise ValueError(str(error)) from error

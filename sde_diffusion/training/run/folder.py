@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_flag
 from sde_diffusion._files import check_folder
+from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training import store
@@ -39,7 +40,7 @@ class Saving:
         path: The folder, made if need be.
         every: Steps between two savings; None for about five minutes. A run is saved at its end too, and when it is
             interrupted or fails.
-        keep: How many of the states before the last one stay, to go on from if that is damaged.
+        keep: How many of the states and models before the last one stay, to go on from if that is damaged.
         overwrite: Whether a run that is there already is begun anew.
         scaling: The scaling that brought the data to what the model sees, kept with the model.
         conditions: Those of its continuous conditions, by name.
@@ -53,8 +54,8 @@ class Saving:
     every: int | None = None
     keep: int = 1
     overwrite: bool = False
-    scaling: Any = None
-    conditions: Mapping[str, Any] | None = None
+    scaling: Scaling | None = None
+    conditions: Mapping[str, Scaling] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -125,6 +126,6 @@ class Folder:
 
     def save_model(self, model: Network, extra: Mapping[str, Any]) -> None:
         """Saves the model, as `load_checkpoint` reads it."""
-        scaling = self.saving.scaling
-        given = {} if scaling is None else {"mean": scaling.mean, "std": scaling.std}
-        save_checkpoint(self.path, model, **given, extra={**extra, **self.saving.extra})
+        saving, about = self.saving, {**extra, **self.saving.extra}
+        scaling, conditions = saving.scaling, saving.conditions
+        save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=saving.keep)
