@@ -53,7 +53,8 @@ def test_one_context_for_all_is_embedded_once():
     net.condition.label.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     label = torch.tensor(2)
     y = net(X, T, label.expand(N), C[0].expand(N, 3))
-    assert seen == [1, 1]
+    net(X, T, label.expand(N), C[0].double().expand(N, 3))
+    assert seen == [1, 1, 1, 1]
     for one in (C[0], C[:1]):
         assert torch.equal(net(X, T, 2, one), y)
     torch.testing.assert_close(net(X, T, label.repeat(N), C[0].repeat(N, 1)), y)

@@ -298,9 +298,9 @@ def _numbers(value: Numbers, name: str, weight: Tensor) -> Tensor:
             raise TypeError(f"{name} must hold numbers, in a tensor or an array, got {type(value).__name__}") from None
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-    return value.to(weight)
+    return _rows(value).to(weight).expand(value.shape)
 
 
 def _rows(value: Tensor) -> Tensor:
     """A tensor (B, *), or its one row (1, *) where it is an expanded view of one."""
-    return value[:1] if len(value) and value.stride(0) == 0 else value
+    return value[:1] if value.ndim and len(value) and value.stride(0) == 0 else value
