@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_diffusion.data import Dequantised, Standardise, split
+from sde_diffusion.data import Dequantised, Rows, Standardise, split
 from sde_diffusion.likelihood.decoder import Bins
 
 
@@ -73,6 +73,10 @@ def test_columns_of_whole_numbers_are_dequantised_and_then_scaled():
     assert (moved[:, [0, 2]].abs() < 0.5).all()
     assert moved[:, [0, 2]].abs().max() > 0.4
     assert torch.allclose(make.quantise(z), table, atol=1e-6)
+    assert Dequantised.of(table, scaling) == Dequantised.of(Rows(table), scaling) == make
+    assert Dequantised.of(torch.zeros(3, 2, dtype=torch.uint8)).columns == (0, 1)
+    with pytest.raises(ValueError, match="no column of the data is of whole numbers"):
+        Dequantised.of(table + 0.5)
     assert torch.equal(make.quantise(z)[:, [0, 2]], table[:, [0, 2]])
     with pytest.raises(ValueError, match=r"row 1 of the batch holds 0.0204082, which is no whole number: name the"):
         Dequantised()(table, torch.Generator())

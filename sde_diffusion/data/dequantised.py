@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_positive, check_real
-from sde_diffusion.data._scaling import Scaling
+from sde_diffusion.data._scaling import Scaling, parts
+from sde_diffusion.data.sources.base import Source
 
 EDGE = 1e-5
 """How far u stays away from the edges of its bin, so that `quantise` finds every value again in float32."""
@@ -57,6 +58,26 @@ class Dequantised:
     def levels(cls, count: int) -> Dequantised:
         r"""That of values $0, \dots, Q - 1$, whose bins fill $[-1, 1]$: $x = 2 (v + u)/Q - 1$."""
         return cls(2 / check_count(count, "count"), -1.0)
+
+    @classmethod
+    def of(cls, x: Tensor | Source, scaling: Scaling | None = None) -> Dequantised:
+        """That of the columns in which every value of some data is a whole number.
+
+        Args:
+            x: Data `(N, *)`, or a source of them.
+            scaling: What is applied afterwards.
+
+        Raises:
+            ValueError: No column is of whole numbers.
+        """
+        found: Tensor | None = None
+        for part in [x] if isinstance(x, Tensor) else parts(x):
+            columns = part.transpose(0, 1).flatten(1)
+            whole = (columns == columns.round()).all(1) if part.is_floating_point() else torch.ones(len(columns)) > 0
+            found = whole if found is None else found & whole
+        if found is None or not bool(found.any()):
+            raise ValueError("no column of the data is of whole numbers: they need no dequantisation")
+        return cls(columns=tuple(found.nonzero()[:, 0].tolist()), scaling=scaling)
 
     def __call__(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """A fresh point in the bin of each value, `(B, *)` in `dtype`, scaled.

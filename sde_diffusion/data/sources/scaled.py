@@ -32,12 +32,16 @@ class Scaled(Source):
     ) -> None:
         self.source, self.scaling, self.conditions, self.dtype = source, scaling, dict(conditions), dtype
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
+        self.about = source.about
 
     def __len__(self) -> int:
         return len(self.source)
 
     def rows(self, numbers: Tensor) -> Batch:
         return self._scaled(self.source.rows(numbers))
+
+    def labels(self) -> Tensor | None:
+        return self.source.labels()
 
     def batches(self, numbers: Iterable[Tensor]) -> Iterator[Batch]:
         yield from map(self._scaled, self.source.batches(numbers))
@@ -91,4 +95,6 @@ def scaled(
     if type(source) is not Rows:
         return found
     x, cond = found.rows(torch.arange(len(source)))
-    return Rows(x, cond, source.columns)
+    rows = Rows(x, cond, source.columns)
+    rows.about, rows.batch_size = source.about, source.batch_size
+    return rows
