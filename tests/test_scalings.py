@@ -16,7 +16,9 @@ from scipy import stats
 from sde_diffusion.data import _scaling, quantile
 from sde_diffusion.data.quantile import Quantile
 from sde_diffusion.data.scalings import CLASSES, Standardise
-from sde_diffusion.data.sources.arrays import Rows
+from sde_diffusion.data.sources.arrays import Part, Rows, With
+from sde_diffusion.data.sources.base import Source
+from sde_diffusion.data.sources.scaled import Condition, scaled
 
 LAWS = {"Cauchy": stats.cauchy, "Student": stats.t(3), "log-normal": stats.lognorm(1.5), "normal": stats.norm}
 
@@ -55,6 +57,28 @@ def test_a_source_read_in_parts_is_scaled_as_a_tensor(kind, monkeypatch):
     wanted, got = whole.apply(x, torch.float64), parts.apply(x, torch.float64)
     assert torch.allclose(got, wanted, atol=1e-6)
     assert (got.mean(0).abs() < 0.1).all() or kind is Standardise
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["in memory", "as they are read"])
+def test_the_rows_of_a_source_and_their_conditions_are_scaled(held):
+    x, context, label = draws(40), torch.where(draws(40, 9) > 1, math.nan, draws(40, 9)), torch.arange(40)
+    source: Source = Rows(x, {"context": context}, tuple("abcd"))
+    if not held:
+        source = Part(source, torch.arange(39, -1, -1))
+    source = (
+        With(source, {"label": label}) if not held else Rows(x, {"context": context, "label": label}, tuple("abcd"))
+    )
+    scaling, contexts = Standardise.of(source), Standardise.of(Condition(source, "context"), missing=True)
+    found = scaled(source, scaling, {"context": contexts})
+    assert (type(found) is Rows) == held
+    assert (len(found), found.shape, found.columns) == (40, (4,), tuple("abcd"))
+    numbers = torch.tensor([5, 0, 5])
+    here = numbers if held else 39 - numbers
+    for x_, cond in (found.rows(numbers), next(found.batches([numbers]))):
+        assert torch.equal(x_, scaling.apply(x[here]))
+        assert torch.equal(cond["context"].nan_to_num(9.0), contexts.apply(context[here]).nan_to_num(9.0))
+        assert torch.equal(cond["label"], label[numbers])
+    assert torch.equal(found.labels(), label)  # type: ignore[arg-type]  # there are labels
 
 
 def test_a_source_of_many_rows_keeps_its_ends_and_one_value_in_some(monkeypatch):

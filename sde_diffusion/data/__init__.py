@@ -9,6 +9,7 @@ from sde_diffusion.data.quantile import Quantile
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.source import Batch, Source, Stream, source_of
 from sde_diffusion.data.sources.arrays import Rows
+from sde_diffusion.data.sources.scaled import Condition, scaled
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.data.toys import moons, ring
 
@@ -16,6 +17,7 @@ __all__ = [
     "BIN_WIDTH",
     "LEVELS",
     "Batch",
+    "Condition",
     "Dequantised",
     "Digits",
     "Order",
@@ -33,6 +35,7 @@ __all__ = [
     "open_data",
     "quantise",
     "ring",
+    "scaled",
     "source_of",
     "split",
 ]
