@@ -7,6 +7,7 @@ as it was, but the group of processes, which is made once and stays.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
@@ -44,10 +45,11 @@ class Engine:
         try:
             from accelerate import Accelerator
             from accelerate.state import AcceleratorState, GradientState, PartialState
+            from accelerate.utils import DistributedDataParallelKwargs
         except ImportError as error:
             raise ImportError("train runs on accelerate: pip install 'sde-diffusion[train]'") from error
-        group = torch.distributed.is_available() and torch.distributed.is_initialized()
-        alone = not group and not _launched()
+        joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+        alone = not joined and int(os.environ.get("WORLD_SIZE", "1")) < 2
         if precision == "fp16" and alone and device.type == "cpu":
             raise ValueError("precision='fp16' needs a GPU, and the model is on the CPU: take 'bf16'")
         kept: list[Any] = [AcceleratorState, GradientState, *([PartialState] if alone else [])]
@@ -55,9 +57,16 @@ class Engine:
         try:
             for shared, _ in self._before:
                 shared.clear()
-            self._accelerator = Accelerator(
-                cpu=device.type == "cpu" and alone, mixed_precision=precision, device_placement=not alone
-            )
+            on_cpu = device.type == "cpu" if alone else _meet_on_cpu(joined)
+            with _environment(joined):
+                self._accelerator = Accelerator(
+                    cpu=on_cpu,
+                    mixed_precision=precision,
+                    device_placement=not alone,
+                    kwargs_handlers=[
+                        DistributedDataParallelKwargs(find_unused_parameters=True)
+                    ],  # of conditions left out
+                )
             _check_kind(self._accelerator.distributed_type.value)
         except BaseException:
             self.close()
@@ -77,6 +86,12 @@ class Engine:
         for shared, before in self._before:
             shared.clear()
             shared.update(before)
+
+    def seed(self, seed: int) -> None:
+        """Seeds what a network draws by itself; `torch.manual_seed` takes a millisecond where there is no GPU."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def prepare(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """The module with its gradients shared, in the precision asked for; the optimiser, which knows of its scale."""
@@ -129,7 +144,10 @@ class Engine:
     def watched(self) -> Iterator[None]:
         """Raises `ProcessLostError` where torch fails since another process has gone."""
         try:
-            yield
+            with warnings.catch_warnings():
+                if self.ranks > 1:  # torch warns once of a network that uses all of its parameters
+                    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+                yield
         except RuntimeError as error:
             said = f"{type(error).__name__} {error}".lower()
             if self.ranks > 1 and any(word in said for word in LOST):
@@ -145,6 +163,27 @@ def _check_kind(kind: str) -> None:
         )
 
 
-def _launched() -> bool:
-    """Whether this process is one of several, as `torchrun` and `accelerate launch` tell by the environment."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def _meet_on_cpu(joined: bool) -> bool:
+    """Whether several processes work on CPUs."""
+    if joined:
+        return "gloo" in torch.distributed.get_backend() and "nccl" not in torch.distributed.get_backend()
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+
+
+@contextmanager
+def _environment(joined: bool) -> Iterator[None]:
+    """What a launcher would have said of processes that joined without one; `accelerate` asks nobody else."""
+    before = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    if joined:
+        rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        here = max(1, torch.cuda.device_count() or count)
+        said = (rank, rank % here, count, min(here, count))
+        os.environ.update({name: os.environ.get(name, str(n)) for name, n in zip(before, said, strict=True)})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -79,7 +79,8 @@ class Learner:
         if finite or self.engine.scaler is not None:  # which has to know
             for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factor
-            self._engaged.step()
+            # that of accelerate looks for packages on the disk in every step, and is of use to a scaler alone
+            (self._optimiser if self.engine.scaler is None else self._engaged).step()
         self._optimiser.zero_grad()
         if finite:
             for average in self.averages:

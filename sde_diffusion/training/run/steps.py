@@ -93,7 +93,7 @@ class Run:
         ):
             self.agreed(self.begin)
             for parts in () if self.stopped else self.task.feed.steps(len(done), steps):
-                interrupted = self.step(parts, signals.came is not None)
+                interrupted = self.step(parts, signals)
                 if shown:
                     bar.update()
                     bar.set_postfix_str(f"loss {mean_loss(done):.4f}", refresh=False)
@@ -108,16 +108,16 @@ class Run:
         if self.failures.skipped and engine.first:
             warn(f"{self.failures.skipped} of {len(done)} steps were skipped: {self.failures.why} not finite", 3)
 
-    def step(self, parts: list[Part], interrupted: bool) -> bool:
+    def step(self, parts: list[Part], signals: Signals) -> bool:
         """One step on a batch, or none, counted, where the batch or its gradient is not finite.
 
         Returns:
             Whether this process or another one was interrupted.
         """
         engine, i = self.task.engine, len(self.losses)
-        torch.manual_seed(self.task.feed.streams.seed_of("dropout", i, engine.rank))
+        engine.seed(self.task.feed.streams.seed_of("dropout", i, engine.rank))
         loss, norm = self.learner.gradient(parts)
-        mean, flagged = engine.sum([loss / engine.ranks, float(interrupted)])
+        mean, flagged = engine.sum([loss / engine.ranks, float(signals.came is not None)])
         self.learner.move(self.task.recipe.schedule(i, self.task.steps), math.isfinite(norm))
         self.losses.append(mean)
         self.failures.note(math.isfinite(norm), parts[0].broken)
@@ -164,10 +164,10 @@ class Run:
             except BaseException as failure:  # noqa: BLE001 - raised again below, when the others know
                 error = failure
         if self.task.engine.ranks > 1 and self.told:
-            best = self.watch and self.watch.step
-            stop, failed, now = self.task.engine.told((stop, None if error is None else repr(error), best))
-            if self.watch is not None and not self.task.engine.first and now == len(self.losses):
-                self.watch.keep(self.learner.averages[0].model)
+            news = self.watch and self.watch.news(len(self.losses))
+            stop, failed, news = self.task.engine.told((stop, None if error is None else repr(error), news))
+            if self.watch is not None and news is not None and not self.task.engine.first:
+                self.watch.hear(news, self.learner.averages[0].model)
             if failed and error is None:
                 raise ProcessLostError(f"the first process failed: {failed}")
         if error is not None:

@@ -59,6 +59,21 @@ class Watch:
         """Keeps the weights of a model as the best."""
         _copy(model, self.best)
 
+    def news(self, step: int) -> dict[str, Any] | None:
+        """What the other processes are to hear of a validation after a step; None if there was none."""
+        if not self.found or self.found[-1]["step"] != step:
+            return None
+        return {"found": self.found[-1], "stopping": self.stopping.state()}
+
+    def hear(self, news: Mapping[str, Any], model: nn.Module) -> None:
+        """Takes note of a validation that another process made of the same model."""
+        self.stopping.load_state(news["stopping"])
+        if self.found and self.found[-1]["step"] == news["found"]["step"]:
+            return
+        self.found.append(news["found"])
+        if self.stopping.step == news["found"]["step"]:
+            self.keep(model)
+
     def state(self) -> dict[str, Any]:
         """All that it goes on from."""
         return {

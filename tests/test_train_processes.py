@@ -1,0 +1,158 @@
+"""Claim: a run on two processes is the run on one, goes on bit for bit, and ends with an error where one is lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from processes import run_processes
+from test_resume import X, at, images, interrupt, numbers, small, watched
+
+from sde_diffusion.training import Recipe, Saving, StopTraining, TrainingInterrupted, train
+
+pytestmark = pytest.mark.slow
+
+
+def found(done: Any, model: Any) -> dict[str, Any]:
+    return {
+        "losses": done.losses,
+        "model": numbers(done.model),
+        "weights": numbers(model),
+        "averages": [numbers(average) for average in done.averages],
+        "best": done.best,
+    }
+
+
+def ran(task: Any, **options: Any) -> dict[str, Any]:
+    given = task()
+    return found(train(**given, **options), given["model"])
+
+
+def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["losses"] == b["losses"]
+    assert a["best"] == b["best"]
+    for name in ("model", "weights"):
+        assert torch.equal(a[name], b[name]), name
+    for one, other in zip(a["averages"], b["averages"], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("task", [images, watched])
+def test_interrupted_equals_uninterrupted_on_two_processes(task, tmp_path):
+    """The first is interrupted by a signal to the second process alone."""
+    whole, same = run_processes(2, lambda rank: ran(task, seed=5), tmp_path / "whole")
+    assert_equal(whole, same)
+
+    texts = run_processes(2, lambda rank: cut(task, tmp_path / "run", rank), tmp_path / "cut")
+    assert "after 3 of 6 steps. All of it is saved in" in texts[0]
+    assert "after 3 of 6 steps" in texts[1]
+    again, other = run_processes(2, lambda rank: ran(task, out=tmp_path / "run", resume=True), tmp_path / "again")
+    assert_equal(again, other)
+    assert_equal(whole, again)
+
+
+def cut(task: Any, out: Any, rank: int) -> str:
+    """A run whose second process gets a signal in step 3."""
+    given, calls = task(), []
+    inner = given["model"].objective()
+
+    class Loss:
+        def __repr__(self) -> str:
+            return repr(inner)
+
+        def times_for(self, *args: Any) -> Any:
+            return inner.times_for(*args)
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            calls.append(1)
+            if rank == 1 and len(calls) == 2 * given["recipe"].accumulate + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(*args, **options)
+
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(**given, loss=Loss(), seed=5, out=out)
+    return str(caught.value)
+
+
+def plain() -> dict[str, Any]:
+    """Nothing that a network draws by itself; a transform that draws, on blocks of rows that are shared out."""
+    model = small(context=2, context_drop=0.0)
+    recipe = Recipe(64, transform=lambda x, g: x + 0.1 * torch.randn(x.shape, generator=g))
+    return {"model": model, "data": X, "context": X.flip(1), "recipe": recipe, "steps": 8}
+
+
+def test_a_run_on_two_processes_is_the_run_on_one_and_goes_on_as_that(tmp_path):
+    alone = ran(plain, seed=5)
+    two, _ = run_processes(2, lambda rank: ran(plain, seed=5), tmp_path / "two")
+    torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(alone["losses"]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(two["weights"], alone["weights"], rtol=0, atol=2e-5)
+    given = plain()
+    with pytest.raises(TrainingInterrupted):
+        train(**given, seed=5, out=tmp_path / "run", callbacks=[at(4, interrupt)])
+    moved, _ = run_processes(2, lambda rank: ran(plain, out=tmp_path / "run", resume=True), tmp_path / "moved")
+    assert moved["losses"][:4] == alone["losses"][:4]
+    torch.testing.assert_close(moved["weights"], alone["weights"], rtol=0, atol=2e-5)
+
+
+def test_a_process_that_is_killed_ends_the_run_with_an_error_and_loses_nothing(tmp_path):
+    def run(rank: int) -> None:
+        def die(event: Any) -> None:
+            if event.kind == "step" and event.step == 3:
+                os.kill(children[1], signal.SIGKILL)
+
+        children: list[Any] = [None, None]
+        torch.distributed.all_gather_object(children, os.getpid())
+        train(**plain(), seed=5, out=Saving(tmp_path / "run", every=2), callbacks=[die])
+
+    first, second = run_processes(2, run, tmp_path / "killed")
+    assert second == -signal.SIGKILL
+    assert "a process of this run was lost after" in first
+    assert "to go on, call the same train(..., resume=True), on as many processes as there are" in first
+    assert "All of it is saved in" in first
+    losses = torch.tensor(ran(plain, out=tmp_path / "run", resume=True)["losses"])
+    torch.testing.assert_close(losses, torch.tensor(ran(plain, seed=5)["losses"]), rtol=1e-5, atol=0)
+
+
+def test_a_batch_that_is_not_finite_in_one_process_is_skipped_by_both(tmp_path):
+    seen: list[int] = []
+
+    def spoilt(x: Any, g: Any) -> Any:
+        seen.append(len(x))
+        return torch.where(x[:, :1] == X[7, 0], math.nan, x) if len(seen) > 1 else x  # not at the door
+
+    def run(rank: int) -> Any:
+        with pytest.warns(UserWarning, match="2 of 4 steps were") if rank == 0 else nullcontext():
+            done = train(small(), X, steps=4, seed=0, recipe=Recipe(100, transform=spoilt))
+        return done.skipped, [math.isnan(loss) for loss in done.losses], numbers(done.model)
+
+    a, b = run_processes(2, run, tmp_path / "run")
+    assert a[0] == b[0] == 2
+    assert a[1] == b[1]
+    assert sum(a[1]) == 2
+    assert torch.equal(a[2], b[2])
+
+
+def test_a_callback_of_the_first_process_ends_both(tmp_path):
+    def enough() -> None:
+        raise StopTraining("enough")
+
+    def fail() -> None:
+        raise OSError("the tracker went away")
+
+    ends = run_processes(
+        2, lambda rank: found(train(small(), X, steps=9, callbacks=[at(4, enough)]), small()), tmp_path / "a"
+    )
+    assert [len(end["losses"]) for end in ends] == [4, 4]
+    first, second = run_processes(2, lambda rank: train(small(), X, steps=9, callbacks=[at(4, fail)]), tmp_path / "b")
+    assert "OSError: the tracker went away" in first
+    assert "the first process failed: OSError" in second
+
+
+def test_a_batch_that_does_not_split_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size 10 does not split into equal shares for 1 processes and accum"):
+        train(small(), X, steps=1, recipe=Recipe(10, accumulate=3))
