@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sde_diffusion.training import EMA, ConstantDecay, PowerDecay
+from sde_diffusion import EDMSDE, Network, predict
+from sde_diffusion.nets import MLP
+from sde_diffusion.training import EMA, ConstantDecay, PowerDecay, Recipe, train
 from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.store import DamagedWarning
 
@@ -97,13 +99,14 @@ def walked(tmp_path_factory):
     """A folder of 16 snapshots of 2000 steps, and the averages of other lengths that were kept beside them."""
     n, net = 2000, Walk()
     folder = tmp_path_factory.mktemp("averages")
-    snapshots = Snapshots(net, folder, every=n // 16)
+    snapshots = Snapshots(folder, every=n // 16)
     beside = {s: EMA(net, PowerDecay(s)) for s in (0.05, 0.06, 0.08, 0.1, 0.15)}
     for i in range(1, n + 1):
         net.moved_to(i, n)
-        snapshots.update(net)
         for average in beside.values():
             average.update(net)
+        if i % snapshots.every == 0:
+            snapshots.write([beside[0.05], beside[0.1], EMA(net, ConstantDecay())])
     return folder, {s: average.model for s, average in beside.items()}
 
 
@@ -148,28 +151,25 @@ def test_a_length_that_the_snapshots_do_not_span_is_refused_with_what_they_do(wa
             posthoc(folder, sigma_rel, Walk())
 
 
-def test_snapshots_go_on_from_their_state_and_a_new_run_begins_the_folder_anew(tmp_path):
-    net = Walk()
+def test_a_run_stores_its_averages_and_a_new_one_begins_the_folder_anew(tmp_path):
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
-    def run(folder, first, last, state=None):
-        snapshots = Snapshots(net, folder, every=10)
-        if state is not None:
-            snapshots.load_state(state)
-        for i in range(first, last + 1):
-            snapshots.update(net.moved_to(i, 40))
-        return {name: value.clone() for name, value in snapshots.state().items()}
+    def run(steps, *decays, every=8):
+        torch.manual_seed(0)
+        model = Network(MLP(2, hidden=8, layers=1, features=0), EDMSDE(), predict.edm, shape=(2,))
+        recipe = Recipe(16, averages=decays)
+        return train(model, x, steps=steps, recipe=recipe, seed=0, callbacks=[Snapshots(tmp_path, every=every)]), model
 
-    def files(folder):
-        return {path.name: path.read_bytes() for path in folder.glob("step_*")}
-
-    through = run(tmp_path / "whole", 1, 40)
-    part = run(tmp_path / "parts", 1, 25)
-    again = run(tmp_path / "parts", 21, 40, run(tmp_path / "other", 1, 20))
-    assert all(torch.equal(through[name], again[name]) for name in through)
-    assert int(part["0.steps"]) == 25
-    assert files(tmp_path / "whole") == files(tmp_path / "parts")
-    run(tmp_path / "whole", 1, 10)
-    assert {name.partition("-")[0] for name in files(tmp_path / "whole")} == {"step_000000010", "step_000000010.json"}
+    done, model = run(40, PowerDecay(0.1), ConstantDecay(0.9), PowerDecay(0.05))
+    names = {path.name.partition("-")[0].partition(".")[0] for path in tmp_path.glob("step_*")}
+    assert names == {f"step_{i:09}" for i in (8, 16, 24, 32, 40)}
+    for sigma_rel, kept in ((0.1, done.averages[0]), (0.05, done.averages[2])):
+        for one, other in zip(posthoc(tmp_path, sigma_rel, model).parameters(), kept.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    run(12, PowerDecay(0.1), every=4)
+    assert {path.stem for path in tmp_path.glob("step_*.json")} == {f"step_{i:09}" for i in (4, 8, 12)}
+    with pytest.raises(ValueError, match="snapshots are of power-function averages, and there are none"):
+        run(12, ConstantDecay(0.5))
 
 
 def test_a_damaged_snapshot_is_left_out(walked, tmp_path):
@@ -184,10 +184,13 @@ def test_a_damaged_snapshot_is_left_out(walked, tmp_path):
 
 def test_a_half_precision_model_is_summed_in_full(tmp_path):
     net = nn.Linear(1, 1, bias=False).bfloat16()
-    snapshots = Snapshots(net, tmp_path, every=16)
+    averages = [EMA(net, PowerDecay(s)) for s in (0.05, 0.1)]
     for i in range(1, 257):
         nn.init.constant_(net.weight, i)
-        snapshots.update(net)
+        for average in averages:
+            average.update(net)
+        if i % 16 == 0:
+            Snapshots(tmp_path, every=16).write(averages)
     g, found = PowerDecay(0.07).gamma, posthoc(tmp_path, 0.07, net)
     assert found.weight.dtype == torch.bfloat16
     assert found.weight.item() == pytest.approx(256 * (g + 1) / (g + 2), rel=8e-3)
@@ -198,7 +201,7 @@ def test_unfit_snapshots_are_refused(walked, tmp_path):
         posthoc(tmp_path, 0.1, Walk())
     with pytest.raises(ValueError, match=r"a snapshot has \(\) as 'calls', and the model nothing: it is of ano"):
         posthoc(walked[0], 0.1, nn.Module())
-    with pytest.raises(ValueError, match="sigma_rels is empty: give one length at least, two for a choice"):
-        Snapshots(Walk(), tmp_path, every=3, sigma_rels=())
+    with pytest.raises(ValueError, match="snapshots are of power-function averages, and there are none: give Recipe"):
+        Snapshots(tmp_path, every=3).write([EMA(Walk(), ConstantDecay())])
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
-        Snapshots(Walk(), tmp_path, every=0)
+        Snapshots(tmp_path, every=0)

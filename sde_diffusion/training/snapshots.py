@@ -17,15 +17,16 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
 from sde_diffusion.training import store
+from sde_diffusion.training.callbacks import Event
 from sde_diffusion.training.ema import EMA, PowerDecay, copied, tensors_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,60 +42,59 @@ SCANNED = torch.logspace(-2.3, -0.545, 40, dtype=torch.float64, device="cpu").to
 
 
 class Snapshots:
-    """Averages of several lengths of a model in training, stored every so many steps, for `posthoc` to choose from.
+    """Stores the power-function averages of a run every so many steps, for `posthoc` to choose from.
 
-        snapshots = Snapshots(model, "averages", every=100)
-        ...  # and after every step of the optimiser
-        snapshots.update(model)
+    A callback of `train`:
 
-    A snapshot takes the room of the model once for each length. Sixteen of them, over the run, give any length between
-    the two to a few thousandths. A run from its first step begins the folder anew.
+        lengths = Recipe(averages=(PowerDecay(0.10), PowerDecay(0.05)))
+        train(model, x, steps=8000, recipe=lengths, callbacks=[Snapshots("averages", every=500)])
+
+    In a loop of one's own `snapshots.write([ema, other])` does the same. A snapshot takes the room of the model once
+    for each length. Sixteen of them over the run give any length between the two to a ten-thousandth, and lengths
+    beyond, to a half and twice as long, to a few thousandths. A run from its first step begins the folder anew.
 
     Args:
-        model: The model to follow.
         folder: Where they go; made if need be.
-        every: Steps from one snapshot to the next.
-        sigma_rels: The lengths, as in `PowerDecay`.
+        every: Steps from one snapshot to the next; a sixteenth of the run is a good choice.
 
     Raises:
-        TypeError, ValueError: A number of steps that is no positive integer; a length that is none; no length.
+        TypeError, ValueError: `every` is no positive integer. In use: no power-function average is there.
     """
 
-    def __init__(
-        self, model: nn.Module, folder: str | Path, *, every: int, sigma_rels: Sequence[float] = (0.05, 0.10)
-    ) -> None:
-        if not sigma_rels:
-            raise ValueError("sigma_rels is empty: give one length at least, two for a choice, such as (0.05, 0.10)")
-        self.folder, self.every, self.sigma_rels = Path(folder), check_count(every, "every"), tuple(sigma_rels)
-        self.averages = [EMA(model, PowerDecay(s)) for s in self.sigma_rels]
+    def __init__(self, folder: str | Path, *, every: int) -> None:
+        self.folder, self.every = Path(folder), check_count(every, "every")
 
-    def update(self, model: nn.Module) -> None:
-        """Takes the parameters of `model` into the averages, and stores them if it is time."""
-        for average in self.averages:
-            average.update(model)
-        steps = self.averages[0].steps
-        if steps == 1:
+    def __call__(self, event: Event) -> None:
+        if event.kind == "start" and event.step == 0:
+            _checked([decay for decay in event.training.recipe.decays if isinstance(decay, PowerDecay)])
             for name in _names(self.folder):
                 _remove(self.folder, name)
-        if steps % self.every == 0:
-            self.write()
+        elif event.kind == "step" and event.step % self.every == 0:
+            run = event.training
+            pairs = zip(run.recipe.decays, run.averages, strict=True)
+            models = [(decay, tensors_of(model)) for decay, model in pairs if isinstance(decay, PowerDecay)]
+            self._store(event.step - run.skipped, models)
 
-    def write(self) -> None:
-        """Stores the averages as they are now."""
-        steps = self.averages[0].steps
-        states = [average.state() for average in self.averages]
-        tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in _wide(state).items()}
-        store.write(self.folder, f"{NAME}{steps:09}", {"steps": steps, "sigma_rels": list(self.sigma_rels)}, tensors)
+    def write(self, averages: Sequence[EMA[Any]]) -> None:
+        """Stores averages as they are now; those that are no power functions are left out."""
+        models = [(a.decay, _wide(a.state())) for a in averages if isinstance(a.decay, PowerDecay)]
+        _checked([decay for decay, _ in models])
+        self._store(averages[0].steps, models)
 
-    def state(self) -> dict[str, Tensor]:
-        """All that the averages go on from, as tensors by name; see `EMA.state`."""
-        return {f"{i}.{name}": value for i, a in enumerate(self.averages) for name, value in a.state().items()}
+    def _store(self, steps: int, models: Sequence[tuple[PowerDecay, Mapping[str, Tensor]]]) -> None:
+        if not steps:  # all that came so far was skipped
+            return
+        tensors = {f"{i}.{name}": value.detach() for i, (_, one) in enumerate(models) for name, value in one.items()}
+        about = {"steps": steps, "sigma_rels": [decay.sigma_rel for decay, _ in models]}
+        store.write(self.folder, f"{NAME}{steps:09}", about, tensors)
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Takes up the state of another run of the same model and lengths; raises `ValueError` for any other."""
-        for i, average in enumerate(self.averages):
-            mark = f"{i}."
-            average.load_state({name[len(mark) :]: value for name, value in state.items() if name.startswith(mark)})
+
+def _checked(decays: Sequence[PowerDecay]) -> None:
+    if not decays:
+        raise ValueError(
+            "snapshots are of power-function averages, and there are none: give Recipe(averages=(PowerDecay(0.10), "
+            "PowerDecay(0.05))), or EMA(model, PowerDecay(0.05))"
+        )
 
 
 def posthoc(folder: str | Path, sigma_rel: float, model: M, *, at: int | None = None) -> M:
@@ -164,7 +164,9 @@ def _products(one: Tensor, other: Tensor) -> Tensor:
 def _found(folder: Path, at: int | None) -> list[store.Found]:
     """The snapshots up to a step, the first one first; damaged ones are left out."""
     if not (names := _names(folder)):
-        raise FileNotFoundError(f"there are no snapshots of averages in {folder}: Snapshots(model, folder) makes them")
+        raise FileNotFoundError(
+            f"there are no snapshots of averages in {folder}: Snapshots(folder, every=500), a callback, makes them"
+        )
     found: list[store.Found] = []
     for name in names:
         if at is not None and int(name.removeprefix(NAME)) > at:
