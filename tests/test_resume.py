@@ -240,6 +240,22 @@ def test_a_folder_is_begun_once_and_resumed_where_there_is_something(tmp_path):
         Saving(tmp_path, every=0)
 
 
+def test_a_run_begun_anew_never_falls_back_on_the_one_that_was_there(tmp_path):
+    begun(tmp_path, out=Saving(tmp_path, every=1, keep=3))
+    assert len(list(tmp_path.glob("state*.json"))) > 1
+    begun(tmp_path, out=Saving(tmp_path, keep=3, overwrite=True), seed=1)
+    for name in ("state", "model"):
+        assert [p.name for p in tmp_path.glob(f"{name}*.json")] == [f"{name}.json"]
+        assert len(list(tmp_path.glob(f"{name}-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.json", "model-0123456789abcdef.safetensors"])
+def test_a_folder_where_a_file_is_to_go_is_found_before_any_work(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(IsADirectoryError, match=f"holds a folder {name}, where a file is to go: give another place"):
+        begun(tmp_path, out=Saving(tmp_path, overwrite=True))
+
+
 def test_what_cannot_be_rebuilt_is_refused_before_any_work(tmp_path):
     own = Network(nn.Linear(2, 2), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
     with pytest.raises(TypeError, match="Linear has no `config` property"):

@@ -47,7 +47,7 @@ from sde_diffusion.training.checkpoints.tensor_file import (
     write_tensors,
 )
 
-__all__ = ["DamagedWarning", "Found", "files_of", "find", "locked", "read", "write"]
+__all__ = ["DamagedWarning", "Found", "check_place", "files_of", "find", "locked", "read", "write"]
 
 DRAFT = ".sde-store-"
 """How the names of files begin that are being written. One that is there while nobody writes is a dead writer's."""
@@ -111,10 +111,7 @@ def write(
     folder = Path(folder)
     header = header_of(tensors)
     _check(name, about, keep)
-    if (folder / f"{name}.json").is_dir():
-        raise IsADirectoryError(f"{folder} holds a folder {name}.json, where a file is to go: give another place")
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, where a folder is to go: give another place")
+    check_place(folder, name)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         drafts = [folder / f"{DRAFT}{secrets.token_hex(8)}" for _ in range(3)]
@@ -124,6 +121,19 @@ def write(
             for draft in drafts:
                 draft.unlink(missing_ok=True)
         _prune(folder, name, keep)
+
+
+def check_place(folder: str | Path, name: str) -> None:
+    """Looks that nothing of another kind is in the way of what `write` writes.
+
+    Raises:
+        OSError: A file in place of the folder, or a folder in place of a file.
+    """
+    if (folder := Path(folder)).exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, where a folder is to go: give another place")
+    for path in files_of(folder, name):
+        if path.is_dir():
+            raise IsADirectoryError(f"{folder} holds a folder {path.name}, where a file is to go: give another place")
 
 
 def _write(

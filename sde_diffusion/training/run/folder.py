@@ -75,6 +75,7 @@ class Folder:
     def __init__(self, saving: Saving) -> None:
         self.saving, self.path = saving, Path(saving.path)
         self._last = time.monotonic()
+        self._keep = {STATE: saving.keep, MODEL: saving.keep}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -96,13 +97,18 @@ class Folder:
             TypeError: A model that cannot be rebuilt from its description.
             ValueError: A run where none is to be.
             FileNotFoundError: No run where one is to be.
+            OSError: Folders in the places of files.
         """
         if not isinstance(model, Network):
             raise TypeError(f"out keeps a Network, got {type(model).__name__}: train the Network inside of it")
         describe(model)
         there = any((self.path / f"{name}.json").exists() for name in (STATE, MODEL))
-        if resume and not (self.path / f"{STATE}.json").exists():
+        for name in (STATE, MODEL):
+            store.check_place(self.path, name)
+        if resume and not any(path.suffix == ".json" for path in store.files_of(self.path, STATE)):
             raise FileNotFoundError(f"there is no run to resume in {self.path}: leave resume out to begin one there")
+        if not resume:
+            self._keep = {STATE: 0, MODEL: 0}  # of what another run has left there
         if there and not resume and not self.saving.overwrite:
             raise ValueError(
                 f"{self.path} holds a run already: go on with it, resume=True; or give another folder, or "
@@ -121,11 +127,14 @@ class Folder:
 
     def save(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Saves what a run has to remember."""
-        store.write(self.path, STATE, about, tensors, keep=self.saving.keep)
+        store.write(self.path, STATE, about, tensors, keep=self._keep[STATE])
+        self._keep[STATE] = self.saving.keep
         self._last = time.monotonic()
 
     def save_model(self, model: Network, extra: Mapping[str, Any]) -> None:
         """Saves the model, as `load_checkpoint` reads it."""
         saving, about = self.saving, {**extra, **self.saving.extra}
         scaling, conditions = saving.scaling, saving.conditions
-        save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=saving.keep)
+        keep = self._keep[MODEL]
+        save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep)
+        self._keep[MODEL] = saving.keep
