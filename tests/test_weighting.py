@@ -7,6 +7,7 @@ integral of a Gaussian; the variances to each other, and the learnt weight to th
 from __future__ import annotations
 
 import math
+import signal
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from sde_diffusion.denoiser.objectives.weights import (
     noise_weight,
 )
 from sde_diffusion.nets import MLP
+from sde_diffusion.training import Recipe, TrainingInterrupted, train
 
 LAM = torch.linspace(-2.5, 3.0, 23, dtype=torch.float64)
 SNR = torch.exp(2 * LAM)
@@ -343,6 +345,27 @@ def test_the_learnt_weight_starts_at_none_is_finite_without_data_and_is_saved_ap
         repr(Uncertainty(DenoisingScoreMatching()))
         == "Uncertainty(DenoisingScoreMatching(times=uniform_time, weight=None))"
     )
+
+
+def test_train_trains_the_learnt_weight_beside_the_model_and_a_run_that_goes_on_takes_it_up(tmp_path):
+    x = torch.randn(64, 2, generator=seeded(0))
+
+    def fourth(event):
+        if event.kind == "step" and event.step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    def learnt(**where):
+        torch.manual_seed(0)
+        model = Network(MLP(2, hidden=8, layers=1), VP, predict.edm, shape=(2,))
+        loss = Uncertainty(model.objective())
+        train(model, x, steps=8, recipe=Recipe(16), loss=loss, seed=0, **where)
+        return loss.v.detach()
+
+    whole = learnt()
+    assert whole.abs().min() > 0
+    with pytest.raises(TrainingInterrupted, match="after 4 of 8 steps"):
+        learnt(out=tmp_path, callbacks=[fourth])
+    assert torch.equal(learnt(out=tmp_path, resume=True), whole)
 
 
 def test_the_learnt_weight_divides_nothing_but_denoising_score_matching():
