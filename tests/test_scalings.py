@@ -120,8 +120,14 @@ def test_a_column_is_named_where_it_has_a_name():
     source = Rows(x, columns=("alcohol", "malic_acid", "hue", "ash"))
     with pytest.raises(ValueError, match=r"column 'hue' of wine.csv is constant at 7: leave it out"):
         Standardise.of(source, "wine.csv")
-    with pytest.raises(ValueError, match=r"column 'hue' of wine.csv has the value 7 in 100.0% of its rows, so that"):
-        Quantile.of(source, "wine.csv")
+    with pytest.raises(ValueError, match=r"column 'hue' of wine.csv is constant at 7: leave it out"):
+        Quantile.of(source, "wine.csv", linear=["hue"])
+    x[:30, 2] = torch.arange(30)
+    with pytest.raises(ValueError, match=r"column 'hue' of w has the value 7 in 42.0% .*linear=\('hue',\)\)"):
+        Quantile.of(Rows(x, columns=source.columns), "w")
+    with pytest.raises(ValueError, match="the data have no column 'hew': theirs are alcohol, malic_acid, hue, ash"):
+        Quantile.of(source, linear=["hew"])
+    x[:, 2] = 7
     with pytest.raises(ValueError, match="column 'hue' of the data holds no value that is known"):
         Standardise.of(Rows(torch.where(x == 7, math.nan, x), columns=source.columns), missing=True)
 
@@ -132,7 +138,7 @@ def test_what_has_no_scaling_is_refused():
             kind.of(torch.randn(10))
     with pytest.raises(ValueError, match="column 0 of the data has 5 values, and quantiles need 8 or more"):
         Quantile.of(torch.randn(5, 2))
-    with pytest.raises(ValueError, match=r"column 1 of the data has the value 0 in 40.0% of its rows.*or Dequantised"):
+    with pytest.raises(ValueError, match=r"column 1 of the data has the value 0 in 40.0% of its rows.*and Dequantised"):
         Quantile.of(torch.stack([torch.arange(100.0), (torch.arange(100.0) - 39).clamp(min=0)], 1))
     for values, top, text in (
         ([1.0, 2.0], 1.0, r"wanted \(K,\) or \(D, K\) with K >= 3"),
@@ -163,6 +169,21 @@ def test_quantiles_make_heavy_tails_standard_normal_and_keep_their_density():
         assert float(gap[z[:, i].abs() < 2].square().mean().sqrt()) < 0.06
         assert z[:, i].abs().max() < 12
     assert scaling.undo(scaling.apply(new)).dtype == torch.float32
+
+
+def test_a_few_ties_are_a_few_values_and_columns_of_few_values_go_straight():
+    x = draws(400)
+    x[:30, 0] = x[:, 0].min()  # some at the end, and in the middle
+    x[20:50, 1] = 0.25
+    x[:, 2] = (x[:, 2] > 1).double()
+    scaling = Quantile.of(x, linear=[2])
+    z = scaling.apply(x, torch.float64)
+    assert (scaling.values.diff(dim=1) > 0).all()
+    assert torch.allclose(scaling.undo(z), x, atol=1e-9)
+    assert torch.allclose(z[:, 2], Standardise.of(x[:, 2:3]).apply(x[:, 2:3], torch.float64)[:, 0])
+    for i in (0, 1):
+        assert stats.kstest(z[:, i].numpy(), "norm").statistic < 0.1  # no more than is tied
+    assert z.abs().max() < 4
 
 
 def test_samples_far_beyond_the_data_stay_numbers():

@@ -29,6 +29,16 @@ class Own(Dataset[Any]):
         return self.item(i)
 
 
+class Counted:
+    """Items, and no data set of PyTorch."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return {"x": X[i].tolist(), "label": int(Y[i])}
+
+
 def rows_of(data: Any, cond: Any = None) -> Source:
     source = source_of(data, cond)
     assert isinstance(source, Source)
@@ -41,6 +51,10 @@ LABELLED: dict[str, Any] = {
     "big-endian array": (X.numpy().astype(">f8"), {"label": Y.tolist()}),
     "array read backwards": (X.numpy()[::-1].copy()[::-1], {"label": tuple(Y.tolist())}),
     "list": (X.tolist(), {"label": Y.tolist()}),
+    "mapping": ({"x": X, "label": Y}, {}),
+    "list of items": ([(X[i], int(Y[i])) for i in range(6)], {}),
+    "list of tensors": (list(X), {"label": Y}),
+    "what has items": (Counted(), {}),
     "TensorDataset": (TensorDataset(X, Y), {}),
     "Subset": (Subset(TensorDataset(torch.cat([X, X]), torch.cat([Y, Y])), list(range(6))), {}),
     "pairs with an integer": (Own(lambda i: (X[i], int(Y[i]))), {}),
@@ -82,12 +96,20 @@ def test_conditions_may_be_of_any_kind_and_depth():
 
 BAD = {
     "no tensor": (lambda: source_of(3), TypeError, "the data are int: wanted a tensor or an array"),
+    "no length": (lambda: source_of(type("Endless", (), {"__getitem__": 0})()), TypeError, "Endless has no length"),
     "no rows": (lambda: source_of(X[:0]), ValueError, r"the data are empty: their shape is \(0, 2\)"),
     "objects": (
         lambda: source_of(np.array([np.zeros(2), np.zeros(3)], dtype=object)),
         TypeError,
         r"the data holds object, wanted numbers: its rows differ in shape, such as \(2,\) and \(3,\)",
     ),
+    "a path": (lambda: source_of("x.npy"), TypeError, "the data are str: .*data.open_data opens files"),
+    "ragged rows": (
+        lambda: source_of([torch.zeros(2), torch.zeros(3)]),
+        ValueError,
+        r"item 1 of the data has shape \(3,\), and the first \(2,\)",
+    ),
+    "ragged lists": (lambda: source_of([[1.0], [1.0, 2.0]]), ValueError, "the data are rows of unlike shape"),
     "strings": (lambda: source_of(np.array(["a"])), TypeError, "the data holds <U1, wanted numbers: turn it into"),
     "too few labels": (
         lambda: source_of(X, {"label": Y[:5]}),

@@ -7,6 +7,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -19,7 +20,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from sde_diffusion import VPSDE, Network, predict
 from sde_diffusion.data.source import Source, Stream, source_of
+from sde_diffusion.nets import MLP
+from sde_diffusion.training import Recipe, train
 
 X = torch.arange(20.0).reshape(10, 2)
 Y = torch.arange(10)
@@ -138,6 +142,26 @@ def test_a_usual_loader_is_taken_apart(data, shuffle, own):
     x, cond = source.rows(torch.tensor([7, 7, 1]))
     assert torch.equal(x, X[[7, 7, 1]] * (2 if own else 1))
     assert cond["label"].tolist() == [7, 7, 1]
+
+
+def test_the_same_rows_train_the_same_network_whatever_they_come_as(tmp_path):
+    x, y = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    np.save(tmp_path / "x.npy", x.numpy())
+    forms: list[tuple[Any, dict[str, Any]]] = [
+        (x, {"label": y}),
+        (x.tolist(), {"label": y.tolist()}),
+        (np.load(tmp_path / "x.npy", mmap_mode="r"), {"label": y.numpy()}),
+        (TensorDataset(x, y), {}),
+        (DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True), {}),
+        (DataLoader([{"x": a, "label": int(b)} for a, b in zip(x, y, strict=True)]), {}),  # type: ignore[arg-type]
+    ]
+    found = []
+    for data, cond in forms:
+        torch.manual_seed(0)
+        model = Network(MLP(2, hidden=8, layers=1, classes=3), VPSDE(), predict.edm, shape=(2,))
+        run = train(model, data, steps=3, recipe=Recipe(batch_size=16), seed=0, **cond)
+        found.append(torch.cat([p.flatten() for p in run.model.parameters()]))
+    assert all(torch.equal(weights, found[0]) for weights in found)
 
 
 @pytest.mark.slow

@@ -91,6 +91,19 @@ class Columns(NamedTuple):
         """Column `i` of the data: `column 3 of the data`, `column 'hue' of wine.csv`."""
         return f"{'channel' if len(self.shape) > 1 else 'column'} {self.short(i)} of {self.data}"
 
+    def place(self, column: int | str) -> int:
+        """The number of a column, by its name or number.
+
+        Raises:
+            ValueError: There is none.
+        """
+        names: list[int | str] = [*self.columns] or [*range(self.shape[0])]
+        if column in names:
+            return names.index(column)
+        if isinstance(column, int) and 0 <= column < self.shape[0]:
+            return column
+        raise ValueError(f"{self.data} have no column {column!r}: theirs are {', '.join(map(str, names[:12]))}")
+
     def short(self, i: int) -> str:
         """The name of column `i`, or its number."""
         return repr(self.columns[i]) if len(self.columns) == self.shape[0] else str(i)

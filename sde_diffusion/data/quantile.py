@@ -28,6 +28,8 @@ __all__ = ["Quantile"]
 
 MOST_KNOTS = 256
 """The most knots of a column."""
+TIES = 0.1
+"""The share of the rows that one value may have."""
 MOST_ROWS = 2**20
 """Values of a column that are sorted; of more, as many at even distances, and the least and the greatest."""
 
@@ -74,19 +76,24 @@ class Quantile(Scaling):
         object.__setattr__(self, "top", check_positive(self.top, "top"))
 
     @classmethod
-    def of(cls, x: Tensor | Source, name: str = "the data", *, missing: bool = False) -> Quantile:
+    def of(
+        cls, x: Tensor | Source, name: str = "the data", *, missing: bool = False, linear: Sequence[int | str] = ()
+    ) -> Quantile:
         """The map of each column, by Rice's number of knots.
 
         Args:
             x: Data, shape `(N, *)`, or a source of them, of which a part at a time is in memory.
             name: What an error calls them.
             missing: NaN is a value that is not known, and left out.
+            linear: Columns, by number or name, that are brought to mean 0 and standard deviation 1 alone, as by
+                `Standardise`: those of few different values, which have no quantiles.
 
         Raises:
-            ValueError: A column in which a value comes so often that two knots fall on it; fewer than 8 values; one
-                with NaN, or with nothing else where it may be missing; infinity.
+            ValueError: A column in which one value has more than a tenth of the rows; fewer than 8 values; one
+                with NaN, or with nothing else where it may be missing; infinity; a name in `linear` that is no column.
         """
         of = Columns.of(x, name)
+        straight = {of.place(column) for column in linear}
         if isinstance(x, Tensor):
             some, low, high = x.detach().cpu().transpose(0, 1).flatten(1), None, None
         else:
@@ -94,11 +101,14 @@ class Quantile(Scaling):
         known = [_known(column, i, missing, of) for i, column in enumerate(some)]
         n = min(map(len, known))
         top = -float(torch.special.ndtri(torch.tensor(0.5 / n, dtype=torch.float64)))
-        values = torch.stack([_quantiles(column, knots(n), top) for column in known])
-        if low is not None and high is not None:
-            values[:, 0], values[:, -1] = torch.minimum(values[:, 0], low), torch.maximum(values[:, -1], high)
-        _refuse_ties(values, known, of)
-        return cls(values, top)
+        at = torch.linspace(-top, top, knots(n), dtype=torch.float64)
+        rows = []
+        for i, column in enumerate(known):
+            ends = (column[0], column[-1]) if low is None or high is None else (low[i], high[i])
+            found = _straight(column, at) if i in straight else _quantiles(column, at, ends)
+            _check(found, column, i, of, straight=i in straight)
+            rows.append(_strict(found, at))
+        return cls(torch.stack(rows), top)
 
     def fitting(self, shape: Sequence[int]) -> Quantile:
         """This scaling for samples of shape `shape`.
@@ -237,27 +247,43 @@ def _known(column: Tensor, i: int, missing: bool, of: Columns) -> Tensor:
     return column.sort().values
 
 
-def _quantiles(column: Tensor, k: int, top: float) -> Tensor:
-    """Those of a sorted column at `k` knots, at Hazen's places, the first and last of which are its ends."""
-    share = torch.special.ndtr(torch.linspace(-top, top, k, dtype=torch.float64))
-    place = (share * len(column) - 0.5).clamp(0, len(column) - 1)
+def _quantiles(column: Tensor, at: Tensor, ends: tuple[Tensor, Tensor]) -> Tensor:
+    """Those of a sorted column at the knots, at Hazen's places, the first and last of which are its ends."""
+    place = (torch.special.ndtr(at) * len(column) - 0.5).clamp(0, len(column) - 1)
     low = place.floor().long()
     high = (low + 1).clamp(max=len(column) - 1)
     found = torch.lerp(column[low], column[high], place - low)
-    found[0], found[-1] = column[0], column[-1]
+    found[0], found[-1] = ends
     return found
 
 
-def _refuse_ties(values: Tensor, known: list[Tensor], of: Columns) -> None:
-    """Raises `ValueError` for a column in which two knots fall on one value, or that is not finite."""
-    for i, row in enumerate(values):
-        if not bool(row.isfinite().all() and row.diff().isfinite().all()):
-            raise ValueError(f"{of.named(i)} holds infinity, or spans more than float64: remove or replace those rows")
-        if not len(tied := (row.diff() <= 0).nonzero()):
-            continue
-        value = row[tied[0, 0]]
-        share = float((known[i] == value).double().mean())
+def _straight(column: Tensor, at: Tensor) -> Tensor:
+    """The values at the knots of the map to mean 0 and standard deviation 1."""
+    return column.mean() + column.std(correction=0) * at
+
+
+def _strict(values: Tensor, at: Tensor) -> Tensor:
+    """Quantiles that increase: a value that several knots fall on has the middle of them, and the others lie beside."""
+    if bool((values.diff() > 0).all()):
+        return values
+    distinct, which, count = values.unique(return_inverse=True, return_counts=True)
+    middle = torch.zeros_like(distinct).index_add_(0, which, at) / count
+    k = (torch.searchsorted(middle, at, right=True) - 1).clamp(0, len(middle) - 2)
+    slope = distinct.diff() / middle.diff()
+    return distinct[k] + slope[k] * (at - middle[k])
+
+
+def _check(values: Tensor, column: Tensor, i: int, of: Columns, *, straight: bool) -> None:
+    """Raises `ValueError` for a column that is not finite, or in which one value comes too often."""
+    if not bool(values.isfinite().all() and values.diff().isfinite().all()):
+        raise ValueError(f"{of.named(i)} holds infinity, or spans more than float64: remove or replace those rows")
+    _, count = column.unique_consecutive(return_counts=True)
+    if len(count) == 1:
+        raise ValueError(f"{of.named(i)} is constant at {float(column[0]):.6g}: leave it out")
+    if not straight and int(count.max()) > TIES * len(column):
+        value = column[int(count.cumsum(0)[count.argmax()]) - 1]
         raise ValueError(
-            f"{of.named(i)} has the value {float(value):.6g} in {share:.1%} of its rows, so that it has no quantiles "
-            "to tell them apart by: take Standardise for it, or Dequantised if its values are integers"
+            f"{of.named(i)} has the value {float(value):.6g} in {int(count.max()) / len(column):.1%} of its rows, so "
+            f"that it has no quantiles to tell them apart by: Quantile.of(..., linear=({of.short(i)},)) standardises "
+            "it alone, and Dequantised makes whole numbers continuous"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -26,6 +27,7 @@ from sde_diffusion.data.sources.base import Batch, Source, Stream
 from sde_diffusion.data.sources.datasets import Items, split
 from sde_diffusion.data.sources.mapped import of_memmap
 from sde_diffusion.data.sources.streams import BatchStream, ItemStream
+from sde_diffusion.data.sources.tables import table
 
 __all__ = ["Batch", "Source", "Stream", "source_of"]
 
@@ -34,11 +36,12 @@ def source_of(data: Any, cond: Mapping[str, Any] | None = None) -> Source | Stre
     """Makes a source of data, with their conditions.
 
     Args:
-        data: A tensor or an array `(N, *)`; one mapped from a file, whose rows are read as they are asked for; a
-            `torch.utils.data.Dataset`, see `sources.datasets` for what an item may be; an `IterableDataset`; a
-            `DataLoader`; a `Source` or a `Stream`. A `DataLoader` of the usual kind, shuffled or not, is taken apart:
-            its data set, its `collate_fn` and its workers stay, the order is ours, shuffled. One with a sampler of its
-            own, with a data set that is a stream, or of another class, is a stream of batches.
+        data: A tensor, an array `(N, *)` or a list; one mapped from a file, whose rows are read as they are asked for; a
+            mapping, `{"x": x, "label": y}`; a `DataFrame`; a `torch.utils.data.Dataset`, or anything with `len(data)`
+            and `data[i]`, see `sources.datasets` for what an item may be; an `IterableDataset`; a `DataLoader`; a
+            `Source` or a `Stream`. A `DataLoader` of the usual kind, shuffled or not, is taken apart: its data set, its
+            `collate_fn` and its workers stay, the order is ours, shuffled. One with a sampler of its own, with a data
+            set that is a stream, or of another class, is a stream of batches.
         cond: Conditions by name, each of which has a row for each row of the data: a tensor, an array or a list, or a
             mapping of such at any depth.
 
@@ -62,24 +65,33 @@ def _source_of(data: Any) -> Source | Stream:
         return data
     if isinstance(data, np.memmap):
         return of_memmap(data)
-    if isinstance(data, Tensor | np.ndarray):
-        return Rows(data)
     if isinstance(data, DataLoader):
         return _of_loader(data)
     if isinstance(data, IterableDataset):
         return ItemStream(data)
-    if type(data) is TensorDataset:
-        return Rows(*split(data.tensors, "the TensorDataset", ndim=1))
     if type(data) is Subset and type(data.dataset) is TensorDataset:
-        return Part(Rows(*split(data.dataset.tensors, "the TensorDataset", ndim=1)), torch.as_tensor(data.indices))
-    if isinstance(data, Dataset):
-        return Items(data)
-    if isinstance(data, list | tuple) or hasattr(data, "__array__"):
+        return Part(_in_memory(data.dataset.tensors), torch.as_tensor(data.indices))
+    if type(data) is TensorDataset:
+        return _in_memory(data.tensors)
+    if isinstance(data, Mapping):
+        return _in_memory(data)
+    if isinstance(data, list | tuple) and len(data) and isinstance(data[0], Tensor | np.ndarray | Mapping | tuple):
+        return Rows(*Items(data).rows(torch.arange(len(data))))
+    if "pandas" in sys.modules and isinstance(data, sys.modules["pandas"].DataFrame):
+        return table(data)
+    if isinstance(data, Tensor | np.ndarray | list | tuple) or hasattr(data, "__array__"):
         return Rows(data)
-    raise TypeError(
-        f"the data are {type(data).__name__}: wanted a tensor or an array (N, *), a torch.utils.data.Dataset or "
-        "IterableDataset, or a DataLoader"
-    )
+    if isinstance(data, str | bytes | Path) or not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"the data are {type(data).__name__}: wanted a tensor or an array (N, *), a torch.utils.data.Dataset or "
+            "IterableDataset, or a DataLoader; data.open_data opens files"
+        )
+    return Items(data)  # which says so if it has no length
+
+
+def _in_memory(data: Any) -> Rows:
+    """The rows of a mapping or a tuple of tensors."""
+    return Rows(*split(data, f"the {type(data).__name__} of data", ndim=1))
 
 
 def _of_loader(loader: DataLoader[Any]) -> Source | Stream:

@@ -29,7 +29,7 @@ class Items(Source):
     """The items of a data set of PyTorch, read one by one.
 
     Args:
-        dataset: What has a length and items `dataset[i]`.
+        dataset: What has a length and items `dataset[i]`, of PyTorch or not.
         collate: What makes a batch of a list of items; by default they are stacked.
         workers: Processes that read ahead, as of a `DataLoader`; 0: none.
         context: How these are started, as `multiprocessing_context` of a `DataLoader`.

@@ -21,7 +21,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value.detach()
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} are rows of unlike shape: {error}") from error
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{name} holds {array.dtype}, wanted numbers: {_advice(array)}")
     if not array.dtype.isnative:
