@@ -36,8 +36,8 @@ def source_of(data: Any, cond: Mapping[str, Any] | None = None) -> Source | Stre
     """Makes a source of data, with their conditions.
 
     Args:
-        data: A tensor, an array `(N, *)` or a list; one mapped from a file, whose rows are read as they are asked for; a
-            mapping, `{"x": x, "label": y}`; a `DataFrame`; a `torch.utils.data.Dataset`, or anything with `len(data)`
+        data: A tensor, an array `(N, *)` or a list; one mapped from a file, whose rows are read as they are asked for;
+            a mapping, `{"x": x, "label": y}`; a `DataFrame`; a `torch.utils.data.Dataset`, or what has `len(data)`
             and `data[i]`, see `sources.datasets` for what an item may be; an `IterableDataset`; a `DataLoader`; a
             `Source` or a `Stream`. A `DataLoader` of the usual kind, shuffled or not, is taken apart: its data set, its
             `collate_fn` and its workers stay, the order is ours, shuffled. One with a sampler of its own, with a data
