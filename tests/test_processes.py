@@ -14,7 +14,7 @@ from checkpoints import model as small
 from processes import fork, run_processes, wait
 
 from sde_diffusion import Network, SDESampler, predict
-from sde_diffusion.likelihood import Estimate, Method, Rademacher
+from sde_diffusion.likelihood import Elbo, Estimate, Method, Rademacher
 from sde_diffusion.likelihood import elbo as bound
 from sde_diffusion.sampler.distributed import elbo, log_prob, sample_to
 
@@ -136,3 +136,9 @@ def test_several_processes_without_accelerate_are_told_what_to_install(tmp_path,
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"several processes are joined by accelerate, .* sde-diffusion\[train\]"):
         draw(tmp_path / "x")
+
+
+def test_parts_of_different_bounds_are_not_joined():
+    one, two = (bound(MODEL, X[:2], times=times, seed=0) for times in ([0.01, 1.0], [0.01, 0.1, 1.0]))
+    with pytest.raises(ValueError, match=r"wanted parts of one bound, got \(transitions, dim, discrete\) = "):
+        Elbo.join([one, two])

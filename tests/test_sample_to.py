@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import pickle
 import shutil
 import signal
 import time
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -17,11 +20,24 @@ from checkpoints import model as small
 from processes import fork, wait
 from torch.utils.data import DataLoader
 
-from sde_diffusion import VPSDE, Network, NonFiniteWarning, PerSample, SDESampler, Shared, SolverError, predict
+from sde_diffusion import (
+    VPSDE,
+    Network,
+    NonFiniteWarning,
+    PerSample,
+    SDESampler,
+    Shared,
+    SolverError,
+    SolverTable,
+    TableSolver,
+    grids,
+    predict,
+)
 from sde_diffusion._files import locked, write_files
+from sde_diffusion._sealed import sealed
 from sde_diffusion.data import Standardise
 from sde_diffusion.sampler.distributed import read_samples, sample_to
-from sde_diffusion.solvers import EulerMaruyama
+from sde_diffusion.solvers import EulerMaruyama, Heun
 from sde_diffusion.training.store import DamagedWarning
 
 JOB: dict[str, Any] = {"seed": 5, "batch_size": 4, "shard_size": 8}
@@ -190,6 +206,43 @@ def test_a_job_with_other_weights_or_conditions_is_refused(tmp_path):
         draw(tmp_path / "y", sampler, label=object())
 
 
+def test_a_job_with_another_table_of_the_same_name_is_refused(tmp_path):
+    table = SolverTable.of(Heun(), MODEL.sde, grids.karras(MODEL.sde, 2))
+    other = replace(table, rows=(*table.rows[:-1], tuple(1.001 * v for v in table.rows[-1])))
+    first, second = (SDESampler(MODEL.sde, MODEL, solver=TableSolver(t)) for t in (table, other))
+    assert repr(first) == repr(second)
+    interrupted(tmp_path / "x", 1, first)
+    with pytest.raises(ValueError, match="holds samples with details = "):
+        draw(tmp_path / "x", second)
+
+
+def test_what_an_interrupted_job_of_a_file_would_use_is_left_if_it_is_something_else(tmp_path):
+    (tmp_path / "x.npy.parts").mkdir()
+    (tmp_path / "x.npy.parts" / "notes").write_text("")
+    with pytest.raises(
+        ValueError, match=r"x\.npy\.parts, where samples are made, holds 'notes': give out another name"
+    ):
+        draw(tmp_path / "x.npy")
+
+
+def test_a_manifest_of_another_version_and_samples_of_another_form_are_told(tmp_path):
+    out = tmp_path / "x"
+    draw(out)
+    about = json.loads((out / "manifest.json").read_text()) | {"format": 2}
+    del about["digest"]
+    (out / "manifest.json").write_bytes(sealed(about))
+    with pytest.raises(ValueError, match="has format 2, and 1 is read here: take the newer version"):
+        read_samples(out)
+
+    class Rough:
+        def undo(self, z):
+            return z if len(z) == 1 else z.double()
+
+    rough = dataclass(frozen=True)(Rough)()
+    with pytest.raises(TypeError, match=r"samples came as float64 of shape \(2,\), and <f4 of shape \(2,\) was"):
+        draw(tmp_path / "y", scaling=rough)
+
+
 @places
 def test_a_place_that_holds_something_else_is_left_as_it_is(tmp_path, name):
     out = tmp_path / name
@@ -220,6 +273,17 @@ def test_a_full_disk_is_found_before_the_work(tmp_path, name, monkeypatch):
     with pytest.raises(ValueError, match=r"out .* cannot be written \(2.76e-07 GiB are needed and 1.86e-07"):
         draw(tmp_path / name)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_room_that_is_not_there_for_one_file_is_found_before_the_work(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"out .*x.npy cannot be made \(No space left on device\): it takes"):
+        draw(tmp_path / "x.npy")
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: (_ for _ in ()).throw(OSError(errno.EINVAL, "")))
+    assert torch.equal(draw(tmp_path / "x.npy").tensor(), WANTED)  # on a file system without the call
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_what_is_finished(tmp_path, monkeypatch):

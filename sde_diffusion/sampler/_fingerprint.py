@@ -18,14 +18,19 @@ CHUNK = 2**22
 """Numbers of a tensor that are taken at once."""
 
 
-def digest(thing: Any, name: str) -> str:
+def digest(thing: Any, name: str, *, loose: bool = False) -> str:
     """The SHA-256 of tensors, arrays, numbers, strings, None, and lists, mappings and dataclasses of them.
+
+    Args:
+        thing: What is taken.
+        name: What an error calls it.
+        loose: Takes of all else its class alone.
 
     Raises:
         TypeError: Something else, which cannot be told from another of its kind.
     """
     found = hashlib.sha256()
-    _add(found, thing, name)
+    _add(found, thing, name, loose)
     return found.hexdigest()
 
 
@@ -40,7 +45,7 @@ def model_digest(model: object) -> str:
     return found.hexdigest()
 
 
-def _add(found: Any, thing: Any, name: str) -> None:
+def _add(found: Any, thing: Any, name: str, loose: bool = False) -> None:
     """Adds a thing, and what it is called, to a digest; entries are marked off so that none passes for another."""
     found.update(f"\0{name}\0{type(thing).__name__}\0".encode())
     if isinstance(thing, np.ndarray) and thing.dtype.kind in "biufc":
@@ -51,14 +56,14 @@ def _add(found: Any, thing: Any, name: str) -> None:
         found.update(repr(thing).encode())
     elif isinstance(thing, list | tuple):
         for i, part in enumerate(thing):
-            _add(found, part, f"{name}.{i}")
+            _add(found, part, f"{name}.{i}", loose)
     elif isinstance(thing, Mapping):
         for key in sorted(thing, key=repr):
-            _add(found, thing[key], f"{name}.{key!r}")
+            _add(found, thing[key], f"{name}.{key!r}", loose)
     elif is_dataclass(thing):
         for field in fields(thing):
-            _add(found, getattr(thing, field.name), f"{name}.{field.name}")
-    else:
+            _add(found, getattr(thing, field.name), f"{name}.{field.name}", loose)
+    elif not loose:
         raise TypeError(
             f"{name} holds a {type(thing).__name__}, which cannot be told from another when the run goes on: give "
             "tensors, arrays, numbers, strings, or lists and mappings of them"

@@ -47,7 +47,7 @@ class Job:
 
     def about(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """What the array depends on, as the manifest has it."""
-        form = self.form
+        form, sampler = self.form, self.sampler
         return {
             "n": form.n,
             "shape": list(form.shape),
@@ -55,10 +55,11 @@ class Job:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "shard_size": form.shard_size,
-            "sampler": repr(self.sampler),
+            "sampler": repr(sampler),
+            "details": digest([sampler.solver, sampler.problem.prior, sampler.times], "sampler", loose=True),
             "noise": getattr(self.noise, "__name__", repr(self.noise)),
             "nonfinite": self.nonfinite,
-            "model": model_digest(self.sampler.model),
+            "model": model_digest(sampler.model),
             "conditions": digest(dict(cond), "the condition"),
             "scaling": digest(self.scaling, "scaling"),
         }

@@ -6,6 +6,7 @@ digests at the end, when the marks go. So whatever a kill leaves behind is finis
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -247,13 +248,17 @@ class File(Shards):
         if self.fits(0):
             return
         header, size = self.form.header(self.form.n), self.form.n * self.form.row
-        with open(self._array, "r+b" if self._array.exists() else "xb") as file:
-            file.write(header)
-            file.flush()
-            if hasattr(os, "posix_fallocate"):  # which takes the room, so that a full disk is found here
-                os.posix_fallocate(file.fileno(), 0, len(header) + size)
-            file.truncate(len(header) + size)
-            sync(file)
+        try:
+            with open(self._array, "r+b" if self._array.exists() else "xb") as file:
+                file.write(header)
+                file.flush()
+                _take_room(file.fileno(), len(header) + size)
+                sync(file)
+        except OSError as error:
+            raise ValueError(
+                f"out {self.out} cannot be made ({error.strerror or error}): it takes {size / 2**30:.3g} GiB. Make "
+                "room there, or give another place"
+            ) from error
 
     def whole(self, k: int) -> bool:
         header = self.form.header(self.form.n)
@@ -281,3 +286,14 @@ def shards_of(out: str | os.PathLike[str], form: Form) -> Shards:
     """The shards at a place: one file where its name ends in `.npy`, else a folder."""
     path = Path(out)
     return (File if path.suffix == ".npy" else Folder)(path, form)
+
+
+def _take_room(file: int, size: int) -> None:
+    """Gives an open file its size, and the room for it where the system can, so that a full disk is found here."""
+    os.ftruncate(file, size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that have no such call
+                raise
