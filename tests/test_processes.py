@@ -18,6 +18,7 @@ from sde_diffusion.likelihood import Elbo, Estimate, Method, Rademacher
 from sde_diffusion.likelihood import elbo as bound
 from sde_diffusion.sampler.distributed import elbo, log_prob, sample_to
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children start no threads
 MODEL = small()
 SAMPLER = SDESampler(MODEL.sde, MODEL, steps=2)
 N, METHOD = 37, Method(steps=3, trace=Rademacher(2), solver_error=False)

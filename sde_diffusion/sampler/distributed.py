@@ -103,16 +103,20 @@ def sample_to(
         about, shards = job.about(cond), shards_of(out, form)
     _check_same(run, about)
     with _held(run, shards, about):
-        missing = _missing(run, shards)
+        found = _finished(run, shards)
+        missing = [k for k in range(form.count) if k not in found]
+        own: dict[int, str] = {}
         with tqdm(total=n, desc="sampling", disable=not progress or run.rank > 0) as bar:
             bar.update(n - sum(map(form.size, missing)))
             for start in range(0, len(missing), run.count):
                 these = missing[start : start + run.count]
                 with run.together():
                     if run.rank < len(these):
-                        shards.write(these[run.rank], job.draw(these[run.rank]))
+                        own[these[run.rank]] = shards.write(these[run.rank], job.draw(these[run.rank]))
                 bar.update(sum(map(form.size, these)))
-        run.first(partial(finish, shards, about))
+        for drawn in run.gather(own):
+            found |= drawn
+        run.first(partial(finish, shards, about, found))
     return read_samples(out)
 
 
@@ -229,9 +233,9 @@ def _held(run: Processes, shards: Shards, about: Mapping[str, Any]) -> Iterator[
         yield
 
 
-def _missing(run: Processes, shards: Shards) -> list[int]:
-    """The shards that are not finished; each process looks at its part of those that should be."""
-    wanted = promised(shards)
+def _finished(run: Processes, shards: Shards) -> dict[int, str]:
+    """The shards that are finished, with their digests; each process looks at its part of those that should be."""
+    wanted = run.first(partial(promised, shards))
     with run.together():
         mine = [k for k in range(run.rank, shards.form.count, run.count) if k in wanted]
         damaged = [k for k in mine if not shards.sound(k, wanted[k])]
@@ -243,7 +247,7 @@ def _missing(run: Processes, shards: Shards) -> list[int]:
             DamagedWarning,
             stacklevel=3,
         )
-    return [k for k in range(shards.form.count) if k not in wanted or k in lost]
+    return {k: wanted[k] for k in wanted if k not in lost}
 
 
 def _check_same(run: Processes, about: dict[str, Any]) -> None:

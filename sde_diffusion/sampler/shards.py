@@ -124,12 +124,13 @@ class Shards(ABC):
         """The file that says that a shard is finished."""
         return self.home / f"shard-{k:06d}.json"
 
-    def write(self, k: int, rows: Array) -> None:
-        """Writes a shard, and then its mark."""
+    def write(self, k: int, rows: Array) -> str:
+        """Writes a shard, and then its mark; returns its digest."""
         rows = np.ascontiguousarray(rows, self.form.dtype)
         self.put(k, rows)
-        about = sealed({"shard": k, "sha256": hashlib.sha256(rows.data).hexdigest()})
-        write_files({self.mark(k): about})
+        digest = hashlib.sha256(rows.data).hexdigest()
+        write_files({self.mark(k): sealed({"shard": k, "sha256": digest})})
+        return digest
 
     def marked(self, k: int) -> str | None:
         """The digest in the mark of a shard; None without one, and `""` for one that is damaged."""

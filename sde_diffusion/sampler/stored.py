@@ -148,10 +148,9 @@ def begun(shards: Shards, about: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def finish(shards: Shards, about: Mapping[str, Any]) -> None:
+def finish(shards: Shards, about: Mapping[str, Any], digests: Mapping[int, str]) -> None:
     """Writes the manifest of the whole array, and removes what was there for the work alone."""
-    found = promised(shards)
-    shards.finish(_text(about, complete=True, shards=[found[k] for k in range(shards.form.count)]))
+    shards.finish(_text(about, complete=True, shards=[digests[k] for k in range(shards.form.count)]))
 
 
 def promised(shards: Shards) -> dict[int, str]:
