@@ -77,7 +77,8 @@ def train(
         steps: Gradient steps.
         loss: The objective, called as `loss(model, x0, generator=generator, **cond)`; it answers a scalar. One that is
             a module is trained as well. By default `model.objective()`, denoising score matching as it suits the model.
-        recipe: The batch size, the optimiser and its schedule, the averages, the transform: `Recipe()` by default.
+        recipe: The batch size, the optimiser and its schedule, the averages, the transform: `Recipe()` by default, with
+            the batch size of a `DataLoader` that the data come in.
         val: Data kept out of the training, a `Validation` or rows as `data` are. The averaged model is measured on
             them as it goes, what is returned is the best of them, and the run ends when it has got worse for long.
         out: The folder to keep the run in, or a `Saving` that also says how often. With it the model is there as
@@ -113,9 +114,11 @@ def train(
             skipped.
     """
     check_count(steps, "steps")
-    recipe, loss = _checked(model, recipe, loss)
+    loss = _checked(model, recipe, loss)
     folder = _folder(out, resume)
     inputs, held_out = inputs_of(model, data, cond), _validation(val)
+    if recipe is None:
+        recipe = Recipe(batch_size=inputs.data.batch_size or Recipe().batch_size)
     (start,) = seed_list(seed, 1)
     with Engine(device_of(model), recipe.precision) as engine:
         mine = folder if engine.first else None
@@ -147,11 +150,10 @@ def train(
     return run.record()
 
 
-def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> tuple[Recipe, Objective]:
-    """The recipe and the objective, after a look at them and at the model."""
-    recipe = Recipe() if recipe is None else recipe
+def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> Objective:
+    """The objective, after a look at it, at the recipe and at the model."""
     given: object = recipe
-    if not isinstance(given, Recipe):
+    if given is not None and not isinstance(given, Recipe):
         raise TypeError(f"recipe must be a Recipe, such as Recipe(batch_size=256, lr=1e-3), got {given!r}")
     device_of(model)
     if loss is None:
@@ -162,7 +164,7 @@ def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> 
             f"loss is called as loss(model, x0, generator=...), which {name_of(loss)} is not made for: write "
             "loss=losses.DenoisingScoreMatching(...), an instance, or leave loss out for what model.loss is"
         )
-    return recipe, loss
+    return loss
 
 
 def _folder(out: str | Path | Saving | None, resume: bool) -> Folder | None:

@@ -43,12 +43,14 @@ class Part(NamedTuple):
         x: Data `(B, *)`, on the device of the model; zeros where they were not finite.
         draws: What the objective is called with besides: `generator`, and `t` and `eps` if it takes times.
         cond: The conditions by name.
+        weight: Which part of the rows of this process they are.
         broken: Which rows were not finite, by their places in the batch.
     """
 
     x: Tensor
     draws: dict[str, Any]
     cond: dict[str, Any]
+    weight: float
     broken: list[int]
 
 
@@ -91,7 +93,7 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
         )
     if model.per_sample is None:
         named = {name: _per_sample(value) for name, value in named.items()}
-    given = Conditions.of(model, named, len(found)).each(lambda value: _as_tensor(value, dtype))
+    given = Conditions.of(model, {"cond": named}, len(found)).each(lambda value: _as_tensor(value, dtype))
     own = found.rows(torch.zeros(1, dtype=torch.int64)).cond
     if twice := sorted(own.keys() & named.keys()):
         raise ValueError(
@@ -110,12 +112,13 @@ def _per_sample(value: Any) -> Any:
 
 def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
     """Arrays and lists of numbers as tensors, real ones in the dtype of the model; all else as it is."""
+    array = value
     if isinstance(value, list | tuple) and value and not hasattr(value, "_fields"):
         with suppress(ValueError):  # rows of unlike shape
-            value = np.asarray(value)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            array = np.asarray(value)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         return value
-    return torch.as_tensor(value, dtype=dtype if value.dtype.kind == "f" else None)
+    return torch.as_tensor(array, dtype=dtype if array.dtype.kind == "f" else None)
 
 
 @dataclass
@@ -144,7 +147,7 @@ class Feed:
 
     def __post_init__(self) -> None:
         ranks, micro = self.engine.ranks, self.recipe.accumulate
-        if self.recipe.batch_size % (ranks * micro):
+        if isinstance(self.inputs.data, Source) and self.recipe.batch_size % (ranks * micro):
             raise ValueError(
                 f"batch_size {self.recipe.batch_size} does not split into equal shares for {ranks} processes and "
                 f"accumulate={micro}: wanted a multiple of {ranks * micro}, such as "
@@ -228,30 +231,33 @@ class Feed:
 
     def _parts(self, step: int, x: Tensor, cond: dict[str, Any], numbers: Tensor | None) -> list[Part]:
         """The micro-batches of a step, with what is random in them."""
-        n, share, micro = self.recipe.batch_size, self.share, self.recipe.accumulate
+        n, share = self.recipe.batch_size, self.share
+        place: tuple[int, ...] = (step,)
+        if len(x) != len(share):  # a stream has batches of its own size
+            n, share, place = len(x), range(len(x)), (step, self.engine.rank)
         objective: object = self.objective
         times: Tensor | None = None
         if isinstance(objective, Timed):
-            times = objective.times_for(self.model, n, self.streams.of("times", step))
+            times = objective.times_for(self.model, n, self.streams.of("times", *place))
         if self.inputs.dtype is not None:
             x, cond = _cast((x, cond), self.inputs.dtype)
         broken = _broken(x)
         if broken:
             x = torch.nan_to_num(x, 0.0, 0.0, 0.0)
-        found, size = [], len(share) // micro
+        found, device, micro = [], self.engine.device, min(self.recipe.accumulate, len(x))
         for k in range(micro):
-            here = slice(k * size, (k + 1) * size)
-            places = share[here]
-            draws: dict[str, Any] = {"generator": self.streams.of("objective", step, places.start)}
+            here = slice(k * len(x) // micro, (k + 1) * len(x) // micro)
+            rows = share[here]
+            draws: dict[str, Any] = {"generator": self.streams.of("objective", *place, rows.start)}
             part = x if micro == 1 else x[here]
             if times is not None:
-                draws["t"] = times[places.start : places.stop].to(self.engine.device)
-                draws["eps"] = self.streams.noise(step, places, n, part).to(self.engine.device)
+                draws["t"] = times[rows.start : rows.stop].to(device)
+                draws["eps"] = self.streams.noise(place, rows, n, part).to(device)
             told = {name: _cut(value, here) for name, value in cond.items()}
             if numbers is not None:
                 told = self.inputs.with_given(numbers[here], told)
-            moved = {name: _moved(value, self.engine.device) for name, value in told.items()}
-            found.append(Part(part.to(self.engine.device), draws, moved, [share[i] for i in broken]))
+            moved = {name: _moved(value, device) for name, value in told.items()}
+            found.append(Part(part.to(device), draws, moved, len(rows) / len(x), [share[i] for i in broken]))
         return found
 
 

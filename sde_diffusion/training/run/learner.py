@@ -9,12 +9,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import OPTIONS
 from sde_diffusion.training._input import check_loss
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.engine import Engine
 from sde_diffusion.training.run.feed import Part
+
+TAKEN = OPTIONS | {"t", "eps", "generator", "cond"}
+"""Names of conditions that are arguments of an objective, which gets them in a mapping `cond`."""
 
 
 class Loss(nn.Module):
@@ -26,6 +30,8 @@ class Loss(nn.Module):
 
     def forward(self, x: Tensor, draws: dict[str, Any], cond: dict[str, Any]) -> Tensor:
         """The loss of a micro-batch."""
+        if apart := {name: cond[name] for name in cond if name in TAKEN}:
+            cond = {**{name: cond[name] for name in cond if name not in TAKEN}, "cond": apart}
         return check_loss(self.objective(self.model, x, **draws, **cond))
 
 
@@ -63,7 +69,7 @@ class Learner:
         total = 0.0
         for k, part in enumerate(parts, 1):
             with self.engine.accumulating(self._module, last=k == len(parts)):
-                loss = self._module(part.x, part.draws, part.cond) / len(parts)
+                loss = self._module(part.x, part.draws, part.cond) * part.weight
                 self.engine.backward(loss * math.nan if part.broken else loss)  # which all processes see
             total += math.nan if part.broken else float(loss.detach())
         return total, self.engine.clip(self._parameters, self.recipe.clip)

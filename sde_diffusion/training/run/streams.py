@@ -60,12 +60,18 @@ class Streams:
         """A stream on the CPU."""
         return torch.Generator("cpu").manual_seed(self.seed_of(use, *place))
 
-    def noise(self, step: int, rows: range, n: int, x: Tensor) -> Tensor:
-        """Noise for some rows of a batch of `n`, of the shape and dtype of the rows `x`, on the CPU."""
+    def noise(self, place: tuple[int, ...], rows: range, n: int, x: Tensor) -> Tensor:
+        """Noise for some rows of a batch of `n`, of the shape and dtype of the rows `x`, on the CPU.
+
+        Args:
+            place: The step, and what divides it further.
+            rows: The places of the rows in the batch.
+            n: Rows of the batch.
+            x: The rows.
+        """
         shape, parts = x.shape[1:], []
         for block in blocks(rows, n, shape.numel()):
-            drawn = torch.randn(
-                (len(block.rows), *shape), dtype=x.dtype, generator=self.of("noise", step, block.number), device="cpu"
-            )
+            generator = self.of("noise", *place, block.number)
+            drawn = torch.randn((len(block.rows), *shape), dtype=x.dtype, generator=generator, device="cpu")
             parts.append(drawn[block.part])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
