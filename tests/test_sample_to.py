@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from dataclasses import dataclass, replace
 from itertools import count
@@ -409,6 +410,20 @@ def test_a_wrong_kind_is_refused_before_the_work(tmp_path):
         with pytest.raises(TypeError, match=text):
             draw(tmp_path / "x", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_progress_bar_goes_on_where_the_job_does_and_a_closed_stderr_ends_nothing(tmp_path, capsys, monkeypatch):
+    interrupted(tmp_path / "x", 3)
+    draw(tmp_path / "x", progress=True)
+    told = capsys.readouterr().err
+    assert "65%" in told  # 24 of 37
+    assert "37/37" in told
+
+    def broken(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.stderr, "write", broken)
+    assert torch.equal(draw(tmp_path / "y", progress=True).tensor(), WANTED)
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_diffusion._checks import check_count, check_flag, check_state
 from sde_diffusion.denoiser.base import Denoiser
@@ -37,6 +36,7 @@ from sde_diffusion.sampler._processes import Processes
 from sde_diffusion.sampler.sampler import SDESampler, kept
 from sde_diffusion.sampler.shards import Shards, shards_of
 from sde_diffusion.sampler.stored import Samples, begun, finish, promised, read_samples
+from sde_diffusion.training.run.bar import bar_of
 from sde_diffusion.training.store import DamagedWarning
 
 __all__ = ["Samples", "elbo", "log_prob", "read_samples", "sample_to"]
@@ -106,8 +106,8 @@ def sample_to(
         found = _finished(run, shards)
         missing = [k for k in range(form.count) if k not in found]
         own: dict[int, str] = {}
-        with tqdm(total=n, desc="sampling", disable=not progress or run.rank > 0) as bar:
-            bar.update(n - sum(map(form.size, missing)))
+        done, shown = n - sum(map(form.size, missing)), progress and run.rank == 0
+        with bar_of(n, done, shown, "sampling", "sample") as bar:
             for start in range(0, len(missing), run.count):
                 these = missing[start : start + run.count]
                 with run.together():

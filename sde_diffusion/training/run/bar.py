@@ -9,9 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 
-def bar_of(steps: int, done: int, shown: bool) -> Any:
+def bar_of(steps: int, done: int, shown: bool, desc: str = "training", unit: str = "step") -> Any:
     """A bar that counts steps, of which some are done."""
-    return tqdm(total=steps, initial=done, disable=not shown, desc="training", unit="step", file=_Stderr())
+    return tqdm(total=steps, initial=done, disable=not shown, desc=desc, unit=unit, file=_Stderr())
 
 
 class _Stderr:
