@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import fork, wait
 from torch import nn
 
 from sde_diffusion import EDMSDE, VPSDE, Network, predict
@@ -25,8 +29,10 @@ from sde_diffusion.training import (
     TrainingInterrupted,
     Validation,
     load_checkpoint,
+    store,
     train,
 )
+from sde_diffusion.training.run.state import unpacked
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 X = (X - X.mean(0)) / X.std(0, correction=0)
@@ -278,6 +284,41 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
 
     train(small(), X, steps=3, out=tmp_path, callbacks=[at(1, start)])
     assert "another process writes to" in str(caught[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path):
+    """kill -9 at random moments of training and of saving; a saved step is never lost."""
+    steps, saved, kills = 30, 0, 0
+    whole = small(64)
+    expected = train(whole, X, steps=steps, seed=5)
+    draw = random.Random(0)
+
+    def run() -> None:
+        train(small(64), X, steps=steps, seed=5, out=Saving(tmp_path, every=1), resume=saved > 0)
+
+    while saved < steps:
+        child = fork(run, tmp_path / "error.txt")
+        time.sleep(draw.uniform(0.05, 0.5))
+        os.kill(child, signal.SIGKILL)
+        kills += wait(child) == -signal.SIGKILL
+        assert not (tmp_path / "error.txt").exists(), (tmp_path / "error.txt").read_text()
+        if (tmp_path / "state.json").exists():
+            about, tensors = store.read(tmp_path, "state")
+            now = len(unpacked(about["run"], tensors)["losses"])
+            lines = [
+                json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if line[-1] == "}"
+            ]
+            assert now >= saved
+            assert max(line["step"] for line in lines) <= now + 1  # no more than what was not saved yet is done again
+            saved = now
+    model = small(64)
+    done = train(model, X, steps=steps, out=tmp_path, resume=True)
+    assert_same((whole, expected), (model, done))
+    print(f"{kills} kills")
+    assert kills > 5
+    seen = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sorted({step for step in seen if step}) == list(range(1, steps + 1))
 
 
 # --- validation

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from sde_diffusion import EDMSDE, Network, SolverError, losses, predict
 from sde_diffusion.denoiser import PerSample, Shared
 from sde_diffusion.nets import MLP
-from sde_diffusion.training import ConstantDecay, PowerDecay, Recipe, TrainingInterrupted, train
+from sde_diffusion.training import ConstantDecay, PowerDecay, Recipe, TrainingInterrupted, Validation, train
 from sde_diffusion.training.run.engine import Engine
 from sde_diffusion.training.run.feed import Feed, inputs_of
 from sde_diffusion.training.run.state import Packed, unpacked
@@ -148,7 +148,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     [
         (X.numpy().astype("float64"), {"label": LABELS.tolist()}),
         (X.tolist(), {"label": LABELS.numpy()}),
-        (TensorDataset(X), {"cond": {"label": LABELS}}),
+        (TensorDataset(X), {"label": LABELS}),
         (TensorDataset(X, LABELS), {}),
         (Items(LABELS), {}),
         (DataLoader(Items(LABELS), 32, shuffle=True), {}),
@@ -156,12 +156,15 @@ def weights(model: nn.Module) -> torch.Tensor:
     ids=["array", "list", "tensors", "pairs", "items", "loader"],
 )
 def test_data_come_in_any_form(data, cond):
-    def run(data: Any, **cond: Any) -> torch.Tensor:
+    def run(data: Any, **cond: Any) -> tuple[torch.Tensor, list[float]]:
         model = small(classes=3)
-        train(model, data, steps=3, seed=0, recipe=Recipe(32), **cond)
-        return weights(model)
+        val = Validation(data, draws=2, **cond)
+        done = train(model, data, steps=3, seed=0, recipe=Recipe(32), val=val, **cond)
+        return weights(model), [found["val_nats"] for found in done.validations]
 
-    assert torch.equal(run(data, **cond), run(X, label=LABELS))
+    (found, nats), (expected, of_tensors) = run(data, **cond), run(X, label=LABELS)
+    assert torch.equal(found, expected)
+    assert nats == of_tensors
 
 
 def test_a_loader_says_how_large_a_batch_is_and_a_recipe_knows_better():

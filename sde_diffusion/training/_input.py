@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion._checks import WIDE
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.training.ema import Decay, horizon
@@ -43,6 +45,21 @@ def device_of(model: nn.Module) -> torch.device:
             "answer a tuple, or what has the tensor as .sample"
         )
     raise ValueError(f"the model has no parameters to train: {fix}")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """In which numbers a model is to see its data: those of its parameters, but for half precision."""
+    found = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return found if found in WIDE else torch.float32
+
+
+def placed(value: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """Tensors, alone or in a mapping, on a device, and real numbers in a dtype; all else as it is."""
+    if isinstance(value, Mapping):
+        return {name: placed(part, device, dtype) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
 
 
 def check_loss(loss: object) -> Tensor:

@@ -28,7 +28,7 @@ from sde_diffusion._tensors import rows as flat
 from sde_diffusion.data.source import Source, source_of
 from sde_diffusion.data.sources.rows import taken
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.training._input import Transform
+from sde_diffusion.training._input import Transform, dtype_of, placed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.stopping import GROUPS, Measured, standard_error
 
@@ -140,7 +140,7 @@ class Validation:
 
     def _passes(self, model: Denoiser, draws: int, transform: Transform | None) -> Iterator[_Pass]:
         """Every row, `draws` times, as many at once as fit, with the numbers of these states and a source of noise."""
-        device, n = _device(model), len(self.source) * draws
+        device, dtype, n = _device(model), dtype_of(model), len(self.source) * draws
         size = max(8, min(AT_ONCE, NUMBERS // max(1, math.prod(self.source.shape))))
         ends = [(i, min(i + size, n)) for i in range(0, n, size)]
         spans = (torch.arange(a // draws, (b - 1) // draws + 1, device="cpu") for a, b in ends)
@@ -151,21 +151,13 @@ class Validation:
             x = batch.x[repeated]
             if transform is not None:
                 x = transform(x, generator)
-            yield x.to(device), _on(taken(batch.cond, repeated), device), state, generator
+            cond = placed(taken(batch.cond, repeated), device, dtype)
+            yield placed(x, device, dtype), cond, state, generator
 
 
 def _device(model: Denoiser) -> torch.device:
     """Where a model lies; the CPU for one without parameters, such as an analytic one."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-def _on(cond: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Conditions with their tensors on a device."""
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {name: _on(value, device) if isinstance(value, Mapping) else moved(value) for name, value in cond.items()}
 
 
 def _span(model: Denoiser) -> tuple[float, float]:

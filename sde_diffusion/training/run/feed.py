@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import WIDE, SolverError
+from sde_diffusion._checks import SolverError
 from sde_diffusion.data.order import Order
 from sde_diffusion.data.source import Source, Stream, source_of
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions, PerSample, merged
-from sde_diffusion.training._input import Transform
+from sde_diffusion.training._input import Transform, dtype_of, placed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.engine import Engine
@@ -81,8 +81,7 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
         ValueError: Conditions with another number of rows, or that come with the data as well.
     """
     found, named = source_of(data), merged(cond)
-    own_dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
-    dtype = own_dtype if own_dtype in WIDE else torch.float32
+    dtype = dtype_of(model)
     kept = None if isinstance(data, Tensor) else dtype
     if not named:
         return Inputs(found, None, kept)
@@ -240,7 +239,7 @@ class Feed:
         if isinstance(objective, Timed):
             times = objective.times_for(self.model, n, self.streams.of("times", *place))
         if self.inputs.dtype is not None:
-            x, cond = _cast((x, cond), self.inputs.dtype)
+            x, cond = placed(x, dtype=self.inputs.dtype), placed(cond, dtype=self.inputs.dtype)
         broken = _broken(x)
         if broken:
             x = torch.nan_to_num(x, 0.0, 0.0, 0.0)
@@ -256,8 +255,9 @@ class Feed:
             told = {name: _cut(value, here) for name, value in cond.items()}
             if numbers is not None:
                 told = self.inputs.with_given(numbers[here], told)
-            moved = {name: _moved(value, device) for name, value in told.items()}
-            found.append(Part(part.to(device), draws, moved, len(rows) / len(x), [share[i] for i in broken]))
+            found.append(
+                Part(part.to(device), draws, placed(told, device), len(rows) / len(x), [share[i] for i in broken])
+            )
         return found
 
 
@@ -269,24 +269,8 @@ def _broken(x: object) -> list[int]:
     return bad.nonzero()[:, 0].tolist()
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Real numbers in a dtype; all else as it is."""
-    if isinstance(value, Mapping):
-        return {key: _cast(part, dtype) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_cast(part, dtype) for part in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
 def _cut(value: Any, rows: slice) -> Any:
     """Some rows of a condition that came with the data."""
     if isinstance(value, Mapping):
         return {key: _cut(part, rows) for key, part in value.items()}
     return value[rows]
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A condition on a device, as far as it is of tensors."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, Mapping) else value
