@@ -19,7 +19,7 @@ from torch import nn
 
 from sde_diffusion import DiscreteVPSDE, GaussianSDE, Network, SDESampler, clocks, predict
 from sde_diffusion._checks import SolverError
-from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets import MLP, DiT, UNet
 from sde_diffusion.sde import schedules
 from sde_diffusion.training import DamagedWarning, load_checkpoint, save_checkpoint
 from sde_diffusion.training.checkpoints import registry
@@ -287,13 +287,19 @@ def places(thing, path=()):
         yield from places(value, (*path, key))
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("which", ["an index-told chain", "images"])
+@pytest.mark.parametrize(
+    ("which", "stride"),
+    [("an index-told chain", 5), ("images", 7)]
+    + [pytest.param(w, 1, marks=pytest.mark.slow) for w in ("an index-told chain", "images", "a transformer")],
+)
 @pytest.mark.filterwarnings("ignore")  # of processes that one step does not solve
 def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(which, stride, tmp_path):
     if which == "images":
         net = UNet(1, width=8, classes=3)
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
+    elif which == "a transformer":
+        transformer = DiT((1, 4, 4), width=8, depth=1, heads=2, context=3, image=1, answers=2)
+        first = Network(transformer, schedules.VPSDE(), predict.LearnedVariance(predict.noise), shape=(1, 4, 4)).eval()
     else:
         first = model(DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
     assert first.shape is not None
