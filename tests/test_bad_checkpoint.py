@@ -299,7 +299,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
         first = Network(net, schedules.VPSDE(), predict.v, clock=clocks.Scaled(1.0), shape=(1, 4, 4)).eval()
     elif which == "a transformer":
         transformer = DiT((1, 4, 4), width=8, depth=1, heads=2, context=3, image=1, answers=2)
-        first = Network(transformer, schedules.VPSDE(), predict.LearnedVariance(predict.noise), shape=(1, 4, 4)).eval()
+        first = Network(transformer, schedules.VPSDE(), predict.LearnedVariance(predict.v), shape=(1, 4, 4)).eval()
     else:
         first = model(DiscreteVPSDE.linear(30), predict.noise, clocks.Scaled(1 / 30))
     assert first.shape is not None
