@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from sde_diffusion import EDMSDE, VPSDE, FlowSDE, Network, predict
+from sde_diffusion.data import Standardise
 from sde_diffusion.data.source import Stream
 from sde_diffusion.denoiser import Prediction, Wrapper
 from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.nets import MLP
+from sde_diffusion.training import train
 from sde_diffusion.training.stopping import EarlyStopping, Measured
 from sde_diffusion.training.validation import STATES, Validation
 
@@ -248,3 +250,25 @@ def test_early_stopping_goes_on_from_its_state():
     fresh = EarlyStopping()
     fresh.load_state(EarlyStopping().state())
     assert fresh.best is None
+
+
+@pytest.mark.slow
+def test_a_small_table_that_is_learnt_by_heart_is_stopped_in_time():
+    """Wine: the loss falls all the while; the model that is returned is the one before rows kept out paid for it."""
+    table = pytest.importorskip("sklearn.datasets").load_wine()
+    x = torch.tensor(table.data)[torch.randperm(178, generator=torch.Generator().manual_seed(1))]
+    z = Standardise.of(x[12:120]).apply(x)
+    torch.manual_seed(1)
+    model = Network(MLP(13, features=0), EDMSDE(), predict.edm, shape=(13,))
+    run = train(model, z[12:120], steps=600, val=Validation(z[:12]), seed=1)
+    best = run.best
+    assert best is not None
+    assert best < len(run.losses) < 600
+    assert "10 validations in a row were worse" in str(run.stopped)
+    assert sum(run.losses[-20:]) < sum(run.losses[best - 20 : best])
+    test = Validation(z[120:])
+    (gain, error), gaussian = test.measure(run.model).gain_over(test.measure(run.averages[0])), 13 * 1.42
+    nats = test.measure(run.model).nats
+    print(f"after {best} of {len(run.losses)} steps {nats:.2f} nats, {gain:.1f} +- {error:.1f} better than at the end")
+    assert gain > 4 * error
+    assert nats < gaussian - 2
