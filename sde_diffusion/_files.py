@@ -138,10 +138,10 @@ def check_folder(path: Path, option: str, *, size: int = 0) -> None:
             path.mkdir(parents=True, exist_ok=True)
             _try(path, size)
         finally:
-            _remove(made)
+            remove_empty(made)
 
 
-def _remove(folders: Iterable[Path]) -> None:
+def remove_empty(folders: Iterable[Path]) -> None:
     """Removes the folders that are there and empty."""
     for folder in folders:
         with suppress(OSError):

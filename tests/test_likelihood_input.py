@@ -608,7 +608,7 @@ def test_the_command_writes_csv_and_takes_probes(saved, tmp_path):
         (("--out", "x.csv", "--bin-width", "0"), "--bin-width must be positive and finite, got 0"),
         (("--out", "x.csv", "--bin-width", "inf"), "--bin-width must be positive and finite, got inf"),
         (("--out", "x.csv", "--probes", "5"), "2 dimensions hold 2 orthogonal directions"),
-        (("--out", "x.csv", "--data", "y.npy"), "No data file at y.npy"),
+        (("--out", "x.csv", "--data", "y.npy"), "No data at y.npy"),
     ],
 )
 def test_the_command_refuses_in_one_line(words, text, saved, tmp_path, capsys, monkeypatch):

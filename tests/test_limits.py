@@ -13,10 +13,10 @@ from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli import train as train_command
-from sde_diffusion.cli.limits import check_batch, classes_of, parameters_at
+from sde_diffusion.cli.limits import check_batch, classes_of, parameters_of
 from sde_diffusion.data import memory
 from sde_diffusion.likelihood import Method
-from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets import MLP, DiT, UNet
 from sde_diffusion.plots import check_picture
 from sde_diffusion.solvers import Heun
 from sde_diffusion.training import save_checkpoint
@@ -70,7 +70,7 @@ CASES = [
         TRAIN,
         "--width",
         100_000,
-        "--width 100000: the network would need about 2.01e+03 GiB, and this machine has 32 GiB",
+        "the network, of 90,011,100,002 parameters, would need about 2.01e+03 GiB, and this machine has 32 GiB",
     ),
     (TRAIN, "--width", 10**9, "must be at most 100,000"),
     (TRAIN, "--width", 0, "must be at least 1"),
@@ -79,7 +79,7 @@ CASES = [
     (TRAIN, "--lr", "nan", "lr must be positive"),
     (TRAIN, "--lr", "inf", "lr must be positive"),
     (TRAIN, "--lr", 0, "lr must be positive"),
-    (TRAIN, "--lr", "x", "invalid float value: 'x'"),
+    (TRAIN, "--lr", "x", "wanted a number, got 'x'"),
     (TRAIN, "--threads", 0, "must be at least 1"),
     (TRAIN, "--threads", 10**9, "must be at most "),
     (TRAIN, "--seed", 2**32, "must be at most 4,294,967,295"),
@@ -180,30 +180,39 @@ def test_a_sampler_of_more_than_a_million_steps_is_refused_at_once(how):
 
 @pytest.mark.parametrize(
     "make",
-    [
-        lambda w: MLP(2, hidden=w, classes=5),
-        lambda w: MLP(30, hidden=w, layers=2, features=0),
-        lambda w: UNet(3, width=w, classes=4),
-    ],
-    ids=["plane", "vectors", "images"],
+    [lambda: MLP(2, hidden=80, classes=5), lambda: UNet(3, width=32, classes=4), lambda: DiT((3, 8, 8), context=2)],
+    ids=["plane", "images", "transformer"],
 )
-def test_the_parameters_of_a_network_are_counted_without_making_it(make):
-    for width in (8, 32, 80):
-        assert parameters_at(make, width) == sum(p.numel() for p in make(width).parameters())
+def test_the_parameters_of_a_network_are_counted_without_memory_for_them(make):
+    before = torch.random.get_rng_state()
+    found = parameters_of(make)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert found == sum(p.numel() for p in make().parameters())
+
+
+def test_a_network_that_looks_at_its_numbers_is_made_to_be_counted():
+    def make():
+        net = MLP(2, hidden=8)
+        float(net.leave.weight.sum())
+        return net
+
+    assert parameters_of(make) is None
 
 
 def test_a_batch_is_weighed_by_what_its_pass_keeps(monkeypatch):
     class Squares(torch.nn.Module):
-        def forward(self, x, t):
-            return (x.square() + t[:, None]).square()  # keeps x and the sum, 2 x 8 numbers of 4 bytes
+        def forward(self, x, t, context=None):
+            kept = x if context is None else x + context["seen"]
+            return (kept.square() + t[:, None]).square()  # keeps x and the sum, 2 x 8 numbers of 4 bytes
 
+    model = Network(Squares(), VPSDE(), predict.edm, shape=(8,))
     monkeypatch.setattr(memory, "memory", lambda: 64_000)
-    check_batch(Squares(), (8,), 1000, passes=1)
+    check_batch(model, 1000, passes=1, cond={"context": {"seen": torch.zeros(5, 8)}})
     with pytest.raises(ValueError, match=r"--batch-size 1,001 would need about .* GiB, .* memory: take a smaller one"):
-        check_batch(Squares(), (8,), 1001, passes=1)
-    net = MLP(2, hidden=8).train()
-    check_batch(net, (2,), 1, passes=1)
-    assert net.training
+        check_batch(model, 1001, passes=1)
+    model = Network(MLP(2, hidden=8), VPSDE(), predict.edm, shape=(2,)).train()
+    check_batch(model, 1, passes=1)
+    assert model.training
 
 
 def test_the_memory_of_the_machine_is_what_linux_says_of_it(monkeypatch):

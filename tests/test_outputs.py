@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,8 @@ from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli._streams import Steady
 from sde_diffusion.nets import MLP
 from sde_diffusion.training import load_checkpoint, save_checkpoint
-from sde_diffusion.training import loop as training
+from sde_diffusion.training.run import steps
+from sde_diffusion.training.run.folder import Folder
 
 ROOT = Path(cli.__file__).parents[1]
 TARGET = "sde_diffusion.sde.schedules:VPSDE"
@@ -156,7 +158,7 @@ def test_the_longest_name_that_a_disk_takes_is_written(place, tmp_path):
 
 def test_folders_made_to_look_at_a_place_are_gone_if_the_run_is_refused(place, tmp_path, capsys):
     words = ("train", "--data", place / "no.npy", "--out", tmp_path / "a" / "b" / "model")
-    assert "No data file at" in line_of(capsys, *words)
+    assert "No data at" in line_of(capsys, *words)
     assert list(tmp_path.iterdir()) == []
     assert call(*commands_to(place, tmp_path / "a" / "b" / "model")["train"]) == 0
 
@@ -190,12 +192,13 @@ def test_training_replaces_a_checkpoint_only_when_told_to(place, tmp_path, capsy
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
-def test_a_folder_of_other_things_takes_a_checkpoint(place, tmp_path):
+def test_a_folder_of_other_things_takes_a_run(place, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     assert call(*commands_to(place, tmp_path / "out")["train"]) == 0
-    names = [tensors_of(tmp_path / "out").name, "model.json", "notes.txt"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    names = sorted(re.sub("-[0-9a-f]{16}", "", p.name) for p in (tmp_path / "out").iterdir())
+    run = ["config.toml", "metrics.jsonl", "model.json", "model.safetensors", "notes.txt", "state.json"]
+    assert names == [*run, "state.safetensors"]
 
 
 def test_a_folder_in_place_of_a_file_of_the_checkpoint_is_refused_even_with_overwrite(place, tmp_path, capsys):
@@ -238,9 +241,22 @@ def full(monkeypatch, tmp_path):
             fill(patch, disk)
             true(write, out)
 
+    save = Folder.save
+
+    def save_run(*given):
+        with monkeypatch.context() as patch:
+            fill(patch, disk)
+            save(*given)
+
     for module in ("cli.train", "cli.sample", "cli.likelihood", "cli.check", "demo.demonstration"):
         monkeypatch.setattr(f"sde_diffusion.{module}.keep", keep)
+    monkeypatch.setattr(Folder, "save", save_run)
     return disk
+
+
+def results_in(folder: Path) -> list[Path]:
+    """Files there, but for what a run of training begins with."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name not in ("config.toml", "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "demo"])
@@ -258,7 +274,7 @@ def test_a_result_for_a_full_disk_is_kept_in_the_current_folder(name, place, ful
         assert np.load(kept).shape == (2, 2)
     else:
         assert kept.read_bytes().startswith(b"\x89PNG")
-    assert not [p for p in full.rglob("*") if p.is_file()]
+    assert not results_in(full)
 
 
 @pytest.mark.slow
@@ -270,7 +286,7 @@ def test_the_demo_goes_on_when_the_disk_is_full_and_runs_again_into_its_folder(p
     assert sorted(p.suffix for p in here.iterdir()) == ["", ".json", ".json", ".png", ".png", ".png"]
     (checkpoint,) = [p for p in here.iterdir() if p.is_dir()]
     assert load_checkpoint(checkpoint).classes == 10
-    assert not [p for p in full.rglob("*") if p.is_file()]
+    assert not results_in(full)
     shutil.copytree(checkpoint, here / "again" / "checkpoint")
     assert call(*commands_to(place, here / "again")["demo"]) == 0
     assert len(list((here / "again").iterdir())) == 5
@@ -285,7 +301,7 @@ def test_a_result_goes_to_the_temporary_folder_where_the_current_one_is_full_too
     (kept,) = other.iterdir()
     assert found.endswith(f"it is in {kept} instead")
     assert load_checkpoint(kept).model.shape == (2,)
-    assert not [p for p in full.rglob("*") if p.is_file()]
+    assert not results_in(full)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(full))
     assert line_of(capsys, *commands_to(place, full / "out")["train"]).endswith("for temporary files: it is lost")
 
@@ -330,22 +346,22 @@ def test_samples_without_a_picture_are_refused_before_they_are_drawn(tmp_path, p
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SolverError("the numbers failed")])
-def test_what_was_learnt_before_the_end_is_saved_beside_the_whole(stop, place, tmp_path, capsys, monkeypatch):
-    true = training.train
+def test_what_was_learnt_before_the_end_is_saved_and_how_to_go_on_is_said(stop, place, tmp_path, capsys, monkeypatch):
+    true = steps.Run.step
 
-    def train(*args, **options):
-        stop.training = true(*args, **options)
-        raise stop
+    def step(self, *given):
+        if self.losses:
+            raise stop
+        return true(self, *given)
 
-    monkeypatch.setattr(train_command, "train", train)
-    words = commands_to(place, tmp_path / "out")["train"]
-    for name in ("out-interrupted", "out-interrupted-1"):
-        assert call(*words) == (130 if isinstance(stop, KeyboardInterrupt) else 2)
-        shown = capsys.readouterr()
-        assert shown.out.endswith(f"ended after 2 steps; the model up to there is in {tmp_path / name}\n")
-        assert "interrupted" in shown.err or "the numbers failed" in shown.err
-        assert load_checkpoint(tmp_path / name).extra["steps"] == 2
-        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(steps.Run, "step", step)
+    out = tmp_path / "out"
+    assert call(*commands_to(place, out)["train"]) == (130 if isinstance(stop, KeyboardInterrupt) else 2)
+    shown = capsys.readouterr()
+    again = f"sde-diffusion train {out / 'config.toml'} --resume\n"
+    assert shown.out.endswith(f"ended after 1 of 2 steps, all of them saved in {out}; to go on: {again}")
+    assert "interrupted" in shown.err or "the numbers failed" in shown.err
+    assert load_checkpoint(out).extra["steps"] == 1
 
 
 # --- streams
@@ -429,4 +445,4 @@ def test_a_run_that_is_told_to_end_saves_what_it_has(place, tmp_path):
     run.terminate()
     run.communicate(timeout=60)
     assert run.returncode == 130
-    assert load_checkpoint(tmp_path / "ended-interrupted").model.shape == (2,)
+    assert load_checkpoint(out).model.shape == (2,)

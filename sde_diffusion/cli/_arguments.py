@@ -39,7 +39,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return super()._get_help_string(action)
 
 
-def add_command(group: Any, name: str, run: Run, what: str, **more: Any) -> argparse.ArgumentParser:
+def add_command(
+    group: Any, name: str, run: Run, what: str, *, shared: bool = True, **more: Any
+) -> argparse.ArgumentParser:
     """Adds a command with the options that all of them have, `--seed` and `--threads`.
 
     Args:
@@ -47,12 +49,15 @@ def add_command(group: Any, name: str, run: Run, what: str, **more: Any) -> argp
         name: The name of the command.
         run: What it does.
         what: A sentence that says so.
+        shared: Whether it has these options; a command without has its own.
         more: Further arguments of the parser, such as its `epilog`.
     """
     command: argparse.ArgumentParser = group.add_parser(
         name, help=what[0].lower() + what[1:], description=what, formatter_class=Help, **more
     )
     command.set_defaults(run=run)
+    if not shared:
+        return command
     command.add_argument(
         "--seed", type=count(2**32 - 1, least=0), default=0, metavar="K", help="seed of everything random, below 2**32"
     )

@@ -7,27 +7,35 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from sde_diffusion._checks import check_state
 from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
+from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
+from sde_diffusion.cli.conditions import given_conditions, is_value, marked, rows_of, scaled
 from sde_diffusion.cli.limits import check_batch, check_seeds
-from sde_diffusion.data.files import load_array
-from sde_diffusion.data.scalings import Standardise
-from sde_diffusion.denoiser.conditions import Conditions
-from sde_diffusion.likelihood.exact import Method, log_prob
+from sde_diffusion.cli.machine import rank
+from sde_diffusion.cli.plan.inputs import dequantised, open_source, parted
+from sde_diffusion.data.files import TABLES
+from sde_diffusion.data.standardise import Standardise
+from sde_diffusion.denoiser.modules import home
+from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.likelihood.trace import CHUNK, DEFAULT_PROBES, EXACT_UP_TO, Orthogonal
+from sde_diffusion.sampler.distributed import log_prob
 from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files, load_checkpoint
+from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
+
+GROUP = {"label": "label", "image": "image"}
+"""The conditions that a name without a sign of equality makes; any other is a part of the context."""
 
 
 def add_parser(group: Any) -> None:
@@ -41,7 +49,7 @@ def add_parser(group: Any) -> None:
     )
     need = command.add_argument_group("required")
     need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
-    need.add_argument("--data", required=True, type=path, metavar="FILE", help=".npy or .npz, as for train")
+    need.add_argument("--data", required=True, type=path, metavar="FILE", help="a file or a folder, as for train")
     need.add_argument(
         "--out",
         required=True,
@@ -50,24 +58,35 @@ def add_parser(group: Any) -> None:
         help=".json, with a summary, or .csv; a file there is replaced",
     )
     command.add_argument(
+        "--cond",
+        action="append",
+        metavar="NAMES|NAME=VALUES",
+        help="conditions in the data, as for train, unset those of the training; or one row for all, `context=1.5,2`",
+    )
+    command.add_argument(
         "--probes",
         type=count(),
         metavar="K",
         help="random probes of the divergence; unset, exact up to 128",
     )
     command.add_argument(
-        "--bin-width", type=float, metavar="W", help="width of a level of (dequantised) data, for bits per dimension"
+        "--bin-width",
+        type=float,
+        metavar="W",
+        help="width of a level of (dequantised) data, for bits per dimension; 1 for whole numbers",
     )
     command.add_argument("--correct", action="store_true", help="extrapolate from the smallest noise level to none")
     command.add_argument(
         "--batch-size", type=count(LARGEST_BATCH), default=64, metavar="N", help="samples in memory at once"
     )
+    add_checkpoint_options(command)
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
     """Evaluates log-likelihoods as the arguments say."""
-    weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size)
-    likelihood_file(args.checkpoint, args.data, args.out, weigh=weigh, seed=args.seed, say=say)
+    weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size, tuple(args.cond or ()))
+    loaded = loaded_from(args.checkpoint, args)
+    likelihood_file(args.checkpoint, args.data, args.out, weigh=weigh, seed=args.seed, say=say, loaded=loaded)
 
 
 @dataclass(frozen=True)
@@ -81,12 +100,14 @@ class Weigh:
             The file holds the dequantised data.
         correct: Whether to extrapolate from the smallest noise level to none.
         batch_size: The number of samples in memory at once.
+        cond: Conditions, as `--cond` has them; those of the training where empty.
     """
 
     probes: int | None = None
     bin_width: float | None = None
     correct: bool = False
     batch_size: int = 64
+    cond: tuple[str, ...] = ()
 
 
 def likelihood_file(
@@ -97,91 +118,125 @@ def likelihood_file(
     weigh: Weigh | None = None,
     seed: int = 0,
     say: Say,
+    loaded: Checkpoint | None = None,
 ) -> None:
     r"""Writes the log-likelihood of every sample of a file, in nats and in the units of the file.
 
-    The model knows standardised data $z = (x - m)/s$, with a scale per column or channel: $\log p(x) = \log p(z) -
-    \sum_d \log s_d$. Noise levels are given as the model knows them, in units of $s$, which is given too: in the units
-    of the file each column has its own. Labels in the file are given to a class-conditional model. The summary counts
-    the rows that converged.
+    The model knows scaled data $z = f(x)$: $\log p(x) = \log p(z) + \sum_d \log f_d'(x_d)$. Noise levels are given as
+    the model knows them, in units of the scale, which is given too: in the units of the file each column has its own.
+    Labels and other conditions in the file are given to the model that takes them. Whole numbers get a point in the bin
+    of each, of width one. The summary counts the rows that converged. Several processes share the rows.
 
     Args:
         checkpoint: The folder of the checkpoint.
-        data: An `.npy` or `.npz` file, see `data.load_array`.
+        data: A file or a folder, see `data.open_data`.
         out: The file to write, `.json` (with a summary) or `.csv` (rows alone).
         weigh: How they are found: `Weigh()` by default.
         seed: The seed `k` that gives the probes of sample `i` the stream `k + i`; fixed, so that a command can be
             repeated.
         say: Called with every line of the report.
+        loaded: The checkpoint, if it is read already, on the device to work on.
 
     Raises:
         FileNotFoundError: No such file or checkpoint.
-        TypeError, ValueError: Data or a file name that does not fit, a place that takes no file, or what would not fit
-            into memory. All before any work.
+        TypeError, ValueError: Data, conditions or a file name that do not fit, a place that takes no file, or what
+            would not fit into memory. All before any work.
         OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
     weigh = weigh or Weigh()
-    probes, bin_width = weigh.probes, weigh.bin_width
     if out.suffix.lower() not in (".json", ".csv"):
         raise ValueError(f"--out must end in .json or .csv, got {out.name!r}")
     check_file(out, "--out")
     check_apart(out, "--out", checkpoint_files(checkpoint))
-    if bin_width is not None and not 0 < bin_width < math.inf:
-        raise ValueError(f"--bin-width must be positive and finite, got {bin_width:g}")
-    loaded, (x, labels) = load_checkpoint(checkpoint), load_array(data)
-    if labels is not None and not loaded.classes:
-        labels = None
-    _check(loaded, x, labels, weigh, seed)
-    found = _evaluate(loaded, x, labels, weigh, seed)
-    rows = _rows(found, bin_width)
+    if weigh.bin_width is not None and not 0 < weigh.bin_width < math.inf:
+        raise ValueError(f"--bin-width must be positive and finite, got {weigh.bin_width:g}")
+    loaded = loaded_from(checkpoint) if loaded is None else loaded
+    x, cond = _read(loaded, data, weigh.cond)
+    if not x.is_floating_point():
+        x = dequantised(x, seed)
+        weigh = weigh if weigh.bin_width is not None else replace(weigh, bin_width=1.0)
+    _check(loaded, x, cond, weigh, seed)
+    found = _evaluate(loaded, x, cond, weigh, seed)
+    if rank() > 0:
+        return
+    rows = _rows(found, weigh.bin_width)
+    exact = None if found.dim <= EXACT_UP_TO else DEFAULT_PROBES
     about = _summary(found, rows, loaded) | {
         "checkpoint": str(checkpoint),
         "data": str(data),
         "seed": seed,
-        "probes": probes if probes is not None else None if found.dim <= EXACT_UP_TO else DEFAULT_PROBES,
-        "labels": labels is not None,
+        "probes": exact if weigh.probes is None else weigh.probes,
+        "labels": "label" in cond,
+        "conditions": sorted(cond),
     }
-    text = _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": bin_width}, rows)
+    text = _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": weigh.bin_width}, rows)
     keep(lambda path: write_files({path: text}), out)
     say(str(found))
-    if bin_width is not None:
+    if weigh.bin_width is not None:
         say(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
     say(f"{len(x)} log-likelihoods in {out}")
 
 
-def _evaluate(loaded: Checkpoint, x: Tensor, labels: Tensor | None, weigh: Weigh, seed: int) -> LogProb:
+def _read(loaded: Checkpoint, data: Path, words: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The data of a file and their conditions, as the model knows these."""
+    given = [word for word in words if is_value(word)]
+    inside = [word for word in words if not is_value(word)] or _trained_with(loaded, data, given)
+    source = open_source(data, inside)
+    x, own = source.rows(torch.arange(len(source)))
+    if not loaded.classes:
+        own.pop("label", None)
+    cond = {name: scaled(name, value, loaded) for name, value in own.items()}
+    for name, value in given_conditions(given, loaded).items():
+        if name in cond:
+            raise ValueError(f"--cond {name} is given twice, in {data} and beside it")
+        cond[name] = value
+    return x, cond
+
+
+def _trained_with(loaded: Checkpoint, data: Path, given: Sequence[str]) -> list[str]:
+    """The conditions that the training found in its file of data, but for those given otherwise."""
+    otherwise = {word.partition("=")[0] for word in given}
+    words = [str(word) for word in loaded.extra.get("cond", ())]
+    _, beside = parted(words)
+    if missing := sorted(beside.keys() - otherwise):
+        raise ValueError(
+            f"the model was trained with {missing[0]} from a file beside the data: give that of {data}, --cond "
+            f"{missing[0]}=FILE.npy"
+        )
+    if data.suffix.lower() not in (*TABLES, ".npz"):
+        return []
+    groups = {word: word.partition("=")[0] if "=" in word else GROUP.get(word, "context") for word in words}
+    return [word for word in words if groups[word] not in {*otherwise, *beside}]
+
+
+def _evaluate(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> LogProb:
     """Evaluates the log-likelihoods batch by batch, with a progress bar, in the units of the file."""
-    sampler, z = SDESampler(loaded.model.sde, loaded.model), loaded.scaling.apply(x, _dtype(loaded))
-    cond = Conditions.of(loaded.model, {} if labels is None else {"label": labels}, len(x))
-    trace = None if weigh.probes is None else Orthogonal(weigh.probes)
-    density, method = Density(correct=weigh.correct), Method(trace=trace)
-    parts: list[LogProb] = []
-    with tqdm(total=len(x), desc="likelihood", unit="sample") as bar:
-        for i in range(0, len(x), weigh.batch_size):
-            part = slice(i, i + weigh.batch_size)
-            seeds = range(seed + i, seed + i + len(z[part]))
-            parts.append(log_prob(sampler, z[part], density=density, method=method, seed=seeds, **cond.part(part)))
-            bar.update(len(z[part]))
-    found = LogProb.join(parts)
+    dtype, device = home(loaded.model)
+    sampler = SDESampler(loaded.model.sde, loaded.model)
+    found = log_prob(
+        sampler,
+        loaded.scaling.apply(x, dtype).to(device),
+        batch_size=weigh.batch_size,
+        seed=seed,
+        density=Density(correct=weigh.correct),
+        method=Method(trace=None if weigh.probes is None else Orthogonal(weigh.probes)),
+        progress=True,
+        cond=marked(cond),
+    )
     return replace(found, value=found.value + loaded.scaling.log_jacobian(x).to(found.value))
 
 
-def _dtype(loaded: Checkpoint) -> torch.dtype:
-    """Returns the dtype in which a model takes data: float64 for a net in float64, else float32."""
-    double = any(p.dtype == torch.float64 for p in loaded.model.parameters())
-    return torch.float64 if double else torch.float32
-
-
-def _check(loaded: Checkpoint, x: Tensor, labels: Tensor | None, weigh: Weigh, seed: int) -> None:
+def _check(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> None:
     """Refuses, before the first batch, what would fail in a later one."""
-    if labels is not None and int(labels.max()) >= loaded.classes:
-        raise ValueError(f"the labels go up to {int(labels.max())}, and the model knows 0..{loaded.classes - 1}")
+    if "label" in cond and loaded.classes and int(cond["label"].max()) >= loaded.classes:
+        raise ValueError(f"the labels go up to {int(cond['label'].max())}, and the model knows 0..{loaded.classes - 1}")
     check_seeds(seed, len(x))
     check_state(x, "--data", shape=loaded.model.shape)
-    net, dim = loaded.model.net, x[0].numel()
-    if isinstance(net, nn.Module) and tuple(x.shape[1:]) == loaded.model.shape:
+    rows_of(cond, len(x), len(x))
+    dim = x[0].numel()
+    if tuple(x.shape[1:]) == loaded.model.shape:
         columns = min(CHUNK, weigh.probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
-        check_batch(net, tuple(x.shape[1:]), min(weigh.batch_size, len(x)), passes=columns)
+        check_batch(loaded.model, min(weigh.batch_size, len(x)), passes=columns, cond=cond)
 
 
 def _rows(found: LogProb, bin_width: float | None) -> list[dict[str, Any]]:

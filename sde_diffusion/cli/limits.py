@@ -1,21 +1,23 @@
 """What the commands refuse before they work, because it would fail at the end or never get there.
 
-Memory is that of the machine. How much a run will need is estimated from small cases of it: three small networks, a
-pass of three samples.
+Memory is that of the machine. How much a run will need is estimated: of a network from one that has no numbers, of a
+batch from passes of three samples and of one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._files import check_file, check_folder
 from sde_diffusion.data.memory import check_memory
-from sde_diffusion.denoiser.modules import Evaluation
+from sde_diffusion.denoiser.modules import Evaluation, home
+from sde_diffusion.denoiser.network import Network
 from sde_diffusion.plots import check_picture
 from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
 
@@ -61,12 +63,13 @@ def classes_of(labels: Tensor | None) -> int:
     return classes
 
 
-def check_network(make: Callable[[int], nn.Module], width: int, out: Path) -> None:
-    """Raises `ValueError` if the network `make(width)`, not made yet, does not fit into memory or on the disk."""
-    with torch.random.fork_rng(devices=[]):
-        size = 4 * parameters_at(make, width)
-    check_memory(COPIES * size, f"--width {width}: the network", "take a smaller --width")
-    check_folder(out, "--out", size=size)
+def check_network(make: Callable[[], nn.Module], out: Path) -> None:
+    """Raises `ValueError` if a network, not made yet, would not fit into memory or on the disk."""
+    count = parameters_of(make)
+    if count is None:
+        return
+    check_memory(COPIES * 4 * count, f"the network, of {count:,} parameters,", "take a smaller --width")
+    check_folder(out, "--out", size=4 * count)
 
 
 def check_seeds(seed: int, n: int) -> None:
@@ -75,17 +78,17 @@ def check_seeds(seed: int, n: int) -> None:
         raise ValueError(f"--seed {seed} leaves no stream below 2**32 for each of {n:,} samples: take a smaller one")
 
 
-def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path) -> None:
+def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path, cond: Mapping[str, Any]) -> None:
     """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page."""
     shape = loaded.model.shape
     if shape is None:
         return
     picture = out.suffix.lower() == ".png"
     numbers = n * math.prod(shape)
-    check_memory(SAMPLE * numbers + SEED * n, f"--n {n:,} samples of shape {shape}", "draw fewer at a time")
+    what = f"--n {n:,} samples of shape {shape}"
+    check_memory(SAMPLE * numbers + SEED * n, what, "draw them to a folder, --out without an ending")
     check_file(out, "--out", size=0 if picture else 4 * numbers)
-    if isinstance(net := loaded.model.net, nn.Module):
-        check_batch(net, shape, min(n, batch_size), passes=1)
+    check_batch(loaded.model, min(n, batch_size), passes=1, cond=cond)
     if picture:
         check_picture((n, *shape), columns=columns(n, loaded))
 
@@ -95,39 +98,52 @@ def columns(n: int, loaded: Checkpoint) -> int:
     return loaded.classes or math.ceil(math.sqrt(n))
 
 
-def parameters_at(make: Callable[[int], nn.Module], width: int) -> int:
-    """Counts the parameters of `make(width)` without making it: a quadratic in the width, known by three small ones."""
-    at = (8, 16, 24)
-    counts = [sum(p.numel() for p in make(w).parameters()) for w in at]
-    others = [math.prod(width - v for v in at if v != w) for w in at]
-    scales = [math.prod(w - v for v in at if v != w) for w in at]
-    return sum(c * (o // 64) // (s // 64) for c, o, s in zip(counts, others, scales, strict=True))
+def parameters_of(make: Callable[[], nn.Module]) -> int | None:
+    """Counts the parameters of a network without memory for them; None for one that cannot be made so."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return sum(p.numel() for p in make().parameters())
+    except (RuntimeError, NotImplementedError):  # of a class of one's own, which looks at its numbers
+        return None
 
 
-def check_batch(net: nn.Module, shape: tuple[int, ...], n: int, *, passes: float, option: str = "--batch-size") -> None:
+def check_batch(
+    model: Network, n: int, *, passes: float, option: str = "--batch-size", cond: Mapping[str, Any] | None = None
+) -> None:
     """Raises `ValueError` if a batch would not fit into memory, estimated from passes of three samples and of one.
 
     Args:
-        net: The network, called as `net(x, t)` in evaluation mode.
-        shape: The shape of one sample.
+        model: The model, whose network is called as `net(x, t, **cond)` in evaluation mode.
         n: The number of samples in the batch.
         passes: How often the tensors that a pass keeps for its gradient are in memory.
         option: What the caller calls the size of a batch.
+        cond: Conditions by name, of which the first row is taken.
     """
+    net, shape = model.net, model.shape
+    if not isinstance(net, nn.Module) or shape is None:
+        return
     with Evaluation(net):
-        size = (_kept(net, shape, 3) - _kept(net, shape, 1)) / 2
+        size = (_kept(net, shape, 3, cond or {}) - _kept(net, shape, 1, cond or {})) / 2
     check_memory(passes * n * size, f"{option} {n:,}", "take a smaller one")
 
 
-def _kept(net: nn.Module, shape: tuple[int, ...], n: int) -> int:
+def _kept(net: nn.Module, shape: tuple[int, ...], n: int, cond: Mapping[str, Any]) -> int:
     seen: list[int] = []
 
     def pack(t: Tensor) -> Tensor:
         seen.append(t.numel() * t.element_size())
         return t
 
-    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), None)
-    x = torch.zeros(n, *shape, dtype=dtype, requires_grad=True)
+    dtype, device = home(net)
+    x = torch.zeros(n, *shape, dtype=dtype, device=device, requires_grad=True)
+    told = {name: _rows(value, n, device) for name, value in cond.items()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        net(x, torch.zeros(n, dtype=dtype))
+        net(x, torch.zeros(n, dtype=dtype, device=device), **told)
     return sum(seen)
+
+
+def _rows(value: Any, n: int, device: torch.device) -> Any:
+    """The first row of a condition, `n` times."""
+    if isinstance(value, Mapping):
+        return {name: _rows(part, n, device) for name, part in value.items()}
+    return value[:1].repeat(n, *[1] * (value.ndim - 1)).to(device) if isinstance(value, Tensor) else [value[0]] * n

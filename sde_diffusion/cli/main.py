@@ -1,6 +1,7 @@
 """The command line: `sde-diffusion train`, `sample`, `tune`, `likelihood`, `demo`, `check`. Errors: one line, status 2.
 
-A terminal that is gone, or a pipe without a reader, ends nothing: what would be said is dropped.
+Of several processes, started by `torchrun` or `accelerate launch`, the first alone reports. A terminal that is gone,
+or a pipe without a reader, ends nothing: what would be said is dropped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli import tune as tune_command
 from sde_diffusion.cli._arguments import Parser
 from sde_diffusion.cli._streams import steady
+from sde_diffusion.cli.machine import rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with steady(), warnings.catch_warnings():
         warnings.showwarning = _warn
         args = _parser().parse_args(argv)
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(getattr(args, "threads", 1))
         try:
             with _ending_as_interrupted():
                 status: int | None = args.run(args, _say)
@@ -70,15 +72,18 @@ def _ending_as_interrupted() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    if rank() == 0:
+        print(line, flush=True)
 
 
 def _complain(line: str) -> None:
-    print(f"sde-diffusion: {line}", file=sys.stderr, flush=True)
+    other = f" (process {rank()})" if rank() else ""
+    print(f"sde-diffusion{other}: {line}", file=sys.stderr, flush=True)
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    _complain("warning: " + " ".join(str(message).split()))
+    if rank() == 0:
+        _complain("warning: " + " ".join(str(message).split()))
 
 
 def _parser() -> argparse.ArgumentParser:

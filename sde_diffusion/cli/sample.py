@@ -1,4 +1,4 @@
-"""`sde-diffusion sample`: from a checkpoint to a file of samples."""
+"""`sde-diffusion sample`: from a checkpoint to a file of samples, or to a folder of many, over processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from torch import Tensor
 from sde_diffusion import solvers
 from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
-from sde_diffusion.cli.limits import check_samples, check_seeds, columns
+from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
+from sde_diffusion.cli.conditions import add_conditions, given_conditions, marked, rows_of
+from sde_diffusion.cli.limits import check_batch, check_samples, check_seeds, columns
+from sde_diffusion.cli.machine import processes
 from sde_diffusion.plots import picture
+from sde_diffusion.sampler.distributed import sample_to
 from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.training.checkpoint import TABLES, Checkpoint, load_checkpoint
+from sde_diffusion.training.checkpoint import TABLES, Checkpoint
 from sde_diffusion.tuning.made_for import TableWarning
 from sde_diffusion.tuning.tuned import Tuned
 
+DEFAULT = 64
+"""How many samples are drawn where nothing is said."""
 MOST_SAMPLES = 10**8
-"""The largest `--n`; memory may set a lower limit."""
+"""The largest `--n`; memory, or the disk, may set a lower limit."""
 
 
 def add_parser(group: Any) -> None:
@@ -34,7 +40,9 @@ def add_parser(group: Any) -> None:
         "sample",
         run,
         "Draw samples from a checkpoint.",
-        epilog="example:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png",
+        epilog="examples:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png\n"
+        "  sde-diffusion sample --checkpoint model --cond context=1.5,2 --num 50000 --out posterior\n"
+        "  torchrun --nproc-per-node 2 -m sde_diffusion.cli sample --checkpoint model --num 50000 --out samples",
     )
     need = command.add_argument_group("required")
     need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
@@ -42,62 +50,82 @@ def add_parser(group: Any) -> None:
         "--out",
         required=True,
         type=path,
-        metavar="FILE",
-        help=".npy; .npz with `x` and `label`; or .png, a picture of images or of points in the plane; a file there "
-        "is replaced",
+        metavar="PLACE",
+        help=".npy; .npz with `x` and `label`; .png, a picture of images or of points in the plane; a file there is "
+        "replaced. Without an ending, a folder of shards, of any size, which goes on after a kill",
     )
-    command.add_argument(
-        "--n", type=count(MOST_SAMPLES), default=64, metavar="N", help="number of samples, all in one file"
+    what = command.add_argument_group("what is drawn")
+    what.add_argument(
+        "--n",
+        "--num",
+        type=count(MOST_SAMPLES),
+        metavar="N",
+        help="number of samples; unset, 64, or one for each row of a condition",
     )
-    command.add_argument(
-        "--solver",
-        choices=solvers.named(),
-        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default",
-    )
-    cost = command.add_mutually_exclusive_group()
-    cost.add_argument(
-        "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"
-    )
-    cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
-    command.add_argument("--no-tuned", action="store_true", help="leave aside what `tune` kept in the checkpoint")
-    command.add_argument(
+    what.add_argument(
         "--label",
         metavar="K",
         default="all",
         help="class of a class-conditional model; `all` takes the classes in turn, `none` asks for no class",
     )
-    command.add_argument(
+    add_conditions(what, "condition, in the units of the training: one row, `context=1.5,2`, or a file of one for each")
+    how = command.add_argument_group("how")
+    how.add_argument(
+        "--solver",
+        choices=solvers.named(),
+        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default",
+    )
+    cost = how.add_mutually_exclusive_group()
+    cost.add_argument(
+        "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"
+    )
+    cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
+    how.add_argument("--no-tuned", action="store_true", help="leave aside what `tune` kept in the checkpoint")
+    how.add_argument(
         "--batch-size", type=count(LARGEST_BATCH), default=256, metavar="N", help="samples in memory at once"
     )
+    add_checkpoint_options(command)
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
     """Draws samples as the arguments say."""
-    draw = Draw(args.n, args.solver, args.steps, args.nfe, args.label, args.batch_size, not args.no_tuned)
-    sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say)
+    draw = Draw(
+        n=args.n,
+        solver=args.solver,
+        steps=args.steps,
+        nfe=args.nfe,
+        label=args.label,
+        batch_size=args.batch_size,
+        tuned=not args.no_tuned,
+        cond=tuple(args.cond or ()),
+    )
+    loaded = loaded_from(args.checkpoint, args)
+    sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say, loaded=loaded)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How many samples are drawn from a checkpoint, of which class, and how.
+    """How many samples are drawn from a checkpoint, of which conditions, and how.
 
     Args:
-        n: The number of samples.
+        n: The number of samples; None for one for each row of a condition, or 64.
         solver: The name of the solver in `solvers.named()`; None for the default, or a tuned one.
         steps: The number of solver steps; None for the solver's own.
         nfe: A budget of network evaluations per sample, in place of `steps`.
         label: A class, `"all"` for every class in turn, or `"none"`.
         batch_size: The number of samples in memory at once.
         tuned: Whether a sampler that was tuned for `nfe` and kept in the checkpoint is taken, where no solver is named.
+        cond: Conditions, as `--cond` has them.
     """
 
-    n: int = 64
+    n: int | None = None
     solver: str | None = None
     steps: int | None = None
     nfe: int | None = None
     label: str = "all"
     batch_size: int = 256
     tuned: bool = True
+    cond: tuple[str, ...] = ()
 
 
 def sample_file(
@@ -107,37 +135,56 @@ def sample_file(
     draw: Draw | None = None,
     seed: int = 0,
     say: Say,
+    loaded: Checkpoint | None = None,
 ) -> None:
-    """Draws samples from a checkpoint into a file, in the units of the data it was trained on.
+    """Draws samples from a checkpoint to the disk, in the units of the data it was trained on.
 
     Args:
         checkpoint: The folder of the checkpoint.
         out: The file to write: `.npy`; `.npz` with `x` and `label`; or `.png`. Arrays are float32, or float64 where
-            float32 cannot hold the data.
+            float32 cannot hold the data. A name without an ending is a folder of shards, see `sampler.distributed`,
+            which a run on several processes needs.
         draw: How many samples, and how they are drawn: `Draw()` by default.
         seed: The seed `k` that gives sample `i` the stream `k + i`; fixed, so that a command can be repeated.
         say: Called with every line of the report.
+        loaded: The checkpoint, if it is read already, on the device to work on.
 
     Raises:
         FileNotFoundError: No checkpoint.
-        ValueError: A damaged checkpoint, a label or a file name that does not fit, a place that takes no file, or
+        ValueError: A damaged checkpoint, a condition or a file name that does not fit, a place that takes no file, or
             what would not fit into memory. All before any work.
         OSError: The file could not be written to `out` at the end; the message says where it is instead.
     """
-    draw, suffix = draw or Draw(), out.suffix.lower()
-    if suffix not in (".npy", ".npz", ".png"):
-        raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}")
-    check_file(out, "--out")
-    loaded = load_checkpoint(checkpoint)
-    labels = labels_for(draw.label, draw.n, loaded.classes)
+    draw = draw or Draw()
+    _check_place(out)
+    loaded = loaded_from(checkpoint) if loaded is None else loaded
+    told = given_conditions(draw.cond, loaded)
+    n = rows_of(told, draw.n, DEFAULT)
+    labels = None if "label" in told else labels_for(draw.label, n, loaded.classes)
+    cond = marked(told if labels is None else {**told, "label": labels})
     sampler = _sampler(loaded, checkpoint / TABLES, draw, say)
-    check_seeds(seed, draw.n)
-    check_samples(loaded, draw.n, draw.batch_size, out)
-    cond: dict[str, Any] = {} if labels is None else {"label": labels}
-    x = sampler.sample(draw.n, seed=seed, batch_size=draw.batch_size, progress=True, **cond)
-    x = loaded.scaling.undo(x)
-    keep(lambda path: _write(path, x, labels, loaded), out)
-    say(f"{draw.n} samples of shape {tuple(x.shape[1:])} in {out}, by {sampler!r}")
+    check_seeds(seed, n)
+    if out.suffix:
+        check_samples(loaded, n, draw.batch_size, out, told)
+        x = sampler.sample(n, seed=seed, batch_size=draw.batch_size, progress=True, cond=cond)
+        x = loaded.scaling.undo(x.cpu())
+        keep(lambda path: _write(path, x, told.get("label", labels), loaded), out)
+    else:
+        check_batch(loaded.model, min(n, draw.batch_size), passes=1, cond=told)
+        size, scaling = draw.batch_size, loaded.scaling
+        sample_to(sampler, n, out, seed=seed, batch_size=size, scaling=scaling, progress=True, cond=cond)
+    say(f"{n:,} samples of shape {loaded.model.shape} in {out}, by {sampler!r}")
+
+
+def _check_place(out: Path) -> None:
+    """Refuses what takes no samples, by its name or since it cannot be written."""
+    if not out.suffix:
+        return
+    if out.suffix.lower() not in (".npy", ".npz", ".png"):
+        raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}; a folder of shards has no ending")
+    if processes() > 1:
+        raise ValueError(f"--out {out}: {processes()} processes draw to a folder, a name without an ending")
+    check_file(out, "--out")
 
 
 def _sampler(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler:
@@ -187,7 +234,7 @@ def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> 
         picture(path, x, low=low, high=high, columns=columns(len(x), loaded))
         return
     content = io.BytesIO()
-    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.numpy()})
+    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.expand(len(x)).numpy()})
     np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays)
     write_files({path: content.getvalue()})
 

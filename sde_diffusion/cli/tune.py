@@ -129,7 +129,7 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
     labels = labels_for(aim.label, aim.batch, loaded.classes)
     data = _data(aim, loaded)
     if loaded.model.shape is not None:
-        check_batch(loaded.model.net, loaded.model.shape, aim.batch, passes=1, option="--batch")
+        check_batch(loaded.model, aim.batch, passes=1, option="--batch")
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     tuned = tune(
         loaded.model.sde,

@@ -128,6 +128,7 @@ def log_prob(
     seed: int | None = 0,
     density: Density = Density(),
     method: Method = Method(),
+    progress: bool = False,
     **cond: Any,
 ) -> LogProb:
     """The log-likelihood of data, over all processes of the run: `sampler.log_prob`, in batches.
@@ -139,6 +140,7 @@ def log_prob(
         seed: `k` gives row `i` the probes of stream `k + i`.
         density: As in `likelihood.log_prob`.
         method: As in `likelihood.log_prob`.
+        progress: Shows a progress bar, in the first process.
         **cond: As in `likelihood.log_prob`.
 
     Returns:
@@ -152,7 +154,7 @@ def log_prob(
         return sampler.log_prob(x, seed=seeds, density=density, method=method, cond=part).detach().cpu()
 
     check_options(cond, OPTIONS)
-    return LogProb.join(_in_batches(weigh, sampler.model, x0, batch_size, seed, cond))
+    return LogProb.join(_in_batches(weigh, sampler.model, x0, batch_size, seed, cond, check_flag(progress, "progress")))
 
 
 def elbo(
@@ -199,6 +201,7 @@ def _in_batches(
     batch_size: int,
     seed: int | None,
     cond: Mapping[str, Any],
+    progress: bool = False,
 ) -> list[T]:
     """What is found for each batch, in order, each in one of the processes."""
     run = Processes.of_run()
@@ -211,15 +214,17 @@ def _in_batches(
     seeds = run.first(lambda: seed_list(seed, n))
     batches = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     found: list[T] = []
-    for start in range(0, len(batches), run.count):
-        these = batches[start : start + run.count]
-        part: list[T] = []
-        with run.together():
-            if run.rank < len(these):
-                rows = these[run.rank]
-                with counted_from(rows.start, LikelihoodWarning, UserWarning):
-                    part = [weigh(x0[rows], seeds[rows], given.marked(rows))]
-        found += [one for own in run.gather(part) for one in own]
+    with bar_of(n, 0, progress and run.rank == 0, "likelihood", "sample") as bar:
+        for start in range(0, len(batches), run.count):
+            these = batches[start : start + run.count]
+            part: list[T] = []
+            with run.together():
+                if run.rank < len(these):
+                    rows = these[run.rank]
+                    with counted_from(rows.start, LikelihoodWarning, UserWarning):
+                        part = [weigh(x0[rows], seeds[rows], given.marked(rows))]
+            found += [one for own in run.gather(part) for one in own]
+            bar.update(sum(rows.stop - rows.start for rows in these))
     return found
 
 

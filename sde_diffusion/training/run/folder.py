@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_flag
-from sde_diffusion._files import check_folder
+from sde_diffusion._files import check_folder, remove_empty
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
@@ -79,16 +79,20 @@ class Folder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The folder, for this run alone.
+        """The folder, for this run alone; where it was made here and a run left nothing in it, it is gone again.
 
         Raises:
             ValueError: It takes no files.
             BlockingIOError: Another process has it.
         """
         check_folder(self.path, "out")
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        with store.locked(self.path):
-            yield
+        try:
+            with store.locked(self.path):
+                yield
+        finally:
+            remove_empty(made)
 
     def check(self, model: Denoiser, resume: bool) -> None:
         """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved.

@@ -1,0 +1,132 @@
+"""Conditions on the command line of a model that is there: `--cond context=1.5,2` or `--cond context=obs.npy`.
+
+They come in the units of the data that the model was trained on, and are brought to what it knows by the scalings that
+its checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion import nets
+from sde_diffusion.cli.plan.inputs import array_of
+from sde_diffusion.denoiser.conditions import PerSample
+from sde_diffusion.denoiser.modules import home
+from sde_diffusion.training.checkpoint import Checkpoint
+
+ARGUMENT = {"label": "classes", "context": "context", "image": "image"}
+"""The conditions of the networks of the library, and the arguments that they are built with."""
+FILES = (".npy", ".npz", ".csv", ".parquet")
+
+
+def add_conditions(command: Any, about: str) -> None:
+    """Adds `--cond` to a command, or to a group of its options."""
+    command.add_argument(
+        "--cond", action="append", default=None, metavar="NAME=VALUES|FILE", help=f"{about}; may be given again"
+    )
+
+
+def is_value(word: str) -> bool:
+    """Whether a word gives a condition by its numbers, `context=1.5,2`, or by a file beside the data."""
+    _, equals, text = word.partition("=")
+    return bool(equals) and (Path(text).suffix.lower() in FILES or all(map(_is_number, text.split(","))))
+
+
+def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[str, Tensor]:
+    """The conditions that words name, as the model knows them: `(rows, *)`, one row for all or one for each sample.
+
+    Args:
+        words: `NAME=1.5,2`, one row, or `NAME=FILE`, an array `(rows, *)` or a table.
+        loaded: The checkpoint of the model.
+
+    Raises:
+        ValueError: A word of another form; a condition that the model does not take, or that is given twice.
+        FileNotFoundError: No such file.
+    """
+    found: dict[str, Tensor] = {}
+    for word in words or ():
+        name, equals, text = word.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--cond {word[:60]!r}: wanted NAME=VALUES, context=1.5,2, or NAME=FILE, context=obs.npy")
+        if name in found:
+            raise ValueError(f"--cond {name} is given twice: one row for each sample goes into a file, {name}=FILE.npy")
+        _check_taken(name, loaded)
+        found[name] = scaled(name, _values(name, text), loaded)
+    return found
+
+
+def rows_of(found: Mapping[str, Tensor], n: int | None, default: int) -> int:
+    """How many samples there are to be: `n`, else as many as the conditions have rows, else `default`.
+
+    Raises:
+        ValueError: Conditions of another number of rows, that is not one.
+    """
+    for name, value in found.items():
+        if n is None and len(value) > 1:
+            n = len(value)
+        if len(value) not in (1, n):
+            raise ValueError(
+                f"--cond {name} has {len(value):,} rows, for {n or 1:,} samples: wanted one, or one for each"
+            )
+    return default if n is None else n
+
+
+def marked(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The conditions with the mark that each has a row for a sample, or one for all of them."""
+    return {name: PerSample(value) for name, value in found.items()}
+
+
+def scaled(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
+    """A condition in the units of the data, as the model knows it.
+
+    Raises:
+        ValueError: Another number of entries than in the training.
+    """
+    if not value.is_floating_point():
+        return value
+    dtype, _ = home(loaded.model)
+    if (scaling := loaded.conditions.get(name)) is None:
+        return value.to(dtype)
+    wanted, found = loaded.model.built_with().get(ARGUMENT.get(name, "")), value.shape[1]
+    if isinstance(wanted, int) and found != wanted:
+        raise ValueError(f"--cond {name} has {found} entries, and {wanted} in the training: give all of them, in order")
+    return scaling.apply(value, dtype)
+
+
+def _values(name: str, text: str) -> Tensor:
+    """Numbers with commas between as one row, or the rows of a file."""
+    if Path(text).suffix.lower() in FILES:
+        return array_of(Path(text), name)
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--cond {name}={text[:60]!r}: wanted numbers with commas between, nan for one that is not known, or a "
+            f"file, {', '.join(FILES)}"
+        ) from None
+    if name == "label":
+        if len(numbers) > 1 or numbers[0] != int(numbers[0]):
+            raise ValueError(f"--cond label={text[:60]!r}: wanted one class, or a file with one for each sample")
+        return torch.tensor([int(numbers[0])])
+    return torch.tensor([numbers], dtype=torch.float64)
+
+
+def _check_taken(name: str, loaded: Checkpoint) -> None:
+    """Refuses what a net of the library was built without."""
+    known = loaded.model.built_with()
+    if type(loaded.model.net) in nets.CLASSES and not known.get(ARGUMENT.get(name, "")):
+        others = ", ".join(each for each, of in ARGUMENT.items() if known.get(of))
+        raise ValueError(f"--cond {name}: the model takes no {name}, {f'only {others}' if others else 'nor another'}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

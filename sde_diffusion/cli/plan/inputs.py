@@ -1,0 +1,246 @@
+"""The data that a plan names, as the model sees them: opened, parted, scaled, with what they tell a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.cli.limits import classes_of
+from sde_diffusion.cli.plan.design import Facts
+from sde_diffusion.cli.plan.options import Plan
+from sde_diffusion.data._npy import members
+from sde_diffusion.data.dequantised import Dequantised
+from sde_diffusion.data.files import open_data
+from sde_diffusion.data.held_out import split
+from sde_diffusion.data.quantile import Quantile
+from sde_diffusion.data.scalings import Scaling
+from sde_diffusion.data.source import source_of
+from sde_diffusion.data.sources.base import Source
+from sde_diffusion.data.sources.rows import as_tensor
+from sde_diffusion.data.sources.scaled import Condition, scaled
+from sde_diffusion.data.standardise import Standardise
+from sde_diffusion.training.checkpoint import Checkpoint
+
+FEWEST = 50
+"""Rows below which none are kept out: what a few of them say is chance."""
+CHUNK = 4096
+"""Rows that are looked at together."""
+SCALED = ("context", "image")
+"""Conditions that are numbers, whatever they are kept as."""
+ARRAYS = (".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data as a training takes them.
+
+    Args:
+        rows: To train on, scaled; whole numbers as they are, for the transform.
+        held_out: Kept out, likewise; None without.
+        transform: What makes whole numbers continuous, and scales them; else None.
+        scaling: The scaling of the data.
+        conditions: Those of the conditions that are numbers, by name.
+        facts: What the network is told of them.
+        extra: What is kept with the model: the range of the data, the names of columns and of classes, the conditions.
+    """
+
+    rows: Source
+    held_out: Source | None
+    transform: Dequantised | None
+    scaling: Scaling
+    conditions: dict[str, Scaling]
+    facts: Facts
+    extra: dict[str, Any]
+
+
+def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
+    """Opens the data of a plan, keeps some out, and fits scalings to the others.
+
+    Args:
+        plan: What the training is asked for.
+        data: Its file, or folder.
+        start: The checkpoint that it begins from, whose scalings are taken; None to fit them.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ImportError: What reads it is not installed.
+        TypeError, ValueError: Data or conditions that cannot be trained on.
+    """
+    source = open_source(data, plan.cond, plan.size)
+    rows, held_out = _parted(plan, source)
+    labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64))
+    whole = not row.x.is_floating_point()
+    if start is None:
+        scaling = _scaling(plan.scale, rows)
+        conditions = {} if plan.scale == "none" else _condition_scalings(rows, row.cond)
+        classes = classes_of(labels)
+    else:
+        scaling, conditions, classes = start.scaling.fitting(source.shape), dict(start.conditions), start.classes
+    context, image = (row.cond.get(name) for name in SCALED)
+    facts = Facts(
+        source.shape,
+        classes if labels is not None else 0,
+        0 if context is None else _entries(context, "context", 2),
+        0 if image is None else _entries(image, "image", len(source.shape) + 1),
+        tuple(sorted(set(row.cond) - {"label", *SCALED})),
+        2 if plan.learn_variance else 1,
+    )
+    apart = None if whole else scaling
+    return Inputs(
+        scaled(rows, apart, conditions),
+        None if held_out is None else scaled(held_out, apart, conditions),
+        Dequantised(scaling=scaling) if whole else None,
+        scaling,
+        conditions,
+        facts,
+        {"data_range": _range(source), "cond": _words(plan.cond), "whole": whole, **source.about},
+    )
+
+
+def open_source(path: Path, cond: Sequence[str] = (), size: int | None = None) -> Source:
+    """Opens data with their conditions, as `--data` and `--cond` name them.
+
+    Args:
+        path: A file, or a folder of images.
+        cond: Names of columns or arrays, `a,b`; those of one condition, `context=a,b`; a file, `context=FILE.npy`.
+        size: Height and width of images in a folder, to which they are brought.
+
+    Raises:
+        FileNotFoundError, ImportError, TypeError, ValueError: As `data.open_data`.
+    """
+    inside, beside = parted(cond)
+    found = open_data(path, inside, size=size)
+    more = {name: array_of(file, name) for name, file in beside.items()}
+    both = source_of(found, more) if more else found
+    if not isinstance(both, Source):  # which a file never is
+        raise TypeError(f"--data {path} is a stream")
+    return both
+
+
+def parted(cond: Sequence[str]) -> tuple[list[str] | dict[str, str | list[str]] | None, dict[str, Path]]:
+    """Conditions that are inside of the file of data, and those in a file beside it.
+
+    Raises:
+        ValueError: One that is given twice, or has no name.
+    """
+    plain: list[str] = []
+    named: dict[str, str | list[str]] = {}
+    beside: dict[str, Path] = {}
+    for word in cond:
+        name, equals, value = word.partition("=")
+        if not equals:
+            plain += [part.strip() for part in word.split(",")]
+            continue
+        if not name or not value or name in named or name in beside:
+            raise ValueError(f"--cond {word}: wanted NAME[,NAME], NAME=COLUMN[,COLUMN] or NAME=FILE, each NAME once")
+        if Path(value).suffix.lower() in ARRAYS:
+            beside[name] = Path(value)
+        else:
+            columns = [part.strip() for part in value.split(",")]
+            named[name] = columns[0] if len(columns) == 1 else columns
+    if "" in plain:
+        raise ValueError(f"--cond {','.join(plain)}: a name is empty")
+    if not named:
+        return plain or None, beside
+    if "label" in plain:
+        named["label"] = "label"
+    if rest := [name for name in plain if name != "label"]:
+        if "context" in named:
+            raise ValueError(
+                f"--cond {','.join(rest)} beside context={named['context']}: name all of its columns there"
+            )
+        named["context"] = rest
+    return named, beside
+
+
+def array_of(path: Path, name: str) -> Tensor:
+    """The array of a file, or all numbers of a table, as a tensor `(rows, *)`.
+
+    Args:
+        path: `.npy`, `.npz` or a table.
+        name: What it is called in an `.npz` of several.
+
+    Raises:
+        FileNotFoundError: No such file.
+        TypeError: No numbers.
+        ValueError: A damaged file, or one without the array.
+    """
+    if path.suffix.lower() not in ARRAYS:
+        source = open_data(path)
+        return source.rows(torch.arange(len(source))).x
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}, for the condition {name}")
+    try:
+        arrays = members(path)
+        key = name if name in arrays else next(iter(arrays)) if len(arrays) == 1 else None
+        if key is None:
+            raise ValueError(f"it holds {sorted(arrays)[:8]} and no {name!r}")
+        found = as_tensor(arrays[key](), "it")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}, for the condition {name}: {error}") from error
+    if not found.ndim or not len(found):
+        raise ValueError(f"{path}, for the condition {name}: its shape is {tuple(found.shape)}, wanted (rows, *)")
+    return found
+
+
+def dequantised(x: Tensor, seed: int) -> Tensor:
+    """Whole numbers with a fresh point in the bin of each, of width one, from a seed; float64."""
+    return Dequantised(dtype=torch.float64)(x, torch.Generator().manual_seed(seed))
+
+
+def _parted(plan: Plan, source: Source) -> tuple[Source, Source | None]:
+    """Rows to train on, and rows kept out."""
+    if isinstance(plan.val, Path):
+        if parted(plan.cond)[1]:
+            raise ValueError(
+                f"--val {plan.val}: conditions in a file beside --data are not those of other data: put both into one "
+                ".npz or table each"
+            )
+        other = open_source(plan.val, plan.cond, plan.size)
+        if other.shape != source.shape:
+            raise ValueError(f"--val {plan.val} has samples of shape {other.shape}, and --data of {source.shape}")
+        return source, other
+    if not plan.val or len(source) < FEWEST:
+        return source, None
+    return split(source, plan.val, plan.seed)
+
+
+def _scaling(scale: str, rows: Source) -> Scaling:
+    if scale == "none":
+        return Standardise(torch.tensor(0.0), torch.tensor(1.0))
+    return (Quantile if scale == "quantile" else Standardise).of(rows, "--data")
+
+
+def _condition_scalings(rows: Source, cond: Mapping[str, Any]) -> dict[str, Scaling]:
+    """A scaling for every condition that is numbers."""
+    found: dict[str, Scaling] = {}
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim > 1 and (value.is_floating_point() or name in SCALED):
+            found[name] = Standardise.of(Condition(rows, name), f"the condition {name}", missing=True)
+    return found
+
+
+def _words(cond: Sequence[str]) -> list[str]:
+    """Conditions, one word for each that is named alone."""
+    return [part.strip() for word in cond for part in ([word] if "=" in word else word.split(","))]
+
+
+def _entries(value: Tensor, name: str, ndim: int) -> int:
+    if value.ndim != ndim:
+        wanted = "(N, d)" if name == "context" else "(N, C, *lengths), as the data"
+        raise ValueError(f"the condition {name} has shape (N, {', '.join(map(str, value.shape[1:]))}), wanted {wanted}")
+    return int(value.shape[1])
+
+
+def _range(source: Source) -> list[float]:
+    """The smallest and the largest value of data."""
+    low, high = math.inf, -math.inf
+    for x, _ in source.chunks(max(1, CHUNK * 64 // max(1, math.prod(source.shape)))):
+        low, high = min(low, float(x.min())), max(high, float(x.max()))
+    return [low, high]

@@ -1,0 +1,256 @@
+"""The options of `sde-diffusion train`: `Plan`, and for each of its fields how it is read, its group and its help.
+
+From this come the flags, the keys of a configuration file, the groups of `--help`, and the file kept with a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from sde_diffusion.cli._arguments import LARGEST_BATCH, MOST_STEPS, MOST_THREADS, count, path
+from sde_diffusion.cli.plan import toml
+from sde_diffusion.cli.plan.design import NETS, TIMES, WEIGHTS
+from sde_diffusion.denoiser import predict
+from sde_diffusion.sde import processes
+from sde_diffusion.training.recipe import PRECISIONS
+
+WIDEST = 10**5
+"""The largest `--width`; memory may set a lower limit."""
+MOST_PREVIEWS = 1000
+"""The largest `--previews`."""
+ARGUMENTS = "'NAME=VALUE, ...'"
+"""What stands in the help for the arguments of a constructor."""
+
+Read = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is asked for.
+
+    Args:
+        data: The file of data, or a folder of images.
+        cond: The conditions, as `--cond` has them.
+        size: Height and width that images of a folder are brought to; None: all are of one size.
+        scale: How columns and channels are scaled: `"standardise"`, `"quantile"` or `"none"`.
+        sde: The process: a name in `processes.named()`, or a class of your own, `"mine.py:Mine"`.
+        sde_args: Arguments of its constructor.
+        kind: What the network answers, a name in `predict.NAMES`.
+        learn_variance: Whether the network answers the variance of a reverse step beside, `LearnedVariance`.
+        net: The network: a name in `NETS`, or a class of your own; None for what suits the shape of the data.
+        net_args: Arguments of its constructor.
+        width: The width of the network; None for its own default.
+        start: A checkpoint to begin from, with its model and its scaling.
+        steps: Gradient steps.
+        batch_size: Samples per step, of all processes together.
+        lr: The highest learning rate.
+        weight: A name in `WEIGHTS`; None for what suits the model.
+        times: A name in `TIMES`; None for what suits the model.
+        accumulate: Micro-batches per step.
+        precision: `"no"`, `"bf16"` or `"fp16"`.
+        out: The folder of the run.
+        val: The part of the data that is kept out for validation, or a file of other data.
+        patience: Validations in a row, all clearly worse than the best, that end the run; 0 for none.
+        save_every: Steps between two savings; None for about five minutes.
+        keep: States before the last one that stay.
+        resume: Whether to go on with the run in `out`.
+        overwrite: Whether to begin anew in place of the run in `out`.
+        log_with: A tracker of accelerate to tell of the run.
+        previews: Samples drawn now and then.
+        device: Where the model is trained; `"auto"` for CUDA where it is there.
+        seed: The seed of the initial weights, of what is kept out and of the training.
+        threads: Processor threads.
+    """
+
+    data: Path | None = None
+    cond: tuple[str, ...] = ()
+    size: int | None = None
+    scale: str = "standardise"
+    sde: str = "edm"
+    sde_args: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "edm"
+    learn_variance: bool = False
+    net: str | None = None
+    net_args: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    start: Path | None = None
+    steps: int = 3000
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight: str | None = None
+    times: str | None = None
+    accumulate: int = 1
+    precision: str = "no"
+    out: Path | None = None
+    val: float | Path = 0.1
+    patience: int = 10
+    save_every: int | None = None
+    keep: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    log_with: str | None = None
+    previews: int = 0
+    device: str = "auto"
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of `Plan` is given from outside.
+
+    Args:
+        about: Its help.
+        read: Makes the value of a word.
+        metavar: What stands for its value in the help.
+        choices: The words that it may be, where these are all.
+        names: What it is called, without the dashes; as the field is where empty.
+        many: Whether it may be given several times.
+        flag: Whether it has no value, and is there or not.
+    """
+
+    about: str
+    read: Read = str
+    metavar: str | None = None
+    choices: Sequence[str] | None = None
+    names: tuple[str, ...] = ()
+    many: bool = False
+    flag: bool = False
+
+
+def number(text: str) -> float:
+    """Reads a number, and names it in an error."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted a number, got {text[:40]!r}") from None
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """Reads arguments of a constructor, `layers=6, multipliers=[1, 2]`, as TOML has them in an inline table."""
+    try:
+        found: dict[str, Any] = toml.loads(f"given = {{{text}}}")["given"]
+    except (ValueError, KeyError) as error:
+        raise argparse.ArgumentTypeError(
+            f"wanted arguments such as 'layers=6, multipliers=[1, 2]', words in quotes, got {text[:80]!r} ({error})"
+        ) from None
+    return found
+
+
+def held_out(text: str) -> float | Path:
+    """Reads the part of the data that is kept out of the training, or the file of other data."""
+    try:
+        value = float(text)
+    except ValueError:
+        return path(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"wanted a part of the data, 0 <= part < 1, or a file, got {text}")
+    return value
+
+
+def device(text: str) -> str:
+    """Reads the name of a device."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"wanted auto, cpu, cuda, cuda:1 or mps, got {text[:40]!r}")
+    return text
+
+
+def word(text: str) -> str:
+    """Reads a word that is not empty."""
+    return str(path(text))
+
+
+DATA = {
+    "data": Option(
+        "vectors (N, D) or fields (N, C, *lengths) of any scale: .npy; .npz with `x`; a .csv or .parquet table; a "
+        "folder of images",
+        path,
+        "FILE",
+    ),
+    "cond": Option(
+        "conditions: columns of the table, `age,ph`, `label` or `label=species` for classes; arrays of the .npz, "
+        "`context=theta`; or a file beside, `context=FILE.npy`; may be given again",
+        word,
+        "NAMES",
+        many=True,
+    ),
+    "size": Option("height and width that images of a folder are brought to; unset, all are of one size", count(), "N"),
+    "scale": Option("how columns and channels are scaled", choices=("standardise", "quantile", "none")),
+}
+MODEL = {
+    "sde": Option(f"process: {', '.join(processes.named())}; or FILE.py:NAME, your own", word, "NAME"),
+    "sde_args": Option("arguments of the process", arguments, ARGUMENTS),
+    "kind": Option("what the network predicts", choices=tuple(predict.NAMES)),
+    "learn_variance": Option("let the network answer the variance of a reverse step too, with --sde ddpm", flag=True),
+    "net": Option(
+        f"network: {', '.join(NETS)}; or FILE.py:NAME, your own; unset, mlp for vectors, unet for fields", word, "NAME"
+    ),
+    "net_args": Option("arguments of the network", arguments, ARGUMENTS),
+    "width": Option(
+        "width of the network: unset, its own, 128 of an mlp, 32 channels (a multiple of 8) of a unet; at most 100,000",
+        count(WIDEST),
+        "N",
+        names=("width", "hidden"),
+    ),
+    "start": Option(
+        "checkpoint to begin from, with its model and its scaling (fine-tuning)", path, "DIR", names=("from",)
+    ),
+}
+TRAINING = {
+    "steps": Option(f"gradient steps, at most {MOST_STEPS:,}", count(MOST_STEPS), "N"),
+    "batch_size": Option(
+        f"samples per step, of all processes together, at most {LARGEST_BATCH:,}", count(LARGEST_BATCH), "N"
+    ),
+    "lr": Option("highest learning rate", number, "X"),
+    "weight": Option("weight of the noise levels; unset, as it suits --kind and --sde", choices=tuple(WEIGHTS)),
+    "times": Option("how noise levels are drawn; unset, as it suits --kind and --sde", choices=tuple(TIMES)),
+    "accumulate": Option("parts that a batch is worked on in, for less memory", count(LARGEST_BATCH), "N"),
+    "precision": Option("mixed precision", choices=PRECISIONS),
+}
+KEEPING = {
+    "out": Option("folder for the run and its checkpoint, made if need be", path, "DIR"),
+    "val": Option(
+        "part of the data that is kept out, or a file as for --data: the model that is best there is kept, and the run "
+        "ends when that is long past; 0 for none",
+        held_out,
+        "PART|FILE",
+    ),
+    "patience": Option(
+        "validations in a row, all clearly worse than the best, that end the run; 0 for none", count(None, 0), "N"
+    ),
+    "save_every": Option("steps between two savings; unset, about five minutes", count(), "N"),
+    "keep": Option("savings before the last one that stay", count(), "N"),
+    "resume": Option("go on with the run in --out", flag=True),
+    "overwrite": Option("begin anew in place of the run in --out", flag=True),
+    "log_with": Option(
+        "tracker of accelerate to tell, besides metrics.jsonl: tensorboard, wandb and others", word, "NAME"
+    ),
+    "previews": Option(
+        "samples drawn ten times in the run, with a picture where there can be one", count(MOST_PREVIEWS, 0), "N"
+    ),
+}
+MACHINE = {
+    "device": Option("auto, cpu, cuda, cuda:1 or mps; auto is cuda where it is there, else cpu", device, "NAME"),
+    "seed": Option("seed of everything random, below 2**32", count(2**32 - 1, least=0), "K"),
+    "threads": Option(f"processor threads, at most {MOST_THREADS}", count(MOST_THREADS), "N"),
+}
+GROUPS = {
+    "data": DATA,
+    "model": MODEL,
+    "training": TRAINING,
+    "validation and saving": KEEPING,
+    "machine": MACHINE,
+}
+"""The options of every field of `Plan`, by the titles above them in the help."""
+OPTIONS: Mapping[str, Option] = MappingProxyType({k: o for group in GROUPS.values() for k, o in group.items()})
+
+
+def names_of(key: str) -> tuple[str, ...]:
+    """What a field of `Plan` is called outside: `batch-size`."""
+    return OPTIONS[key].names or (key.replace("_", "-"),)
