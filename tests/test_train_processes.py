@@ -13,9 +13,16 @@ import torch
 from processes import run_processes
 from test_resume import X, at, images, interrupt, numbers, small, watched
 
-from sde_diffusion.training import Recipe, Saving, StopTraining, TrainingInterrupted, train
+from sde_diffusion.training import Recipe, Saving, StopTraining, TrainingInterrupted, store, train
+from sde_diffusion.training.run.state import unpacked
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """What a run imports is there before processes are forked, each of which would import it anew."""
+    train(small(), X, steps=1)
 
 
 def found(done: Any, model: Any) -> dict[str, Any]:
@@ -99,21 +106,25 @@ def test_a_run_on_two_processes_is_the_run_on_one_and_goes_on_as_that(tmp_path):
     torch.testing.assert_close(moved["weights"], alone["weights"], rtol=0, atol=2e-5)
 
 
-def test_a_process_that_is_killed_ends_the_run_with_an_error_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_run_with_an_error_and_loses_nothing(victim, tmp_path):
     def run(rank: int) -> None:
         def die(event: Any) -> None:
             if event.kind == "step" and event.step == 3:
-                os.kill(children[1], signal.SIGKILL)
+                os.kill(children[victim], signal.SIGKILL)
 
         children: list[Any] = [None, None]
         torch.distributed.all_gather_object(children, os.getpid())
         train(**plain(), seed=5, out=Saving(tmp_path / "run", every=2), callbacks=[die])
 
-    first, second = run_processes(2, run, tmp_path / "killed")
-    assert second == -signal.SIGKILL
-    assert "a process of this run was lost after" in first
-    assert "to go on, call the same train(..., resume=True), on as many processes as there are" in first
-    assert "All of it is saved in" in first
+    found = run_processes(2, run, tmp_path / "killed")
+    assert found[victim] == -signal.SIGKILL
+    error = found[1 - victim]
+    assert "a process of this run was lost after" in error
+    assert "to go on, call the same train(..., resume=True), on as many processes as there are" in error
+    assert ("All of it is saved in" in error) == (victim == 1)  # it was the first that saved
+    about, tensors = store.read(tmp_path / "run", "state")
+    assert len(unpacked(about["run"], tensors)["losses"]) == (2 if victim == 0 else 3)
     losses = torch.tensor(ran(plain, out=tmp_path / "run", resume=True)["losses"])
     torch.testing.assert_close(losses, torch.tensor(ran(plain, seed=5)["losses"]), rtol=1e-5, atol=0)
 

@@ -7,7 +7,6 @@ as it was, but the group of processes, which is made once and stays.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
@@ -144,10 +143,7 @@ class Engine:
     def watched(self) -> Iterator[None]:
         """Raises `ProcessLostError` where torch fails since another process has gone."""
         try:
-            with warnings.catch_warnings():
-                if self.ranks > 1:  # torch warns once of a network that uses all of its parameters
-                    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-                yield
+            yield
         except RuntimeError as error:
             said = f"{type(error).__name__} {error}".lower()
             if self.ranks > 1 and any(word in said for word in LOST):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
@@ -53,6 +54,8 @@ class Learner:
         self.model, self.objective, self.recipe, self.engine = model, objective, recipe, engine
         loss = Loss(model, objective)
         self._parameters = [p for p in loss.parameters() if p.requires_grad]
+        if engine.ranks > 1:  # torch writes to stderr of a network that happens to use all of its parameters
+            loss.idle = nn.Parameter(torch.zeros((), device=engine.device))
         self._optimiser = recipe.optimiser(self._parameters, recipe.lr)
         self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
         self._module, self._engaged = engine.prepare(loss, self._optimiser)  # the weights of the first process, now
