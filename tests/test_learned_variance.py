@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import edit
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, Clip, DiscreteVPSDE, Matched, Network, Problem, SDESampler, losses, predict
@@ -89,7 +90,7 @@ def test_the_two_known_variances_are_the_ends_of_the_mix(sde):
         torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-12)
 
 
-@every_chain
+@pytest.mark.parametrize("sde", [*CHAINS[:2], pytest.param(CHAINS[2], marks=pytest.mark.slow)], ids=repr)
 def test_with_the_exact_variance_the_bound_is_the_likelihood_and_tighter_than_any_other(sde):
     model, n = model_of(sde), 400
     x0 = model.net.truth.sample(n, seed=0)
@@ -214,6 +215,21 @@ def test_a_network_learns_the_variance_and_its_bound_falls_below_both_others(tmp
     }
     print(f"entropy {math.log(2 * math.pi * math.e * 0.01) + math.log(2):.3f}, bounds {bound}")
     assert bound["learned"] < min(bound["posterior"], bound["forward"]) - 0.2
+
+
+@pytest.mark.parametrize("mean", [predict.noise, predict.EDM(0.5)], ids=repr)
+def test_a_checkpoint_keeps_the_kind_with_the_mean_in_it_and_builds_nothing_else(mean, tmp_path):
+    net = MLP(2, hidden=8, layers=1, answers=2)
+    save_checkpoint(tmp_path, Network(net, DiscreteVPSDE.cosine(10), predict.LearnedVariance(mean), shape=(2,)))
+    assert load_checkpoint(tmp_path).model.kind == predict.LearnedVariance(mean)
+    for inner, message in (
+        ({"name": "MLP", "fields": {"dim": 2}}, "names the parametrisation 'MLP', which is not known here"),
+        ({"name": "LearnedVariance", "fields": {}}, "LearnedVariance cannot be built from"),
+        ("noise", "LearnedVariance cannot be built from"),
+    ):
+        edit(tmp_path, kind={"name": "LearnedVariance", "fields": {"mean": inner}})
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
