@@ -116,4 +116,4 @@ def parts(x: Source) -> Iterator[Tensor]:
 
 def dtype_of(x: Source) -> torch.dtype:
     """The dtype that the rows of a source have."""
-    return x.rows(torch.zeros(1, dtype=torch.int64)).x.dtype
+    return x.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).x.dtype

@@ -73,7 +73,11 @@ class Dequantised:
         found: Tensor | None = None
         for part in [x] if isinstance(x, Tensor) else parts(x):
             columns = part.transpose(0, 1).flatten(1)
-            whole = (columns == columns.round()).all(1) if part.is_floating_point() else torch.ones(len(columns)) > 0
+            whole = (
+                (columns == columns.round()).all(1)
+                if part.is_floating_point()
+                else torch.ones(len(columns), device="cpu") > 0
+            )
             found = whole if found is None else found & whole
         if found is None or not bool(found.any()):
             raise ValueError("no column of the data is of whole numbers: they need no dequantisation")

@@ -48,7 +48,7 @@ def split(data: Any, fraction: float = 0.1, seed: int = 0, **cond: Any) -> tuple
     if n < 2:
         raise ValueError("the data have 1 row, and two parts need 2 or more")
     out = _kept_out(n, source.labels(), max(1, min(n - 1, round(fraction * n))), seed)
-    rest = torch.ones(n, dtype=torch.bool)
+    rest = torch.ones(n, dtype=torch.bool, device="cpu")
     rest[out] = False
     return _part(source, rest.nonzero()[:, 0]), _part(source, out)
 

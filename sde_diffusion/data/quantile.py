@@ -100,8 +100,8 @@ class Quantile(Scaling):
             some, low, high = _gathered(x)
         known = [_known(column, i, missing, of) for i, column in enumerate(some)]
         n = min(map(len, known))
-        top = -float(torch.special.ndtri(torch.tensor(0.5 / n, dtype=torch.float64)))
-        at = torch.linspace(-top, top, knots(n), dtype=torch.float64)
+        top = -float(torch.special.ndtri(torch.tensor(0.5 / n, dtype=torch.float64, device="cpu")))
+        at = torch.linspace(-top, top, knots(n), dtype=torch.float64, device="cpu")
         rows = []
         for i, column in enumerate(known):
             ends = (column[0], column[-1]) if low is None or high is None else (low[i], high[i])

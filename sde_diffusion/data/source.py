@@ -70,13 +70,13 @@ def _source_of(data: Any) -> Source | Stream:
     if isinstance(data, IterableDataset):
         return ItemStream(data)
     if type(data) is Subset and type(data.dataset) is TensorDataset:
-        return Part(_in_memory(data.dataset.tensors), torch.as_tensor(data.indices))
+        return Part(_in_memory(data.dataset.tensors), torch.as_tensor(data.indices, device="cpu"))
     if type(data) is TensorDataset:
         return _in_memory(data.tensors)
     if isinstance(data, Mapping):
         return _in_memory(data)
     if isinstance(data, list | tuple) and len(data) and isinstance(data[0], Tensor | np.ndarray | Mapping | tuple):
-        return Rows(*Items(data).rows(torch.arange(len(data))))
+        return Rows(*Items(data).rows(torch.arange(len(data), device="cpu")))
     if "pandas" in sys.modules and isinstance(data, sys.modules["pandas"].DataFrame):
         return table(data)
     if isinstance(data, Tensor | np.ndarray | list | tuple) or hasattr(data, "__array__"):

@@ -152,7 +152,7 @@ class _Null(nn.Module):
         super().__init__()
         check_probability(f"{name}_drop", drop)
         self.name, self.drop = name, drop
-        self.vector = nn.Parameter(torch.zeros(dim))
+        self.vector = nn.Parameter(torch.zeros(dim, device=torch.get_default_device()))
 
     def forward(self, encoded: Tensor | None, batch: int, axes: int = 0) -> Tensor:
         """What was encoded, (B, dim, *) or one row for all, with the null in place of what is not there."""
@@ -185,7 +185,9 @@ class _Vector(nn.Module):
         self.encode = nn.Sequential(nn.Linear(2 * size, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.straight = nn.Linear(2 * size, dim, bias=False)
         self.null = _Null("context", dim, drop)
-        self.register_buffer("missed", torch.zeros(size, dtype=torch.bool))  # the entries that were ever unknown
+        self.register_buffer(
+            "missed", torch.zeros(size, dtype=torch.bool, device=torch.get_default_device())
+        )  # the entries that were ever unknown
 
     def forward(self, context: Numbers, batch: int) -> Tensor:
         if context is None:

@@ -173,8 +173,10 @@ class _Block(nn.Module):
 def _positions(grid: Sequence[int], width: int) -> Tensor:
     """Sines and cosines of the place along each axis, in a share of the width for each: (T, W)."""
     waves = width // (2 * len(grid))
-    rates = LONGEST_WAVE ** (-torch.arange(waves) / max(1, waves))
-    axes = torch.meshgrid(*(torch.arange(n, dtype=rates.dtype) for n in grid), indexing="ij")
+    rates = LONGEST_WAVE ** (-torch.arange(waves, device=torch.get_default_device()) / max(1, waves))
+    axes = torch.meshgrid(
+        *(torch.arange(n, dtype=rates.dtype, device=torch.get_default_device()) for n in grid), indexing="ij"
+    )
     phases = [torch.outer(axis.reshape(-1), rates) for axis in axes]
     found = torch.cat([wave for phase in phases for wave in (phase.sin(), phase.cos())], dim=1)
     return F.pad(found, (0, width - found.shape[1]))

@@ -119,7 +119,9 @@ def posthoc(folder: str | Path, sigma_rel: float, model: M, *, at: int | None = 
     """
     decay, found = PowerDecay(sigma_rel), _found(Path(folder), at)
     steps = found[-1].about["steps"] if at is None else check_count(at, "at")
-    ends = torch.tensor([[f.about["steps"], PowerDecay(s).gamma] for f in found for s in f.about["sigma_rels"]])
+    ends = torch.tensor(
+        [[f.about["steps"], PowerDecay(s).gamma] for f in found for s in f.about["sigma_rels"]], device="cpu"
+    )
     ends = ends.to("cpu", torch.float64)
     x, missed = _weights(ends, steps, decay)
     if missed > MOST_MISSED:

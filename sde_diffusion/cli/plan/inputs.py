@@ -74,7 +74,7 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
     """
     source = open_source(data, plan.cond, plan.size)
     rows, held_out = _parted(plan, source)
-    labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64))
+    labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
     whole = not row.x.is_floating_point()
     if start is None:
         scaling = _scaling(plan.scale, rows)
@@ -173,7 +173,7 @@ def array_of(path: Path, name: str) -> Tensor:
     """
     if path.suffix.lower() not in ARRAYS:
         source = open_data(path)
-        return source.rows(torch.arange(len(source))).x
+        return source.rows(torch.arange(len(source), device="cpu")).x
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, for the condition {name}")
     try:
@@ -213,7 +213,7 @@ def _parted(plan: Plan, source: Source) -> tuple[Source, Source | None]:
 
 def _scaling(scale: str, rows: Source) -> Scaling:
     if scale == "none":
-        return Standardise(torch.tensor(0.0), torch.tensor(1.0))
+        return Standardise(torch.tensor(0.0, device="cpu"), torch.tensor(1.0, device="cpu"))
     return (Quantile if scale == "quantile" else Standardise).of(rows, "--data")
 
 

@@ -58,7 +58,7 @@ class With(Source):
         self.source, self.cond = source, with_rows(cond, len(source))
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
         self.about = source.about
-        together(source.rows(torch.zeros(1, dtype=torch.int64)).cond, self.cond)
+        together(source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond, self.cond)
 
     def __len__(self) -> int:
         return len(self.source)

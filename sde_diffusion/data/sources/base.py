@@ -64,13 +64,15 @@ class Source(ABC):
     def chunks(self, size: int) -> Iterator[Batch]:
         """One pass in order, `size` rows at a time: for checks, scalings, validation."""
         n = len(self)
-        yield from self.batches(torch.arange(i, min(i + size, n)) for i in range(0, n, check_count(size, "size")))
+        yield from self.batches(
+            torch.arange(i, min(i + size, n), device="cpu") for i in range(0, n, check_count(size, "size"))
+        )
 
     def labels(self) -> Tensor | None:
         """The condition `label` of all rows, `(N,)`, or None where there is none; by default from a pass."""
-        if "label" not in self.rows(torch.zeros(1, dtype=torch.int64)).cond:
+        if "label" not in self.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond:
             return None
-        return torch.cat([torch.as_tensor(batch.cond["label"]) for batch in self.chunks(4096)])
+        return torch.cat([torch.as_tensor(batch.cond["label"], device="cpu") for batch in self.chunks(4096)])
 
 
 class Stream(ABC):

@@ -58,7 +58,7 @@ class Items(Source):
         if self.n == 0:
             raise ValueError(f"the data set is empty: {type(dataset).__name__} has no items")
         self.read = _Read(dataset, collate)
-        self.shape = tuple(self.rows(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
+        self.shape = tuple(self.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).x.shape[1:])
         self.read.shape = self.shape
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ def parts(item: Any, what: str, ndim: int = 0) -> tuple[Tensor, dict[str, Any]]:
     """
     x, cond = split(item, what, ndim)
     if isinstance(x, int | float | np.number):
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(x, device="cpu")
     if not isinstance(x, Tensor) and not hasattr(x, "__array__") and not isinstance(x, list):
         raise TypeError(f"{what} is {type(x).__name__}, {ITEMS}")
     return as_tensor(x, what), cond

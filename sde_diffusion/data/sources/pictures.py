@@ -56,7 +56,7 @@ class Pictures(Source):
         self.label = None
         if names:
             numbers = {name: i for i, name in enumerate(names)}
-            self.label = torch.tensor([numbers[file.parent.name] for file in self.files])
+            self.label = torch.tensor([numbers[file.parent.name] for file in self.files], device="cpu")
             self.about = {"labels": names}
 
     def __len__(self) -> int:

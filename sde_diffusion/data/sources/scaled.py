@@ -65,7 +65,7 @@ class Condition(Source):
 
     def __init__(self, source: Source, name: str) -> None:
         self.source, self.name = source, name
-        self.shape = tuple(self.rows(torch.zeros(1, dtype=torch.int64)).x.shape[1:])
+        self.shape = tuple(self.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).x.shape[1:])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -94,7 +94,7 @@ def scaled(
     found = Scaled(source, scaling, conditions or {}, dtype)
     if type(source) is not Rows:
         return found
-    x, cond = found.rows(torch.arange(len(source)))
+    x, cond = found.rows(torch.arange(len(source), device="cpu"))
     rows = Rows(x, cond, source.columns)
     rows.about, rows.batch_size = source.about, source.batch_size
     return rows

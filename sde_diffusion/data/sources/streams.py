@@ -123,7 +123,7 @@ class BatchStream(_Passes):
                     f"batch {i} of the DataLoader has rows of shape {tuple(x.shape[1:])}, and the first {shape}: bring "
                     "all to one shape"
                 )
-            own = torch.arange(x.shape[0])[share(x.shape[0], rank, ranks)]
+            own = torch.arange(x.shape[0], device="cpu")[share(x.shape[0], rank, ranks)]
             yield Batch(x[own], taken(cond, own))
 
 

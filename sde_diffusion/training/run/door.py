@@ -92,7 +92,7 @@ def _chunks(inputs: Inputs) -> Iterator[Batch]:
         return
     size, first = max(1, CHUNK // max(1, math.prod(data.shape))), 0
     for x, cond in data.chunks(size):
-        yield Batch(x, inputs.with_given(torch.arange(first, first + len(x)), cond))
+        yield Batch(x, inputs.with_given(torch.arange(first, first + len(x), device="cpu"), cond))
         first += len(x)
 
 

@@ -117,7 +117,7 @@ class Engine:
 
     def sum(self, numbers: Iterable[float]) -> list[float]:
         """The sums of numbers over all processes, on each of them."""
-        own = torch.tensor(list(numbers), dtype=torch.float64)
+        own = torch.tensor(list(numbers), dtype=torch.float64, device="cpu")
         if self.ranks > 1:
             own = own.to(self.device)
             torch.distributed.all_reduce(own)

@@ -93,7 +93,7 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
     if model.per_sample is None:
         named = {name: _per_sample(value) for name, value in named.items()}
     given = Conditions.of(model, {"cond": named}, len(found)).each(lambda value: _as_tensor(value, dtype))
-    own = found.rows(torch.zeros(1, dtype=torch.int64)).cond
+    own = found.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond
     if twice := sorted(own.keys() & named.keys()):
         raise ValueError(
             f"condition {twice[0]!r} is given twice, with the rows of the data and beside them: give it once"
@@ -117,7 +117,7 @@ def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
             array = np.asarray(value)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         return value
-    return torch.as_tensor(array, dtype=dtype if array.dtype.kind == "f" else None)
+    return torch.as_tensor(array, dtype=dtype if array.dtype.kind == "f" else None, device="cpu")
 
 
 @dataclass

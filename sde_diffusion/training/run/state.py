@@ -121,7 +121,7 @@ def _data(inputs: Inputs) -> str:
     if not isinstance(data, Source):
         return f"a stream of {tuple(data.shape)}"
     n = len(data)
-    numbers = torch.linspace(0, n - 1, min(n, LOOKED_AT), dtype=torch.float64).long()
+    numbers = torch.linspace(0, n - 1, min(n, LOOKED_AT), dtype=torch.float64, device="cpu").long()
     digests = set()
     for _ in range(2):  # a dataset may answer at random
         x, cond = data.rows(numbers)

@@ -251,7 +251,7 @@ class Run:
                 {
                     **self.learner.state(),
                     "validation": None if self.watch is None else self.watch.state(),
-                    "losses": torch.tensor(self.losses, dtype=torch.float64),
+                    "losses": torch.tensor(self.losses, dtype=torch.float64, device="cpu"),
                     "failures": self.failures.state(),
                     "stream": self.task.feed.state(),
                     "seconds": self.record().seconds,
