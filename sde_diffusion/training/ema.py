@@ -125,13 +125,17 @@ class EMA(Generic[M]):
         """Takes the parameters of `model` into the average. Call it after every optimiser step."""
         self.steps += 1
         b = self.decay(self.steps)
+        plain: tuple[list[Tensor], list[Tensor]] = [], []
         for kept, wide, new in zip(self.model.parameters(), self._wide, model.parameters(), strict=True):
             if wide is not None:
                 wide.follow(kept, new, 1 - b)
             elif kept.is_floating_point() or kept.is_complex():
-                kept.lerp_(new.to(kept), 1 - b)
+                plain[0].append(kept)
+                plain[1].append(new.to(kept))
             else:  # quantised weights
                 kept.copy_(new)
+        if plain[0]:
+            torch._foreach_lerp_(*plain, 1 - b)  # `kept.lerp_(new, 1 - b)` of each in one call, as torch's own averages
         for copied, now in zip(self.model.buffers(), model.buffers(), strict=True):
             copied.copy_(now)
 

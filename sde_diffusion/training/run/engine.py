@@ -108,7 +108,10 @@ class Engine:
 
     def clip(self, parameters: list[nn.Parameter], most: float) -> float:
         """The norm of the gradient, of all parameters together, before it is cut to `most`."""
-        return float(self._accelerator.clip_grad_norm_(parameters, most))
+        if self.scaler is not None:
+            self._accelerator.unscale_gradients()
+        # that of accelerate does the same on the kinds of sharing that there are here, and looks for more of them
+        return float(nn.utils.clip_grad_norm_(parameters, most))
 
     @property
     def scaler(self) -> Any:
