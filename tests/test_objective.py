@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import product
 
 import pytest
@@ -27,7 +28,7 @@ from sde_diffusion import (
     clocks,
     predict,
 )
-from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli.plan.design import objective_of, process_of
 from sde_diffusion.data import moons
 from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
 from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, uniform_log_snr, uniform_time
@@ -271,8 +272,15 @@ def test_a_loop_of_ones_own_over_the_loss_of_the_model_learns_the_moons():
 @pytest.mark.parametrize("kind", predict.NAMES)
 @pytest.mark.parametrize("sde", processes.named())
 def test_the_command_line_makes_models_that_are_told_the_log_noise_level_and_has_no_rule_of_its_own(sde, kind):
-    model = train_command._model_for(MLP(2, hidden=8), sde, kind, (2,))
+    model = Network(MLP(2, hidden=8), process_of(sde, {}), predict.NAMES[kind], shape=(2,))
     assert (model.sde, model.kind, model.clock) == (processes.named()[sde], predict.NAMES[kind], clocks.edm)
+    try:
+        suits = model.objective()
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error)[:60])):
+            objective_of(model, None, None)
+    else:
+        assert objective_of(model, None, None) == suits
 
 
 def test_an_objective_shows_names():
