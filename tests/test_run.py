@@ -369,6 +369,8 @@ def test_a_recipe_out_of_range_is_refused():
     error(TypeError, r"schedule must be a function \(i, steps\) -> factor on lr", schedule=1.0)
     with pytest.raises(ValueError, match=r"batch_size 10 does not split into equal shares for 1 processes and accum"):
         train(small(), X, steps=1, recipe=Recipe(10, accumulate=3))
+    with pytest.raises(TypeError, match=r"optimiser answered NoneType, wanted a torch.optim.Optimizer: is a ret"):
+        train(small(), X, steps=1, recipe=Recipe(optimiser=lambda p, lr: None))  # type: ignore[arg-type,return-value]
     assert Recipe(clip=math.inf).clip == math.inf
     text = "Recipe(batch_size=64, lr=0.002, averages=(PowerDecay(sigma_rel=0.1),), accumulate=2)"
     assert repr(Recipe(64, averages=(PowerDecay(),), accumulate=2)) == text

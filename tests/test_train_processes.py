@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -162,6 +163,22 @@ def test_a_callback_of_the_first_process_ends_both(tmp_path):
     first, second = run_processes(2, lambda rank: train(small(), X, steps=9, callbacks=[at(4, fail)]), tmp_path / "b")
     assert "OSError: the tracker went away" in first
     assert "the first process failed: OSError" in second
+
+
+def test_what_the_first_process_finds_at_the_door_ends_both(tmp_path):
+    train(small(), X, steps=1, out=tmp_path / "run")
+    task = {"model": small(), "data": 10 + X, "steps": 1, "out": tmp_path / "run"}
+    first, second = run_processes(2, lambda rank: train(**task), tmp_path / "p")
+    assert "holds a run already: go on with it, resume=True" in first
+    assert "ProcessLostError: the first process failed: ValueError" in second
+
+    def warned(rank: int) -> int:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            train(**{**task, "out": None})
+        return len(told)
+
+    assert run_processes(2, warned, tmp_path / "q") == [1, 0]
 
 
 def test_a_batch_that_does_not_split_is_refused():

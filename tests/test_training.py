@@ -202,10 +202,10 @@ class Perfect(Network):
         super().__init__(lambda x, t: x, exact.sde, kind, shape=(2,))
         self.exact = exact
 
-    def output(self, x, at, **cond):
+    def _parts(self, x, at, cond):
         d = self.exact.predict(x, at)
         on_x0, on_eps = self.kind.target(at)
-        return on_x0 * d.data + on_eps * d.noise
+        return on_x0 * d.data + on_eps * d.noise, None
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
 from sde_diffusion.training.run.engine import Engine
-from sde_diffusion.training.run.feed import Feed, inputs_of
+from sde_diffusion.training.run.feed import Feed, Inputs, inputs_of
 from sde_diffusion.training.run.folder import METRICS, Folder, Saving
 from sde_diffusion.training.run.record import Training, TrainingInterrupted
 from sde_diffusion.training.run.state import check_same, configuration
@@ -120,34 +121,47 @@ def train(
     if recipe is None:
         recipe = Recipe(batch_size=inputs.data.batch_size or Recipe().batch_size)
     (start,) = seed_list(seed, 1)
-    with Engine(device_of(model), recipe.precision) as engine:
-        mine = folder if engine.first else None
-        with mine.held() if mine else nullcontext():
-            if mine:
-                mine.check(model, resume)
-            before = engine.told(mine.read() if mine else None) if resume else None
-            start = _seed(seed, engine.told(start), before)
-            streams = Streams(start)
-            feed = Feed(inputs, model, loss, recipe, streams, engine)
-            config = configuration(model, loss, recipe, inputs, held_out, steps=steps, seed=start)
+    with Engine(device_of(model), recipe.precision) as engine, ExitStack() as stack:
+        before = engine.from_first(lambda: stack.enter_context(folder.opened(model, resume)) if folder else None)
+        start = _seed(seed, engine.told(start), before)
+        feed = Feed(inputs, model, loss, recipe, Streams(start), engine)
+        config = configuration(model, loss, recipe, inputs, held_out, steps=steps, seed=start)
+        if before is not None:
+            check_same(before[0]["config"], config, folder and folder.path)
+        else:
+            with _speaking(engine.first):
+                _look_at(model, inputs, held_out, recipe, steps, feed.streams)
+        if folder:
+            callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000)), *callbacks]
+        with _ready(model, loss, engine.device):
+            task = Task(model, loss, recipe, steps, feed, engine, config)
+            run = Run(task, callbacks, folder if engine.first else None, held_out)
             if before is not None:
-                check_same(before[0]["config"], config, folder and folder.path)
-            else:
-                check_inputs(model, inputs, recipe.transform, streams.of("door"))
-                if held_out is None:
-                    check_passes(inputs, steps, recipe.batch_size)
-                else:
-                    check_held_out(model, held_out.source, recipe.transform, streams.of("door"))
-                for decay in recipe.decays:
-                    check_horizon(decay, steps)
-            if folder:
-                callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000)), *callbacks]
-            with _ready(model, loss, engine.device):
-                run = Run(Task(model, loss, recipe, steps, feed, engine, config), callbacks, mine, held_out)
-                if before is not None:
-                    run.restore(*before)
-                run.over(progress)
+                run.restore(*before)
+            run.over(progress)
     return run.record()
+
+
+def _look_at(
+    model: Denoiser, inputs: Inputs, val: Validation | None, recipe: Recipe, steps: int, streams: Streams
+) -> None:
+    """All that can be told of the data and of the recipe before the first step."""
+    check_inputs(model, inputs, recipe.transform, streams.of("door"))
+    if val is None:
+        check_passes(inputs, steps, recipe.batch_size)
+    else:
+        check_held_out(model, val.source, recipe.transform, streams.of("door"))
+    for decay in recipe.decays:
+        check_horizon(decay, steps)
+
+
+@contextmanager
+def _speaking(aloud: bool) -> Iterator[None]:
+    """Lets one of several processes alone warn."""
+    with nullcontext() if aloud else warnings.catch_warnings():
+        if not aloud:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> Objective:

@@ -7,14 +7,15 @@ as it was, but the group of processes, which is made once and stays.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+T = TypeVar("T")
 LOST = ("gloo", "nccl", "connection", "processgroup", "watchdog", "peer")
 """Words in what torch says of a process that has gone."""
 
@@ -133,6 +134,27 @@ class Engine:
         held = [thing if self.first else None]
         torch.distributed.broadcast_object_list(held, src=0, device=self.device)
         return held[0]
+
+    def from_first(self, call: Callable[[], T]) -> T:
+        """What a call answers that the first process alone makes, on each of them; where it fails, all end.
+
+        Raises:
+            ProcessLostError: It failed, in all processes but the first, which has the error itself.
+        """
+        found: Any = None
+        error: Exception | None = None
+        if self.first:
+            try:
+                found = call()
+            except Exception as failure:  # noqa: BLE001 - raised again below, when the others know
+                error = failure
+        found, failed = self.told((found, None if error is None else repr(error)))
+        if error is not None:
+            raise error
+        if failed:
+            raise ProcessLostError(f"the first process failed: {failed}")
+        answer: T = found
+        return answer
 
     def gathered(self, thing: Any) -> list[Any]:
         """What each process has, on each of them."""

@@ -27,6 +27,8 @@ from sde_diffusion.training import store
 from sde_diffusion.training.checkpoint import save_checkpoint
 from sde_diffusion.training.checkpoints.registry import describe
 
+Found = tuple[dict[str, Any], dict[str, Tensor]]
+
 STATE, MODEL, METRICS = "state", "model", "metrics.jsonl"
 MINUTES = 5.0
 """How often a run is saved where nothing is said."""
@@ -78,31 +80,29 @@ class Folder:
         self._keep = {STATE: saving.keep, MODEL: saving.keep}
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, for this run alone; where it was made here and a run left nothing in it, it is gone again.
+    def opened(self, model: Denoiser, resume: bool) -> Iterator[Found | None]:
+        """What the run in the folder remembers, if it is to be resumed, and the folder, for this run alone.
+
+        Where the folder was made here and a run left nothing in it, it is gone again.
 
         Raises:
-            ValueError: It takes no files.
-            BlockingIOError: Another process has it.
+            TypeError: A model that cannot be rebuilt from its description.
+            ValueError: The folder takes no files, or there is a run where none is to be.
+            FileNotFoundError: No run where one is to be.
+            BlockingIOError: Another process has the folder.
         """
         check_folder(self.path, "out")
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with store.locked(self.path):
-                yield
+                self._check(model, resume)
+                yield store.read(self.path, STATE) if resume else None
         finally:
             remove_empty(made)
 
-    def check(self, model: Denoiser, resume: bool) -> None:
-        """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved.
-
-        Raises:
-            TypeError: A model that cannot be rebuilt from its description.
-            ValueError: A run where none is to be.
-            FileNotFoundError: No run where one is to be.
-            OSError: Folders in the places of files.
-        """
+    def _check(self, model: Denoiser, resume: bool) -> None:
+        """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved."""
         if not isinstance(model, Network):
             raise TypeError(f"out keeps a Network, got {type(model).__name__}: train the Network inside of it")
         describe(model)
@@ -118,10 +118,6 @@ class Folder:
                 f"{self.path} holds a run already: go on with it, resume=True; or give another folder, or "
                 f"out=Saving({str(self.path)!r}, overwrite=True) to begin anew in its place"
             )
-
-    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a run that was saved here remembers."""
-        return store.read(self.path, STATE)
 
     def due(self, step: int) -> bool:
         """Whether it is time to save."""

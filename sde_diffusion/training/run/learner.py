@@ -57,6 +57,11 @@ class Learner:
         if engine.ranks > 1:  # torch writes to stderr of a network that happens to use all of its parameters
             loss.idle = nn.Parameter(torch.zeros((), device=engine.device))
         self._optimiser = recipe.optimiser(self._parameters, recipe.lr)
+        optimiser: object = self._optimiser
+        if not isinstance(optimiser, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimiser answered {type(optimiser).__name__}, wanted a torch.optim.Optimizer: is a return missing?"
+            )
         self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
         self._module, self._engaged = engine.prepare(loss, self._optimiser)  # the weights of the first process, now
         self.averages = [EMA(model, decay) for decay in recipe.decays]
