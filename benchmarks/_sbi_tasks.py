@@ -26,12 +26,14 @@ class Task:
         noise: Draws of the noise, `(n, generator) -> (n, 2)`.
         placed: The observation at parameters and noise: `(theta, noise) -> x`.
         back: Parameters, each as likely as any other, at which an observation has a noise; NaN where there are none.
+        observed: The first three observations of the benchmark, by which others are measured too, (3, 2).
     """
 
     half: float
     noise: Callable[[int, torch.Generator], Tensor]
     placed: Callable[[Tensor, Tensor], Tensor]
     back: Callable[[Tensor, Tensor, torch.Generator], Tensor]
+    observed: tuple[tuple[float, float], ...]
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
         """Parameters, (n, 2)."""
@@ -74,8 +76,20 @@ def _two_widths(n: int, generator: torch.Generator) -> Tensor:
 
 
 TASKS = {
-    "two moons": Task(1.0, _crescent, _mirrored, _unmirrored),
-    "Gaussian mixture": Task(10.0, _two_widths, torch.add, lambda x, noise, _: x - noise),
+    "two moons": Task(
+        1.0,
+        _crescent,
+        _mirrored,
+        _unmirrored,
+        ((-0.6396706, 0.16234657), (-0.5676688, -0.33194834), (0.0030109584, -0.6457662)),
+    ),
+    "Gaussian mixture": Task(
+        10.0,
+        _two_widths,
+        torch.add,
+        lambda x, noise, _: x - noise,
+        ((-9.472713, -1.4950509), (-2.940192, -8.682056), (7.1683364, -3.0470583)),
+    ),
 }
 
 

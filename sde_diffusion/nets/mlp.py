@@ -34,9 +34,9 @@ class MLP(nn.Module):
         hidden: Width of every layer.
         layers: Number of residual layers.
         features: Number of frequencies that describe `x`, expected to have standard deviation about 1. They sharpen
-            edges in two or three dimensions; more than 16, or many dimensions, throw rare samples far away, and with
-            a context they cost accuracy (see `benchmarks/sbi.py`). 0 leaves them out. By default 16 in up to three
-            dimensions without a context, else 0.
+            edges in two or three dimensions; more than 16, or many dimensions, throw rare samples far away, and
+            beside a context they can cost more than they gain (see `benchmarks/sbi.py`). 0 leaves them out. By
+            default 16 in up to three dimensions without a context, else 0.
         classes: Number of classes; 0 makes an unconditional net.
         label_drop: Probability that a label becomes the null label, in training mode only.
         context: Entries d of a vector that the net is told, such as an observation, each with standard deviation about
