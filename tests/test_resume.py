@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -216,6 +217,10 @@ def begun(folder: Path, **options: Any) -> None:
         ({"val": X[:9]}, r"val is 9 rows of \(2,\) .*, but the run in .* was begun with none"),
         ({"data": X[:100]}, r"data is 100 rows of \(2,\) \(\w+\), but .* begun with 200 rows"),
         ({"data": -X}, r"data is 200 rows of \(2,\) \(\w+\), but .* begun with 200 rows of \(2,\) \(\w+\)"),
+        (
+            {"model": small(label_drop=0.2)},
+            r"net is MLP\(.*label_drop=0.2.*\), but .* begun with MLP\(.*label_drop=0.1",
+        ),
         ({"model": small(24)}, "model is MLP of .* but .* was begun with MLP of"),
         ({"model": Network(small().net, VPSDE(), predict.edm, shape=(2,))}, r"model is .*VPSDE.* begun with .*EDMSDE"),
     ],
@@ -266,6 +271,35 @@ def test_what_cannot_be_rebuilt_is_refused_before_any_work(tmp_path):
     own = Network(nn.Linear(2, 2), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
     with pytest.raises(TypeError, match="Linear has no `config` property"):
         train(own, X, steps=3, out=tmp_path)
+
+
+def test_a_disk_that_is_full_is_seen_before_the_work_and_one_that_fills_up_leaves_what_was_saved(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"total": 2**30, "free": 2**10}))
+        with pytest.raises(ValueError, match=r"cannot be written \(.* GiB are needed and 9.54e-07 GiB are free\)"):
+            train(small(), X, steps=4, seed=0, out=tmp_path)
+    whole, model = small(), small()
+
+    def write(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fill() -> None:
+        monkeypatch.setattr("sde_diffusion.training.store.write", write)
+
+    with (
+        pytest.warns(UserWarning, match="the run could not be saved: .* No space left on device"),
+        pytest.raises(OSError, match="No space left on device") as caught,
+    ):
+        train(model, X, steps=4, seed=0, out=Saving(tmp_path, every=1), callbacks=[at(3, fill)])
+    assert len(vars(caught.value)["training"].losses) == 3
+    monkeypatch.undo()
+    assert_same((whole, train(whole, X, steps=4, seed=0)), (model, train(model, X, steps=4, out=tmp_path, resume=True)))
+
+
+def test_the_engine_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match=r"train runs on accelerate: pip install 'sde-diffusion\[train\]'"):
+        train(small(), X, steps=1)
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):

@@ -30,6 +30,8 @@ from sde_diffusion.training.checkpoints.registry import describe
 Found = tuple[dict[str, Any], dict[str, Tensor]]
 
 STATE, MODEL, METRICS = "state", "model", "metrics.jsonl"
+COPIES = 6
+"""How often the numbers of a model are in what is saved: weights, moments, an average or two, the checkpoint."""
 MINUTES = 5.0
 """How often a run is saved where nothing is said."""
 
@@ -91,7 +93,7 @@ class Folder:
             FileNotFoundError: No run where one is to be.
             BlockingIOError: Another process has the folder.
         """
-        check_folder(self.path, "out")
+        check_folder(self.path, "out", size=COPIES * (self.saving.keep + 2) * sum(map(_bytes, model.parameters())))
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -138,3 +140,7 @@ class Folder:
         keep = self._keep[MODEL]
         save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep)
         self._keep[MODEL] = saving.keep
+
+
+def _bytes(p: Tensor) -> int:
+    return p.numel() * p.element_size()

@@ -92,9 +92,10 @@ def configuration(
     of = getattr(model, "net", model)
     weights = " ".join(f"{name}{tuple(p.shape)}" for name, p in model.named_parameters())
     size = sum(p.numel() for p in model.parameters())
-    named = f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}"
+    built = ", ".join(f"{name}={value!r}" for name, value in sorted(model.built_with().items()))
     return {
-        "model": named,
+        "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}",
+        "net": f"{name_of(type(of))}({built})",
         "loss": type(objective).__name__ if isinstance(objective, nn.Module) else name_of(objective),
         **{f"recipe.{name}": word for name, word in recipe.words().items()},
         "steps": str(steps),
