@@ -141,7 +141,7 @@ def test_a_full_disk_is_seen_before_the_work(name, place, tmp_path, capsys, monk
 
 
 def test_a_disk_with_less_room_than_the_result_takes_is_refused(place, tmp_path, capsys, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for name, more in (("train", ("--width", 256)), ("sample", ("--n", 100_000))):
         assert "GiB are needed" in line_of(capsys, *commands_to(place, tmp_path / "out")[name], *more)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sde_diffusion.cli.machine import rank
+
 Say = Callable[[str], None]
 """A function that prints a line of the report."""
 Run = Callable[[argparse.Namespace, Say], int | None]
@@ -23,10 +25,12 @@ MOST_THREADS = max(256, os.cpu_count() or 1)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, too."""
+    """A parser whose errors are one line, too, from the first of several processes, which all have the same words."""
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split())
+        if rank():
+            self.exit(2)
         self.exit(2, f"{self.prog}: error: {text if len(text) < 400 else text[:400] + ' ...'}\n")
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from torch import distributed
 
 from sde_diffusion._checks import SolverError
 from sde_diffusion.cli import check as check_command
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 where a check did not pass, or 2 after an error, or 130 after an interruption.
     """
-    with steady(), warnings.catch_warnings():
+    with steady(), warnings.catch_warnings(), _leaving_no_group():
         warnings.showwarning = _warn
         args = _parser().parse_args(argv)
         torch.set_num_threads(getattr(args, "threads", 1))
@@ -56,6 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain("interrupted")
             return 130
     return status or 0
+
+
+@contextmanager
+def _leaving_no_group() -> Iterator[None]:
+    """Takes the group of processes apart that a command has made: its threads may end a process as if it had failed."""
+    before = distributed.is_available() and distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if distributed.is_available() and distributed.is_initialized() and not before:
+            distributed.destroy_process_group()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def add_parser(group: Any) -> None:
         "Draw samples from a checkpoint.",
         epilog="examples:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png\n"
         "  sde-diffusion sample --checkpoint model --cond context=1.5,2 --num 50000 --out posterior\n"
-        "  torchrun --nproc-per-node 2 -m sde_diffusion.cli sample --checkpoint model --num 50000 --out samples",
+        "  torchrun --nproc-per-node 2 -m sde_diffusion.cli sample --checkpoint model --samples 50000 --out samples",
     )
     need = command.add_argument_group("required")
     need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder written by train or demo")
@@ -58,6 +58,7 @@ def add_parser(group: Any) -> None:
     what.add_argument(
         "--n",
         "--num",
+        "--samples",
         type=count(MOST_SAMPLES),
         metavar="N",
         help="number of samples; unset, 64, or one for each row of a condition",
@@ -161,14 +162,15 @@ def sample_file(
     told = given_conditions(draw.cond, loaded)
     n = rows_of(told, draw.n, DEFAULT)
     labels = None if "label" in told else labels_for(draw.label, n, loaded.classes)
-    cond = marked(told if labels is None else {**told, "label": labels})
+    told = told if labels is None else {**told, "label": labels}
+    cond = marked(told)
     sampler = _sampler(loaded, checkpoint / TABLES, draw, say)
     check_seeds(seed, n)
-    if out.suffix:
+    if not _sharded(out):
         check_samples(loaded, n, draw.batch_size, out, told)
         x = sampler.sample(n, seed=seed, batch_size=draw.batch_size, progress=True, cond=cond)
         x = loaded.scaling.undo(x.cpu())
-        keep(lambda path: _write(path, x, told.get("label", labels), loaded), out)
+        keep(lambda path: _write(path, x, told.get("label"), loaded), out)
     else:
         check_batch(loaded.model, min(n, draw.batch_size), passes=1, cond=told)
         size, scaling = draw.batch_size, loaded.scaling
@@ -176,15 +178,20 @@ def sample_file(
     say(f"{n:,} samples of shape {loaded.model.shape} in {out}, by {sampler!r}")
 
 
+def _sharded(out: Path) -> bool:
+    """Whether samples go to the disk as they are drawn: to a folder, or from several processes."""
+    return not out.suffix or processes() > 1
+
+
 def _check_place(out: Path) -> None:
     """Refuses what takes no samples, by its name or since it cannot be written."""
-    if not out.suffix:
-        return
-    if out.suffix.lower() not in (".npy", ".npz", ".png"):
+    ending = out.suffix.lower()
+    if ending not in ("", ".npy", ".npz", ".png"):
         raise ValueError(f"--out must end in .npy, .npz or .png, got {out.name!r}; a folder of shards has no ending")
-    if processes() > 1:
-        raise ValueError(f"--out {out}: {processes()} processes draw to a folder, a name without an ending")
-    check_file(out, "--out")
+    if processes() > 1 and ending not in ("", ".npy"):
+        raise ValueError(f"--out {out}: {processes()} processes draw to a folder, a name without an ending, or a .npy")
+    if not _sharded(out):
+        check_file(out, "--out")
 
 
 def _sampler(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler:

@@ -128,9 +128,9 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
     _check_report(report, checkpoint, aim)
     labels = labels_for(aim.label, aim.batch, loaded.classes)
     data = _data(aim, loaded)
-    if loaded.model.shape is not None:
-        check_batch(loaded.model, aim.batch, passes=1, option="--batch")
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
+    if loaded.model.shape is not None:
+        check_batch(loaded.model, aim.batch, passes=1, option="--batch", cond=cond)
     tuned = tune(
         loaded.model.sde,
         loaded.model,

@@ -27,7 +27,14 @@ from sde_diffusion.data.scalings import Scaling, Standardise
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training.checkpoints.manifests import MOST_MANIFEST, RESERVED
-from sde_diffusion.training.checkpoints.registry import build, build_scaling, describe, describe_scaling, own_classes
+from sde_diffusion.training.checkpoints.registry import (
+    Own,
+    build,
+    build_scaling,
+    describe,
+    describe_scaling,
+    own_classes,
+)
 from sde_diffusion.training.checkpoints.tensor_file import safetensors
 from sde_diffusion.training.store import Found, files_of, find, write
 
@@ -216,9 +223,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _scalings(
-    about: Mapping[str, Any], shape: tuple[int, ...] | None, own: dict[str, Any]
-) -> tuple[Scaling, dict[str, Scaling]]:
+def _scalings(about: Mapping[str, Any], shape: tuple[int, ...] | None, own: Own) -> tuple[Scaling, dict[str, Scaling]]:
     try:
         if about["version"] < 3:
             scaling: Scaling = Standardise(about["mean"], about["std"])

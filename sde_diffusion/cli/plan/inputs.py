@@ -152,9 +152,7 @@ def parted(cond: Sequence[str]) -> tuple[list[str] | dict[str, str | list[str]] 
         named["label"] = "label"
     if rest := [name for name in plain if name != "label"]:
         if "context" in named:
-            raise ValueError(
-                f"--cond {','.join(rest)} beside context={named['context']}: name all of its columns there"
-            )
+            raise ValueError(f"--cond {','.join(rest)} beside context={named['context']}: name all of them there")
         named["context"] = rest
     return named, beside
 
@@ -234,7 +232,8 @@ def _words(cond: Sequence[str]) -> list[str]:
 def _entries(value: Tensor, name: str, ndim: int) -> int:
     if value.ndim != ndim:
         wanted = "(N, d)" if name == "context" else "(N, C, *lengths), as the data"
-        raise ValueError(f"the condition {name} has shape (N, {', '.join(map(str, value.shape[1:]))}), wanted {wanted}")
+        shape = "(N, " + ", ".join(map(str, value.shape[1:])) + ")" if value.ndim > 1 else "(N,)"
+        raise ValueError(f"the condition {name} has shape {shape}, wanted {wanted}")
     return int(value.shape[1])
 
 

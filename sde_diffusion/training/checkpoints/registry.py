@@ -30,6 +30,7 @@ from sde_diffusion.training.checkpoints.own_code import file_of
 __all__ = ["build", "build_scaling", "describe", "describe_scaling", "own_classes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
+Own = tuple[type, ...]
 
 _NETS = {c.__name__: c for c in nets.CLASSES}
 _SDES = {c.__name__: c for c in processes.CLASSES}
@@ -37,6 +38,7 @@ _KINDS: dict[str, Any] = {c.__name__: c for c in predict.CLASSES}
 _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
 _SCALINGS = {c.__name__: c for c in scalings.CLASSES}
 _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS, **_SCALINGS}
+_BASES = (nn.Module, GaussianSDE, Parametrisation, Scaling)
 _OPTIONS = {"net": "--net", "SDE": "--sde"}
 
 CALLS = 200
@@ -69,25 +71,30 @@ def describe_scaling(scaling: Scaling) -> dict[str, Any]:
     return _named(scaling, "scaling")
 
 
-def own_classes(known: Iterable[type]) -> dict[str, Any]:
-    """Returns classes by their name, after a look that they are classes.
+def own_classes(known: Iterable[type]) -> Own:
+    """Returns classes, after a look that they are classes.
 
     Raises:
         TypeError: One of them is an instance.
     """
-    known = list(known)
+    known = tuple(known)
     for c in known:
         if not isinstance(c, type):
             raise TypeError(f"known= takes classes, got {reprlib.repr(c)}: known=[Mine], without making one")
-    return {c.__name__: c for c in known}
+    return known
 
 
-def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[Network, tuple[float, float]]:
+def _by_name(own: Own, base: type) -> dict[str, Any]:
+    """Classes by name, but for those of another base: a net and a process may have one name."""
+    return {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
+
+
+def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tuple[float, float]]:
     """Builds the model of a description, with the weights of its construction, on the CPU.
 
     Args:
         about: What `describe` gave.
-        own: Classes by name, besides those of this library.
+        own: Classes besides those of this library.
         held: Names and shapes of the tensors that are to fill the net.
 
     Returns:
@@ -96,9 +103,13 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
     Raises:
         ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
     """
-    sde = _build(about["sde"], _SDES | own, "SDE", GaussianSDE)
+    sde = _build(about["sde"], _SDES | _by_name(own, GaussianSDE), "SDE", GaussianSDE)
     kind = _build_kind(about["kind"], own)
-    clock = kind.clock if about["clock"] is None else _build(about["clock"], _CLOCKS | own, "clock", object)
+    clock = (
+        kind.clock
+        if about["clock"] is None
+        else _build(about["clock"], _CLOCKS | _by_name(own, object), "clock", object)
+    )
     net = _build_net(about["net"], own, held)
     try:
         model = Network(net, sde, kind, shape=about["shape"])
@@ -114,16 +125,16 @@ def build(about: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> tuple[
     return model.eval(), (low, high)
 
 
-def _build_kind(entry: Mapping[str, Any], own: dict[str, Any]) -> Any:
+def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:
     """Builds a parametrisation, and first the one inside of it, where there is one."""
-    known, fields = _KINDS | own, entry.get("fields")
+    known, fields = _KINDS | _by_name(own, Parametrisation), entry.get("fields")
     if isinstance(fields, Mapping) and isinstance(inner := fields.get("mean"), Mapping):
         fields = {**fields, "mean": _build(inner, known, "parametrisation", Parametrisation)}
         entry = {**entry, "fields": fields}
     return _build(entry, known, "parametrisation", Parametrisation)
 
 
-def build_scaling(entry: object, own: dict[str, Any]) -> Scaling:
+def build_scaling(entry: object, own: Own) -> Scaling:
     """Builds the scaling of a description.
 
     Raises:
@@ -131,23 +142,23 @@ def build_scaling(entry: object, own: dict[str, Any]) -> Scaling:
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("fields"), Mapping):
         raise ValueError(f"wanted the name and the fields of a scaling, got {reprlib.repr(entry)}")
-    built: Scaling = _build(entry, _SCALINGS | own, "scaling", Scaling)
+    built: Scaling = _build(entry, _SCALINGS | _by_name(own, Scaling), "scaling", Scaling)
     return built
 
 
-def _build_net(entry: Mapping[str, Any], own: dict[str, Any], held: Shapes) -> nn.Module:
+def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
-            net: nn.Module = _build(entry, _NETS | own, "net", nn.Module)
+            net: nn.Module = _build(entry, _NETS | _by_name(own, nn.Module), "net", nn.Module)
             wanted = _shapes(net)
     except Exception as error:
-        if str(entry.get("name")) not in own or isinstance(error, _TooMuchError):
+        if str(entry.get("name")) not in _by_name(own, nn.Module) or isinstance(error, _TooMuchError):
             raise
         wanted = None  # a class of one's own need not be one that builds on the meta device
     if wanted is not None:
         _check_fit(wanted, held)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _build(entry, _NETS | own, "net", nn.Module)
+        net = _build(entry, _NETS | _by_name(own, nn.Module), "net", nn.Module)
     _check_fit(_shapes(net), held)
     return net
 
