@@ -10,7 +10,10 @@ from sde_diffusion.data import Dequantised, Rows, Standardise, split
 from sde_diffusion.likelihood.decoder import Bins
 
 
-@pytest.mark.parametrize(("n", "fraction", "kept"), [(2, 0.01, 1), (2, 0.99, 1), (100, 0.25, 25), (178, 0.1, 18)])
+@pytest.mark.parametrize(
+    ("n", "fraction", "kept"),
+    [(2, 0.01, 1), (2, 0.99, 1), (100, 0.25, 25), (178, 0.1, 18), (120, None, 30), (500, None, 64), (1000, None, 100)],
+)
 def test_both_parts_have_rows_and_share_none(n, fraction, kept):
     x = torch.arange(float(n))[:, None]
     a, b = (part.rows(torch.arange(len(part))).x for part in split(x, fraction, 0))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, SolverError, predict
-from sde_diffusion.data import dequantise
+from sde_diffusion.data import Rows, dequantise
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
 from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, uniform_time
@@ -28,6 +28,7 @@ from sde_diffusion.training import train as train_with
 from sde_diffusion.training.ema import horizon
 from sde_diffusion.training.losses import denoising_score_matching
 from sde_diffusion.training.recipe import warm_cosine
+from sde_diffusion.training.run.values import Values
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:
@@ -554,6 +555,22 @@ def test_one_column_that_is_shifted_wide_narrow_or_constant_is_told_by_its_numbe
     told = warned(small(), x)
     assert len(told) == (message is not None)
     assert message is None or re.search(message, told[0]), told
+
+
+def test_columns_of_few_values_are_named_for_they_have_no_density():
+    x = standard(400, 2)
+    x[:, 1] = torch.tensor([-1.0, 1.0]).repeat_interleave(200)
+    (told,) = warned(small(), Rows(x, {}, ("age", "sex")))
+    assert told.startswith("column 'sex' of the data takes 2 values only, and has no density: a model of it gains")
+    assert "Give it as a condition, such as label=, or with fresh bins, data.Dequantised" in told
+    for column, few in ((x[:, 1], {0: 2}), (torch.arange(20.0).repeat(20), {}), (torch.arange(400.0) % 10, {0: 10})):
+        found = Values()
+        for part in column[:, None].split(50):  # constant in every one of them, the first time
+            found.add(part)
+        assert found.few() == few
+    few_rows = Values()
+    few_rows.add(x[190:205, 1:])
+    assert few_rows.few() == {}
 
 
 def test_channels_of_images_are_held_to_it_one_by_one():

@@ -111,8 +111,8 @@ def train(
 
     Warns:
         UserWarning: A column or channel that is shifted, much wider or narrower than the model expects, or constant;
-            rows that are seen more than a thousand times; an average longer than a fifth of the run; steps that were
-            skipped.
+            a column of at most ten values; rows that are seen more than a thousand times; an average longer than a
+            fifth of the run; steps that were skipped.
     """
     check_count(steps, "steps")
     loss = _checked(model, recipe, loss)

@@ -206,7 +206,7 @@ def _parted(plan: Plan, source: Source) -> tuple[Source, Source | None]:
         return source, other
     if not plan.val or len(source) < FEWEST:
         return source, None
-    return split(source, plan.val, plan.seed)
+    return split(source, None if plan.val == "auto" else plan.val, plan.seed)
 
 
 def _scaling(scale: str, rows: Source) -> Scaling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sde_diffusion.data.source import Batch, Source
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.training._input import Transform, warn
 from sde_diffusion.training.run.feed import Inputs
+from sde_diffusion.training.run.values import Values
 
 SHIFT = 1.0
 """Mean of a column, in standard deviations the model expects, beyond which `train` warns."""
@@ -35,10 +36,11 @@ def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, g
         ValueError: Another event shape; rows that are not finite, by their numbers; labels that do not fit the net.
 
     Warns:
-        UserWarning: A column, or channel, that is not of the scale the model expects.
+        UserWarning: A column, or channel, that is not of the scale the model expects; a column of few values.
     """
-    columns, context = _looked_at(model, inputs, transform, generator)
+    columns, context, values = _looked_at(model, inputs, transform, generator)
     _warn_of_data(model, columns)
+    _warn_of_values(values, getattr(inputs.data, "columns", ()))
     _warn_of_context(context)
 
 
@@ -52,9 +54,9 @@ def check_held_out(model: Denoiser, data: Source, transform: Transform | None, g
 
 def _looked_at(
     model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator
-) -> tuple[Columns, Columns]:
+) -> tuple[Columns, Columns, Values]:
     """One pass over the rows and their conditions."""
-    columns, context, labels, first = Columns(), Columns(), _Labels(model), 0
+    columns, context, values, labels, first = Columns(), Columns(), Values(), _Labels(model), 0
     for x, cond in _chunks(inputs):
         seen: Tensor | None = x
         if transform is not None:  # a copy: it may work in place, and these rows come again
@@ -63,6 +65,7 @@ def _looked_at(
             check_state(seen, "data", shape=model.shape)
             _check_finite(seen, "data", first)
             columns.add(seen)
+            values.add(seen)
         for name, value in cond.items():
             _check_condition(model, name, value, first)
         if "label" in cond:
@@ -72,7 +75,7 @@ def _looked_at(
             context.add(found)
         first += len(x)
     labels.check()
-    return columns, context
+    return columns, context, values
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
@@ -198,6 +201,19 @@ def _warn_of_data(model: Denoiser, columns: Columns) -> None:
     if alike and model.kind is not None and (fitting := model.kind.at_scale(float(f"{typical:.3g}"))):
         text += f", or give predict.{fitting!r}"
     warn(text, 4)
+
+
+def _warn_of_values(values: Values, names: Sequence[str]) -> None:
+    """Warns of columns that take few values."""
+    if few := values.few():
+        i, count = next(iter(few.items()))
+        name = repr(names[i]) if i < len(names) else str(i)
+        more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
+        warn(
+            f"column {name}{more} of the data takes {count} values only, and has no density: a model of it gains "
+            "without end by putting spikes there. Give it as a condition, such as label=, or with fresh bins, data.Dequantised",
+            4,
+        )
 
 
 def _warn_of_context(columns: Columns) -> None:
