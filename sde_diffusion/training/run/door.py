@@ -211,7 +211,8 @@ def _warn_of_values(values: Values, names: Sequence[str]) -> None:
         more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
         warn(
             f"column {name}{more} of the data takes {count} values only, and has no density: a model of it gains "
-            "without end by putting spikes there. Give it as a condition, such as label=, or with fresh bins, data.Dequantised",
+            "without end by putting spikes there. Give it as a condition, such as label=, or with fresh bins, "
+            "data.Dequantised",
             4,
         )
 
