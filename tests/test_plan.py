@@ -115,7 +115,7 @@ BAD_FILES = [
     ("kind = 'x'", "kind: wanted one of noise, data, score, velocity, v, edm, got 'x'"),
     ("resume = 1", "resume: wanted true or false, got 1"),
     ("width = 8\nhidden = 8", "'hidden' is given twice, under two of its names"),
-    ("val = 1.0", "val: wanted a part of the data, 0 <= part < 1, or a file, got 1.0"),
+    ("val = 1.0", "val: wanted a part of the data, 0 <= part < 1, auto, or a file, got 1.0"),
     ("device = 'gpu'", "device: wanted auto, cpu, cuda, cuda:1 or mps, got 'gpu'"),
     ("net-args = 'layers: 6'", "wanted arguments such as 'layers=6, multipliers=[1, 2]', words in quotes"),
     ("data = ''", "data: is empty"),

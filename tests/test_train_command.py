@@ -102,7 +102,7 @@ SMALL = ("--width", 8)
 def test_a_table_trains_with_conditions_in_its_own_units(here, capsys):
     assert call(*TRAIN, *SMALL) == 0
     said = capsys.readouterr().out
-    assert "72 samples (2,), 8 kept out for validation, 3 classes, a context of 2, " in said
+    assert "60 samples (2,), 20 kept out for validation, 3 classes, a context of 2, " in said
     assert "best validation after step 3" in said
     loaded = load_checkpoint("m")
     assert (loaded.classes, loaded.model.built_with()["context"]) == (3, 2)
@@ -244,7 +244,7 @@ def test_what_does_not_go_on_is_refused_by_the_name_of_the_option(here, capsys):
     frame = pd.read_csv("t.csv")
     frame["a"] = frame["a"][::-1].to_numpy()
     frame.to_csv("t.csv", index=False)
-    assert "data is 72 rows of (2,)" in error_of(capsys, "train", "m/config.toml", "--resume")
+    assert "data is 60 rows of (2,)" in error_of(capsys, "train", "m/config.toml", "--resume")
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
@@ -299,7 +299,7 @@ def test_two_processes_train_sample_and_weigh_as_one_does(here):
         return done.stdout
 
     said = both(*TRAIN, *SMALL, "--net-args", "label_drop=0.0, context_drop=0.0")  # what a network draws is its own
-    assert said.count("saved to m") == said.count("72 samples") == 1
+    assert said.count("saved to m") == said.count("60 samples") == 1
     assert call("train", "m/config.toml", "--out", "one") == 0
     one, two = (load_checkpoint(place).model.state_dict() for place in ("one", "m"))
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
