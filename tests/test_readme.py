@@ -109,3 +109,11 @@ def test_the_table_of_the_overhead_is_what_was_measured(monkeypatch):
     shown = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8").split(made.BEGIN)[1].split(made.END)[0].strip()
     result = json.loads(made.RESULTS.read_text(encoding="utf-8"))
     assert shown == made.markdown(result), "run: python benchmarks/overhead.py --table"
+
+
+def test_the_tables_of_training_are_what_was_measured(monkeypatch):
+    made = script("training", monkeypatch)
+    shown = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split(made.BEGIN)[1].split(made.END)[0].strip()
+    result = json.loads(made.RESULTS.read_text(encoding="utf-8"))
+    assert shown == made.markdown(result), "run: python benchmarks/training.py --table"
+    assert result["speed"]["digits, U-Net, batch 128"]["median"] >= 0.97
