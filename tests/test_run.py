@@ -372,7 +372,10 @@ def test_a_recipe_out_of_range_is_refused():
     with pytest.raises(TypeError, match=r"optimiser answered NoneType, wanted a torch.optim.Optimizer: is a ret"):
         train(small(), X, steps=1, recipe=Recipe(optimiser=lambda p, lr: None))  # type: ignore[arg-type,return-value]
     assert Recipe(clip=math.inf).clip == math.inf
-    text = "Recipe(batch_size=64, lr=0.002, averages=(PowerDecay(sigma_rel=0.1),), accumulate=2)"
+    rates = {rows: Recipe().of_run(3000, rows).lr for rows in (None, 1437, 640, 378, 120)}
+    assert rates == {None: 2e-3, 1437: 2e-3, 640: 1e-3, 378: 5.9e-4, 120: 5e-4}
+    assert Recipe(lr=1e-3).of_run(3000, 10).lr == 1e-3
+    text = "Recipe(batch_size=64, averages=(PowerDecay(sigma_rel=0.1),), accumulate=2)"
     assert repr(Recipe(64, averages=(PowerDecay(),), accumulate=2)) == text
 
 

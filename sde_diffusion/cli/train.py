@@ -186,7 +186,7 @@ def _callbacks(plan: Plan, inputs: Inputs, out: Path) -> Sequence[Callback]:
 
     found: list[Callback] = [keep_plan]
     if plan.log_with is not None and rank() == 0:
-        words = {"data": str(plan.data), "steps": plan.steps, "batch-size": plan.batch_size, "lr": plan.lr}
+        words = {"data": str(plan.data), "steps": plan.steps, "batch-size": plan.batch_size, "lr": plan.lr or "unset"}
         found.append(Tracker(plan.log_with, folder=out / "runs", config=words))
     if plan.previews:
         numbers = torch.arange(plan.previews) % len(inputs.rows)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sde_diffusion._checks import check_callable, check_count, check_flag
+from sde_diffusion.data.source import Source
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.noise.seeds import seed_list
@@ -120,6 +121,7 @@ def train(
     inputs, held_out = inputs_of(model, data, cond), _validation(val)
     if recipe is None:
         recipe = Recipe(batch_size=inputs.data.batch_size or Recipe().batch_size)
+    recipe = recipe.of_run(steps, len(inputs.data) if isinstance(inputs.data, Source) else None)
     (start,) = seed_list(seed, 1)
     with Engine(device_of(model), recipe.precision) as engine, ExitStack() as stack:
         before = engine.from_first(lambda: stack.enter_context(folder.opened(model, resume)) if folder else None)

@@ -49,7 +49,7 @@ class Plan:
         start: A checkpoint to begin from, with its model and its scaling.
         steps: Gradient steps.
         batch_size: Samples per step, of all processes together.
-        lr: The highest learning rate.
+        lr: The highest learning rate; None for that of `Recipe`.
         weight: A name in `WEIGHTS`; None for what suits the model.
         times: A name in `TIMES`; None for what suits the model.
         accumulate: Micro-batches per step.
@@ -83,7 +83,7 @@ class Plan:
     start: Path | None = None
     steps: int = 3000
     batch_size: int = 128
-    lr: float = 2e-3
+    lr: float | None = None
     weight: str | None = None
     times: str | None = None
     accumulate: int = 1
@@ -210,7 +210,11 @@ TRAINING = {
     "batch_size": Option(
         f"samples per step, of all processes together, at most {LARGEST_BATCH:,}", count(LARGEST_BATCH), "N"
     ),
-    "lr": Option("highest learning rate", number, "X"),
+    "lr": Option(
+        "highest learning rate; unset, 0.002, or less where rows are seen over 300 times",
+        number,
+        "X",
+    ),
     "weight": Option("weight of the noise levels; unset, as it suits --kind and --sde", choices=tuple(WEIGHTS)),
     "times": Option("how noise levels are drawn; unset, as it suits --kind and --sde", choices=tuple(TIMES)),
     "accumulate": Option("parts that a batch is worked on in, for less memory", count(LARGEST_BATCH), "N"),

@@ -14,7 +14,7 @@ from sde_diffusion.denoiser.conditions import OPTIONS
 from sde_diffusion.training._input import check_loss
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
-from sde_diffusion.training.recipe import Recipe
+from sde_diffusion.training.recipe import RATE, Recipe
 from sde_diffusion.training.run.engine import Engine
 from sde_diffusion.training.run.feed import Part
 
@@ -56,7 +56,7 @@ class Learner:
         self._parameters = [p for p in loss.parameters() if p.requires_grad]
         if engine.ranks > 1:  # torch writes to stderr of a network that happens to use all of its parameters
             loss.idle = nn.Parameter(torch.zeros((), device=engine.device))
-        self._optimiser = recipe.optimiser(self._parameters, recipe.lr)
+        self._optimiser = recipe.optimiser(self._parameters, recipe.lr or RATE)
         optimiser: object = self._optimiser
         if not isinstance(optimiser, torch.optim.Optimizer):
             raise TypeError(
