@@ -21,6 +21,8 @@ from sde_diffusion.data.sources.base import Source
 
 EDGE = 1e-5
 """How far u stays away from the edges of its bin, so that `quantise` finds every value again in float32."""
+MOST = 2.0**50
+"""The largest whole number in whose bin float64 still has a few points."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Dequantised:
         """A fresh point in the bin of each value, `(B, *)` in `dtype`, scaled.
 
         Raises:
-            ValueError: A value that is no whole number, by row.
+            ValueError: A value that is no whole number, or one beyond 2^50, by row.
         """
         v, which = batch.to(torch.float64), self._which(batch)
         whole = v[:, which]
@@ -97,6 +99,12 @@ class Dequantised:
             raise ValueError(
                 f"row {row} of the batch holds {float(value):g}, which is no whole number: name the columns that are, "
                 "Dequantised(columns=...)"
+            )
+        if bool((far := whole.abs() > MOST).any()):
+            row = int(far.reshape(len(far), -1).any(1).nonzero()[0, 0])
+            raise ValueError(
+                f"row {row} of the batch holds {float(whole[row][far[row]].flatten()[0]):.17g}, beyond 2**50, where "
+                "float64 has no points in the bin of a whole number: take an offset from it first, or save floats"
             )
         u = torch.rand(whole.shape, generator=generator, dtype=torch.float64, device=generator.device).to(v.device)
         x = v.clone()
