@@ -91,9 +91,7 @@ def test_columns_of_whole_numbers_are_dequantised_and_then_scaled():
 
 def test_whole_numbers_too_large_for_points_between_them_are_refused_by_row():
     x = torch.tensor([[3, 2**40], [-(2**60), 5]])
-    with pytest.raises(
-        ValueError, match=r"row 1 of the batch holds -1152921504606846976, beyond 2\*\*50, where float64"
-    ):
+    with pytest.raises(ValueError, match=r"row 1 .* holds -1152921504606846976, beyond 2\*\*50, where float64"):
         Dequantised()(x, torch.Generator().manual_seed(0))
     found = Dequantised(dtype=torch.float64)(torch.tensor([[2**50]]), torch.Generator().manual_seed(0))
     assert abs(float(found) - 2**50) <= 0.5

@@ -103,7 +103,7 @@ class Dequantised:
         if bool((far := whole.abs() > MOST).any()):
             row = int(far.reshape(len(far), -1).any(1).nonzero()[0, 0])
             raise ValueError(
-                f"row {row} of the batch holds {float(whole[row][far[row]].flatten()[0]):.17g}, beyond 2**50, where "
+                f"row {row} of the batch holds {float(whole[row][far[row]].flatten()[0]):.0f}, beyond 2**50, where "
                 "float64 has no points in the bin of a whole number: take an offset from it first, or save floats"
             )
         u = torch.rand(whole.shape, generator=generator, dtype=torch.float64, device=generator.device).to(v.device)
