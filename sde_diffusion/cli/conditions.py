@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sde_diffusion import nets
 from sde_diffusion.cli.plan.inputs import array_of
+from sde_diffusion.data.sources.tables import is_number
 from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.training.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ def add_conditions(command: Any, about: str) -> None:
 def is_value(word: str) -> bool:
     """Whether a word gives a condition by its numbers, `context=1.5,2`, or by a file beside the data."""
     _, equals, text = word.partition("=")
-    return bool(equals) and (Path(text).suffix.lower() in FILES or all(map(_is_number, text.split(","))))
+    return bool(equals) and (Path(text).suffix.lower() in FILES or all(map(is_number, text.split(","))))
 
 
 def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[str, Tensor]:
@@ -122,11 +123,3 @@ def _check_taken(name: str, loaded: Checkpoint) -> None:
     if type(loaded.model.net) in nets.CLASSES and not known.get(ARGUMENT.get(name, "")):
         others = ", ".join(each for each, of in ARGUMENT.items() if known.get(of))
         raise ValueError(f"--cond {name}: the model takes no {name}, {f'only {others}' if others else 'nor another'}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

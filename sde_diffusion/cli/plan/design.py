@@ -12,22 +12,8 @@ from torch import nn
 
 from sde_diffusion import nets
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.objectives.time_samplers import (
-    LikelihoodImportance,
-    LogitNormal,
-    LogNormalSigma,
-    uniform_log_snr,
-    uniform_time,
-)
+from sde_diffusion.denoiser.objectives import time_samplers, weights
 from sde_diffusion.denoiser.objectives.uncertainty import Uncertainty
-from sde_diffusion.denoiser.objectives.weights import (
-    P2,
-    EDMWeight,
-    MinSNR,
-    data_weight,
-    likelihood_weight,
-    noise_weight,
-)
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import load_class
@@ -35,23 +21,9 @@ from sde_diffusion.training.losses import Objective
 
 NETS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in nets.CLASSES}
 """The networks of the library, by the names of `--net`."""
-WEIGHTS: dict[str, Any] = {
-    "data": data_weight,
-    "noise": noise_weight,
-    "likelihood": likelihood_weight,
-    "edm": EDMWeight(),
-    "min-snr": MinSNR(),
-    "p2": P2(),
-    "uncertainty": None,
-}
+WEIGHTS: dict[str, Any] = {**weights.NAMES, "uncertainty": None}
 """The weights of `--weight`; `uncertainty` learns one beside that of the rule."""
-TIMES: dict[str, Any] = {
-    "uniform": uniform_time,
-    "log-snr": uniform_log_snr,
-    "log-normal": LogNormalSigma(),
-    "logit-normal": LogitNormal(),
-    "likelihood": LikelihoodImportance(),
-}
+TIMES = time_samplers.NAMES
 """The draws of noise levels of `--times`."""
 
 

@@ -45,7 +45,7 @@ def read_table(path: Path) -> Any:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[-1]}") from error
     names = [str(name) for name in frame.columns]
-    if names and all(map(_is_number, names)):
+    if names and all(map(is_number, names)):
         raise ValueError(
             f"the first row of {path} is numbers, {', '.join(names[:4])}, and is taken for the names of the columns: "
             "write them as its first row"
@@ -175,7 +175,8 @@ def _classes(series: Any, column: str, name: str) -> tuple[Tensor, list[str] | N
     return torch.from_numpy(numbers.astype(np.int64)), words.tolist()
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is written as a number."""
     try:
         float(text)
     except ValueError:
