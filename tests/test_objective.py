@@ -70,8 +70,8 @@ def distance(model: Network, steps: int, scale: float = 1.0) -> float:
     return found
 
 
-UNSTEADY = pytest.mark.xfail(reason=".16, .06, .09 with seeds 0 to 2: EDMWeight drowns the noisy levels; MinSNR does not")
-    reason=".16, .06 and .09 with seeds 0 to 2: EDMWeight is 1e4 and more at little noise, 1 at much"
+UNSTEADY = pytest.mark.xfail(
+    reason=".16, .06 and .09 with seeds 0 to 2: EDMWeight drowns the noisy levels, MinSNR does not"
 )
 
 
