@@ -242,3 +242,19 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path, monkeypatch):
     refused(lambda: open_data(tmp_path), ValueError, "2.png cannot be read as an image: ")
     monkeypatch.setitem(sys.modules, "PIL", None)
     refused(lambda: open_data(tmp_path), ImportError, "pip install 'sde-diffusion[images]'")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a;b\n-0,560;0,112\n1,5;2,25\n", r"has one column, 'a;b': its fields are parted by ';', wanted a comma"),
+        ("a\tb\n1.5\t2\n", r"its fields are parted by '\\t'"),
+        ("a,b\n50.1,0.2,9.3\n50.2,0.1,9.2\n", r"have more fields than its first row names, a, b: name every column"),
+    ],
+    ids=["semicolons", "tabs", "more"],
+)
+def test_text_whose_rows_do_not_have_the_fields_of_the_first_is_refused(text, message, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_data(path)

@@ -139,16 +139,16 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(task, tmp_path):
     assert torch.equal(numbers(saved), numbers(done.model))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_held_until_the_step_is_done_and_the_run_saved(number, tmp_path):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     model, whole = small(), small()
     with pytest.raises(TrainingInterrupted, match=r"after 3 of 5 steps. All of it is saved in"):
         train(model, X, steps=5, seed=0, out=tmp_path, callbacks=[at(3, lambda: os.kill(os.getpid(), number))])
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
     done = train(model, X, steps=5, seed=0, out=tmp_path, resume=True)
     assert_same((whole, train(whole, X, steps=5, seed=0)), (model, done))
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step():

@@ -108,7 +108,7 @@ def train(
         ImportError: `accelerate` is not installed.
         SolverError: No finite batch or gradient for 50 steps in a row.
         ProcessLostError: Another process of the run has ended.
-        TrainingInterrupted: Ctrl-C; with `out`, or on several processes, SIGTERM too.
+        TrainingInterrupted: Ctrl-C; with `out`, or on several processes, SIGTERM and SIGHUP too.
 
     Warns:
         UserWarning: A column or channel that is shifted, much wider or narrower than the model expects, or constant;

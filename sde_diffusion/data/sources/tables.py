@@ -45,6 +45,8 @@ def read_table(path: Path) -> Any:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[-1]}") from error
     names = [str(name) for name in frame.columns]
+    if path.suffix.lower() != ".parquet":
+        _check_fields(path, frame, names)
     if names and all(map(is_number, names)):
         raise ValueError(
             f"the first row of {path} is numbers, {', '.join(names[:4])}, and is taken for the names of the columns: "
@@ -173,6 +175,20 @@ def _classes(series: Any, column: str, name: str) -> tuple[Tensor, list[str] | N
         )
     words, numbers = np.unique(values.astype(str), return_inverse=True)
     return torch.from_numpy(numbers.astype(np.int64)), words.tolist()
+
+
+def _check_fields(path: Path, frame: Any, names: list[str]) -> None:
+    """Refuses text whose rows have other fields than its first row names: pandas would take those for an index."""
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in names[0]), None)):
+        raise ValueError(
+            f"{path} has one column, {names[0][:60]!r}: its fields are parted by {mark!r}, wanted a comma, and points "
+            "in its numbers; pandas.read_csv(path, sep=..., decimal=...).to_csv(path, index=False) writes it so"
+        )
+    if type(frame.index).__name__ != "RangeIndex":
+        raise ValueError(
+            f"the rows of {path} have more fields than its first row names, {', '.join(names[:4])}: name every column, "
+            "that of row numbers too, or leave it out"
+        )
 
 
 def is_number(text: str) -> bool:

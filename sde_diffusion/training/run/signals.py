@@ -1,4 +1,4 @@
-"""Ctrl-C and a termination signal, held until the step is done."""
+"""Ctrl-C, a termination signal and the end of a terminal, held until the step is done."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""What ends a run: Ctrl-C, `kill`, and a terminal that is closed, where the system has that."""
+
 
 class Signals:
-    """While it is entered, the first SIGINT or SIGTERM is noted, and what comes after it is as ever.
+    """While it is entered, the first SIGINT, SIGTERM or SIGHUP is noted, and what comes after it is as ever.
 
     Only the main thread of a process can have it so; in another one nothing is changed.
 
@@ -27,13 +30,19 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if self._hold:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING:
+                if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # as under nohup
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.came = signal.Signals(number).name
+        before = self._before.get(number)
         self._restore()
+        if self.came == "SIGHUP":  # which both the system and the shell send, the second while the run is saved
+            self._before = {number: before}
+            signal.signal(number, signal.SIG_IGN)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
