@@ -680,7 +680,12 @@ def test_labels_for_a_net_without_classes_and_the_null_label_are_known_at_the_do
     labels = torch.tensor([0, 1, 2, 2])
     with pytest.raises(ValueError, match=r"built with classes=0: leave them out, or build it with classes=3"):
         train(small(), gaussian(4), label=labels, steps=1)
-    assert len(train(small(classes=2), standard(4, 2), label=labels, steps=1).losses) == 1  # 2 is its null label
+    with pytest.warns(
+        UserWarning, match=r"label\[2\] = 2 is the null label of the net: 2 of 4 rows are learnt as of no"
+    ):
+        assert len(train(small(classes=2), standard(4, 2), label=labels, steps=1).losses) == 1
+    with pytest.raises(ValueError, match=r"the net was built with context=3, and no context came: give context=, or"):
+        train(small(context=3), standard(4, 2), steps=1)
     with pytest.raises(ValueError, match=r"label must lie in 0\.\.1, got label\[2\] = 2 and 1 more") as caught:
         train(small(classes=2, label_drop=0.0), standard(4, 2), label=labels, steps=1)
     assert "training" not in vars(caught.value)  # at the door, whatever the first batch holds

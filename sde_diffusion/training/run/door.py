@@ -36,12 +36,14 @@ def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, g
         ValueError: Another event shape; rows that are not finite, by their numbers; labels that do not fit the net.
 
     Warns:
-        UserWarning: A column, or channel, that is not of the scale the model expects; a column of few values.
+        UserWarning: A column, or channel, that is not of the scale the model expects; a column of few values;
+            rows of the null label.
     """
-    columns, context, values = _looked_at(model, inputs, transform, generator)
+    columns, context, values, labels = _looked_at(model, inputs, transform, generator)
     _warn_of_data(model, columns)
     _warn_of_values(values, getattr(inputs.data, "columns", ()))
     _warn_of_context(context)
+    labels.warn_of_null()
 
 
 def check_held_out(model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator) -> None:
@@ -54,9 +56,10 @@ def check_held_out(model: Denoiser, data: Source, transform: Transform | None, g
 
 def _looked_at(
     model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator
-) -> tuple[Columns, Columns, Values]:
+) -> tuple[Columns, Columns, Values, _Labels]:
     """One pass over the rows and their conditions."""
     columns, context, values, labels, first = Columns(), Columns(), Values(), _Labels(model), 0
+    names: set[str] = set()
     for x, cond in _chunks(inputs):
         seen: Tensor | None = x
         if transform is not None:  # a copy: it may work in place, and these rows come again
@@ -74,8 +77,14 @@ def _looked_at(
         if isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 2:
             context.add(found)
         first += len(x)
+        names |= set(cond)
     labels.check()
-    return columns, context, values
+    for name in ("context", "image"):
+        if (size := model.built_with().get(name)) and name not in names:
+            raise ValueError(
+                f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
+            )
+    return columns, context, values, labels
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
@@ -243,6 +252,8 @@ class _Labels:
         self.low, self.high = 0, -1
         self.bad: tuple[int, int] | None = None
         self.count = 0
+        self.null: tuple[int, int] | None = None
+        self.rows = self.nulls = 0
 
     def add(self, labels: Any, first: int) -> None:
         """Takes more labels in, of the rows from `first` on."""
@@ -253,11 +264,28 @@ class _Labels:
             return
         low, high = int(found.min()), int(found.max())
         self.low, self.high = (low, high) if self.high < self.low else (min(self.low, low), max(self.high, high))
+        self._add_null(found.flatten(), first)
         bad = ((found < 0) | (found > self.most)).flatten().nonzero()
         if len(bad):
             i = int(bad[0, 0])
             self.bad = self.bad or (first + i, int(found.flatten()[i]))
             self.count += len(bad)
+
+    def _add_null(self, found: Tensor, first: int) -> None:
+        null = torch.nonzero(found.eq(self.classes or 0))[:, 0]
+        self.rows, self.nulls = self.rows + len(found), self.nulls + len(null)
+        if len(null) and self.null is None:
+            self.null = first + int(null[0]), int(found[null[0]])
+
+    def warn_of_null(self) -> None:
+        """Warns of rows whose label is the null label, among others: meant so, or one class too many."""
+        if self.null and self.nulls < self.rows:
+            row, label = self.null
+            warn(
+                f"label[{row}] = {label} is the null label of the net: {self.nulls:,} of {self.rows:,} rows are learnt "
+                f"as of no class. If {label} is a class, build the net with classes={label + 1}",
+                4,
+            )
 
     def check(self) -> None:
         """Raises `ValueError` if a label was none of the net's."""
