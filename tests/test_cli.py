@@ -403,7 +403,6 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
     tuned = [row for row in metrics["table"] if row["name"].startswith("tuned")]
     assert [row["nfe"] for row in tuned] == list(TUNED)
     assert list(metrics["tuning"]["winners"]) == [str(nfe) for nfe in TUNED]
-    assert min(metrics["seconds"].values()) >= 0  # how many is the machine's affair
     for name in ("samples.png", "film.png", "nfe.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert call("sample", "--checkpoint", out / "checkpoint", "--n", 10, "--steps", 2, "--out", tmp_path / "x.npy") == 0

@@ -447,3 +447,32 @@ def test_the_posterior_of_a_linear_gaussian_problem_of_eight_observations(here):
     print(f"mean off by {off} of the data, covariance by {spread}; 0.016 is one standard error of a variance")
     assert off.max() < 0.05
     assert spread < 0.05
+
+
+def test_a_table_that_names_its_columns_or_classes_in_another_order_is_refused(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(generator.normal(size=(60, 2)), columns=["a", "b"])
+    table["kind"] = ["x", "y"] * 30
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table[["b", "a", "kind"]].to_csv(tmp_path / "swapped.csv", index=False)
+    table[table.kind == "y"].to_csv(tmp_path / "one.csv", index=False)
+    run = ["train", "--cond", "label=kind", "--steps", "2", "--width", "8", "--out"]
+    made, data = str(tmp_path / "m"), ["--data", str(tmp_path / "t.csv")]
+    assert cli.main([*run, made, *data, "--val", "0"]) == 0
+    swapped, one = str(tmp_path / "swapped.csv"), str(tmp_path / "one.csv")
+    ask = ["likelihood", "--checkpoint", made, "--out", str(tmp_path / "l.json"), "--data"]
+    for command, message in (
+        ([*ask, swapped], "its columns are b, a, but those learnt from are a, b, in this order: bring them into it"),
+        (
+            [*ask, one],
+            "its classes are y, but those learnt from are x, y, in this order: give each class by its number",
+        ),
+        ([*run, str(tmp_path / "n"), *data, "--val", swapped], "swapped.csv: its columns are b, a, but those learnt"),
+        (
+            ["train", "--cond", "label=kind", "--out", str(tmp_path / "n"), "--data", swapped, "--from", made],
+            "swapped.csv: its columns are b, a, but",
+        ),
+    ):
+        capsys.readouterr()
+        assert cli.main(command) == 2
+        assert message in capsys.readouterr().err

@@ -22,7 +22,7 @@ from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
 from sde_diffusion.cli.conditions import given_conditions, is_value, marked, rows_of, scaled
 from sde_diffusion.cli.limits import check_batch, check_seeds
 from sde_diffusion.cli.machine import rank
-from sde_diffusion.cli.plan.inputs import dequantised, open_source, parted
+from sde_diffusion.cli.plan.inputs import check_names, dequantised, open_source, parted
 from sde_diffusion.data.files import TABLES
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser.modules import home
@@ -182,6 +182,7 @@ def _read(loaded: Checkpoint, data: Path, words: Sequence[str]) -> tuple[Tensor,
     given = [word for word in words if is_value(word)]
     inside = [word for word in words if not is_value(word)] or _trained_with(loaded, data, given)
     source = open_source(data, inside)
+    check_names(source.about, loaded.extra, f"--data {data}")
     x, own = source.rows(torch.arange(len(source)))
     if not loaded.classes:
         own.pop("label", None)

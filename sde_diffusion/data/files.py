@@ -84,13 +84,7 @@ def open_data(path: str | Path, cond: Cond = None, *, size: int | tuple[int, int
 
 def _arrays(path: Path, cond: Cond) -> Rows:
     """The arrays of an `.npy` or `.npz` file, those that are conditions by their names."""
-    arrays = _guard(path, lambda: members(path))
-    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
-    if name is None:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
-            "Use numpy.savez(path, x=..., label=...)."
-        )
+    arrays, name = _named(path)
     wanted = _conditions(path, cond, [key for key in arrays if key != name])
     read = _guard(path, arrays[name])
     if read.ndim < 2 or read.size == 0:
@@ -105,6 +99,18 @@ def _arrays(path: Path, cond: Cond) -> Rows:
         if len(value) != len(x):
             raise ValueError(f"{path}: {member!r} has {len(value)} rows, and {name!r} has {len(x)}. One for each.")
     return Rows(x, found)
+
+
+def _named(path: Path) -> tuple[dict[str, Callable[[], np.ndarray[Any, Any]]], str]:
+    """The arrays of a file, each to be read by calling it, and which of them are the data."""
+    arrays = _guard(path, lambda: members(path))
+    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
+    if name is None:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
+            "Use numpy.savez(path, x=..., label=...)."
+        )
+    return arrays, name
 
 
 def _conditions(path: Path, cond: Cond, there: list[str]) -> dict[str, str]:
@@ -156,13 +162,7 @@ def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:
     if not path.is_file():
         what = "No data file at" if not path.exists() or path.is_dir() else "No regular file at"
         raise FileNotFoundError(f"{what} {path}. Give the path of a .npy or .npz file.")
-    arrays = _guard(path, lambda: members(path))
-    name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
-    if name is None:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
-            "Use numpy.savez(path, x=..., label=...)."
-        )
+    arrays, name = _named(path)
     x = _as_data(_guard(path, arrays.pop(name)), path)
     label = _pick(arrays, ("label", "labels", "y"), path)
     return x, None if label is None else _as_labels(_guard(path, arrays[label]), len(x), path)
