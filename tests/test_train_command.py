@@ -460,6 +460,7 @@ def test_a_table_that_names_its_columns_or_classes_in_another_order_is_refused(t
     made, data = str(tmp_path / "m"), ["--data", str(tmp_path / "t.csv")]
     assert cli.main([*run, made, *data, "--val", "0"]) == 0
     swapped, one = str(tmp_path / "swapped.csv"), str(tmp_path / "one.csv")
+    begin = ["train", "--cond", "label=kind", "--out", str(tmp_path / "n")]
     ask = ["likelihood", "--checkpoint", made, "--out", str(tmp_path / "l.json"), "--data"]
     for command, message in (
         ([*ask, swapped], "its columns are b, a, but those learnt from are a, b, in this order: bring them into it"),
