@@ -470,7 +470,7 @@ def test_a_table_that_names_its_columns_or_classes_in_another_order_is_refused(t
         ),
         ([*run, str(tmp_path / "n"), *data, "--val", swapped], "swapped.csv: its columns are b, a, but those learnt"),
         (
-            ["train", "--cond", "label=kind", "--out", str(tmp_path / "n"), "--data", swapped, "--from", made],
+            [*begin, "--data", swapped, "--from", made],
             "swapped.csv: its columns are b, a, but",
         ),
     ):
