@@ -132,6 +132,9 @@ def test_a_condition_has_one_row_or_one_for_each_sample_which_sets_their_number(
     np.testing.assert_allclose(rows[0], one[0], atol=1e-5)
     assert np.abs(rows[1:] - one[1:]).max() > 1e-4
     assert "3 rows, for 4 samples" in error_of(capsys, *words, "--cond", "context=rows.npy", "--n", 4)
+    assert "no context is given" not in capsys.readouterr().out
+    assert call(*words) == 0
+    assert "no context is given, --cond context=...: samples are drawn as of an unknown" in capsys.readouterr().out
 
 
 def test_likelihoods_find_the_conditions_of_the_training_in_the_data_and_take_others(here, capsys):

@@ -163,6 +163,9 @@ def sample_file(
     n = rows_of(told, draw.n, DEFAULT)
     labels = None if "label" in told else labels_for(draw.label, n, loaded.classes)
     told = told if labels is None else {**told, "label": labels}
+    for name in ("context", "image"):
+        if loaded.model.built_with().get(name) and name not in told:
+            say(f"no {name} is given, --cond {name}=...: samples are drawn as of an unknown one")
     cond = marked(told)
     sampler = _sampler(loaded, checkpoint / TABLES, draw, say)
     check_seeds(seed, n)
