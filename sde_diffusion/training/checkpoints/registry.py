@@ -84,9 +84,13 @@ def own_classes(known: Iterable[type]) -> Own:
     return known
 
 
-def _by_name(own: Own, base: type) -> dict[str, Any]:
-    """Classes by name, but for those of another base: a net and a process may have one name."""
-    return {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
+def _by_name(own: Own, base: type, shipped: Mapping[str, Any]) -> dict[str, Any]:
+    """Classes by name, of one's own before shipped ones: a net and a process may have one name.
+
+    Those that are clearly of another sort come last, so that the message about one of them can say so.
+    """
+    fitting = {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
+    return {c.__name__: c for c in own} | dict(shipped) | fitting
 
 
 def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tuple[float, float]]:
@@ -103,12 +107,12 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
     Raises:
         ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
     """
-    sde = _build(about["sde"], _SDES | _by_name(own, GaussianSDE), "SDE", GaussianSDE)
+    sde = _build(about["sde"], _by_name(own, GaussianSDE, _SDES), "SDE", GaussianSDE)
     kind = _build_kind(about["kind"], own)
     clock = (
         kind.clock
         if about["clock"] is None
-        else _build(about["clock"], _CLOCKS | _by_name(own, object), "clock", object)
+        else _build(about["clock"], _by_name(own, object, _CLOCKS), "clock", object)
     )
     net = _build_net(about["net"], own, held)
     try:
@@ -127,7 +131,7 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
 
 def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:
     """Builds a parametrisation, and first the one inside of it, where there is one."""
-    known, fields = _KINDS | _by_name(own, Parametrisation), entry.get("fields")
+    known, fields = _by_name(own, Parametrisation, _KINDS), entry.get("fields")
     if isinstance(fields, Mapping) and isinstance(inner := fields.get("mean"), Mapping):
         fields = {**fields, "mean": _build(inner, known, "parametrisation", Parametrisation)}
         entry = {**entry, "fields": fields}
@@ -142,23 +146,23 @@ def build_scaling(entry: object, own: Own) -> Scaling:
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("fields"), Mapping):
         raise ValueError(f"wanted the name and the fields of a scaling, got {reprlib.repr(entry)}")
-    built: Scaling = _build(entry, _SCALINGS | _by_name(own, Scaling), "scaling", Scaling)
+    built: Scaling = _build(entry, _by_name(own, Scaling, _SCALINGS), "scaling", Scaling)
     return built
 
 
 def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
-            net: nn.Module = _build(entry, _NETS | _by_name(own, nn.Module), "net", nn.Module)
+            net: nn.Module = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module)
             wanted = _shapes(net)
     except Exception as error:
-        if str(entry.get("name")) not in _by_name(own, nn.Module) or isinstance(error, _TooMuchError):
+        if str(entry.get("name")) not in _by_name(own, nn.Module, {}) or isinstance(error, _TooMuchError):
             raise
         wanted = None  # a class of one's own need not be one that builds on the meta device
     if wanted is not None:
         _check_fit(wanted, held)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _build(entry, _NETS | _by_name(own, nn.Module), "net", nn.Module)
+        net = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module)
     _check_fit(_shapes(net), held)
     return net
 
@@ -233,6 +237,8 @@ def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: 
             f"the checkpoint names the {what} {reprlib.repr(name)}, which is not known here. Known are "
             f"{', '.join(sorted(known))}; {_advice(name, entry.get('file'), what)}"
         )
+    if isinstance(known[name], type) and not issubclass(known[name], base):
+        raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
     try:
         built = known[name] if fields is None else known[name](**fields)
     except Exception as error:
