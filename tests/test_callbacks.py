@@ -79,6 +79,27 @@ def test_a_file_that_holds_something_else_is_refused_and_left(tmp_path):
     assert path.read_text() == "buy milk\nand bread\n"
 
 
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "nul", "step", "binary"])
+def test_a_damaged_record_is_set_aside_and_its_other_lines_are_gone_on_with(damage, tmp_path):
+    write = JSONL(tmp_path / "metrics.jsonl", replace=damage == "binary")
+    run(write, 0, 10)
+    whole = write.path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "flipped": bytes([whole[3][0] ^ 1]) + whole[3][1:],
+        "truncated": whole[3][:9],
+        "nul": bytes(len(whole[3])),
+        "step": whole[3].replace(b'"step": 3', b'"step": 9'),
+        "binary": b"",
+    }[damage]
+    text = b"\xff" * 99 if damage == "binary" else b"".join([*whole[:3], changed, *whole[4:]])
+    write.path.write_bytes(text)
+    with pytest.warns(UserWarning, match=r"line \d of .* is damaged: the file was set aside as metrics.damaged.jsonl"):
+        write(event("start", 5))
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == text
+    left = {line["step"] for line in lines(write.path)}
+    assert left <= {1, 2, 3, 4, 5} and (damage == "binary" or {1, 5} <= left)  # noqa: PT018 - one claim
+
+
 def test_metrics_have_names_of_their_own(tmp_path):
     write = JSONL(tmp_path / "m")
     with pytest.raises(ValueError, match="a metric cannot be called 'step', which every line has: give it another"):

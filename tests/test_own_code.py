@@ -11,8 +11,8 @@ import pytest
 import torch
 from checkpoints import edit
 
-from sde_diffusion import Network, SDESampler
-from sde_diffusion.training import load_checkpoint, load_class, save_checkpoint
+from sde_diffusion import EDMSDE, Network, SDESampler, predict
+from sde_diffusion.training import load_checkpoint, load_class, save_checkpoint, train
 
 MINE = """
     from dataclasses import dataclass
@@ -68,7 +68,9 @@ def test_a_net_and_a_process_of_a_file_are_saved_and_loaded_by_that_file(mine, t
     first = Network(Net(2, hidden=3), Process(0.7), shape=(2,))
     save_checkpoint(tmp_path / "model", first)
     about = json.loads((tmp_path / "model" / "model.json").read_text())
+    code = about["net"].pop("code")
     assert about["net"] == {"name": "Net", "file": "mine.py", "fields": {"dim": 2, "hidden": 3}}
+    assert code == about["sde"]["code"]
     with pytest.raises(
         ValueError, match=r"names the SDE 'Process', which is not known here.* defined in mine.py: "
     ) as e:
@@ -82,6 +84,28 @@ def test_a_net_and_a_process_of_a_file_are_saved_and_loaded_by_that_file(mine, t
     second = load_checkpoint(tmp_path / "model", known=[load_class(f"{mine}:{name}") for name in ("Net", "Process")])
     a, b = (SDESampler(m.sde, m, steps=3).sample(2, seed=0) for m in (first.eval(), second.model))
     assert torch.equal(a, b)
+
+
+def test_a_file_that_was_changed_since_is_named_on_loading_and_on_going_on(mine, tmp_path, recwarn):
+    def model():
+        torch.manual_seed(0)
+        return Network(load_class(f"{mine}:Net")(2), EDMSDE(), predict.edm, shape=(2,))
+
+    x, out = torch.randn(64, 2), tmp_path / "run"
+    train(model(), x, steps=2, seed=0, out=out)
+    known = [load_class(f"{mine}:Net")]
+    load_checkpoint(out, known=known)
+    train(model(), x, steps=2, out=out, resume=True)
+    assert not [w for w in recwarn if "has been changed" in str(w.message)]
+    mine.write_text(mine.read_text().replace("self.layers(x)", "-self.layers(x)"))
+    load_checkpoint(out, known=known)  # what was imported is as it was
+    assert not [w for w in recwarn if "has been changed" in str(w.message)]
+    for name in [name for name in sys.modules if name.startswith("mine_")]:
+        del sys.modules[name]  # another process
+    with pytest.warns(UserWarning, match=r"mine.py has been changed since .*model.json was saved: the weights fit"):
+        load_checkpoint(out, known=[load_class(f"{mine}:Net")])
+    with pytest.warns(UserWarning, match=r"mine.py has been changed since .*run was saved"):
+        train(model(), x, steps=2, out=out, resume=True)
 
 
 @pytest.mark.parametrize("file", ["../../evil.py", "a b.py", "/tmp/x.py", 3, ["x.py"], "x" * 100 + ".py", "x.sh"])

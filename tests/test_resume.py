@@ -12,13 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import fork, wait
 from torch import nn
 
-from sde_diffusion import EDMSDE, VPSDE, Network, predict
+from sde_diffusion import EDMSDE, VPSDE, Network, Shared, predict
 from sde_diffusion.data import dequantise
+from sde_diffusion.data.source import source_of
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.training import (
     ConstantDecay,
@@ -33,6 +35,8 @@ from sde_diffusion.training import (
     store,
     train,
 )
+from sde_diffusion.training.run import folder, marks
+from sde_diffusion.training.run.feed import Inputs, inputs_of
 from sde_diffusion.training.run.state import unpacked
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
@@ -169,6 +173,67 @@ def test_a_run_in_a_thread_is_kept_without_signals(tmp_path):
     assert len(found[0].losses) == 2
 
 
+def test_a_run_is_saved_early_and_then_ever_more_seldom(tmp_path, monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
+    kept = folder.Folder(Saving(tmp_path))
+    for second in range(1801):
+        now[0] = float(second)
+        if kept.due(second):
+            saved.append(second)
+            kept.save({}, {})
+    assert saved[:5] == [31, 92, 213, 454, 755]
+
+
+def test_a_folder_in_place_of_the_metrics_is_told_before_any_work(tmp_path):
+    begun(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"holds a folder metrics.jsonl, where a file is to go: move it away"):
+        train(small(), X, steps=3, out=tmp_path, resume=True)
+
+
+def test_a_damaged_record_does_not_cost_the_run(tmp_path):
+    train(small(), X, steps=3, seed=0, out=tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(200))
+    with pytest.warns(UserWarning, match="is damaged: the file was set aside as metrics.damaged.jsonl"):
+        assert len(train(small(), X, steps=3, out=tmp_path, resume=True).losses) == 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "file", "given", "large"])
+def test_a_row_that_was_changed_is_noticed_wherever_the_rows_are(kind, tmp_path, monkeypatch):
+    def mark(x: torch.Tensor, k: float = 1.0) -> str:
+        more = torch.arange(500.0)
+        more[123] *= k
+        if kind == "file":
+            np.save(tmp_path / "x.npy", x.numpy())
+            return marks.mark_of(Inputs(source_of(np.load(tmp_path / "x.npy", mmap_mode="r")), None))
+        cond = {"context": more[:, None], "table": Shared(torch.ones(500, 9))} if kind == "given" else {}
+        return marks.mark_of(inputs_of(small(), x, cond))
+
+    x, size = torch.arange(1000.0).reshape(500, 2), 500
+    if kind == "large":
+        monkeypatch.setattr(marks, "MOST", 800)
+        monkeypatch.setattr(marks, "BLOCKS", 10)
+        size = 100  # that are looked at
+    assert mark(x) == mark(x.clone())
+    noticed = 0
+    for i in range(0, 500, 7):
+        changed = x.clone()
+        changed[i, 1] += 1
+        noticed += mark(changed) != mark(x)
+    assert noticed == 72 if size == 500 else 8 <= noticed <= 22
+    assert kind != "given" or mark(x, 2.0) != mark(x)
+
+
+def test_what_is_kept_of_many_validations_does_not_lengthen_the_description(tmp_path):
+    def size(steps: int) -> int:
+        train(small(), X, steps=steps, seed=0, out=tmp_path / str(steps), val=Validation(X[:8], every=1, patience=None))
+        return (tmp_path / str(steps) / "state.json").stat().st_size
+
+    assert abs(size(40) - size(2)) < 100
+
+
 def test_a_callback_that_fails_loses_nothing(tmp_path):
     def fail() -> None:
         raise OSError("the tracker went away")
@@ -216,6 +281,7 @@ def begun(folder: Path, **options: Any) -> None:
         ({"loss": Weighted()}, "loss is Weighted, but .* begun with DenoisingScoreMatching"),
         ({"val": X[:9]}, r"val is 9 rows of \(2,\) .*, but the run in .* was begun with none"),
         ({"data": X[:100]}, r"data is 100 rows of \(2,\) \(\w+\), but .* begun with 200 rows"),
+        ({"data": torch.cat([X[:6], 2 * X[6:7], X[7:]])}, r"data is 200 rows of \(2,\) \(\w+\), but .* with 200 rows"),
         ({"data": -X}, r"data is 200 rows of \(2,\) \(\w+\), but .* begun with 200 rows of \(2,\) \(\w+\)"),
         (
             {"model": small(label_drop=0.2)},

@@ -12,7 +12,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed
@@ -27,6 +28,8 @@ from sde_diffusion.cli import tune as tune_command
 from sde_diffusion.cli._arguments import Parser
 from sde_diffusion.cli._streams import steady
 from sde_diffusion.cli.machine import rank
+from sde_diffusion.training.run.record import TrainingInterrupted
+from sde_diffusion.training.run.signals import name_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process by default.
 
     Returns:
-        0, or 1 where a check did not pass, or 2 after an error, or 130 after an interruption.
+        0, or 1 where a check did not pass, or 2 after an error, or, as shells have it, 128 and the number of the
+        signal that ended it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, which a training outlives to save.
     """
     with steady(), warnings.catch_warnings(), _leaving_no_group():
         warnings.showwarning = _warn
@@ -53,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             _complain("error: out of memory: take a smaller --batch-size or --batch, a smaller model or fewer samples")
             return 2
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             _complain("interrupted")
-            return 130
+            return _status_of(stop)
     return status or 0
 
 
@@ -75,12 +79,22 @@ def _ending_as_interrupted() -> Iterator[None]:
     """A run that is told to end is interrupted, and saves what it has; the process's own answer comes back after it."""
     before = None
     with suppress(ValueError):  # in another thread than the main one, where no signal comes
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _status_of(stop: KeyboardInterrupt) -> int:
+    """The exit status of a process that a signal has ended."""
+    name = stop.signal if isinstance(stop, TrainingInterrupted) else name_in(stop)
+    return 128 + int(getattr(signal, name or "SIGINT"))
 
 
 def _say(line: str) -> None:

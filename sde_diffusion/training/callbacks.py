@@ -10,6 +10,7 @@ Of several processes, the first alone calls them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -17,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_flag
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.training._input import warn
 
+HEAD = b'{"kind"'
+"""How a line of the metrics begins."""
 KINDS = ("start", "step", "validation", "checkpoint", "end")
 
 
@@ -67,22 +71,29 @@ class JSONL:
 
     A line is in the file when the callback returns; numbers that are not finite are `null`. A run from step 0 begins
     the file anew. One that is resumed after step $i$ goes on behind the last line up to there: what an interrupted
-    run had written beyond, half a line among it, is taken away, since those steps come again.
+    run had written beyond, half a line among it, is taken away, since those steps come again. A file with a damaged
+    line is renamed, `metrics.damaged.jsonl`, with a warning, and its other lines are gone on with.
 
     Args:
         path: The file; its folder must be there.
         every: Of the `step` events, those at multiples of it are written; all other kinds are.
+        replace: Whether a file in which no line is one of metrics is set aside too.
 
     Raises:
         TypeError, ValueError: `every` is no positive integer. In use: a file that is there and holds something else,
             or a metric that is called `kind` or `step`.
+
+    Warns:
+        UserWarning: A damaged file, which was set aside.
     """
 
-    def __init__(self, path: str | Path, *, every: int = 1) -> None:
+    def __init__(self, path: str | Path, *, every: int = 1, replace: bool = False) -> None:
         self.path, self.every = Path(path), check_count(every, "every")
+        self.replace = check_flag(replace, "replace")
 
     def __repr__(self) -> str:
-        return f"JSONL({str(self.path)!r}, every={self.every})"
+        more = ", replace=True" if self.replace else ""
+        return f"JSONL({str(self.path)!r}, every={self.every}{more})"
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":
@@ -96,31 +107,69 @@ class JSONL:
                 file.write(line.encode() + b"\n")
 
     def _go_on(self, done: int) -> None:
-        """Takes away the lines beyond a step; of a new run, all of them."""
+        """Takes away the lines beyond a step; of a new run, all of them. A damaged file is set aside."""
         if not self.path.exists():
             self.path.touch()
             return
         with self.path.open("r+b") as file:
-            file.truncate(_end_of(file, done, self.path))
-
-
-def _end_of(file: BinaryIO, done: int, path: Path) -> int:
-    """Where the lines up to a step end, in bytes."""
-    end, beyond = 0, False
-    for i, line in enumerate(file):
-        try:
-            about = json.loads(line)
-            kind, step = about["kind"], about["step"]
-        except (ValueError, KeyError, TypeError):
-            if file.read(1):  # half a line can be the last alone
+            end, bad, sound = _end_of(file, done)
+            if bad is None:
+                file.truncate(end)
+                return
+            number, line = bad
+            if not sound and not self.replace:
                 raise ValueError(
-                    f"{path} holds no metrics of a run, line {i + 1} is {line[:40]!r}: give another file, or remove it"
-                ) from None
-            break
-        beyond = beyond or kind == "end" or step > done or not done
+                    f"{self.path} holds no metrics of a run, line {number} is {line[:40]!r}: give another file, or "
+                    "remove it"
+                )
+            file.seek(0)
+            kept = [line for line in file if _is_kept(*_read(line), done)]
+        aside = _free(self.path)
+        self.path.rename(aside)
+        self.path.write_bytes(b"".join(kept))
+        warn(
+            f"line {number} of {self.path} is damaged: the file was set aside as {aside.name}, and the run goes on "
+            "with its other lines",
+            4,
+        )
+
+
+def _end_of(file: BinaryIO, done: int) -> tuple[int, tuple[int, bytes] | None, int]:
+    """Where the lines up to a step end, in bytes; the first damaged line, and its number; how many are sound."""
+    end, before, beyond, sound = 0, 0, False, 0
+    bad: tuple[int, bytes] | None = None
+    for i, line in enumerate(file, 1):
+        kind, step = _read(line)
+        if kind is None or step < before:
+            cut = line.startswith(HEAD[: len(line)]) and not line.endswith(b"\n")  # by a kill, the last line alone
+            bad = bad or (None if cut else (i, line))
+            continue
+        before, sound = step, sound + 1
+        beyond = beyond or not _is_kept(kind, step, done)
         if not beyond:
             end += len(line)
-    return end
+    return end, bad, sound
+
+
+def _read(line: bytes) -> tuple[str | None, int]:
+    """The kind of the event in a line, and its step; no kind where it is no line that was written here."""
+    try:
+        about = json.loads(line)
+        kind, step = about["kind"], about["step"]
+    except (ValueError, KeyError, TypeError):
+        return None, 0
+    return (kind, step) if isinstance(kind, str) and type(step) is int and line.endswith(b"\n") else (None, 0)
+
+
+def _is_kept(kind: str | None, step: int, done: int) -> bool:
+    """Whether a run that goes on after a step, 0 for a new one, keeps a line."""
+    return kind not in (None, "end") and 0 < step <= done
+
+
+def _free(path: Path) -> Path:
+    """A name beside a file that nothing has yet."""
+    names = (path.with_name(f"{path.stem}.damaged{i or ''}{path.suffix}") for i in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _number(value: float) -> float | int | None:

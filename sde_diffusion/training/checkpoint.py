@@ -31,9 +31,11 @@ from sde_diffusion.training.checkpoints.registry import (
     Own,
     build,
     build_scaling,
+    code_in,
     describe,
     describe_scaling,
     own_classes,
+    warn_of_changed,
 )
 from sde_diffusion.training.checkpoints.tensor_file import safetensors
 from sde_diffusion.training.store import Found, files_of, find, write
@@ -142,6 +144,10 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
         ValueError: A damaged or edited file, an unknown format version or class, tensors that do not fit the net or are
             not finite, or a scaling that is none.
         ImportError: safetensors is not installed.
+
+    Warns:
+        UserWarning: The file of one of these classes has been changed since.
+        DamagedWarning: As above.
     """
     own = own_classes(known)
     safetensors()
@@ -155,6 +161,8 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
     about = _checked(found)
     with torch.device("cpu"):
         model, levels = build(about, own, found.shapes)
+        if code := code_in(about):
+            warn_of_changed(code, model, found.path)
         scaling, conditions = _scalings(about, model.shape, own)
         _fill(cast("nn.Module", model.net), found.tensors())
     return Checkpoint(model, scaling, conditions, about["net"]["fields"].get("classes", 0), levels, about["extra"])

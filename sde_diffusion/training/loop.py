@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,10 +21,12 @@ from torch import nn
 from sde_diffusion._checks import check_callable, check_count, check_flag
 from sde_diffusion.data.source import Source
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.training._input import check_horizon, device_of
 from sde_diffusion.training.callbacks import JSONL, Callback
+from sde_diffusion.training.checkpoints.registry import warn_of_changed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
@@ -130,11 +132,13 @@ def train(
         config = configuration(model, loss, recipe, inputs, held_out, steps=steps, seed=start)
         if before is not None:
             check_same(before[0]["config"], config, folder and folder.path)
+            with _speaking(engine.first):
+                warn_of_changed(before[0].get("code", {}), cast(Network, model), folder and folder.path)
         else:
             with _speaking(engine.first):
                 _look_at(model, inputs, held_out, recipe, steps, feed.streams)
         if folder:
-            callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000)), *callbacks]
+            callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000), replace=True), *callbacks]
         with _ready(model, loss, engine.device):
             task = Task(model, loss, recipe, steps, feed, engine, config)
             run = Run(task, callbacks, folder if engine.first else None, held_out)

@@ -58,7 +58,7 @@ class Plan:
         val: The part of the data that is kept out for validation, `"auto"` for what `data.split` keeps out by default,
             or a file of other data.
         patience: Validations in a row, all clearly worse than the best, that end the run; 0 for none.
-        save_every: Steps between two savings; None for about five minutes.
+        save_every: Steps between two savings; None for half a minute to five minutes.
         keep: States before the last one that stay.
         resume: Whether to go on with the run in `out`.
         overwrite: Whether to begin anew in place of the run in `out`.
@@ -231,7 +231,11 @@ KEEPING = {
     "patience": Option(
         "validations in a row, all clearly worse than the best, that end the run; 0 for none", count(None, 0), "N"
     ),
-    "save_every": Option("steps between two savings; unset, about five minutes", count(), "N"),
+    "save_every": Option(
+        "steps between two savings; unset, half a minute, and longer and longer up to five",
+        count(),
+        "N",
+    ),
     "keep": Option("savings before the last one that stay", count(), "N"),
     "resume": Option("go on with the run in --out", flag=True),
     "overwrite": Option("begin anew in place of the run in --out", flag=True),

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["file_of", "load_class"]
+__all__ = ["code_of", "file_of", "load_class"]
+
+_CODES: weakref.WeakKeyDictionary[type, str | None] = weakref.WeakKeyDictionary()
 
 
 def load_class(name: str) -> type:
@@ -41,6 +45,7 @@ def load_class(name: str) -> type:
     found = getattr(module, inside)
     if not isinstance(found, type):
         raise TypeError(f"{inside} in {file} is a {type(found).__name__}, wanted a class: name it, without making one")
+    code_of(found)  # now: the file may be changed while a run goes on
     return found
 
 
@@ -48,6 +53,22 @@ def file_of(cls: type) -> str | None:
     """The name, without its folder, of the file that a class was defined in; None where there is none."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return Path(file).name if isinstance(file, str) else None
+
+
+def code_of(cls: type) -> str | None:
+    """A digest of the source of the file that a class was defined in, as it was when this was asked first.
+
+    Of a class in a script that is run, it is that of the class alone, since scripts change with every run. None where
+    there is no source.
+    """
+    if cls not in _CODES:
+        try:
+            script = cls.__module__ == "__main__"
+            source = inspect.getsource(cls if script else sys.modules[cls.__module__])
+            _CODES[cls] = hashlib.sha256(source.encode()).hexdigest()[:16]
+        except (OSError, TypeError, KeyError, SyntaxError, ValueError):
+            _CODES[cls] = None
+    return _CODES[cls]
 
 
 def _is_of(value: object, module: ModuleType) -> bool:

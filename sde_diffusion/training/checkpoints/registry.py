@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import reprlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,9 +26,9 @@ from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
-from sde_diffusion.training.checkpoints.own_code import file_of
+from sde_diffusion.training.checkpoints.own_code import code_of, file_of
 
-__all__ = ["build", "build_scaling", "describe", "describe_scaling", "own_classes"]
+__all__ = ["build", "build_scaling", "code_in", "describe", "describe_scaling", "own_classes", "warn_of_changed"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Own = tuple[type, ...]
@@ -64,6 +65,33 @@ def describe(model: Network) -> dict[str, Any]:
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
     }
+
+
+def code_in(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a description says of the code of classes that are not of this library, by what they are."""
+    parts = {what: about.get(what) for what in ("net", "sde", "kind", "clock")}
+    own = {what: part for what, part in parts.items() if isinstance(part, Mapping) and part.get("code") is not None}
+    return {what: {name: part.get(name) for name in ("name", "file", "code")} for what, part in own.items()}
+
+
+def warn_of_changed(before: Mapping[str, Any], model: Network, where: object) -> None:
+    """Warns of classes whose files have other code than when a model was saved.
+
+    Args:
+        before: What `code_in` said then.
+        model: The model as it is now.
+        where: What was saved.
+    """
+    now = {"net": type(model.net), "sde": type(model.sde), "kind": type(model.kind), "clock": type(model.clock)}
+    for what, entry in before.items():
+        cls = now.get(what, object)
+        if cls.__name__ == entry["name"] and code_of(cls) not in (None, entry["code"]):
+            warnings.warn(
+                f"{file_of(cls)} has been changed since {where} was saved: the weights fit its {cls.__name__}, but may "
+                "mean something else in it. Take the file as it was then, or train anew",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def describe_scaling(scaling: Scaling) -> dict[str, Any]:
@@ -207,7 +235,7 @@ def _entry(cls: type, what: str, fields: dict[str, Any] | None) -> dict[str, Any
     name, file = cls.__name__, file_of(cls)
     if _LIBRARY.get(name, cls) is not cls:
         raise TypeError(f"the {what} {name} has the name of another class of this library: rename yours")
-    own = {} if name in _LIBRARY or file is None else {"file": file}
+    own = {} if name in _LIBRARY or file is None else {"file": file, "code": code_of(cls)}
     return {"name": name, **own, "fields": fields}
 
 

@@ -32,8 +32,8 @@ Found = tuple[dict[str, Any], dict[str, Tensor]]
 STATE, MODEL, METRICS = "state", "model", "metrics.jsonl"
 COPIES = 6
 """How often the numbers of a model are in what is saved: weights, moments, an average or two, the checkpoint."""
-MINUTES = 5.0
-"""How often a run is saved where nothing is said."""
+FIRST, MINUTES = 30.0, 5.0
+"""Where nothing is said, a run is saved after so many seconds, then after twice as many, up to so many minutes."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Saving:
 
     Args:
         path: The folder, made if need be.
-        every: Steps between two savings; None for about five minutes. A run is saved at its end too, and when it is
-            interrupted or fails.
+        every: Steps between two savings; None for half a minute, then a minute, and so on up to five. A run is saved at
+            its end too, and when it is interrupted or fails.
         keep: How many of the states and models before the last one stay, to go on from if that is damaged.
         overwrite: Whether a run that is there already is begun anew.
         scaling: The scaling that brought the data to what the model sees, kept with the model.
@@ -78,7 +78,7 @@ class Folder:
 
     def __init__(self, saving: Saving) -> None:
         self.saving, self.path = saving, Path(saving.path)
-        self._last = time.monotonic()
+        self._last, self._pause = time.monotonic(), FIRST
         self._keep = {STATE: saving.keep, MODEL: saving.keep}
 
     @contextmanager
@@ -111,6 +111,8 @@ class Folder:
         there = any((self.path / f"{name}.json").exists() for name in (STATE, MODEL))
         for name in (STATE, MODEL):
             store.check_place(self.path, name)
+        if (self.path / METRICS).is_dir():
+            raise IsADirectoryError(f"{self.path} holds a folder {METRICS}, where a file is to go: move it away")
         if resume and not any(path.suffix == ".json" for path in store.files_of(self.path, STATE)):
             raise FileNotFoundError(f"there is no run to resume in {self.path}: leave resume out to begin one there")
         if not resume:
@@ -125,13 +127,13 @@ class Folder:
         """Whether it is time to save."""
         if self.saving.every is not None:
             return step % self.saving.every == 0
-        return time.monotonic() - self._last > 60 * MINUTES
+        return time.monotonic() - self._last > self._pause
 
     def save(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Saves what a run has to remember."""
         store.write(self.path, STATE, about, tensors, keep=self._keep[STATE])
         self._keep[STATE] = self.saving.keep
-        self._last = time.monotonic()
+        self._last, self._pause = time.monotonic(), min(2 * self._pause, 60 * MINUTES)
 
     def save_model(self, model: Network, extra: Mapping[str, Any]) -> None:
         """Saves the model, as `load_checkpoint` reads it."""

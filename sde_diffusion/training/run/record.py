@@ -60,9 +60,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
         training: The `Training` up to there: averaged model, losses.
+        signal: The name of the signal, `"SIGTERM"` for instance; None where none came to this process.
     """
 
-    def __init__(self, training: Training, steps: int, where: str | None = None) -> None:
+    def __init__(self, training: Training, steps: int, where: str | None = None, *, signal: str | None = None) -> None:
         text = f"after {len(training.losses)} of {steps} steps. "
         if where is not None:
             text += f"All of it is saved in {where}: to go on, call the same train(..., resume=True). "
@@ -71,7 +72,7 @@ class TrainingInterrupted(KeyboardInterrupt):
             + "The averaged model and the losses are in `.training` of this exception; at a prompt, in a notebook: "
             "import sys; run = sys.last_value.training"
         )
-        self.training = training
+        self.training, self.signal = training, signal
 
 
 def mean_loss(losses: list[float]) -> float:

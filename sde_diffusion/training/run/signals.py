@@ -11,6 +11,12 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 """What ends a run: Ctrl-C, `kill`, and a terminal that is closed, where the system has that."""
 
 
+def name_in(error: BaseException) -> str | None:
+    """The name of the signal that an interruption was raised for with its name, `KeyboardInterrupt("SIGTERM")`."""
+    said = str(error)
+    return said if said in [number.name for number in ENDING] else None
+
+
 class Signals:
     """While it is entered, the first SIGINT, SIGTERM or SIGHUP is noted, and what comes after it is as ever.
 

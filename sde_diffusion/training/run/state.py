@@ -7,19 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sde_diffusion.data.source import Source
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.feed import Inputs
+from sde_diffusion.training.run.marks import mark_of
 from sde_diffusion.training.validation import Validation
-
-LOOKED_AT = 16
-"""Inputs of the data by which they are known again."""
 
 
 class Packed:
@@ -100,8 +96,8 @@ def configuration(
         **{f"recipe.{name}": word for name, word in recipe.words().items()},
         "steps": str(steps),
         "seed": str(seed),
-        "data": _data(inputs),
-        "val": "none" if val is None else f"{_data(Inputs(val.source, None))}, {val!r}",
+        "data": mark_of(inputs),
+        "val": "none" if val is None else f"{mark_of(Inputs(val.source, None))}, {val!r}",
     }
 
 
@@ -114,34 +110,6 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object)
                 f"the same {name.removeprefix('recipe.')}, or begin anew from its weights, train(load_checkpoint"
                 f"({str(where)!r}).model, ..., out=another folder)"
             )
-
-
-def _data(inputs: Inputs) -> str:
-    """Data in words: how many rows, their shape, and a digest of some of them."""
-    data = inputs.data
-    if not isinstance(data, Source):
-        return f"a stream of {tuple(data.shape)}"
-    n = len(data)
-    numbers = torch.linspace(0, n - 1, min(n, LOOKED_AT), dtype=torch.float64, device="cpu").long()
-    digests = set()
-    for _ in range(2):  # a dataset may answer at random
-        x, cond = data.rows(numbers)
-        held = hashlib.sha256()
-        _digest({"x": x, **inputs.with_given(numbers, cond)}, held)
-        digests.add(held.hexdigest()[:8])
-    return f"{n:,} rows of {tuple(data.shape)} ({'random' if len(digests) > 1 else digests.pop()})"
-
-
-def _digest(value: Any, held: Any) -> None:
-    if isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            held.update(str(key).encode())
-            _digest(value[key], held)
-    elif isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous()
-        held.update(str(flat.dtype).encode() + flat.flatten().view(torch.uint8).numpy().tobytes())
-    else:
-        held.update(repr(value).encode())
 
 
 def _short(text: bytes) -> str:

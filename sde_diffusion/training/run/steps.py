@@ -17,6 +17,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training._input import warn
 from sde_diffusion.training.callbacks import Callback, Event, StopTraining
+from sde_diffusion.training.checkpoints.registry import code_in, describe
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.bar import bar_of
@@ -26,7 +27,7 @@ from sde_diffusion.training.run.feed import Feed, Part
 from sde_diffusion.training.run.folder import Folder
 from sde_diffusion.training.run.learner import Learner
 from sde_diffusion.training.run.record import Training, TrainingInterrupted, mean_loss
-from sde_diffusion.training.run.signals import Signals
+from sde_diffusion.training.run.signals import Signals, name_in
 from sde_diffusion.training.run.state import Packed, unpacked
 from sde_diffusion.training.run.watch import Watch
 from sde_diffusion.training.validation import Validation
@@ -215,7 +216,7 @@ class Run:
                 self.tell("end")
             done, steps = len(self.losses), self.task.steps
             if isinstance(error, KeyboardInterrupt):
-                raise TrainingInterrupted(self.record(), steps, where) from error
+                raise TrainingInterrupted(self.record(), steps, where, signal=name_in(error)) from error
             if isinstance(error, ProcessLostError):
                 error = ProcessLostError(
                     f"a process of this run was lost after {done} of {steps} steps ({error}). What was saved last is "
@@ -247,6 +248,7 @@ class Run:
         held = Packed()
         about = {
             "config": self.task.config,
+            "code": code_in(describe(cast(Network, self.task.model))),
             "run": held.add(
                 {
                     **self.learner.state(),

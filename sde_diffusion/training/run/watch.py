@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.training.ema import EMA
@@ -77,14 +77,21 @@ class Watch:
     def state(self) -> dict[str, Any]:
         """All that it goes on from."""
         return {
-            "found": [{name: float(value) for name, value in each.items()} for each in self.found],
+            "found": self._numbers(),
             "stopping": self.stopping.state(),
             "best": {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())},
         }
 
+    def _numbers(self) -> dict[str, Tensor]:
+        """What was found, a tensor for each name, `step` first: a description of many validations would be long."""
+        names = self.found[0] if self.found else ()
+        return {n: torch.tensor([each[n] for each in self.found], dtype=torch.float64, device="cpu") for n in names}
+
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what another had found."""
-        self.found = [{**each, "step": int(each["step"])} for each in state["found"]]
+        columns = {name: of.tolist() for name, of in state["found"].items()}
+        rows = zip(*columns.values(), strict=True)
+        self.found = [{**dict(zip(columns, row, strict=True)), "step": int(row[0])} for row in rows]
         self.stopping.load_state(state["stopping"])
         inside = {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())}
         with torch.no_grad():
