@@ -175,7 +175,7 @@ def test_a_run_in_a_thread_is_kept_without_signals(tmp_path):
 
 def test_a_run_is_saved_early_and_then_ever_more_seldom(tmp_path, monkeypatch):
     now, saved = [0.0], []
-    monkeypatch.setattr(folder.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     kept = folder.Folder(Saving(tmp_path))
     for second in range(1801):
         now[0] = float(second)
