@@ -16,6 +16,7 @@ from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWar
 
 if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import data as data
+    from sde_diffusion import guidance as guidance
     from sde_diffusion import likelihood as likelihood
     from sde_diffusion import metrics as metrics
     from sde_diffusion import nets as nets
@@ -37,7 +38,7 @@ __version__ = "0.1.0"
 # Loaded on first use, as an attribute of the package or by `from sde_diffusion import ...`: the name and the module, or
 # the module and what it has under the name.
 _LATER = {
-    **{name: name for name in ("cli", "data", "demo", "likelihood", "metrics", "nets", "plots")},
+    **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
     **{name: name for name in ("testing", "training", "tuning")},
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",

@@ -79,6 +79,11 @@ class Problem:
         return self.model.cost if isinstance(self.model, Denoiser) else 1
 
     @property
+    def price(self) -> int:
+        """What an evaluation takes of a budget: its passes and its products with the Jacobian."""
+        return self.model.cost + self.model.vjps if isinstance(self.model, Denoiser) else 1
+
+    @property
     def data_std(self) -> float:
         """$c$, the standard deviation of the data as far as the model knows it, 1 by default."""
         return self.model.data_std if isinstance(self.model, Denoiser) else 1.0

@@ -27,7 +27,7 @@ from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.sde.base import GaussianSDE, check_process
 from sde_diffusion.sde.level import Level, Scalar
 
-KEPT = ("shape", "cost", "data_std", "kind", "clock", "regular", "per_sample")
+KEPT = ("shape", "cost", "vjps", "data_std", "kind", "clock", "regular", "per_sample")
 """What a `Wrapper` keeps of the model inside, besides its process and its levels."""
 
 
@@ -38,6 +38,8 @@ class Denoiser(nn.Module, ABC):
         sde: The process the model was made for.
         shape: Event shape, without the batch; None if the model works on several.
         cost: Network passes per call (classifier-free guidance: 2).
+        vjps: Products with the Jacobian of the network per call, of a rule that differentiates through it. They are
+            counted apart from the passes; a budget counts both.
         data_std: Standard deviation of the data, if known, else 1; default grids and likelihoods resolve noise of this
             size best.
         careful: Whether `predict` never writes into the state and always answers new tensors. A model that does not say
@@ -53,6 +55,7 @@ class Denoiser(nn.Module, ABC):
     sde: GaussianSDE
     shape: tuple[int, ...] | None = None
     cost: int = 1
+    vjps: int = 0
     data_std: float = 1.0
     careful: bool = False
     clock: Clock | None = None
@@ -167,6 +170,15 @@ class Denoiser(nn.Module, ABC):
         """
         return x0
 
+    def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
+        """The conditions of a call for `n` samples, those that the model knows the shape of marked.
+
+        Args:
+            cond: The conditions by name, as they came.
+            n: Number of samples.
+        """
+        return cond
+
     def check_pure_noise(self) -> None:
         """Raises `ValueError` if the model tells nothing of the data where alpha = 0, at the end of its range."""
 
@@ -258,6 +270,9 @@ class Wrapper(Denoiser):
 
     def admit(self, x0: Tensor) -> Tensor:
         return self.inner.admit(x0)
+
+    def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
+        return self.inner.mark(cond, n)
 
     def check_pure_noise(self) -> None:
         self.inner.check_pure_noise()

@@ -5,9 +5,10 @@ in batches hands each of them its own rows of what is per sample, and who stacks
 repeats those rows; all else reaches the model whole. What is per sample is told, in this order, by
 
 1. a mark of the caller, `PerSample(value)` or `Shared(value)`, the innermost one in a mapping;
-2. the network, in an attribute `per_sample`, the names of its conditions that have rows: all others are shared, and so
+2. a wrapper that knows the shape of a condition of its own, such as a measurement, in its method `mark`;
+3. the network, in an attribute `per_sample`, the names of its conditions that have rows: all others are shared, and so
    is a number, a string or None under such a name, which is one for all;
-3. the shape, if neither says anything: a tensor or array of one dimension, a list and a tuple with as many entries as
+4. the shape, if neither says anything: a tensor or array of one dimension, a list and a tuple with as many entries as
    there are samples are per sample. A tensor or array of two or more dimensions with that many rows may be either, and
    is refused where samples are split or stacked. All else is shared.
 
@@ -92,15 +93,23 @@ class Conditions:
         self.n = n
         self._tree: dict[str, _Leaf | _Tree] = {}
         if given:
-            names = None if declared is None else set(declared)
-            for name, value in merged(given).items():
-                meant = "unsaid" if names is None else "declared" if name in names else "shared"
-                self._tree[name] = self._sorted(value, name, meant)
+            self._sort(merged(given), declared)
 
     @classmethod
     def of(cls, model: object, given: Mapping[str, Any], n: int) -> Conditions:
-        """The conditions of a call, by what its model declares in `per_sample`."""
-        return cls(given, n, getattr(model, "per_sample", None))
+        """The conditions of a call, by what its model declares in `per_sample`, and the marks that it sets itself."""
+        found = cls({}, n)
+        if given:
+            named = merged(given)
+            mark = getattr(model, "mark", None)
+            found._sort(named if mark is None else mark(named, n), getattr(model, "per_sample", None))
+        return found
+
+    def _sort(self, named: Mapping[str, Any], declared: Iterable[str] | None) -> None:
+        names = None if declared is None else set(declared)
+        for name, value in named.items():
+            meant = "unsaid" if names is None else "declared" if name in names else "shared"
+            self._tree[name] = self._sorted(value, name, meant)
 
     def _sorted(self, value: Any, name: str, meant: str) -> _Leaf | _Tree:
         if isinstance(value, PerSample | Shared):

@@ -52,7 +52,7 @@ def default_solver(
     budget: object = nfe  # which may be an integer of numpy; what is none will be refused
     wanted: object = steps
     if isinstance(budget, Integral):
-        evaluations = int(budget) // problem.cost
+        evaluations = int(budget) // problem.price
     elif isinstance(wanted, Integral):
         evaluations = int(wanted) + jump
     else:

@@ -69,7 +69,7 @@ def lay_out(
             )
     else:
         if nfe is not None:
-            steps = _steps_for(nfe, solver, problem.cost, problem.cost if jump else 0)
+            steps = _steps_for(nfe, solver, problem.price, problem.price if jump else 0)
         elif steps is None:
             steps = int(sde.t_max) if grid is grids.integers else solver.facts.default_steps
         times = times_of(grid, sde, check_step_count(steps))
@@ -101,7 +101,7 @@ def _own_times(
     if nfe is not None and facts.evaluations is None:
         raise ValueError(f"{solver!r} makes the evaluations of its own steps, got nfe={nfe}: leave it out")
     if nfe is not None and facts.evaluations is not None:
-        makes = (facts.evaluations * count + jump) * problem.cost
+        makes = (facts.evaluations * count + jump) * problem.price
         if nfe != makes:
             raise ValueError(
                 f"{solver!r} makes {makes} evaluations{' with the final jump' * jump}, got nfe={nfe}: leave it out, or "

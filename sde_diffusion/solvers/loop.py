@@ -42,6 +42,7 @@ class Snapshot(NamedTuple):
         nfe: Network evaluations so far, per sample.
         finished: Mask `(B,)` of the rows that stand at `t`, None if all do: an adaptive solver leaves a row where it is
             when the evaluations that it was given are used up.
+        vjps: Products with the Jacobian of the network so far, per sample, of a model that differentiates through it.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody misses on a snapshot
@@ -49,6 +50,7 @@ class Snapshot(NamedTuple):
     x: Tensor
     nfe: int
     finished: Tensor | None = None
+    vjps: int = 0
 
 
 class Course(NamedTuple):
@@ -118,7 +120,7 @@ def integrate(
     check_state(x, "x")
     grid, levels = times if isinstance(times, Course) else Course.of(eq, solver, times)
     state, source, watch = None, noise or SILENT, Watch(eq, solver, x)
-    yield (now := Snapshot(0, grid[0], x, eq.counter.n))
+    yield (now := Snapshot(0, grid[0], x, eq.counter.n, vjps=eq.counter.vjps))
     for index in range(1, len(grid)):
         x, state = solver.step(eq, now.x, levels[index - 1], levels[index], state, source)
         yield (now := watch.see(index, grid[index], x))
@@ -151,8 +153,8 @@ class Watch:
         if counter.stopped is not None:
             self._left(counter.stopped, t)
         if counter.keep:
-            return Snapshot(index, t, counter.blank(x), counter.n, self.finished)
-        now = Snapshot(index, t, x, counter.n, self.finished)
+            return Snapshot(index, t, counter.blank(x), counter.n, self.finished, counter.vjps)
+        now = Snapshot(index, t, x, counter.n, self.finished, counter.vjps)
         if self.deferred:
             self.kept.append(now._replace(x=x.detach().sum()))
             return now
@@ -183,7 +185,8 @@ class Watch:
         counter = self.counter
         if now.finished is not None:  # rows left on the way are not at the last level: they stay as they are
             x = torch.where(now.finished.reshape(-1, *([1] * (x.ndim - 1))), x, now.x)
-        end = Snapshot(now.index + 1, now.t, counter.blank(x) if counter.keep else x, counter.n, now.finished)
+        x = counter.blank(x) if counter.keep else x
+        end = Snapshot(now.index + 1, now.t, x, counter.n, now.finished, counter.vjps)
         if not counter.keep:
             check_numbers([end], x, 0, counter.first)
         return end

@@ -21,16 +21,17 @@ class Counter:
 
     Attributes:
         n: Network evaluations.
+        vjps: Products with the Jacobian of the network.
         stopped: Rows that were left on the way, and `where`.
         keep: Whether a row that is not finite is lost alone, rather than an error.
         lost: Mask `(B,)` of these; None if there are none.
         first: Number of the first row in the result that the solve is a part of.
     """
 
-    __slots__ = ("first", "keep", "lost", "n", "stopped", "where")
+    __slots__ = ("first", "keep", "lost", "n", "stopped", "vjps", "where")
 
     def __init__(self) -> None:
-        self.n = self.first = 0
+        self.n = self.vjps = self.first = 0
         self.stopped: Tensor | None = None
         self.where: Tensor | None = None
         self.keep = False

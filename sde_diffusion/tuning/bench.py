@@ -52,7 +52,7 @@ class Bench:
             stream = torch.Generator().manual_seed(FAR_SEED + 3 * seed + k)
             z = problem.source(batch if k < 2 else max(FEWEST, batch // 2), stream, Streams, (first, sde.t_min)).prior()
             starts.append(problem.start(z, first))
-        calls = max(budgets) // problem.cost
+        calls = max(budgets) // problem.price
         _check_batch(batch, starts[0][0].numel(), calls)
         ask = Asked(problem, cond, batch, batch, starts[0])
         m = max(LEVELS, 3 * calls)

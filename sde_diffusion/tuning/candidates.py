@@ -98,7 +98,7 @@ class Candidates:
             if x is not None:
                 found.append((Candidate(name, *self.score(x), fitted=False), (sampler.solver, sampler.grid)))
         tick()
-        tables = self._fitted(nfe // self.bench.problem.cost, tick)
+        tables = self._fitted(nfe // self.bench.problem.price, tick)
         found += [(Candidate(table.name, *self.score(table.x), fitted=True), table) for table in tables]
         found.sort(key=lambda pair: pair[0].bound)
         if self.clear:

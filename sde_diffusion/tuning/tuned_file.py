@@ -73,10 +73,10 @@ def read(path: Path, problem: Problem) -> tuple[Report, dict[int, SolverTable]]:
         raise ValueError(f"{path} holds no sound tables: {said}; {KIND.again}") from error
     model = cast("Denoiser", problem.model)
     for nfe, table in tables.items():
-        if table.nfe * problem.cost > nfe:
+        if table.nfe * problem.price > nfe:
             raise ValueError(
                 f"{path} is of another model: its table for {nfe} evaluations asks {table.nfe} times, and each call of "
-                f"this model takes {problem.cost}; tune this one"
+                f"this model takes {problem.price}; tune this one"
             )
         if table.made_for is None:
             raise ValueError(f"{path} holds a table that does not say what it was made for; {KIND.again}")

@@ -92,7 +92,7 @@ def tune(
         The family of tables: Shaul et al., Bespoke Non-Stationary Solvers, 2024; Frankel et al., S4S, 2025.
     """
     problem = _problem(sde, model)
-    budgets = _budgets(nfe, problem.cost)
+    budgets = _budgets(nfe, problem.price)
     if objective not in ("ode", "energy"):
         raise ValueError(f"objective must be 'ode' or 'energy', got {objective!r}")
     for name, flag in (("components", components), ("refine", refine), ("progress", progress)):

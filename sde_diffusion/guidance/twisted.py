@@ -1,0 +1,130 @@
+r"""A model weighed by a likelihood: what it answers is shifted towards states that the likelihood favours.
+
+The law of the data becomes $\pi(x_0) \propto p(x_0)\,\ell(x_0)$: a posterior, or a law tilted by a reward. Its exact
+score at time $t$ is that of the model and $\nabla_{x_t}\log \mathrm E[\ell(x_0) \mid x_t]$. A rule puts a twist
+$\psi_t(x_t)$ in the place of that expectation, and shifts the prediction of the data by
+
+$$ \Delta = \frac{\sigma^2}{\alpha}\,\nabla_{x_t}\log\psi_t(x_t), \quad
+   \mathrm{data}' = \mathrm{data} + \Delta, \quad \mathrm{noise}' = \mathrm{noise} - \frac{\alpha}{\sigma}\,\Delta $$
+
+Where $\alpha = 0$ the shift is infinity times nothing. It is finite in the limit, so that from a noise level of
+`FROZEN` on it is taken there, at the same state in units of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser.base import Denoiser, Wrapper
+from sde_diffusion.denoiser.prediction import Prediction, held
+from sde_diffusion.sde.level import Level
+
+FROZEN = 1000.0
+"""Noise level, in units of the std of the data, from which on the shift is taken at that level."""
+
+
+class Look(NamedTuple):
+    r"""What is known of one state.
+
+    Attributes:
+        prior: The prediction of the model inside.
+        shift: $\Delta$, what the data prediction is shifted by, shape `(B, *)`.
+        log_twist: $\log\psi_t(x_t)$ in nats, shape `(B,)`.
+    """
+
+    prior: Prediction
+    shift: Tensor
+    log_twist: Tensor
+
+
+class Twisted(Wrapper):
+    r"""A denoiser of $\pi(x_0) \propto p(x_0)\,\ell(x_0)$, by a twist. A subclass writes `weigh` and `log_likelihood`.
+
+    It is a model like any other, for every solver; its error is that of the twist, whatever the steps. A
+    `ParticleSampler` corrects it to the exact law.
+
+    Args:
+        inner: The model of $p$.
+    """
+
+    careful = True
+    trained_inside = True
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.kind = None  # what is answered is no longer what the network answers
+        self._top: Level | None = None
+
+    @abstractmethod
+    def weigh(self, x: Tensor, at: Level, **cond: Any) -> Look:
+        """The model's prediction at one state, the shift and the twist, at a level where alpha is not 0."""
+
+    @abstractmethod
+    def log_likelihood(self, x0: Tensor, **cond: Any) -> Tensor:
+        r"""$\log\ell(x_0)$ of data, in nats, shape `(B,)`."""
+
+    def look(self, x: Tensor, at: Level, **cond: Any) -> Look:
+        """The model's prediction at one state, the shift and the twist, at any level."""
+        return self.weigh(*self._seen(x, at), **cond)
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        seen, level = self._seen(x, at)
+        look = self.weigh(seen, level, **cond)
+        prior, shift = look.prior, look.shift
+        if level is at:
+            return Prediction(lambda: prior.data + shift, lambda: prior.noise - at.alpha / at.sigma * shift)
+        data = prior.data + shift
+        return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
+
+    def _seen(self, x: Tensor, at: Level) -> tuple[Tensor, Level]:
+        """The state and the level that the shift is taken at: those of `FROZEN` where there is more noise than that."""
+        most = FROZEN * self.data_std
+        if isinstance(at.alpha, Tensor):
+            beyond = at.alpha * most < at.sigma
+            if not bool(beyond.any()):
+                return x, at
+            times = torch.where(beyond, self._frozen().t, at.t)
+            level = self.sde.level(times.reshape(-1), x, check=False)
+            return x * (level.sigma / at.sigma), level
+        if at.alpha * most >= at.sigma:
+            return x, at
+        level = self._frozen()
+        return x * (level.sigma / at.sigma), level
+
+    def _frozen(self) -> Level:
+        if self._top is None:
+            lam = torch.tensor([-math.log(FROZEN * self.data_std)], dtype=torch.float64, device="cpu")
+            self._top = self.levels(self.sde.time_of(lam).tolist())[0]
+        return self._top
+
+
+def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tuple[Tensor, Prediction]:
+    """A model asked so that its answer can be differentiated in the state, under gradients that are off, too.
+
+    Args:
+        inner: The model.
+        x: State, shape `(B, *)`.
+        at: Its level.
+        cond: Conditions.
+
+    Returns:
+        The state to differentiate in, and the prediction; both are part of the caller's graph where gradients are on.
+
+    Raises:
+        TypeError: No graph leads from the answer to the state.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = x if keep and x.requires_grad else x.detach().requires_grad_()
+        prior = held(inner.predict(z if inner.careful else z.clone(), at, **cond), z)
+        if not prior.data.requires_grad:
+            raise TypeError(
+                f"no graph leads from what {type(inner).__name__} answers to its state, so that it cannot be "
+                "differentiated: leave out torch.no_grad, .detach() and torch.inference_mode in it"
+            )
+    return z, prior
