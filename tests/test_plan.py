@@ -108,10 +108,14 @@ BAD_FILES = [
     ("[training]\nsteps = 5", "unknown key 'training'"),
     ("steps = ", "is no TOML: "),
     ("steps = 0", "steps: must be at least 1, got 0"),
-    ("steps = 1.5", "steps: wanted a whole number, got '1.5'"),
-    ("steps = [1]", "steps: wanted one value, got [1]"),
-    ("lr = {a = 1}", "lr: wanted one value, got {'a': 1}"),
-    ("lr = 'x'", "lr: wanted a number, got 'x'"),
+    ("steps = 1.5", "steps: wanted a whole number, got 1.5, a number with a point"),
+    ("steps = [1]", "steps: wanted a whole number, got [1], a list"),
+    ("lr = {a = 1}", "lr: wanted a number, got {'a': 1}, a table"),
+    ("lr = 'x'", "lr: wanted a number, got 'x', a string"),
+    ("lr = 2026-01-01", "lr: wanted a number, got datetime.date(2026, 1, 1), a date or time"),
+    ("cond = ['a', 1]", "cond: wanted a string, or a list of them, got 1, a whole number"),
+    ("val = true", "val: wanted a number or a string, got True, a truth value"),
+    ("sde-args = 3", "sde-args: wanted a table, or a string 'NAME=VALUE, ...', got 3, a whole number"),
     ("kind = 'x'", "kind: wanted one of noise, data, score, velocity, v, edm, got 'x'"),
     ("resume = 1", "resume: wanted true or false, got 1"),
     ("width = 8\nhidden = 8", "'hidden' is given twice, under two of its names"),
@@ -127,6 +131,22 @@ def test_a_file_that_does_not_fit_is_refused_by_the_name_of_the_key(text, messag
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_config(tmp_path / "c.toml")
+
+
+SAMPLES = {"'8'": str, "true": bool, "8": int, "8.5": float, "[8]": list, "{a = 8}": dict, "[[8]]": list}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_every_option_of_a_file_takes_its_own_types_alone(key, tmp_path):
+    example = getattr(FULL, key)
+    own: set[type] = {str} if isinstance(example, Path | tuple) else {type(example)}
+    own |= {int, float} if key in ("lr", "val") else {str} if isinstance(example, dict) else set()
+    name = names_of(key)[0]
+    for text, kind in SAMPLES.items():
+        (tmp_path / "c.toml").write_text(f"{name} = {text}")
+        if kind not in own:
+            with pytest.raises(ValueError, match=rf"c.toml: {name}: wanted .*, got "):
+                read_config(tmp_path / "c.toml")
 
 
 def test_a_file_that_is_not_there_is_told_from_data(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.cli.plan import toml
-from sde_diffusion.cli.plan.options import ARGUMENTS, GROUPS, OPTIONS, Option, Plan, names_of
+from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Plan, names_of, types_of
 
 NAME = "config.toml"
 """What the configuration is called in the folder of a run."""
@@ -19,6 +19,15 @@ OF_THE_CALL = ("resume", "overwrite")
 FREE = (*OF_THE_CALL, "out", "device", "threads", "save_every", "keep", "log_with", "previews")
 """Fields that may change when a run goes on: they have no part in what is learnt."""
 UNSET: tuple[Any, ...] = (None, (), {})
+KINDS: dict[type, str] = {
+    str: "a string",
+    bool: "a truth value",
+    int: "a whole number",
+    float: "a number with a point",
+    list: "a list",
+    dict: "a table",
+}
+"""What an error calls the types of TOML."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -73,7 +82,7 @@ def read_config(file: Path) -> dict[str, Any]:
         if known[name] in found:
             raise ValueError(f"{file}: {name!r} is given twice, under two of its names")
         try:
-            found[known[name]] = _value(value, OPTIONS[known[name]])
+            found[known[name]] = _value(value, known[name])
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"{file}: {name}: {error}") from None
     return found
@@ -107,21 +116,22 @@ def own_file(name: str | None) -> bool:
     return name is not None and ".py:" in name
 
 
-def _value(value: Any, option: Option) -> Any:
-    """What a value of a file is to `Plan`; the words in it are read as flags are."""
-    if option.flag:
-        if not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"wanted true or false, got {value!r}")
-        return value
-    if option.metavar == ARGUMENTS and isinstance(value, dict):
-        return value
-    if isinstance(value, dict) or (isinstance(value, list) and not option.many):
-        raise argparse.ArgumentTypeError(f"wanted one value, got {value!r}")
+def _value(value: Any, key: str) -> Any:
+    """What a value of a file is to `Plan`: of the types that its field takes; the words in it are read as flags are."""
+    if OPTIONS[key].many:
+        return tuple(_one(part, key) for part in (value if isinstance(value, list) else [value]))
+    return _one(value, key)
+
+
+def _one(value: Any, key: str) -> Any:
+    option, (wanted, types) = OPTIONS[key], types_of(key)
+    if option.choices is not None:
+        wanted = f"one of {', '.join(option.choices)}"
+    if type(value) not in types:  # exactly: true is no number, and 5.0 is not whole
+        raise argparse.ArgumentTypeError(f"wanted {wanted}, got {value!r}, {KINDS.get(type(value), 'a date or time')}")
     if option.choices is not None and value not in option.choices:
-        raise argparse.ArgumentTypeError(f"wanted one of {', '.join(option.choices)}, got {value!r}")
-    if option.many:
-        return tuple(option.read(str(part)) for part in (value if isinstance(value, list) else [value]))
-    return option.read(str(value))
+        raise argparse.ArgumentTypeError(f"wanted {wanted}, got {value!r}")
+    return value if isinstance(value, bool | dict) else option.read(str(value))
 
 
 def _nearest(name: str, known: Mapping[str, str]) -> str:

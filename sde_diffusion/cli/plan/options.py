@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sde_diffusion.cli._arguments import LARGEST_BATCH, MOST_STEPS, MOST_THREADS, count, path
 from sde_diffusion.cli.plan import toml
@@ -265,3 +265,25 @@ OPTIONS: Mapping[str, Option] = MappingProxyType({k: o for group in GROUPS.value
 def names_of(key: str) -> tuple[str, ...]:
     """What a field of `Plan` is called outside: `batch-size`."""
     return OPTIONS[key].names or (key.replace("_", "-"),)
+
+
+def types_of(key: str) -> tuple[str, tuple[type, ...]]:
+    """What a field of `Plan` may be in a file, in words, and of which types of TOML: those of its annotation."""
+    hint = get_type_hints(Plan)[key]
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(each) or each for each in hints]
+    found = dict(_TOML[kind] for kind in kinds if kind is not NoneType)
+    return " or ".join(found) + ", or a list of them" * OPTIONS[key].many, tuple(t for of in found.values() for t in of)
+
+
+_TOML: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a string", (str,)),
+    Path: ("a string", (str,)),
+    Literal: ("a string", (str,)),
+    tuple: ("a string", (str,)),
+    Mapping: ("a table, or a string 'NAME=VALUE, ...'", (dict, str)),
+}
+"""The types of TOML that an annotation takes; a whole number is a number, and true is none."""

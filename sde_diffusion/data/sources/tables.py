@@ -5,7 +5,9 @@ pandas reads them, and pyarrow what is `.parquet`: `pip install 'sde-diffusion[t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def read_table(path: Path) -> Any:
 
     Raises:
         ImportError: pandas or pyarrow is not installed.
-        ValueError: A file that is no such table, or one whose first row is numbers, where names are wanted.
+        ValueError: A file that is no such table, one in which a name comes twice, or one whose first row is numbers,
+            where names are wanted.
     """
     try:
         import pandas as pd
@@ -36,17 +39,21 @@ def read_table(path: Path) -> Any:
             f"{path.name} is a table, which needs pandas and pyarrow: pip install 'sde-diffusion[tables]'"
         ) from error
     read = pd.read_parquet if path.suffix.lower() == ".parquet" else pd.read_csv
+    first: list[str] = []
     try:
-        frame = read(path)
+        first = _first_row(path)
+        frame = pd.DataFrame(columns=first) if len({*first}) < len(first) else read(path)
     except OSError:
         if path.suffix.lower() != ".parquet":
             raise
         raise ValueError(f"{path} cannot be read as a table: it is no .parquet file") from None
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a table: {str(error).strip().splitlines()[-1]}") from error
+    _check_once(first, str(path))
     names = [str(name) for name in frame.columns]
     if path.suffix.lower() != ".parquet":
         _check_fields(path, frame, names)
+        frame.attrs["csv"] = str(path)
     if names and all(map(is_number, names)):
         raise ValueError(
             f"the first row of {path} is numbers, {', '.join(names[:4])}, and is taken for the names of the columns: "
@@ -71,10 +78,15 @@ def table(frame: Any, cond: Cond = None, columns: Sequence[str] | None = None, n
         name: What an error calls it.
 
     Raises:
-        TypeError: A column that holds no numbers.
+        TypeError: A column that holds no numbers, or a cell that is none, by row and column.
         ValueError: A column that is not there, or comes twice; a value that is missing or infinite, by row and column.
+
+    Warns:
+        UserWarning: Columns of True and False among whole numbers, which become 1 and 0.
     """
     names = [str(column) for column in frame.columns]
+    _check_once(names, name)
+    frame = frame.set_axis(names, axis=1)
     wanted = _wanted(cond, names, name)
     used = [column for group in wanted.values() for column in group]
     data = [column for column in names if column not in used] if columns is None else list(columns)
@@ -90,11 +102,20 @@ def table(frame: Any, cond: Cond = None, columns: Sequence[str] | None = None, n
             "file with to_csv(path, index=False), or name the columns that are data"
         )
     x = _numbers(frame, data, name, missing=False)
+    truths = [column for column in data if frame[column].dtype.kind == "b"]
+    if truths and not x.is_floating_point():
+        more = f" (and {len(truths) - 1} more)" if len(truths) > 1 else ""
+        warnings.warn(
+            f"column {truths[0]!r}{more} of {name} holds True and False, which are the whole numbers 1 and 0 here, and "
+            "have no density but in bins of width one, data.Dequantised: give it as a condition, such as label=",
+            UserWarning,
+            stacklevel=2,
+        )
     found: dict[str, Tensor] = {}
     about: dict[str, Any] = {"columns": data}
     for group, members in wanted.items():
         if group == "label":
-            found[group], about["labels"] = _classes(frame[members[0]], members[0], name)
+            found[group], about["labels"] = _classes(frame, members[0], name)
         else:
             found[group] = _numbers(frame, members, name, missing=True)
             about[group] = members
@@ -131,7 +152,7 @@ def _check_there(column: str, names: list[str], name: str) -> None:
 
 def _numbers(frame: Any, columns: list[str], name: str, *, missing: bool) -> Tensor:
     """Columns of numbers `(N, D)`, float64, or int64 if all of them are whole; NaN where a value may be missing."""
-    arrays = [_column(frame[column], column, name) for column in columns]
+    arrays = [_column(frame, column, name) for column in columns]
     for column, array in zip(columns, arrays, strict=True):
         wrong = np.isinf(array) if missing else ~np.isfinite(array)
         if wrong.any():
@@ -139,31 +160,90 @@ def _numbers(frame: Any, columns: list[str], name: str, *, missing: bool) -> Ten
             what = "an infinite value" if np.isinf(array[rows[0]]) else "no value"
             more = f" and in {len(rows) - 1} more" if len(rows) > 1 else ""
             raise ValueError(
-                f"column {column!r} of {name} has {what} in row {rows[0]}{more}: remove or fill in those rows"
-                + ("" if missing else ", or make it a condition, where values may be missing")
+                f"column {column!r} of {name} has {what} in {_place(frame, int(rows[0]))}{more}: remove or fill in those "
+                "rows" + ("" if missing else ", or make it a condition, where values may be missing")
             )
     whole = all(array.dtype.kind in "iu" for array in arrays)
     return torch.from_numpy(np.stack(arrays, 1).astype(np.int64 if whole else np.float64))
 
 
-def _column(series: Any, column: str, name: str) -> np.ndarray[Any, np.dtype[Any]]:
-    kind = str(series.dtype)
+def _column(frame: Any, column: str, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+    series = frame[column]
+    if series.dtype == object and series.map(lambda cell: isinstance(cell, bool) or cell != cell).all():
+        series = series.astype(np.float64)  # True, False, and nothing
     if series.dtype.kind not in "biuf":
-        advice = "number them, or make it the condition 'label'"
-        if series.dtype.kind in "mM":
-            advice = "turn dates into a number, days since the first for instance"
-        raise TypeError(f"column {column!r} of {name} holds {kind}, such as {series.iloc[0]!r}, no numbers: {advice}")
+        raise TypeError(f"column {column!r} of {name} {_no_numbers(frame, series)}")
     if series.dtype.kind == "f" or series.isna().any():
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     return np.asarray(series.to_numpy(dtype=np.int64))
 
 
-def _classes(series: Any, column: str, name: str) -> tuple[Tensor, list[str] | None]:
+def _no_numbers(frame: Any, series: Any) -> str:
+    """What a column holds that is no number: the first such cell where others are numbers."""
+    import pandas as pd
+
+    if series.dtype.kind in "mM":
+        return (
+            f"holds {series.dtype}, such as {series.iloc[0]!r}, no numbers: turn dates into a number, days since the "
+            "first for instance"
+        )
+    there = series.notna().to_numpy()
+    bad = np.flatnonzero(there & pd.to_numeric(series, errors="coerce").isna().to_numpy())
+    if not len(bad):
+        return "holds whole numbers beyond 64 bits: write them with a point, or take an offset from them"
+    cell = series.iloc[int(bad[0])]
+    if len(bad) == there.sum():
+        return f"holds {series.dtype}, such as {cell!r}, no numbers: number them, or make it the condition 'label'"
+    more = f" and {len(bad) - 1} more such cells" if len(bad) > 1 else ""
+    return (
+        f"holds {cell!r} in {_place(frame, int(bad[0]))}{more}, where a number is wanted: correct or remove those rows"
+    )
+
+
+def _place(frame: Any, row: int) -> str:
+    """A row by its number from 0, and by the line of the file that it came from."""
+    path = frame.attrs.get("csv")
+    lines = [line for line, _ in _records(Path(path))] if path and Path(path).is_file() else []
+    return f"row {row}" + (f", line {lines[row + 1]} of the file" if row + 1 < len(lines) else "")
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a `.csv`, empty ones left out as pandas does, each with the line that it begins in, from 1."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader, line = csv.reader(file), 1
+        for fields in reader:
+            if fields and not (len(fields) == 1 and fields[0].isspace()):
+                yield line, fields
+            line = reader.line_num + 1
+
+
+def _first_row(path: Path) -> list[str]:
+    """The names of the columns as the file has them; those that are empty left out."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        found = list(pq.read_schema(path).names)
+    else:
+        found = next((fields for _, fields in _records(path)), [])
+    return [name for name in found if name]
+
+
+def _check_once(names: Sequence[str], what: str) -> None:
+    """Refuses names of columns that come twice."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{what} has {names.count(twice[0])} columns named {', '.join(map(repr, twice[:4]))}: give each a name of "
+            "its own, or leave one out"
+        )
+
+
+def _classes(frame: Any, column: str, name: str) -> tuple[Tensor, list[str] | None]:
     """Class numbers, and the words that they stand for, if they were words."""
+    series = frame[column]
     if (missing := series.isna()).any():
         raise ValueError(
-            f"column {column!r} of {name} has no value in row {int(missing.to_numpy().argmax())}: each row needs a "
-            "class, remove those without"
+            f"column {column!r} of {name} has no value in {_place(frame, int(missing.to_numpy().argmax()))}: each row "
+            "needs a class, remove those without"
         )
     values = series.to_numpy()
     if series.dtype.kind in "biu":
