@@ -159,9 +159,10 @@ def _numbers(frame: Any, columns: list[str], name: str, *, missing: bool) -> Ten
             rows = np.flatnonzero(wrong)
             what = "an infinite value" if np.isinf(array[rows[0]]) else "no value"
             more = f" and in {len(rows) - 1} more" if len(rows) > 1 else ""
+            place = _place(frame, int(rows[0]))
             raise ValueError(
-                f"column {column!r} of {name} has {what} in {_place(frame, int(rows[0]))}{more}: remove or fill in those "
-                "rows" + ("" if missing else ", or make it a condition, where values may be missing")
+                f"column {column!r} of {name} has {what} in {place}{more}: remove or fill in those rows"
+                + ("" if missing else ", or make it a condition, where values may be missing")
             )
     whole = all(array.dtype.kind in "iu" for array in arrays)
     return torch.from_numpy(np.stack(arrays, 1).astype(np.int64 if whole else np.float64))
