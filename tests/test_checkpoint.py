@@ -339,7 +339,9 @@ def test_a_process_that_is_no_dataclass_is_saved_by_its_config(tmp_path):
 
 def test_a_class_of_the_wrong_sort_is_refused(saved):
     edit(saved, sde={"name": "Line", "fields": {"dim": 2}})
-    with pytest.raises(ValueError, match="the checkpoint names Line as its SDE, which it is not"):
+    with pytest.raises(
+        ValueError, match=r"names the SDE 'Line', which is not known here \(the Line that was given is none\)"
+    ):
         load_checkpoint(saved, known=[Line])
 
 

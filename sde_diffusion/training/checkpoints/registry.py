@@ -113,12 +113,8 @@ def own_classes(known: Iterable[type]) -> Own:
 
 
 def _by_name(own: Own, base: type, shipped: Mapping[str, Any]) -> dict[str, Any]:
-    """Classes by name, of one's own before shipped ones: a net and a process may have one name.
-
-    Those that are clearly of another sort come last, so that the message about one of them can say so.
-    """
-    fitting = {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
-    return {c.__name__: c for c in own} | dict(shipped) | fitting
+    """Classes by name, but for those of another base, as a net and a process may have one name."""
+    return dict(shipped) | {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
 
 
 def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tuple[float, float]]:
@@ -135,12 +131,12 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
     Raises:
         ValueError: A name that is not known, fields that do not fit it, or tensors that do not fit the net.
     """
-    sde = _build(about["sde"], _by_name(own, GaussianSDE, _SDES), "SDE", GaussianSDE)
+    sde = _build(about["sde"], _by_name(own, GaussianSDE, _SDES), "SDE", GaussianSDE, own)
     kind = _build_kind(about["kind"], own)
     clock = (
         kind.clock
         if about["clock"] is None
-        else _build(about["clock"], _by_name(own, object, _CLOCKS), "clock", object)
+        else _build(about["clock"], _by_name(own, object, _CLOCKS), "clock", object, own)
     )
     net = _build_net(about["net"], own, held)
     try:
@@ -161,9 +157,9 @@ def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:
     """Builds a parametrisation, and first the one inside of it, where there is one."""
     known, fields = _by_name(own, Parametrisation, _KINDS), entry.get("fields")
     if isinstance(fields, Mapping) and isinstance(inner := fields.get("mean"), Mapping):
-        fields = {**fields, "mean": _build(inner, known, "parametrisation", Parametrisation)}
+        fields = {**fields, "mean": _build(inner, known, "parametrisation", Parametrisation, own)}
         entry = {**entry, "fields": fields}
-    return _build(entry, known, "parametrisation", Parametrisation)
+    return _build(entry, known, "parametrisation", Parametrisation, own)
 
 
 def build_scaling(entry: object, own: Own) -> Scaling:
@@ -174,14 +170,14 @@ def build_scaling(entry: object, own: Own) -> Scaling:
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("fields"), Mapping):
         raise ValueError(f"wanted the name and the fields of a scaling, got {reprlib.repr(entry)}")
-    built: Scaling = _build(entry, _by_name(own, Scaling, _SCALINGS), "scaling", Scaling)
+    built: Scaling = _build(entry, _by_name(own, Scaling, _SCALINGS), "scaling", Scaling, own)
     return built
 
 
 def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
-            net: nn.Module = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module)
+            net: nn.Module = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
             wanted = _shapes(net)
     except Exception as error:
         if str(entry.get("name")) not in _by_name(own, nn.Module, {}) or isinstance(error, _TooMuchError):
@@ -190,7 +186,7 @@ def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     if wanted is not None:
         _check_fit(wanted, held)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module)
+        net = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
     _check_fit(_shapes(net), held)
     return net
 
@@ -257,16 +253,15 @@ def _named(thing: object, what: str) -> dict[str, Any]:
     )
 
 
-def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: type) -> Any:
+def _build(entry: Mapping[str, Any], known: Mapping[str, Any], what: str, base: type, own: Own) -> Any:
     """Builds the object that an entry of a description names, and looks that it is a `base`."""
     name, fields = str(entry.get("name")), entry.get("fields")
     if name not in known:
+        other = f" (the {name} that was given is none)" if any(c.__name__ == name for c in own) else ""
         raise ValueError(
-            f"the checkpoint names the {what} {reprlib.repr(name)}, which is not known here. Known are "
+            f"the checkpoint names the {what} {reprlib.repr(name)}, which is not known here{other}. Known are "
             f"{', '.join(sorted(known))}; {_advice(name, entry.get('file'), what)}"
         )
-    if isinstance(known[name], type) and not issubclass(known[name], base):
-        raise ValueError(f"the checkpoint names {name} as its {what}, which it is not")
     try:
         built = known[name] if fields is None else known[name](**fields)
     except Exception as error:
