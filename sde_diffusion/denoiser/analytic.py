@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import check_count, check_finite, check_state, is_real
 from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.prediction import Prediction
@@ -148,6 +149,41 @@ class GaussianMixture(Denoiser):
             z = torch.einsum("bij,bj->bi", self.basis[k], z)
         return (self.means[k] + z).reshape(n, *(self.shape or ()))
 
+    def posterior(self, a: Tensor, y: Tensor, noise: float | Tensor) -> GaussianMixture:
+        r"""The exact denoiser of the data given a linear measurement, $y = A x_0 + s\,\varepsilon$: a mixture again.
+
+        $$ S_k = AC_kA^\top + s^2, \quad G_k = C_kA^\top S_k^{-1}, \quad \mu_k' = \mu_k + G_k(y - A\mu_k), \quad
+           C_k' = C_k - G_kS_kG_k^\top, \quad w_k' \propto w_k\,\mathcal N(y;\, A\mu_k, S_k) $$
+
+        Noise 0 gives a conditional: of some coordinates given others where `a` has rows of the identity. A component
+        whose weight is no number of the dtype is left out.
+
+        Args:
+            a: $A$, shape `(m, D)` over the flattened event.
+            y: The measurement, shape `(m,)`.
+            noise: $s \ge 0$, a float or one for each measured number, shape `(m,)`.
+
+        Raises:
+            TypeError: No tensors.
+            ValueError: Shapes that do not fit, noise that is negative or not finite, or a measurement that a component
+                makes without any spread: its noise must be positive.
+        """
+        at, wide = _measured(self, a, y, noise), torch.float64
+        weights = torch.softmax(at.log_p, dim=0)
+        kept = weights > torch.finfo(self.means.dtype).tiny
+        gain = torch.cholesky_solve(at.cross.mT, at.root).mT
+        means = self.means.to("cpu", wide) + (gain @ at.gap[..., None])[..., 0]
+        spread: Tensor | float = 0.0
+        if bool(self.spread.any()):
+            shrunk = gain @ at.root
+            spread = (at.covariances - shrunk @ shrunk.mT)[kept]
+        means = means[kept].reshape(-1, *(self.shape or ()))
+        return GaussianMixture(self.sde, weights[kept], means, spread).to(self.means)
+
+    def log_evidence(self, a: Tensor, y: Tensor, noise: float | Tensor) -> float:
+        r"""$\log p(y)$ of a linear measurement, in nats; arguments and refusals are those of `posterior`."""
+        return float(torch.logsumexp(_measured(self, a, y, noise).log_p, dim=0))
+
 
 class Gaussian(GaussianMixture):
     r"""The exact denoiser for data from $\mathcal N(\mu, C)$, whose probability flow has a closed form.
@@ -195,6 +231,64 @@ class Empirical(GaussianMixture):
         r = torch.softmax(scores, dim=1)
         mean = r @ self.means
         return Prediction(lambda: mean.reshape(x.shape), lambda: ((flat - alpha * mean) / sigma).reshape(x.shape))
+
+
+class _Measured(NamedTuple):
+    """A linear measurement of a mixture, by component, in float64 on the CPU.
+
+    Attributes:
+        log_p: Log-weight and log-density of the measurement, `(K,)`.
+        gap: The measurement less its mean, `(K, m)`.
+        cross: Covariance of the data with it, `(K, D, m)`.
+        root: Cholesky factor of its covariance, `(K, m, m)`.
+        covariances: Those of the data, `(K, D, D)`; of a data set, none.
+    """
+
+    log_p: Tensor
+    gap: Tensor
+    cross: Tensor
+    root: Tensor
+    covariances: Tensor
+
+
+def _measured(model: GaussianMixture, a: Tensor, y: Tensor, noise: float | Tensor) -> _Measured:
+    k, d = model.means.shape
+    for name, value, wanted in (("a", a, f"(m, {d})"), ("y", y, "(m,)")):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor of shape {wanted}, got {type(value).__name__}")
+    if a.ndim != 2 or a.shape[1] != d or y.shape != a.shape[:1] or not len(a):
+        raise ValueError(
+            f"a measurement takes a of shape (m, {d}), over the flattened event, and y of shape (m,), got "
+            f"{tuple(a.shape)} and {tuple(y.shape)}"
+        )
+    if not (isinstance(noise, Tensor) or is_real(noise)):
+        raise TypeError(f"noise must be a number, or a tensor of one for each measured number, got {noise!r}")
+    wide: dict[str, Any] = dict(device="cpu", dtype=torch.float64)
+    a, y, std = check_finite(a, "a").to(**wide), check_finite(y, "y").to(**wide), torch.as_tensor(noise, **wide)
+    if std.shape not in ((), y.shape) or not bool(((std >= 0) & std.isfinite()).all()):
+        raise ValueError(f"noise must be finite and at least 0, a number or one for each of {len(y)}, got {noise!r}")
+    means, spread = model.means.to(**wide), model.spread.to(**wide)
+    covariances = torch.zeros(k, 0, 0, **wide)
+    if not bool(spread.any()):
+        cross = torch.zeros(k, d, len(y), **wide)
+    elif model.basis is None:
+        covariances = torch.diag_embed(spread)
+        cross = spread[..., None] * a.T
+    else:
+        basis = model.basis.to(**wide)
+        covariances = (basis * spread[:, None]) @ basis.mT
+        cross = covariances @ a.T
+    root, failed = torch.linalg.cholesky_ex(a @ cross + torch.diag(std.expand(len(y)).square()))
+    if bool(failed.any()):
+        raise ValueError(
+            "a component makes this measurement without any spread in some direction, so that it has no density: "
+            "give noise above 0, or leave out rows of a that follow from others"
+        )
+    gap = y - means @ a.T
+    white = torch.linalg.solve_triangular(root, gap[..., None], upper=False)[..., 0]
+    log_root = root.diagonal(dim1=1, dim2=2).log()
+    log_p = model.log_weights.to(**wide) - 0.5 * (white.square() + math.log(2 * math.pi)).sum(1) - log_root.sum(1)
+    return _Measured(log_p, gap, cross, root, covariances)
 
 
 def _column(value: Scalar) -> Scalar:
