@@ -397,11 +397,19 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path)
     def run() -> None:
         train(small(64), X, steps=steps, seed=5, out=Saving(tmp_path, every=1), resume=saved > 0)
 
+    def written() -> int:
+        state = tmp_path / "state.json"
+        return state.stat().st_mtime_ns if state.exists() else 0
+
+    last = 0
     while saved < steps:
-        child = fork(run, tmp_path / "error.txt")
-        time.sleep(draw.uniform(0.05, 0.5))
+        child, began = fork(run, tmp_path / "error.txt"), time.monotonic()
+        while draw.random() < 0.99 and time.monotonic() < began + 10 and written() == last:
+            time.sleep(0.001)  # until a save, however slow the machine, or some time before it
+        time.sleep(draw.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         kills += wait(child) == -signal.SIGKILL
+        last = written()
         assert not (tmp_path / "error.txt").exists(), (tmp_path / "error.txt").read_text()
         if (tmp_path / "state.json").exists():
             about, tensors = store.read(tmp_path, "state")
