@@ -286,6 +286,17 @@ def test_marks_are_taken_off_and_one_row_is_spread_at_every_door():
         assert Conditions(marked, 10).whole["c"].stride() == (0, 1)  # a view, no copies
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [None, 2])
+def test_one_context_alone_is_one_for_all_whatever_the_number_of_samples(n, size):
+    torch.manual_seed(0)
+    model = Network(MLP(2, hidden=8, layers=1, context=3), EDMSDE(), predict.edm, shape=(2,))
+    sampler, c = SDESampler(EDMSDE(), model, steps=2), torch.tensor([0.5, -1.0, 2.0])
+    whole = sampler.sample(n, seed=0, batch_size=size, context=c.expand(n, 3).clone())
+    for one in (c, c.numpy(), c.tolist(), Shared(c), c[None]):
+        assert torch.allclose(sampler.sample(n, seed=0, batch_size=size, context=one), whole, atol=1e-5)
+
+
 def test_rows_that_cannot_be_meant_are_refused_before_the_network_is_asked():
     net = Hears(("label",))
     sampler = SDESampler(VP, Network(net, VP, predict.data, shape=(2,)), steps=2)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sde_diffusion import SDESampler, predict
 from sde_diffusion.cli import main as cli
+from sde_diffusion.cli._words import in_words
 from sde_diffusion.nets import DiT, UNet
 from sde_diffusion.training import load_checkpoint, load_class
 
@@ -259,7 +260,10 @@ def test_another_training_begins_from_a_checkpoint_with_its_scaling(here, capsys
     words = ("--out", "fine", "--from", "m", "--lr", "1e-9")
     capsys.readouterr()
     assert call(*TRAIN, *words) == 0
-    assert "column 0 of the data has mean" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--data t.csv: column a of the data has mean" in said
+    assert "is it in other units? Bring it to those" in said
+    assert said.count("has mean") == 1
     old, new = load_checkpoint("m"), load_checkpoint("fine")
     assert new.scaling.config == old.scaling.config
     assert new.conditions["context"].config == old.conditions["context"].config
@@ -267,6 +271,53 @@ def test_another_training_begins_from_a_checkpoint_with_its_scaling(here, capsys
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
     for option, value in (("--sde", "vp"), ("--kind", "v"), ("--width", 9), ("--net", "mlp"), ("--scale", "none")):
         assert f"leave {option} out" in error_of(capsys, *TRAIN, "--out", "other", "--from", "m", option, value)
+
+
+def test_data_that_do_not_fit_the_model_begun_from_are_told_by_their_names(here, capsys):
+    assert (
+        call("train", "--data", "t.csv", "--cond", "dose,age", "--out", "m", "--steps", 1, *SMALL) == 2
+    )  # kind is words
+    frame = pd.read_csv("t.csv").drop(columns="kind")
+    frame.to_csv("t.csv", index=False)
+    assert call("train", "--data", "t.csv", "--cond", "dose,age", "--out", "m", "--steps", 1, *SMALL) == 0
+    frame.rename(columns={"a": "mass"}).to_csv("other.csv", index=False)
+    np.save("wide.npy", RANDOM.normal(size=(80, 3)))
+    np.savez("narrow.npz", x=RANDOM.normal(size=(80, 2)), context=RANDOM.normal(size=(80, 1)))
+    np.save("plain.npy", RANDOM.normal(size=(80, 2)))
+    for words, message in (
+        (
+            ("other.csv", "--cond", "dose,age"),
+            "learnt from are a, b: missing: a; not learnt: mass, leave out or",
+        ),
+        (("t.csv", "--cond", "dose"), "a condition then, and none now: name it again, --cond dose,age"),
+        (("wide.npy",), "has samples of shape (3,), but the model in --from m is one of (2,), a, b: give data of that"),
+        (
+            ("narrow.npz", "--cond", "context"),
+            "comes with context of 1, but the model in --from m was trained with",
+        ),
+        (("plain.npy",), "comes with no context, but the model in --from m was trained with context of 2 (dose, age)"),
+    ):
+        assert message in error_of(capsys, "train", "--data", *words, "--out", "n", "--steps", 1, "--from", "m")
+    np.save("one.npy", np.array([1000.0, 0.0]))
+    sample = ("sample", "--checkpoint", "m", "--steps", 2, "--num", 3, "--out")
+    assert call(*sample, "x.npy", "--cond", "context=one.npy") == 0
+    assert call(*sample, "y.npy", "--cond", "context=1000,0") == 0
+    assert np.array_equal(np.load("x.npy"), np.load("y.npy"))
+
+
+def test_advice_in_python_is_said_in_the_words_of_the_command_line():
+    for said, words in (
+        ("keep some out, and give them as val, which tells when", "keep some out, --val 0.1, which tells when"),
+        ("Give it as a condition, such as label=, or with fresh bins, x", "Give it as a condition, --cond"),
+        ("and 1: standardise it, (x - 5) / 3, or give predict.EDM(data_std=3.0)", "and 1: leave --scale none out"),
+        ("came: give context=, or build the net without it", "came: name it, --cond context=..., or take a network"),
+        ("m holds a run already: go on with it, resume=True; or give another", "m holds a run already: --resume goes"),
+        (
+            "its weights, train(load_checkpoint('m').model, ..., out=another folder)",
+            "weights, --from m and another",
+        ),
+    ):
+        assert words in in_words(said)
 
 
 @pytest.mark.slow
@@ -373,7 +424,7 @@ REFUSED = [
     (("--accumulate", 3), "--batch-size 128 does not split into --accumulate 3 equal parts"),
     (("--device", "cuda:7"), "--device cuda:7: this machine has "),
     (("--device", "tpu"), "wanted auto, cpu, cuda, cuda:1 or mps, got 'tpu'"),
-    (("--precision", "fp16", "--device", "cpu"), "precision='fp16' needs a GPU"),
+    (("--precision", "fp16", "--device", "cpu"), "--precision fp16 needs a GPU"),
     (("--log-with", "paper"), "no tracker is called 'paper': there are "),
     (("--cond", "weight"), "t.csv has no column 'weight': its columns are a, b, dose, age, kind"),
     (("--cond", "mass=dose"), "MLP takes the conditions label, context and image, and not 'mass': name it so, --cond"),

@@ -42,7 +42,7 @@ def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[st
     """The conditions that words name, as the model knows them: `(rows, *)`, one row for all or one for each sample.
 
     Args:
-        words: `NAME=1.5,2`, one row, or `NAME=FILE`, an array `(rows, *)` or a table.
+        words: `NAME=1.5,2`, one row, or `NAME=FILE`, an array `(rows, *)`, a table, or one context alone, `(d,)`.
         loaded: The checkpoint of the model.
 
     Raises:
@@ -57,7 +57,7 @@ def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[st
         if name in found:
             raise ValueError(f"--cond {name} is given twice: one row for each sample goes into a file, {name}=FILE.npy")
         _check_taken(name, loaded)
-        found[name] = scaled(name, _values(name, text), loaded)
+        found[name] = scaled(name, _with_rows(name, _values(name, text), loaded), loaded)
     return found
 
 
@@ -115,6 +115,14 @@ def _values(name: str, text: str) -> Tensor:
             raise ValueError(f"--cond label={text[:60]!r}: wanted one class, or a file with one for each sample")
         return torch.tensor([int(numbers[0])])
     return torch.tensor([numbers], dtype=torch.float64)
+
+
+def _with_rows(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
+    """Numbers of a file without rows as the one row that they are, or as rows of one number."""
+    wanted = loaded.model.built_with().get(ARGUMENT.get(name, ""))
+    if name != "context" or value.ndim != 1:
+        return value
+    return value[:, None] if wanted == 1 else value[None]
 
 
 def _check_taken(name: str, loaded: Checkpoint) -> None:

@@ -22,7 +22,8 @@ from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
 from sde_diffusion.cli.conditions import given_conditions, is_value, marked, rows_of, scaled
 from sde_diffusion.cli.limits import check_batch, check_seeds
 from sde_diffusion.cli.machine import rank
-from sde_diffusion.cli.plan.inputs import check_names, dequantised, open_source, parted
+from sde_diffusion.cli.plan.inputs import dequantised, open_source, parted
+from sde_diffusion.cli.plan.start import check_names
 from sde_diffusion.data.files import TABLES
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.denoiser.modules import home

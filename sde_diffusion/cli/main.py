@@ -27,6 +27,7 @@ from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli import tune as tune_command
 from sde_diffusion.cli._arguments import Parser
 from sde_diffusion.cli._streams import steady
+from sde_diffusion.cli._words import in_words
 from sde_diffusion.cli.machine import rank
 from sde_diffusion.training.run.record import TrainingInterrupted
 from sde_diffusion.training.run.signals import name_in
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with _ending_as_interrupted():
                 status: int | None = args.run(args, _say)
         except (ValueError, TypeError, ImportError, OSError, SolverError) as error:
-            _complain("error: " + " ".join(str(error).split()))
+            _complain("error: " + in_words(str(error)))
             return 2
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
@@ -109,7 +110,7 @@ def _complain(line: str) -> None:
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     if rank() == 0:
-        _complain("warning: " + " ".join(str(message).split()))
+        _complain("warning: " + in_words(str(message)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,7 +42,7 @@ def add_parser(group: Any) -> None:
         "Train a model on your own data.",
         shared=False,
         epilog="examples:\n  sde-diffusion train --data faces.npz --out model --steps 5000 --threads 8\n"
-        "  sde-diffusion train --data simulations.csv --cond theta1,theta2 --out model\n"
+        "  sde-diffusion train --data simulations.csv --cond x1,x2 --out posterior  # the other columns, given these\n"
         "  sde-diffusion train model/config.toml --resume\n"
         "  torchrun --nproc-per-node 2 -m sde_diffusion.cli train config.toml",
     )
@@ -111,6 +111,8 @@ def train_file(plan: Plan, *, say: Say) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the run could not be saved")  # it is said below, and where it is instead
+            if start is not None:  # which were said in the units of the data
+                warnings.filterwarnings("ignore", "(column|channel) .* of (the data|condition .*) (has mean|is const)")
             done = train(
                 model,
                 inputs.rows,

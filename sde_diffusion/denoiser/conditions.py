@@ -7,7 +7,8 @@ repeats those rows; all else reaches the model whole. What is per sample is told
 1. a mark of the caller, `PerSample(value)` or `Shared(value)`, the innermost one in a mapping;
 2. a wrapper that knows the shape of a condition of its own, such as a measurement, in its method `mark`;
 3. the network, in an attribute `per_sample`, the names of its conditions that have rows: all others are shared, and so
-   is a number, a string or None under such a name, which is one for all;
+   is a number, a string or None under such a name, which is one for all, and a `context` or an `image` of the shape of
+   one row, if the network has a `config` that tells it, `{"context": 3}`;
 4. the shape, if neither says anything: a tensor or array of one dimension, a list and a tuple with as many entries as
    there are samples are per sample. A tensor or array of two or more dimensions with that many rows may be either, and
    is refused where samples are split or stacked. All else is shared.
@@ -93,7 +94,7 @@ class Conditions:
         self.n = n
         self._tree: dict[str, _Leaf | _Tree] = {}
         if given:
-            self._sort(merged(given), declared)
+            self._sort(merged(given), declared, {})
 
     @classmethod
     def of(cls, model: object, given: Mapping[str, Any], n: int) -> Conditions:
@@ -102,13 +103,19 @@ class Conditions:
         if given:
             named = merged(given)
             mark = getattr(model, "mark", None)
-            found._sort(named if mark is None else mark(named, n), getattr(model, "per_sample", None))
+            rows = _row_shapes(model)
+            found._sort(named if mark is None else mark(named, n), getattr(model, "per_sample", None), rows)
         return found
 
-    def _sort(self, named: Mapping[str, Any], declared: Iterable[str] | None) -> None:
+    def _sort(
+        self, named: Mapping[str, Any], declared: Iterable[str] | None, rows: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Sorts conditions; of those declared, what has the shape of one row is one for all."""
         names = None if declared is None else set(declared)
         for name, value in named.items():
             meant = "unsaid" if names is None else "declared" if name in names else "shared"
+            if meant == "declared" and name in rows and _shape(value) == rows[name]:
+                value = value[None] if isinstance(value, Tensor | np.ndarray) else [value]  # noqa: PLW2901
             self._tree[name] = self._sorted(value, name, meant)
 
     def _sorted(self, value: Any, name: str, meant: str) -> _Leaf | _Tree:
@@ -254,6 +261,26 @@ def merged(given: Mapping[str, Any]) -> dict[str, Any]:
             f"lambda x, t, other: net(x, t, {own[0]}=other)"
         )
     return found
+
+
+def _row_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of one context and of one image, where a model was built for them and says so."""
+    built: Mapping[str, Any] = model.built_with() if hasattr(model, "built_with") else {}
+    context, image, shape = built.get("context"), built.get("image"), getattr(model, "shape", None)
+    found: dict[str, tuple[int, ...]] = {}
+    if isinstance(context, int) and context:
+        found["context"] = (context,)
+    if isinstance(image, int) and image and shape:
+        found["image"] = (image, *shape[1:])
+    return found
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor, an array, or a list of numbers."""
+    if isinstance(value, Tensor | np.ndarray):
+        return tuple(value.shape)
+    flat = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    return (len(value),) if flat else None
 
 
 def _rows(value: Any) -> int | None:

@@ -291,11 +291,20 @@ def _unexpected(name: str, argument: str) -> ValueError:
     )
 
 
+def _tensor(value: object) -> Tensor:
+    """An array or a list as a tensor; of an array that is one row for all, the view of one row that it is."""
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        spread = value.ndim > 0 and len(value) > 0 and value.strides[0] == 0
+        found = torch.as_tensor(np.array(value[:1] if spread else value), device="cpu")
+        return found.expand(value.shape) if spread else found
+    return torch.as_tensor(value, device="cpu")
+
+
 def _numbers(value: Numbers, name: str, weight: Tensor) -> Tensor:
     """Numbers as a tensor in the dtype and on the device of a weight."""
     if not isinstance(value, Tensor):
         try:
-            value = torch.as_tensor(value, device="cpu")
+            value = _tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{name} must hold numbers, in a tensor or an array, got {type(value).__name__}") from None
     if value.is_complex() or value.dtype == torch.bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sde_diffusion.cli.limits import classes_of
 from sde_diffusion.cli.plan.design import Facts
 from sde_diffusion.cli.plan.options import Plan
+from sde_diffusion.cli.plan.start import check_names, check_start
 from sde_diffusion.data._npy import members
 from sde_diffusion.data.dequantised import Dequantised
 from sde_diffusion.data.files import open_data
@@ -73,10 +74,10 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         TypeError, ValueError: Data or conditions that cannot be trained on.
     """
     source = open_source(data, plan.cond, plan.size)
-    if start is not None:
-        check_names(source.about, start.extra, f"--data {data}")
-    rows, held_out = _parted(plan, source)
     labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
+    if start is not None:
+        check_start(source, row.cond, start, data, plan.start or Path())
+    rows, held_out = _parted(plan, source)
     whole = not row.x.is_floating_point()
     if start is None:
         scaling = _scaling(plan.scale, rows)
@@ -103,25 +104,6 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         facts,
         {"data_range": _range(source), "cond": _words(plan.cond), "whole": whole, **source.about},
     )
-
-
-def check_names(names: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
-    """Raises `ValueError` where data name their columns, or their classes, otherwise than those that a model learns.
-
-    Args:
-        names: `about` of the source of the data.
-        known: That of the data learnt from, or the `extra` of a checkpoint; what one of them does not name is let be.
-        what: What an error calls the data.
-    """
-    for key, now in names.items():
-        before = known.get(key)
-        if before and now and list(now) != list(before):
-            kind = {"columns": "columns", "labels": "classes"}.get(key, f"columns of {key}")
-            raise ValueError(
-                f"{what}: its {kind} are {', '.join(map(str, now))}, but those learnt from are "
-                f"{', '.join(map(str, before))}, in this order: "
-                + ("give each class by its number in it" if key == "labels" else "bring them into it")
-            )
 
 
 def open_source(path: Path, cond: Sequence[str] = (), size: int | None = None) -> Source:
