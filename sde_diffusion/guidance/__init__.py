@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from sde_diffusion.guidance.posterior.measurement import Matrix, Measurement, Nonlinear, Operator
+from sde_diffusion.guidance.posterior.posterior import Posterior
+from sde_diffusion.guidance.posterior.rules import DPS, JacobianFree, Moments, PseudoInverse, Rule
 from sde_diffusion.guidance.product import Product
 from sde_diffusion.guidance.twisted import Look, Twisted
 
-__all__ = ["Look", "Product", "Twisted"]
+__all__ = [
+    "DPS",
+    "JacobianFree",
+    "Look",
+    "Matrix",
+    "Measurement",
+    "Moments",
+    "Nonlinear",
+    "Operator",
+    "Posterior",
+    "Product",
+    "PseudoInverse",
+    "Rule",
+    "Twisted",
+]

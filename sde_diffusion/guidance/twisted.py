@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,10 +51,16 @@ class Twisted(Wrapper):
 
     Args:
         inner: The model of $p$.
+
+    Attributes:
+        silent: Whether the likelihood says nothing: the model inside is asked, and nothing else.
+        twistless: Why the rule has no twist, so that `look` is refused; None where it has one.
     """
 
     careful = True
     trained_inside = True
+    silent: bool = False
+    twistless: str | None = None
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
@@ -68,11 +75,26 @@ class Twisted(Wrapper):
     def log_likelihood(self, x0: Tensor, **cond: Any) -> Tensor:
         r"""$\log\ell(x_0)$ of data, in nats, shape `(B,)`."""
 
+    def handed(self, cond: Mapping[str, Any]) -> dict[str, Any]:
+        """The conditions of the model inside; by default all."""
+        return dict(cond)
+
     def look(self, x: Tensor, at: Level, **cond: Any) -> Look:
-        """The model's prediction at one state, the shift and the twist, at any level."""
+        """The model's prediction at one state, the shift and the twist, at any level.
+
+        Raises:
+            TypeError: A rule that has no twist.
+        """
+        if self.twistless:
+            raise TypeError(self.twistless)
+        if self.silent:
+            prior = held(self.inner.predict(x, at, **self.handed(cond)), x)
+            return Look(prior, torch.zeros_like(x), torch.zeros_like(x.reshape(len(x), -1)[:, 0]))
         return self.weigh(*self._seen(x, at), **cond)
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        if self.silent:
+            return self.inner.predict(x, at, **self.handed(cond))
         seen, level = self._seen(x, at)
         look = self.weigh(seen, level, **cond)
         prior, shift = look.prior, look.shift
@@ -128,3 +150,14 @@ def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tup
                 "differentiated: leave out torch.no_grad, .detach() and torch.inference_mode in it"
             )
     return z, prior
+
+
+def without_graph(prior: Prediction) -> Prediction:
+    """The same prediction, without the graph that `graph_of` made, unless gradients are on."""
+    if torch.is_grad_enabled():
+        return prior
+
+    def noise() -> Tensor:
+        return prior.noise.detach()
+
+    return Prediction(prior.data.detach, noise, mix=prior.mix)

@@ -1,0 +1,352 @@
+r"""The rules: what stands for $p(y \mid x_t) = \int p(y \mid x_0)\,p(x_0 \mid x_t)\,dx_0$, which is not known.
+
+All but `DPS` put a Gaussian round the denoised mean $m = \mathrm E[x_0 \mid x_t]$, of covariance $V$, in the place of
+$p(x_0 \mid x_t)$:
+
+$$ \psi = \mathcal N(y;\, A m,\, S), \quad S = A V A^T + \sigma_y^2, \quad \Delta = V A^T S^{-1}(y - A m) $$
+
+They differ in $V$. That of the model itself is $\frac{\sigma^2}{\alpha}J$ with its Jacobian $J = \partial m/\partial
+x_t$ (Tweedie). A non-linear measurement is replaced by its derivative at $m$, and its residual is $y - A(m)$.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_callable, check_count, check_positive, is_real
+from sde_diffusion._tensors import rows
+from sde_diffusion.denoiser.prediction import Prediction
+from sde_diffusion.guidance.posterior.algebra import gaussian, krylov, products, wide
+from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
+from sde_diffusion.sde.level import Level, Scalar
+
+DENSE = 256
+"""The most numbers in a measurement that `Moments` forms a matrix for: a product with the Jacobian for each."""
+EIGEN = 1024
+"""The most for which the matrix of a measurement is taken apart once, for `PseudoInverse` and `JacobianFree`."""
+STEPS = 64
+"""Steps of conjugate gradients above that, which ask no network."""
+
+
+@dataclass(frozen=True)
+class View:
+    r"""One state, as a rule sees it, all in units of the noise of the measurement.
+
+    Args:
+        z: The state, shape `(B, *)`, which the prediction has a graph to if the rule wants one.
+        prior: The prediction there.
+        at: The level.
+        data_std: Standard deviation of the data, as far as the model knows it.
+        likelihood: The measurement and its noise.
+        r: Residual $(y - A(m))/\sigma_y$, shape `(B, d)`.
+        spectrum: What `spectrum` found, if the rule wants it.
+    """
+
+    z: Tensor
+    prior: Prediction
+    at: Level
+    data_std: float
+    likelihood: GaussianLikelihood
+    r: Tensor
+    spectrum: Spectrum | None
+
+    @property
+    def mean(self) -> Tensor:
+        """$m$, shape `(B, *)`."""
+        return self.prior.data
+
+    @property
+    def gain(self) -> Scalar:
+        r"""$\sigma^2/\alpha$: a float, or shape `(B, 1)`."""
+        return _column(self.at.sigma * self.at.sigma / self.at.alpha)
+
+    def pulled(self, v: Tensor) -> Tensor:
+        r"""$\frac{\sigma^2}{\alpha}J^Tv$ for several $v$: `(k, B, D)` -> same."""
+        found = products(self.mean, self.z, v.reshape(len(v), *self.mean.shape))
+        return found.flatten(2) * self.gain
+
+    def back(self, u: Tensor) -> Tensor:
+        r"""$A^Tu$: `(B, d)` -> `(B, D)`."""
+        return rows(self.likelihood.back(u, self.mean))
+
+    def ahead(self, v: Tensor) -> Tensor:
+        r"""$A\,v$: `(B, D)` -> `(B, d)`."""
+        return self.likelihood.ahead(v.reshape(self.mean.shape), self.mean)
+
+    def spread(self, r2: float | Callable[[Any], Any] | None) -> Scalar:
+        r"""$r^2$, by default $c^2\sigma^2/(\alpha^2c^2 + \sigma^2)$: a float, or shape `(B, 1)`."""
+        if callable(r2):
+            return _column(r2(self.at.ratio))
+        if r2 is not None:
+            return float(r2)
+        c2, s2 = self.data_std**2, self.at.sigma**2
+        return _column(c2 * s2 / (self.at.alpha**2 * c2 + s2))
+
+
+class Spectrum(NamedTuple):
+    r"""$A A^T = Q\Lambda Q^T$ in units of the noise.
+
+    Attributes:
+        values: $\Lambda$, shape `(d,)`.
+        vectors: $Q$, shape `(d, d)`; None for the identity.
+    """
+
+    values: Tensor
+    vectors: Tensor | None
+
+
+def spectrum(likelihood: GaussianLikelihood, like: Tensor) -> Spectrum | None:
+    """What a linear measurement is made of; None for one that is not linear, or too large to take apart."""
+    if not likelihood.measurement.linear:
+        return None
+    std = likelihood.std.to(like.device)
+    diagonal = likelihood.measurement.diagonal(like.new_zeros(likelihood.shape))
+    if diagonal is not None:
+        return Spectrum(wide(diagonal.reshape(-1)) / wide(std).square(), None)
+    if likelihood.size > EIGEN:
+        return None
+    a = wide(likelihood.rows(like)[0])
+    return Spectrum(*torch.linalg.eigh(a @ a.mT))
+
+
+class Rule(ABC):
+    """What is put in the place of the unknown expectation. Subclasses are frozen dataclasses.
+
+    Attributes:
+        graph: Whether it differentiates the model.
+        isotropic: Whether it needs the `Spectrum` of the measurement.
+    """
+
+    graph: bool = True
+    isotropic: bool = False
+
+    @abstractmethod
+    def products(self, d: int) -> int:
+        """Products with the Jacobian per evaluation, for `d` numbers measured."""
+
+    @abstractmethod
+    def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
+        r"""The shift $\Delta$, `(B, D)`, and the twist $\log\psi$ in units of the noise, `(B,)`, if it has one."""
+
+    def twistless(self, likelihood: GaussianLikelihood) -> str | None:
+        """Why there is no twist; None where there is one."""
+        return None
+
+    def too_large(self, likelihood: GaussianLikelihood) -> str | None:
+        """Why the rule cannot take a measurement; None where it can."""
+        return None
+
+
+@dataclass(frozen=True)
+class Moments(Rule):
+    r"""The covariance of the model itself, by Tweedie's formula: moment matching.
+
+    $$ V = \tfrac{\sigma^2}{\alpha}\,J, \quad S = A V A^T + \sigma_y^2 $$
+
+    Exact at every level where the data are Gaussian, and the closest of the rules elsewhere. $AVA^T$ is made symmetric,
+    and negative eigenvalues, which only the error of a model can have, are set to 0.
+
+    Costs one evaluation and as many products with the Jacobian as numbers are measured, in one batch; or `iterations`
+    of them, in conjugate gradients, which leave no determinant and so no twist. As many iterations as numbers are
+    measured give the same shift; one alone is about twice as far from the posterior.
+
+    Args:
+        iterations: Conjugate gradients; None for the whole matrix, of at most 256 numbers measured.
+
+    References:
+        Rozet et al., Learning Diffusion Priors from Observations by Expectation Maximization, 2024; Boys et al.,
+        Tweedie Moment Projected Diffusions for Inverse Problems, 2023.
+    """
+
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None:
+            check_count(self.iterations, "iterations")
+
+    def products(self, d: int) -> int:
+        return d if self.iterations is None else min(self.iterations, d)
+
+    def twistless(self, likelihood: GaussianLikelihood) -> str | None:
+        if self.iterations is None:
+            return None
+        return (
+            f"{self!r} knows no determinant, and so no twist: take Moments() without iterations, of at most {DENSE} "
+            "numbers measured, or PseudoInverse()"
+        )
+
+    def too_large(self, likelihood: GaussianLikelihood) -> str | None:
+        if self.iterations is not None or likelihood.size <= DENSE:
+            return None
+        return (
+            f"Moments() takes a product with the Jacobian for each number measured, and these are {likelihood.size}, "
+            f"more than {DENSE}: take Moments(iterations=10), or PseudoInverse(), which needs one"
+        )
+
+    def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
+        if self.iterations is not None:
+
+            def product(q: Tensor) -> tuple[Tensor, Tensor]:
+                g = view.pulled(view.back(q)[None])[0]
+                return g, view.ahead(g)
+
+            return krylov(product, view.r, min(self.iterations, view.likelihood.size))[1], None
+        a = view.likelihood.rows(view.mean)
+        g = view.pulled(a.transpose(0, 1).expand(-1, len(view.r), -1)).transpose(0, 1)
+        u, log_p = gaussian(wide(g) @ wide(a).mT, view.r)
+        return torch.einsum("bd,bdi->bi", u.to(g), g), log_p
+
+
+@dataclass(frozen=True)
+class PseudoInverse(Rule):
+    r"""One variance for all directions: pseudo-inverse guidance.
+
+    $$ V = r^2 I \;\text{ in }\; S, \quad \Delta = \tfrac{\sigma^2}{\alpha}J^TA^TS^{-1}(y - A m), \quad
+       r^2 = \frac{c^2\sigma^2}{\alpha^2c^2 + \sigma^2} $$
+
+    One evaluation and one product with the Jacobian. Exact for data from $\mathcal N(\mu, c^2I)$.
+
+    Args:
+        r2: $r^2$ as a function of the noise level $\sigma/\alpha$, or a number; None for the above, with the $c$ that
+            the model knows, `data_std`.
+
+    References:
+        Song et al., Pseudoinverse-Guided Diffusion Models for Inverse Problems, 2023.
+    """
+
+    r2: float | Callable[[Any], Any] | None = None
+    isotropic = True
+
+    def __post_init__(self) -> None:
+        _check_r2(self.r2)
+
+    def products(self, d: int) -> int:
+        return min(1, d)
+
+    def twistless(self, likelihood: GaussianLikelihood) -> str | None:
+        return _twistless(self, likelihood)
+
+    def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
+        u, log_p = _isotropic(view, view.spread(self.r2))
+        return view.pulled(view.back(u)[None])[0], log_p
+
+
+@dataclass(frozen=True)
+class JacobianFree(Rule):
+    r"""One variance for all directions, and no derivative of the network.
+
+    $$ V = r^2 I, \quad \Delta = r^2A^TS^{-1}(y - A m), \quad r^2 = \frac{c^2\sigma^2}{\alpha^2c^2 + \sigma^2} $$
+
+    One evaluation and nothing more; networks without a graph will do. Exact for data from $\mathcal N(\mu, c^2I)$.
+
+    Args:
+        r2: As in `PseudoInverse`.
+
+    References:
+        Zhu et al., Denoising Diffusion Models for Plug-and-Play Image Restoration, 2023, whose data step it is.
+    """
+
+    r2: float | Callable[[Any], Any] | None = None
+    graph = False
+    isotropic = True
+
+    def __post_init__(self) -> None:
+        _check_r2(self.r2)
+
+    def products(self, d: int) -> int:
+        return 0
+
+    def twistless(self, likelihood: GaussianLikelihood) -> str | None:
+        return _twistless(self, likelihood)
+
+    def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
+        r2 = view.spread(self.r2)
+        u, log_p = _isotropic(view, r2)
+        return view.back(u) * r2, log_p
+
+
+@dataclass(frozen=True)
+class DPS(Rule):
+    r"""No covariance: the likelihood at the mean, in units of the residual of each sample.
+
+    $$ \Delta = -\tfrac\zeta2\,\tfrac{\sigma^2}{\alpha}\,\frac{\nabla_{x_t}|r|^2}{\max(1, |r|^2/d)}, \quad
+       r = (y - A m)/\sigma_y $$
+
+    The paper moves each state by $\zeta\,\nabla|y - Am|$ in each of its steps, so that what it samples depends on
+    their number; here the residual of the sample stands for the covariance, and it is a law. The norm is that of one
+    sample and not of the batch. One evaluation and one product with the Jacobian.
+
+    Args:
+        zeta: $\zeta > 0$.
+
+    References:
+        Chung et al., Diffusion Posterior Sampling for General Noisy Inverse Problems, 2023.
+    """
+
+    zeta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self.zeta, "zeta")
+
+    def products(self, d: int) -> int:
+        return min(1, d)
+
+    def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
+        d = view.likelihood.size
+        q = view.r.square().sum(1) / d
+        more = q.clamp_min(1.0)
+        shift = view.pulled(view.back(view.r * (self.zeta / more)[:, None])[None])[0]
+        return shift, -0.5 * self.zeta * d * (torch.minimum(q, torch.ones_like(q)) + torch.log(more))
+
+
+def _column(value: Any) -> Scalar:
+    """A float, or a tensor `(B, 1)` where time differs per sample."""
+    return value.reshape(-1, 1) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _check_r2(r2: object) -> None:
+    if r2 is None:
+        return
+    if is_real(r2):
+        check_positive(r2, "r2")
+    else:
+        check_callable(r2, "r2", "a number, or a function of the noise level")
+
+
+def _twistless(rule: Rule, likelihood: GaussianLikelihood) -> str | None:
+    kind = likelihood.measurement
+    diagonal = kind.diagonal(likelihood.std.new_zeros(likelihood.shape))
+    if diagonal is not None or likelihood.size <= (EIGEN if kind.linear else DENSE):
+        return None
+    return (
+        f"{rule!r} finds no determinant of {kind!r} with {likelihood.size} numbers, and so no twist: take a Mask or "
+        "Downsample, whose matrix is diagonal, or measure less"
+    )
+
+
+def _isotropic(view: View, r2: Scalar) -> tuple[Tensor, Tensor | None]:
+    r"""$(I + r^2AA^T)^{-1}r$ and $\log\mathcal N(r; 0, I + r^2AA^T)$ where it is found."""
+    known, r = view.spectrum, view.r
+    if known is not None:
+        s = 1 + r2 * known.values
+        inside = wide(r) if known.vectors is None else wide(r) @ known.vectors
+        u = inside / s
+        log_p = -0.5 * (inside * u + torch.log(s) + math.log(2 * math.pi)).sum(1)
+        return (u if known.vectors is None else u @ known.vectors.mT).to(r), log_p
+    if view.likelihood.size <= DENSE:
+        a = wide(view.likelihood.rows(view.mean))
+        m = a @ a.mT
+        u, log_p = gaussian(m * (r2 if isinstance(r2, float) else r2[..., None]), r)
+        return u.to(r), log_p
+
+    def product(q: Tensor) -> tuple[Tensor, Tensor]:
+        return q, view.ahead(view.back(q)) * r2
+
+    return krylov(product, r, min(STEPS, view.likelihood.size))[0], None
