@@ -17,6 +17,7 @@ from torch import nn
 
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, SolverError, predict
 from sde_diffusion.data import Rows, dequantise
+from sde_diffusion.data.faults.values import Values
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
 from sde_diffusion.denoiser.objectives.time_samplers import LogNormalSigma, uniform_time
@@ -28,7 +29,6 @@ from sde_diffusion.training import train as train_with
 from sde_diffusion.training.ema import horizon
 from sde_diffusion.training.losses import denoising_score_matching
 from sde_diffusion.training.recipe import warm_cosine
-from sde_diffusion.training.run.values import Values
 
 
 def small(sde=None, kind=predict.edm, **options) -> Network:

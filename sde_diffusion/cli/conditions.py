@@ -6,6 +6,7 @@ its checkpoint keeps.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from sde_diffusion.training.checkpoint import Checkpoint
 
 ARGUMENT = {"label": "classes", "context": "context", "image": "image"}
 """The conditions of the networks of the library, and the arguments that they are built with."""
+FAR = 1.0
+"""Standard deviations beyond the range of the training at which a condition is far from it."""
+UNSEEN = 6.0
+"""Standard deviations from the mean at which it is, where a checkpoint keeps no range."""
 FILES = (".npy", ".npz", ".csv", ".parquet")
 
 
@@ -91,12 +96,44 @@ def scaled(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
     if not value.is_floating_point():
         return value
     dtype, _ = home(loaded.model)
+    _warn_of_far(name, value, loaded)
     if (scaling := loaded.conditions.get(name)) is None:
         return value.to(dtype)
     wanted, found = loaded.model.built_with().get(ARGUMENT.get(name, "")), value.shape[1]
     if isinstance(wanted, int) and found != wanted:
         raise ValueError(f"--cond {name} has {found} entries, and {wanted} in the training: give all of them, in order")
     return scaling.apply(value, dtype)
+
+
+def _warn_of_far(name: str, value: Tensor, loaded: Checkpoint) -> None:
+    """Warns of the first number far from all that the training has seen, whose range the checkpoint keeps."""
+    scaling = loaded.conditions.get(name)
+    low, high = (torch.tensor(end, dtype=torch.float64) for end in loaded.extra.get("ranges", {}).get(name, ([], [])))
+    columns = tuple(value.shape[1:2])
+    if (not len(low) and scaling is None) or (len(low) and tuple(low.shape) != columns):
+        return
+    shape = (1, *columns, *[1] * (value.ndim - 2))
+    if scaling is None:
+        z, a, b, margin = value, low.reshape(shape), high.reshape(shape), (high - low).reshape(shape)
+    else:
+        if isinstance(wanted := loaded.model.built_with().get(ARGUMENT.get(name, "")), int) and columns != (wanted,):
+            return  # which is refused
+        z, margin = scaling.apply(value, torch.float64), torch.tensor(FAR, dtype=torch.float64)
+        ends = (low.reshape(shape), high.reshape(shape)) if len(low) else ()
+        a, b = (scaling.apply(end, torch.float64) for end in ends) if ends else (-UNSEEN + margin, UNSEEN - margin)
+    far = ((z < a - margin) | (z > b + margin)).nonzero()
+    if len(far):
+        row, i = far[0, :2].tolist()
+        names = loaded.extra.get(name, ())
+        seen = f", which lay from {float(low[i]):.6g} to {float(high[i]):.6g}" if len(low) else ""
+        more = f" (and {len(far) - 1:,} more)" if len(far) > 1 else ""
+        warnings.warn(
+            f"--cond {name}: entry {repr(names[i]) if i < len(names) else i} of row {row} is "
+            f"{float(value[tuple(far[0])]):.6g}{more}, far from all in the training{seen}: the model answers there "
+            "what it has never learnt",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _values(name: str, text: str) -> Tensor:

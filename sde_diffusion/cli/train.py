@@ -19,6 +19,7 @@ from sde_diffusion.cli.plan.config import NAME, add_options, check_same, own_fil
 from sde_diffusion.cli.plan.design import made_with, net_class, net_maker, objective_of, own_classes, process_of
 from sde_diffusion.cli.plan.inputs import Inputs, read_inputs
 from sde_diffusion.cli.plan.options import Plan
+from sde_diffusion.data.faults.look import ColumnWarning
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.sampler.watch import Previews
@@ -113,6 +114,7 @@ def train_file(plan: Plan, *, say: Say) -> None:
             warnings.filterwarnings("ignore", "the run could not be saved")  # it is said below, and where it is instead
             if start is not None:  # which were said in the units of the data
                 warnings.filterwarnings("ignore", "(column|channel) .* of (the data|condition .*) (has mean|is const)")
+            warnings.simplefilter("ignore", ColumnWarning)  # those of the file are told, before it is scaled
             done = train(
                 model,
                 inputs.rows,

@@ -114,8 +114,10 @@ def train(
 
     Warns:
         UserWarning: A column or channel that is shifted, much wider or narrower than the model expects, or constant;
-            a column of at most ten values; rows that are seen more than a thousand times; an average longer than a
+            rows of `val` that are trained on; rows that are seen more than a thousand times; an average longer than a
             fifth of the run; steps that were skipped.
+        ColumnWarning: A column of at most ten values, one in which a few rows or a mark such as -999 lie far from all
+            others, or columns that follow from others.
     """
     check_count(steps, "steps")
     loss = _checked(model, recipe, loss)
@@ -152,7 +154,7 @@ def _look_at(
     model: Denoiser, inputs: Inputs, val: Validation | None, recipe: Recipe, steps: int, streams: Streams
 ) -> None:
     """All that can be told of the data and of the recipe before the first step."""
-    check_inputs(model, inputs, recipe.transform, streams.of("door"))
+    check_inputs(model, inputs, recipe.transform, streams.of("door"), None if val is None else val.source)
     if val is None:
         check_passes(inputs, steps, recipe.batch_size)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sde_diffusion.cli.plan.options import Plan
 from sde_diffusion.cli.plan.start import check_names, check_start
 from sde_diffusion.data._npy import members
 from sde_diffusion.data.dequantised import Dequantised
+from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.files import open_data
 from sde_diffusion.data.held_out import split
 from sde_diffusion.data.quantile import Quantile
@@ -35,6 +36,7 @@ CHUNK = 4096
 SCALED = ("context", "image")
 """Conditions that are numbers, whatever they are kept as."""
 ARRAYS = (".npy", ".npz")
+_DATA = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         FileNotFoundError: No such file.
         ImportError: What reads it is not installed.
         TypeError, ValueError: Data or conditions that cannot be trained on.
+
+    Warns:
+        ColumnWarning: A column of which a model would learn something else than is meant.
     """
     source = open_source(data, plan.cond, plan.size)
     labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
@@ -79,6 +84,8 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         check_start(source, row.cond, start, data, plan.start or Path())
     rows, held_out = _parted(plan, source)
     whole = not row.x.is_floating_point()
+    looked = _looked_at(source, row.cond)
+    _tell(looked, plan.scale if start is None else "none")
     if start is None:
         scaling = _scaling(plan.scale, rows)
         conditions = {} if plan.scale == "none" else _condition_scalings(rows, row.cond)
@@ -102,7 +109,13 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         scaling,
         conditions,
         facts,
-        {"data_range": _range(source), "cond": _words(plan.cond), "whole": whole, **source.about},
+        {
+            "data_range": looked.pop(_DATA).range,
+            "ranges": {name: each.look.extremes.range for name, each in looked.items()},
+            "cond": _words(plan.cond),
+            "whole": whole,
+            **source.about,
+        },
     )
 
 
@@ -223,7 +236,7 @@ def _condition_scalings(rows: Source, cond: Mapping[str, Any]) -> dict[str, Scal
     """A scaling for every condition that is numbers."""
     found: dict[str, Scaling] = {}
     for name, value in cond.items():
-        if isinstance(value, Tensor) and value.ndim > 1 and (value.is_floating_point() or name in SCALED):
+        if is_scaled(name, value):
             found[name] = Standardise.of(Condition(rows, name), f"the condition {name}", missing=True)
     return found
 
@@ -241,9 +254,41 @@ def _entries(value: Tensor, name: str, ndim: int) -> int:
     return int(value.shape[1])
 
 
-def _range(source: Source) -> list[float]:
-    """The smallest and the largest value of data."""
-    low, high = math.inf, -math.inf
-    for x, _ in source.chunks(max(1, CHUNK * 64 // max(1, math.prod(source.shape)))):
-        low, high = min(low, float(x.min())), max(high, float(x.max()))
-    return [low, high]
+def is_scaled(name: str, value: Any) -> bool:
+    """Whether a condition is of numbers, that are to be scaled."""
+    return isinstance(value, Tensor) and value.ndim > 1 and (value.is_floating_point() or name in SCALED)
+
+
+@dataclass
+class _Looked:
+    """What is found in data, or in a condition, in one pass; and their least and greatest value."""
+
+    look: Look
+    range: list[float] = field(default_factory=lambda: [math.inf, -math.inf])
+
+    def add(self, x: Tensor) -> None:
+        self.range = [min(self.range[0], float(x.min())), max(self.range[1], float(x.max()))]
+        if x.dtype not in (torch.uint8, torch.bool):  # in whose range nothing lies far off
+            self.look.add(x)
+
+
+def _looked_at(source: Source, cond: Mapping[str, Any]) -> dict[str, _Looked]:
+    """What is found in data, as they came, and in each of their conditions that are numbers, by name."""
+    whole = not source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).x.is_floating_point()
+    found = {_DATA: _Looked(Look("--data", source.columns, whole=whole))}
+    for name in (name for name, value in cond.items() if is_scaled(name, value)):
+        found[name] = _Looked(Look(f"the condition {name}", source.about.get(name, ()), condition=True))
+    for x, given in source.chunks(max(1, CHUNK * 64 // max(1, math.prod(source.shape)))):
+        for name, each in found.items():
+            each.add(x if name == _DATA else given[name])
+    return found
+
+
+def _tell(looked: Mapping[str, _Looked], scale: str) -> None:
+    """Warns of what is found; refuses what `scale` would make nothing of."""
+    for each in looked.values():
+        faults = each.look.faults()
+        for fault in faults:
+            if fault.spoils and scale != "none" and not (fault.far and scale == "quantile"):
+                raise ValueError(fault.text)
+        warn_of(faults, 3)

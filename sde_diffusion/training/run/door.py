@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_labels, check_state, rows_in_words
+from sde_diffusion.data.faults.look import Look, warn_of
+from sde_diffusion.data.faults.overlap import Overlap
 from sde_diffusion.data.source import Batch, Source
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.training._input import Transform, warn
 from sde_diffusion.training.run.feed import Inputs
-from sde_diffusion.training.run.values import Values
 
 SHIFT = 1.0
 """Mean of a column, in standard deviations the model expects, beyond which `train` warns."""
@@ -28,20 +29,30 @@ BY_HEART = 1000
 """After how many passes over the rows a network may have learnt them by heart."""
 
 
-def check_inputs(model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator) -> None:
-    """Looks at all rows, or at the first ones of a stream, and at their conditions.
+def check_inputs(
+    model: Denoiser,
+    inputs: Inputs,
+    transform: Transform | None,
+    generator: torch.Generator,
+    val: Source | None = None,
+) -> None:
+    """Looks at all rows, or at the first ones of a stream, and at their conditions; and for rows of `val` among them.
 
     Raises:
         TypeError: Integer or half-precision data, labels that are not integers.
         ValueError: Another event shape; rows that are not finite, by their numbers; labels that do not fit the net.
 
     Warns:
-        UserWarning: A column, or channel, that is not of the scale the model expects; a column of few values;
-            rows of the null label.
+        UserWarning: A column, or channel, that is not of the scale the model expects; what `Look` finds in columns;
+            rows of the null label; rows of `val`.
     """
-    columns, context, values, labels = _looked_at(model, inputs, transform, generator)
-    _warn_of_data(model, columns)
-    _warn_of_values(values, getattr(inputs.data, "columns", ()))
+    overlap = None if val is None else Overlap(val)
+    columns, context, look, labels = _looked_at(model, inputs, transform, generator, overlap)
+    faults = look.faults()
+    _warn_of_data(model, columns, {i for fault in faults if fault.far for i in fault.columns})
+    warn_of(faults, 4)
+    if overlap is not None and (text := overlap.fault()):
+        warn(text, 4)
     _warn_of_context(context)
     labels.warn_of_null()
 
@@ -55,12 +66,19 @@ def check_held_out(model: Denoiser, data: Source, transform: Transform | None, g
 
 
 def _looked_at(
-    model: Denoiser, inputs: Inputs, transform: Transform | None, generator: torch.Generator
-) -> tuple[Columns, Columns, Values, _Labels]:
+    model: Denoiser,
+    inputs: Inputs,
+    transform: Transform | None,
+    generator: torch.Generator,
+    overlap: Overlap | None = None,
+) -> tuple[Columns, Columns, Look, _Labels]:
     """One pass over the rows and their conditions."""
-    columns, context, values, labels, first = Columns(), Columns(), Values(), _Labels(model), 0
+    columns, context, labels, first = Columns(), Columns(), _Labels(model), 0
+    look = Look(names=getattr(inputs.data, "columns", ()))
     names: set[str] = set()
     for x, cond in _chunks(inputs):
+        if overlap is not None:
+            overlap.add(x)
         seen: Tensor | None = x
         if transform is not None:  # a copy: it may work in place, and these rows come again
             seen = transform(x[:TRIED].clone(), generator) if not first else None
@@ -68,7 +86,7 @@ def _looked_at(
             check_state(seen, "data", shape=model.shape)
             _check_finite(seen, "data", first)
             columns.add(seen)
-            values.add(seen)
+            look.add(seen)
         for name, value in cond.items():
             _check_condition(model, name, value, first)
         if "label" in cond:
@@ -84,7 +102,7 @@ def _looked_at(
             raise ValueError(
                 f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
             )
-    return columns, context, values, labels
+    return columns, context, look, labels
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
@@ -178,8 +196,8 @@ class Columns:
         return self.count is None or float(self.count.max()) <= 1
 
 
-def _warn_of_data(model: Denoiser, columns: Columns) -> None:
-    """Warns of the first column of vectors, or channel of images, that is not as the model expects."""
+def _warn_of_data(model: Denoiser, columns: Columns, leaving: set[int]) -> None:
+    """Warns of the first column of vectors, or channel of images, that is not as the model expects; but for some."""
     means, stds, level = columns.found()
     c, single = model.data_std, columns.single
 
@@ -188,7 +206,7 @@ def _warn_of_data(model: Denoiser, columns: Columns) -> None:
             return abs(means[i]) <= SPREAD * c
         return not level[i] and c / SPREAD <= stds[i] <= SPREAD * c and abs(means[i]) <= SHIFT * c
 
-    off = [i for i in range(len(means)) if not sound(i)]
+    off = [i for i in range(len(means)) if i not in leaving and not sound(i)]
     if not off:
         return
     i = off[0]
@@ -210,20 +228,6 @@ def _warn_of_data(model: Denoiser, columns: Columns) -> None:
     if alike and model.kind is not None and (fitting := model.kind.at_scale(float(f"{typical:.3g}"))):
         text += f", or give predict.{fitting!r}"
     warn(text, 4)
-
-
-def _warn_of_values(values: Values, names: Sequence[str]) -> None:
-    """Warns of columns that take few values."""
-    if few := values.few():
-        i, count = next(iter(few.items()))
-        name = repr(names[i]) if i < len(names) else str(i)
-        more = f" (and {len(few) - 1} more)" if len(few) > 1 else ""
-        warn(
-            f"column {name}{more} of the data takes {count} values only, and has no density: a model of it gains "
-            "without end by putting spikes there. Give it as a condition, such as label=, or with fresh bins, "
-            "data.Dequantised",
-            4,
-        )
 
 
 def _warn_of_context(columns: Columns) -> None:
