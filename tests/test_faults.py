@@ -71,7 +71,7 @@ HONEST = {
     "log-normal": lambda n: np.exp(2 * RANDOM.normal(size=n)),
     "zero-inflated": lambda n: np.where(RANDOM.random(n) < 0.7, 0.0, np.exp(RANDOM.normal(size=n))),
     "apart": lambda n: np.where(RANDOM.random(n) < 0.5, 0.0, 1e4 + RANDOM.normal(size=n)),
-    "counts": lambda n: RANDOM.poisson(3, n).astype(float),
+    "counts": lambda n: 1.0 * RANDOM.poisson(3, n),
     "modes": lambda n: np.where(RANDOM.random(n) < 0.5, 0.0, 10.0) + 1e-3 * RANDOM.normal(size=n),
 }
 

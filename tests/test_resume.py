@@ -41,6 +41,7 @@ from sde_diffusion.training.run.state import unpacked
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 X = (X - X.mean(0)) / X.std(0, correction=0)
+APART = X + 0.01  # rows that are not trained on
 
 
 def small(hidden: int = 16, **options: Any) -> Network:
@@ -118,7 +119,7 @@ def momentum(**options: Any) -> dict[str, Any]:
 def watched(**options: Any) -> dict[str, Any]:
     """Validated, with the best weights far behind: the rate is too high."""
     recipe = Recipe(32, 0.1, schedule=lambda i, steps: 1.0 + i)
-    val = Validation(X[:40], every=1, patience=None, draws=20)
+    val = Validation(APART[:40], every=1, patience=None, draws=20)
     return {"model": small(), "data": X, "recipe": recipe, "val": val, "steps": 6, **options}
 
 
@@ -228,7 +229,14 @@ def test_a_row_that_was_changed_is_noticed_wherever_the_rows_are(kind, tmp_path,
 
 def test_what_is_kept_of_many_validations_does_not_lengthen_the_description(tmp_path):
     def size(steps: int) -> int:
-        train(small(), X, steps=steps, seed=0, out=tmp_path / str(steps), val=Validation(X[:8], every=1, patience=None))
+        train(
+            small(),
+            X,
+            steps=steps,
+            seed=0,
+            out=tmp_path / str(steps),
+            val=Validation(APART[:8], every=1, patience=None),
+        )
         return (tmp_path / str(steps) / "state.json").stat().st_size
 
     assert abs(size(40) - size(2)) < 100
@@ -437,7 +445,7 @@ def test_the_best_model_is_returned_and_saved_and_a_run_that_gets_worse_ends(tmp
     told: list[dict[str, float]] = []
     done = train(
         small(), X, steps=50, seed=0, recipe=recipe, out=tmp_path,
-        val=Validation(X[:100], every=2, patience=3, draws=20),
+        val=Validation(APART[:100], every=2, patience=3, draws=20),
         callbacks=[lambda e: told.append(e.metrics) if e.kind == "validation" else None],
     )  # fmt: skip
     nats = [found["val_nats"] for found in done.validations]

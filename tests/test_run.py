@@ -143,6 +143,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.mark.filterwarnings("ignore:val holds rows")  # the same data, to see that they are read alike in both places
 @pytest.mark.parametrize(
     ("data", "cond"),
     [
