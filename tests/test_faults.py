@@ -40,6 +40,9 @@ def changed(column: int, rows, value: float) -> torch.Tensor:
 def test_sound_columns_have_no_fault():
     for x in (X, X.float(), X[:5], X[:, :1], X[:, 0], X.reshape(1500, 2, 3, 1), torch.ones(400, 2), X * 0):
         assert looked(x) == []
+    assert looked(X * torch.nan, condition=True) == []
+    some = torch.where(X > 1, torch.nan, X)
+    assert looked(some, condition=True) == []
 
 
 @pytest.mark.parametrize("value", [1e30, -1e30, 1e6])

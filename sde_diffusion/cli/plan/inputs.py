@@ -111,7 +111,7 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         facts,
         {
             "data_range": looked.pop(_DATA).range,
-            "ranges": {name: each.look.extremes.range for name, each in looked.items()},
+            "ranges": {name: each.look.extremes.range for name, each in looked.items() if each.look.known},
             "cond": _words(plan.cond),
             "whole": whole,
             **source.about,

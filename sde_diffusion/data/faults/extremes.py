@@ -213,6 +213,8 @@ def _alone(values: list[Value]) -> Found | None:
     for value, count, row in values:
         before = counts.get(value, Value(value, 0, row))
         counts[value] = Value(value, before.times + count, min(before.row, row))
+    if not counts:  # none is known
+        return None
     most = max(counts.values(), key=lambda each: each.times)
     others = [each for each in counts.values() if each is not most]
     if not others or sum(each.times for each in others) > min(APART, most.times / FEW):

@@ -157,6 +157,11 @@ class Look:
         )
 
     @property
+    def known(self) -> bool:
+        """Whether every column holds a number that is known."""
+        return all(math.isfinite(end) for ends in self.extremes.range for end in ends)
+
+    @property
     def _rows(self) -> str:
         return "places" if self.channels else "rows"
 
