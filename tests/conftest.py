@@ -1,4 +1,4 @@
-"""One thread per test process: two processes on two cores, and sums that do not depend on the machine's load."""
+"""One thread per test process, and one state of the generator: no test depends on the load, or on those before it."""
 
 from collections.abc import Iterator
 
@@ -17,3 +17,9 @@ def untried(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.module.__name__.rpartition(".")[2] not in TRYING:
             patch.setattr("sde_diffusion.sampler.forecast.check_steps", lambda *_: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test begins with the same state of torch's generator, whichever ran before it: nets are drawn from it."""
+    torch.manual_seed(0)
