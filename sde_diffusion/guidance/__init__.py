@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sde_diffusion.guidance.compositional import Compositional
 from sde_diffusion.guidance.posterior.measurement import Matrix, Measurement, Nonlinear, Operator
 from sde_diffusion.guidance.posterior.posterior import Posterior
 from sde_diffusion.guidance.posterior.rules import DPS, JacobianFree, Moments, PseudoInverse, Rule
@@ -10,6 +11,7 @@ from sde_diffusion.guidance.twisted import Look, Twisted
 
 __all__ = [
     "DPS",
+    "Compositional",
     "JacobianFree",
     "Look",
     "Matrix",
