@@ -272,3 +272,18 @@ def test_a_small_table_that_is_learnt_by_heart_is_stopped_in_time():
     print(f"after {best} of {len(run.losses)} steps {nats:.2f} nats, {gain:.1f} +- {error:.1f} better than at the end")
     assert gain > 4 * error
     assert nats < gaussian - 2
+
+
+def test_entries_of_a_context_unknown_in_the_validation_alone_are_refused_before_the_first_step():
+    x, c = torch.randn(60, 2), torch.randn(60, 3)
+    lost = c.clone()
+    lost[50, 1] = math.nan
+
+    def run(net: MLP, told: torch.Tensor) -> None:
+        model = Network(net, VPSDE(), predict.edm, shape=(2,))
+        train(model, x[:48], steps=1, val=Validation(x[48:], context=lost[48:]), context=told)
+
+    with pytest.raises(ValueError, match=r"val: entries \[1\] of context are NaN, not known, and never so in the rows"):
+        run(MLP(2, hidden=8, context=3), c[:48])
+    run(MLP(2, hidden=8, context=3, entry_drop=0.2), c[:48])
+    run(MLP(2, hidden=8, context=3), torch.where(torch.arange(48)[:, None] == 7, math.nan, c[:48]))

@@ -35,8 +35,11 @@ def check_inputs(
     transform: Transform | None,
     generator: torch.Generator,
     val: Source | None = None,
-) -> None:
+) -> set[int] | None:
     """Looks at all rows, or at the first ones of a stream, and at their conditions; and for rows of `val` among them.
+
+    Returns:
+        The entries of the context that are not known in some row; None for a stream, of which it cannot be said.
 
     Raises:
         TypeError: Integer or half-precision data, labels that are not integers.
@@ -55,14 +58,31 @@ def check_inputs(
         warn(text, 4)
     _warn_of_context(context)
     labels.warn_of_null()
+    return context.unknown if isinstance(inputs.data, Source) else None
 
 
-def check_held_out(model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator) -> None:
-    """Looks at all rows that a model is to be validated on, as `check_inputs` does; warns of nothing."""
+def check_held_out(
+    model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator, unknown: set[int] | None
+) -> None:
+    """Looks at all rows that a model is to be validated on, as `check_inputs` does; warns of nothing.
+
+    Args:
+        model: The model.
+        data: The rows.
+        transform: As in training.
+        generator: Its stream.
+        unknown: The entries of the context that are not known in some row that is trained on, if that can be said.
+    """
     try:
-        _looked_at(model, Inputs(data, None), transform, generator)
+        _, context, _, _ = _looked_at(model, Inputs(data, None), transform, generator)
     except (TypeError, ValueError) as error:
         raise type(error)(f"val: {error}") from error
+    new = [] if unknown is None else sorted(context.unknown - unknown)
+    if new and model.built_with().get("entry_drop") == 0:
+        raise ValueError(
+            f"val: entries {new} of context are NaN, not known, and never so in the rows trained on: build the "
+            "net with entry_drop=0.2, or leave these rows out"
+        )
 
 
 def _looked_at(
@@ -189,6 +209,11 @@ class Columns:
             return [], [], []
         stds = (self.square / self.count.clamp_min(1)).sqrt()
         return self.mean.tolist(), stds.tolist(), (self.low >= self.high).tolist()
+
+    @property
+    def unknown(self) -> set[int]:
+        """Columns of a table with numbers that are NaN."""
+        return set() if self.count is None else {i for i, n in enumerate(self.count.tolist()) if n < self.rows}
 
     @property
     def single(self) -> bool:
