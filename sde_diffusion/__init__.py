@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sde_diffusion import noise, solvers
 from sde_diffusion._checks import SolverError
-from sde_diffusion.denoiser import Clip, Denoiser, Network, PerSample, Prediction, Shared, Wrapper, clocks, predict
+from sde_diffusion.denoiser import Denoiser, Network, PerSample, Prediction, Shared, Wrapper, clocks, predict
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler import SamplingWarning, SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Matched, Standard, grids, processes
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import training as training
     from sde_diffusion import tuning as tuning
     from sde_diffusion.denoiser import analytic as analytic
+    from sde_diffusion.guidance.clipping import Clipped as Clipped
     from sde_diffusion.likelihood import dequantize as dequantize
     from sde_diffusion.sampler import distributed as distributed
     from sde_diffusion.training import losses as losses
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
     **{name: name for name in ("testing", "training", "tuning")},
+    "Clipped": "guidance.clipping:Clipped",
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",
     "distributed": "sampler.distributed",
@@ -53,7 +55,6 @@ _LATER = {
 
 __all__ = [
     "SDE",
-    "Clip",
     "Denoiser",
     "GaussianSDE",
     "Level",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from refusals import T, V, check, wrong
 from torch import nn
 
-from sde_diffusion import EDMSDE, VPSDE, Clip, Network, PerSample, SDESampler, Shared, predict
+from sde_diffusion import EDMSDE, VPSDE, Clipped, Network, PerSample, SDESampler, Shared, predict
 from sde_diffusion.denoiser.conditions import OPTIONS, Conditions
 from sde_diffusion.likelihood import Density, Estimate, Method, continuous_elbo, elbo
 from sde_diffusion.nets import MLP
@@ -315,7 +315,7 @@ def test_rows_that_cannot_be_meant_are_refused_before_the_network_is_asked():
 def test_what_is_declared_stays_declared_in_whatever_holds_the_network():
     net = Hears(("label",))
     model = Network(net, VP, shape=(2,))
-    for other in (model, Clip(model), model.on(EDMSDE()), Network(partial(net), VP), Network(net.forward, VP)):
+    for other in (model, Clipped(model), model.on(EDMSDE()), Network(partial(net), VP), Network(net.forward, VP)):
         assert other.per_sample == ("label",)
     assert Network(lambda x, t: x, VP).per_sample is None
 

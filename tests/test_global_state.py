@@ -16,7 +16,7 @@ import zoo
 from torch import Tensor, nn
 
 import sde_diffusion
-from sde_diffusion import EDMSDE, VPSDE, Clip, DiscreteVPSDE, Matched, Network, SDESampler, grids, losses, predict
+from sde_diffusion import EDMSDE, VPSDE, Clipped, DiscreteVPSDE, Matched, Network, SDESampler, grids, losses, predict
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.likelihood import Density, Estimate, Method, Orthogonal, continuous_elbo, elbo
 from sde_diffusion.noise import BrownianPath
@@ -154,7 +154,7 @@ OTHER: dict[str, Callable[[], Tensor]] = {
     "another process": lambda: SDESampler(EDMSDE(0.02, 80.0), model().on(EDMSDE(0.02, 80.0)), steps=3).sample(
         2, seed=0
     ),
-    "a clipped model": lambda: SDESampler(VP, Clip(model()), steps=4).sample(2, seed=0),
+    "a clipped model": lambda: SDESampler(VP, Clipped(model()), steps=4).sample(2, seed=0),
     "an exact model": lambda: SDESampler(VP, mixture(), steps=4).sample(2, seed=0),
     "draws of an exact model": lambda: mixture().sample(4, seed=0),
     "a loss": lambda: losses.denoising_score_matching(

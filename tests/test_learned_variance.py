@@ -15,7 +15,7 @@ import torch
 from checkpoints import edit
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, Clip, DiscreteVPSDE, Matched, Network, Problem, SDESampler, losses, predict
+from sde_diffusion import VPSDE, Clipped, DiscreteVPSDE, Matched, Network, Problem, SDESampler, losses, predict
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.likelihood import Bins, CategoricalDecoder, Estimate, GaussianDecoder, elbo
 from sde_diffusion.nets import MLP, DiT, UNet
@@ -307,7 +307,7 @@ def test_the_mix_goes_through_wrappers_that_keep_the_process_and_everything_else
         truth = model.net.truth(x, 5.0)
         torch.testing.assert_close(found.data, truth.data)
         torch.testing.assert_close(found.noise, truth.noise)
-        assert torch.equal(Clip(model)(x, 5.0).mix, found.mix)
+        assert torch.equal(Clipped(model)(x, 5.0).mix, found.mix)
         assert truth.mix is None
         assert (model.data_std, model.regular) == (kind.data_std, kind.regular)
         assert model.kind.at_scale(2.0) == (predict.LearnedVariance(predict.EDM(2.0)) if kind == KINDS[1] else None)

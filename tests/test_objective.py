@@ -15,7 +15,7 @@ from sde_diffusion import (
     VESDE,
     VPSDE,
     BrownianSDE,
-    Clip,
+    Clipped,
     CosineSDE,
     Denoiser,
     DiscreteVPSDE,
@@ -169,7 +169,7 @@ def test_a_denoiser_that_is_no_network_learns_by_the_error_of_its_data():
 @pytest.mark.parametrize("kind", KINDS, ids=repr)
 def test_a_wrapper_is_trained_as_the_model_inside(kind):
     model = network(VPSDE(), kind)
-    wrapped = Wrapper(Clip(model, -0.1, 0.1))
+    wrapped = Wrapper(Clipped(model, -0.1, 0.1))
     assert wrapped.objective() == model.objective()
     first, second = (m.loss(REAL[:64], generator=torch.Generator().manual_seed(3)) for m in (model, wrapped))
     assert first == second
@@ -199,7 +199,7 @@ def test_a_wrapper_with_an_answer_of_its_own_is_trained_through_it():
     assert sliced_wasserstein(x - by, HELD_OUT) < 0.3
 
 
-class Tighter(Clip):
+class Tighter(Clipped):
     """A rule for sampling made of another."""
 
     def predict(self, x, at, **cond):

@@ -16,7 +16,7 @@ from solves import SHORT, apart, components, last, model, start, table
 from sde_diffusion import (
     EDMSDE,
     VPSDE,
-    Clip,
+    Clipped,
     DiscreteVPSDE,
     FlowSDE,
     Network,
@@ -212,7 +212,7 @@ def test_a_sampler_takes_the_grid_of_a_table():
 
 
 def test_a_finished_solve_is_kept_in_the_bounds_of_the_model():
-    known = Clip(model(SHORT), low=-0.2, high=0.2)
+    known = Clipped(model(SHORT), low=-0.2, high=0.2)
     made = table(5)
     assert float(last(TableSolver(made), known, start(SHORT, made.grid[0]), made.grid, True).x.abs().max()) <= 0.2
 

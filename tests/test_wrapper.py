@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sde_diffusion import (
     EDMSDE,
     VPSDE,
-    Clip,
+    Clipped,
     Denoiser,
     DiscreteVPSDE,
     FlowSDE,
@@ -117,8 +117,8 @@ class Nothing(Wrapper):
         return self.inner.predict(x, at, **cond)
 
 
-def wide(model: Denoiser) -> Clip:
-    return Clip(model, -1e9, 1e9)
+def wide(model: Denoiser) -> Clipped:
+    return Clipped(model, -1e9, 1e9)
 
 
 def to_another(model: Denoiser) -> On:
@@ -134,11 +134,11 @@ WRAPPERS: dict[str, Callable[[Any], Wrapper]] = {
     "Nothing": Nothing,
     "Counted": Counted,
     "thrice": thrice,
-    "Clip": wide,
+    "Clipped": wide,
     "On its own": lambda model: On(model, model.sde),
     "On another": to_another,
-    "Clip(On)": lambda model: wide(to_another(model)),
-    "On(Clip)": lambda model: to_another(wide(model)),
+    "Clipped(On)": lambda model: wide(to_another(model)),
+    "On(Clipped)": lambda model: to_another(wide(model)),
 }
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 
@@ -157,7 +157,7 @@ def test_every_wrapper_keeps_the_facts_of_its_model(wrap, make):
     model = made(make)
     wrapped = wrap(model)
     assert facts(wrapped) == facts(model)
-    assert wrapped.regular == (model.regular and not any(isinstance(m, Clip) for m in wrapped.modules()))
+    assert wrapped.regular == (model.regular and not any(isinstance(m, Clipped) for m in wrapped.modules()))
     assert wrapped.sde == model.sde or any(type(m) is On for m in wrapped.modules())
     assert wrapped.training
     assert not wrap(model.eval()).training
@@ -306,7 +306,7 @@ LINEAR = wrong(nn.Linear(2, 2))
 
 @refuses(
     (lambda: Wrapper(LINEAR), TypeError, "Wrapper takes a Denoiser, got Linear: wrap it, Network(net, sde, predict."),
-    (lambda: Clip(LINEAR), TypeError, "Clip takes a Denoiser, got Linear: wrap it"),
+    (lambda: Clipped(LINEAR), TypeError, "Clipped takes a Denoiser, got Linear: wrap it"),
     (lambda: On(LINEAR, VPSDE()), TypeError, "On takes a Denoiser, got Linear"),
 )
 def test_what_is_no_denoiser_is_not_wrapped(call, error, text):

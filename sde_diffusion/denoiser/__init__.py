@@ -2,13 +2,11 @@
 
 from sde_diffusion.denoiser import analytic, clocks, predict
 from sde_diffusion.denoiser.base import Denoiser, On, Wrapper
-from sde_diffusion.denoiser.clip import Clip
 from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.prediction import Prediction
 
 __all__ = [
-    "Clip",
     "Denoiser",
     "Network",
     "On",

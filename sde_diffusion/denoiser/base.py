@@ -27,7 +27,7 @@ from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.sde.base import GaussianSDE, check_process
 from sde_diffusion.sde.level import Level, Scalar
 
-KEPT = ("shape", "cost", "vjps", "data_std", "kind", "clock", "regular", "per_sample")
+KEPT = ("shape", "cost", "vjps", "even", "data_std", "kind", "clock", "regular", "per_sample")
 """What a `Wrapper` keeps of the model inside, besides its process and its levels."""
 
 
@@ -40,6 +40,7 @@ class Denoiser(nn.Module, ABC):
         cost: Network passes per call (classifier-free guidance: 2).
         vjps: Products with the Jacobian of the network per call, of a rule that differentiates through it. They are
             counted apart from the passes; a budget counts both.
+        even: Whether every call takes these; else `spent` says what a level does, and these are the most.
         data_std: Standard deviation of the data, if known, else 1; default grids and likelihoods resolve noise of this
             size best.
         careful: Whether `predict` never writes into the state and always answers new tensors. A model that does not say
@@ -56,6 +57,7 @@ class Denoiser(nn.Module, ABC):
     shape: tuple[int, ...] | None = None
     cost: int = 1
     vjps: int = 0
+    even: bool = True
     data_std: float = 1.0
     careful: bool = False
     clock: Clock | None = None
@@ -179,6 +181,10 @@ class Denoiser(nn.Module, ABC):
         """
         return cond
 
+    def spent(self, at: Level) -> tuple[int, int]:
+        """Network passes, and products with the Jacobian of the network, of a call at one level."""
+        return self.cost, self.vjps
+
     def check_pure_noise(self) -> None:
         """Raises `ValueError` if the model tells nothing of the data where alpha = 0, at the end of its range."""
 
@@ -191,7 +197,7 @@ class Wrapper(Denoiser):
     differs, a subclass says in its class, `data_std = 0.5`, or after `super().__init__(inner)`: `self.cost *= 2`.
 
     A wrapper with a `predict` of its own is trained through it, on the data that it predicts; one that hands on, as the
-    model inside. A rule for sampling alone, such as `Clip`, says `trained_inside = True`: its loss is that of the
+    model inside. A rule for sampling alone, such as `Clipped`, says `trained_inside = True`: its loss is that of the
     model, whatever the rule makes of the answer.
 
     A `predict` of a subclass may work in place on its state: copies are then made where they are needed. A class that
@@ -273,6 +279,11 @@ class Wrapper(Denoiser):
 
     def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
         return self.inner.mark(cond, n)
+
+    def spent(self, at: Level) -> tuple[int, int]:
+        passes, vjps = self.inner.spent(at)  # of a wrapper that asks the model inside equally often everywhere
+        share = passes / self.inner.cost
+        return round(share * self.cost), vjps + round(share * (self.vjps - self.inner.vjps))
 
     def check_pure_noise(self) -> None:
         self.inner.check_pure_noise()

@@ -152,6 +152,11 @@ class Conditions:
                 )
 
     @property
+    def clear(self) -> bool:
+        """Whether it is known of every condition if it has rows."""
+        return all(leaf.rows is not None for leaf in _leaves(self._tree))
+
+    @property
     def whole(self) -> dict[str, Any]:
         """The conditions of all samples at once."""
         if not self._tree:

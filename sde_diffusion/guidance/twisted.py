@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.prediction import Prediction, held
+from sde_diffusion.guidance.product import asked
 from sde_diffusion.sde.level import Level
 
 FROZEN = 1000.0
@@ -79,6 +80,10 @@ class Twisted(Wrapper):
         """The conditions of the model inside; by default all."""
         return dict(cond)
 
+    def acts(self, at: Level) -> bool:
+        """Whether the likelihood counts at a level, or at one of levels per sample; elsewhere the model stays alone."""
+        return not self.silent
+
     def look(self, x: Tensor, at: Level, **cond: Any) -> Look:
         """The model's prediction at one state, the shift and the twist, at any level.
 
@@ -87,13 +92,13 @@ class Twisted(Wrapper):
         """
         if self.twistless:
             raise TypeError(self.twistless)
-        if self.silent:
-            prior = held(self.inner.predict(x, at, **self.handed(cond)), x)
-            return Look(prior, torch.zeros_like(x), torch.zeros_like(x.reshape(len(x), -1)[:, 0]))
+        if not self.acts(at):
+            prior = asked(self.inner, x, at, self.handed(cond))
+            return Look(prior, torch.zeros_like(x), x.new_zeros(len(x)))
         return self.weigh(*self._seen(x, at), **cond)
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
-        if self.silent:
+        if not self.acts(at):
             return self.inner.predict(x, at, **self.handed(cond))
         seen, level = self._seen(x, at)
         look = self.weigh(seen, level, **cond)

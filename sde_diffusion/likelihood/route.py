@@ -181,7 +181,7 @@ def _beyond(view: Denoiser, level: float, low: float) -> Denoiser:
     if not view.regular:
         raise ValueError(
             f"level={level:g} lies below {low:.6g}, the smallest that the model was made for, and a data prediction "
-            "is divided by it: start at the smallest, without Clip, or train predict.velocity, predict.v or predict.edm"
+            "is divided by it: start at the smallest, without Clipped, or train predict.velocity, v or edm"
         )
     warnings.warn(
         f"the integration starts at noise level {level:.6g}, but the smallest that the model was made for is "

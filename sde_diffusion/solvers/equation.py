@@ -220,7 +220,7 @@ class GaussianReverseSDE(ReverseSDE):
         super().__init__(denoiser.sde, denoiser.score, cond, counter, tables)
         self.denoiser = denoiser
         self._predict, self._cost, self._careful = denoiser.predict, denoiser.cost, denoiser.careful
-        self._vjps = denoiser.vjps
+        self._vjps, self._spent = denoiser.vjps, None if denoiser.even else denoiser.spent
         self._views: dict[GaussianSDE, GaussianReverseSDE] = {}
 
     def compute_levels(self, times: Sequence[float]) -> list[Level]:
@@ -228,8 +228,9 @@ class GaussianReverseSDE(ReverseSDE):
 
     def denoise(self, x: Tensor, t: Level) -> Prediction:
         """The prediction at `x`; the only line of the library that calls the model in a solve."""
-        self.counter.n += self._cost
-        self.counter.vjps += self._vjps
+        passes, vjps = (self._cost, self._vjps) if self._spent is None else self._spent(t)
+        self.counter.n += passes
+        self.counter.vjps += vjps
         if self._careful:
             return self._predict(x, t, **self.cond)
         return held(self.tables.call.apart(self._predict, x, x, t, self.cond), x)

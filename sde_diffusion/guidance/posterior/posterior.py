@@ -71,7 +71,7 @@ class Posterior(Twisted):
         if self.silent:
             self.kind = model.kind  # whose answers they are
             return
-        self.vjps = model.vjps + rule.products(self.likelihood.size)
+        self.vjps = model.vjps + model.cost * rule.products(self.likelihood.size)
         self.twistless = rule.twistless(self.likelihood)
         found = spectrum(self.likelihood, like) if rule.isotropic else None
         self.likelihood.register_buffer("values", None if found is None else found.values, persistent=False)
