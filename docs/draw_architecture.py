@@ -28,6 +28,7 @@ ROWS: list[dict[str, str]] = [
         "tuning": "How does a solve fit itself to a model?",
         "latent": "How is all this done in a code space?",
     },
+    {"particles": "How do I draw from a law that no model answers exactly, and how likely is it?"},
     {"sampler": "How do I draw and encode?"},
     {"likelihood": "What does a model say of data?"},
     {"problem": "Which equation is to be solved?"},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import likelihood as likelihood
     from sde_diffusion import metrics as metrics
     from sde_diffusion import nets as nets
+    from sde_diffusion import particles as particles
     from sde_diffusion import plots as plots
     from sde_diffusion import testing as testing
     from sde_diffusion import training as training
@@ -40,7 +41,7 @@ __version__ = "0.1.0"
 # the module and what it has under the name.
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
-    **{name: name for name in ("testing", "training", "tuning")},
+    **{name: name for name in ("particles", "testing", "training", "tuning")},
     "Clipped": "guidance.clipping:Clipped",
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",

@@ -1,0 +1,8 @@
+"""How do I draw from a law that no model answers exactly, and how likely is it?  By particles, weighed on their way."""
+
+from __future__ import annotations
+
+from sde_diffusion.particles.result import Particles
+from sde_diffusion.particles.sampler import ParticleSampler, ParticleWarning
+
+__all__ = ["ParticleSampler", "ParticleWarning", "Particles"]

@@ -1,0 +1,151 @@
+r"""What particles answer: weighted samples of a law, and how likely it is, with an interval.
+
+Each system gives an unbiased estimate $\hat Z_m$ of the evidence $Z$, the mean weight of its particles. Over $M$,
+
+$$ \log\hat Z = \log\tfrac1M\sum_m\hat Z_m, \quad \mathrm{se} = \frac{\mathrm{std}(\hat Z_m)}{\sqrt M\,\hat Z} $$
+
+and the interval is $\log\hat Z \pm t_{M - 1}\,\mathrm{se}$, with the quantile of Student's law.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count, check_real
+from sde_diffusion.noise.seeds import one_stream
+from sde_diffusion.particles.resampling import effective, log_mean, systematic
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    r"""Weighted samples of a law, of $M$ systems of $N$ particles.
+
+    Attributes:
+        x: The particles, shape `(M, N, *)`.
+        log_weights: Logarithms of their weights, `(M, N)`, in float64 on the CPU. The mean weight of a system is its
+            estimate of the evidence, so that systems may be pooled.
+        ess: Effective number of particles of each system, `(M, steps + 2)`: at each time of the grid before any
+            resampling, and with the weights of the data.
+        nfe: Network evaluations per particle.
+        vjps: Products with the Jacobian of the network per particle.
+        solver_error: The difference of `log_evidence` to that of half the steps, with the same seeds, in nats. It holds
+            the standard error of both, so that it is an upper bound where it is of that size; NaN if not asked for.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    ess: Tensor
+    nfe: int
+    vjps: int = 0
+    solver_error: float = math.nan
+
+    @property
+    def log_evidences(self) -> Tensor:
+        """The estimate of each system, in nats, shape `(M,)`."""
+        return log_mean(self.log_weights)
+
+    @property
+    def log_evidence(self) -> float:
+        r"""$\log\hat Z$ in nats: of a posterior $\log p(y)$, of a product $\log\int\prod_ip_i^{\gamma_i}$."""
+        return float(log_mean(self.log_evidences[None]))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `log_evidence`, in nats; NaN for one system, which cannot tell."""
+        found = self.log_evidences
+        if len(found) < 2:
+            return math.nan
+        share = torch.exp(found - found.max())
+        return float(share.std() / share.mean()) / math.sqrt(len(found))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """An interval that holds the logarithm of the evidence with a probability of `level`, in nats.
+
+        It stands for what chance does, not for the error of the steps, see `solver_error`.
+
+        Args:
+            level: Between 0 and 1.
+
+        Raises:
+            ValueError: One system, or a level that is no probability.
+        """
+        if not 0 < check_real(level, "level") < 1:
+            raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
+        systems = len(self.x)
+        if systems < 2:
+            raise ValueError(
+                "one system does not tell how far its estimate is off: draw several, sample(systems=8), with fewer "
+                "particles each"
+            )
+        value, off = self.log_evidence, t_quantile(level, systems - 1) * self.standard_error
+        return value - off, value + off
+
+    def draw(self, n: int, seed: int | torch.Generator | None = None) -> Tensor:
+        """`n` samples of the law, shape `(n, *)`: particles of all systems, by their weights, in random order.
+
+        They are resampled systematically, a system as often as its estimate of the evidence says. Many draws repeat
+        particles: no more of them differ than the effective number that there is.
+
+        Args:
+            n: How many.
+            seed: An integer, a generator on the CPU, or None for fresh entropy.
+        """
+        generator = one_stream(seed)
+        u = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
+        numbers = systematic(self.log_weights.reshape(1, -1), u, check_count(n, "n"))[0]
+        numbers = numbers[torch.randperm(len(numbers), generator=generator, device="cpu")]
+        return self.x.flatten(0, 1)[numbers.to(self.x.device)]
+
+    def mean(self) -> Tensor:
+        """Weighted mean of all particles, of the event shape."""
+        return self._average(self.x.flatten(0, 1))
+
+    def var(self) -> Tensor:
+        """Weighted variance of each coordinate, of the event shape."""
+        return self._average((self.x.flatten(0, 1) - self.mean()).square())
+
+    def _average(self, values: Tensor) -> Tensor:
+        share = torch.softmax(self.log_weights.flatten(), dim=0).to(values)
+        return torch.tensordot(share, values, dims=1)
+
+    def __str__(self) -> str:
+        m, n = self.log_weights.shape
+        error = f" +- {self.standard_error:.2g}" if m > 1 else ""
+        check = "" if math.isnan(self.solver_error) else f", solver_error {self.solver_error:.2g}"
+        least = float(effective(self.log_weights).min())
+        products = f", {self.vjps} products with the Jacobian" if self.vjps else ""
+        return (
+            f"{m} system{'s' * (m > 1)} of {n} particles: log evidence {self.log_evidence:.4f}{error} nats{check}, "
+            f"at least {least:.0f} effective, nfe {self.nfe}{products}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Particles of {self}>"
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The $t$ within which, on both sides of 0, Student's law of some degrees of freedom holds a probability."""
+    low, high = 0.0, 1.0
+    while _within(high, freedom) < level:
+        high *= 2
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _within(t: float, freedom: int) -> float:
+    """The probability of $|T| < t$, by its finite series in the angle (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    cos, sin = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term = cos if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cos * cos * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sin * total) if odd else sin * total

@@ -1,0 +1,170 @@
+"""Claim: particles that cannot be weighed are refused in a sentence, and weights that fail are told with their step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from twists import SDE, Powers, given, line
+from twists import measured as problem
+from zoo import DoubleWell
+
+from sde_diffusion import VPSDE, Clipped, Matched, Problem, SolverError
+from sde_diffusion.guidance import Matrix, Moments, Posterior
+from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning
+
+F64 = torch.float64
+MODEL = line([0.3, 0.7], [-1.0, 1.0], 0.25)
+A = torch.ones(1, 1, dtype=F64)
+TARGET = given(MODEL, A, 0.5)
+Y = torch.ones(1, dtype=F64)
+TIMES = [1.0 - 0.049 * i for i in range(18)]
+
+
+def _any(value: Any) -> Any:
+    return value
+
+
+class Broken(Posterior):
+    """Answers a twist of its own where the noise is less than that of a level."""
+
+    def __init__(self, twist, below=math.inf, end=None):
+        super().__init__(MODEL, Matrix(A), 0.5)
+        self.twist, self.below, self.end = twist, below, end
+
+    def weigh(self, x, at, **cond):
+        look = super().weigh(x, at, **cond)
+        return look._replace(log_twist=torch.full_like(look.log_twist, self.twist)) if at.t < self.below else look
+
+    def log_likelihood(self, x0, **cond):
+        found = super().log_likelihood(x0, **cond)
+        return found if self.end is None else torch.full_like(found, self.end)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (
+            lambda: ParticleSampler(SDE, TARGET, particles=1),
+            ValueError,
+            "one particle has nothing to be weighed",
+        ),
+        (lambda: ParticleSampler(SDE, TARGET, particles=_any(2.5)), TypeError, "particles must be an integer"),
+        (lambda: ParticleSampler(SDE, TARGET, order=3), ValueError, "order must be 1 or 2, got 3"),
+        (lambda: ParticleSampler(SDE, TARGET, threshold=1.5), ValueError, "threshold is a share of the particles"),
+        (lambda: ParticleSampler(SDE, TARGET, steps=0), ValueError, "steps must be at least 1"),
+        (lambda: ParticleSampler(SDE, TARGET, grid=[0.1, 1.0]), ValueError, "falls from noise to data"),
+        (lambda: ParticleSampler(SDE, TARGET, grid=[1.0, 0.1], steps=2), ValueError, "the grid given has 1 steps"),
+        (lambda: ParticleSampler(SDE, MODEL), TypeError, "got GaussianMixture: its own law needs no particles"),
+        (lambda: ParticleSampler(SDE), TypeError, "target must be a Twisted model"),
+        (lambda: ParticleSampler(SDE, Clipped(TARGET)), TypeError, r"Put it inside, Posterior\(Clipped\(model\)\)"),
+        (
+            lambda: ParticleSampler(SDE, Posterior(TARGET, TARGET.measurement, 1.0, name="z")),
+            TypeError,
+            "set right one rule alone",
+        ),
+        (
+            lambda: ParticleSampler(SDE, given(Powers([MODEL], [2.0]), A, 1.0)),
+            TypeError,
+            "is around Powers",
+        ),
+        (
+            lambda: ParticleSampler(SDE, Powers([MODEL, MODEL], [1.0, -1.0])),
+            ValueError,
+            "a positive sum, got 0",
+        ),
+        (lambda: ParticleSampler(SDE, given(MODEL, A, 1.0, rule=Moments(1))), TypeError, "and so no twist"),
+        (lambda: ParticleSampler(VPSDE(), TARGET), ValueError, "the denoiser was made for"),
+        (lambda: ParticleSampler(_any(object()), TARGET), TypeError, "sde must be an SDE"),
+        (lambda: ParticleSampler(Problem(SDE, TARGET), TARGET), TypeError, "a Problem has its model"),
+        (
+            lambda: ParticleSampler(Problem(SDE, Powers([MODEL], [2.0]), prior=Matched(0.0, 1.0))),
+            ValueError,
+            r"a product starts from the powers of N\(0, sigma\^2\)",
+        ),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused(make, kind, words):
+    with pytest.raises(kind, match=words):
+        make()
+
+
+def test_a_general_process_is_refused():
+    with pytest.raises(TypeError, match="DoubleWell is a general SDE"):
+        ParticleSampler(DoubleWell(), TARGET)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "words"),
+    [
+        ({"systems": 0}, ValueError, "systems must be at least 1"),
+        ({"systems": 2, "seed": [1]}, ValueError, "got 1 seeds"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"progress": 1}, TypeError, "progress must be True or False"),
+        ({"steps": 5}, TypeError, r"write ParticleSampler\(sde, target, steps=\.\.\.\)"),
+        ({"systems": 2, "y": torch.ones(3, 1, dtype=F64)}, ValueError, "shape"),
+    ],
+)
+def test_a_draw_that_does_not_fit_is_refused(options, kind, words):
+    with pytest.raises(kind, match=words):
+        ParticleSampler(SDE, TARGET, particles=4, steps=2).sample(**{"y": Y, **options})
+
+
+def test_one_step_has_no_half():
+    with pytest.raises(ValueError, match="one step has no half"):
+        ParticleSampler(SDE, TARGET, particles=4, steps=1).sample(y=Y, solver_error=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (
+            Broken(-math.inf),
+            r"all 8 weights of system 0 \(seed 3\) of Broken are zero after step 0, at t = 1",
+        ),
+        (Broken(-math.inf, 0.1), "are zero after step [1-9], at t = 0.0"),
+        (Broken(0.0, -1.0, -math.inf), "are zero at the data themselves: the likelihood is 0 at every particle"),
+        (Broken(math.nan, 0.1), "8 of 8 weights of system 0 .* are not finite after step [1-9]"),
+        (Broken(math.inf), "8 of 8 weights .* are not finite after step 0"),
+    ],
+    ids=["from the start", "on the way", "at the end", "nan", "infinite"],
+)
+def test_weights_that_fail_are_told_with_their_step(target, words):
+    with pytest.raises(SolverError, match=words):
+        ParticleSampler(SDE, target, particles=8, steps=10).sample(seed=3, y=Y)
+
+
+def test_some_weights_of_zero_are_none_of_an_error():
+    class Half(Broken):
+        def log_likelihood(self, x0, **cond):
+            return torch.where(x0[:, 0] > 0, 0.0, -math.inf)
+
+    found = ParticleSampler(SDE, Half(0.0), particles=400, steps=40, threshold=1.0).sample(4, seed=0, y=Y)
+    assert (found.draw(500, seed=0) > 0).all()
+    share = float((MODEL.sample(20_000, seed=0) > 0).double().mean())
+    assert found.log_evidence == pytest.approx(math.log(share), abs=0.1)
+
+
+def test_few_particles_that_count_are_told_of():
+    prior, a, y = problem(8, 4, 0.1, 0)
+    sampler = ParticleSampler(SDE, given(prior, a, 0.1), particles=16, steps=8, threshold=0.0)
+    with pytest.warns(ParticleWarning, match="fewer than 10 particles count in the end"):
+        sampler.sample(2, seed=0, y=y)
+
+
+def test_a_jump_from_too_much_noise_is_told_of():
+    target = given(MODEL, A, 0.01)
+    sampler = ParticleSampler(SDE, target, particles=200, grid=[*TIMES, 0.05])
+    with pytest.warns(ParticleWarning, match="the last noise level is not small against what"):
+        sampler.sample(1, seed=0, y=Y)
+
+
+def test_an_interval_of_one_system_or_of_no_probability_is_refused():
+    found = Particles(torch.zeros(1, 3, 1), torch.zeros(1, 3, dtype=F64), torch.ones(1, 2), 3)
+    assert math.isnan(found.standard_error)
+    with pytest.raises(ValueError, match="one system does not tell"):
+        found.interval()
+    with pytest.raises(ValueError, match="level must be between 0 and 1"):
+        found.interval(95)
