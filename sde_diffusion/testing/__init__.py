@@ -19,15 +19,21 @@ from sde_diffusion.testing._likelihood import check_likelihood
 from sde_diffusion.testing._picture import Curve
 from sde_diffusion.testing._sde import check_sde
 from sde_diffusion.testing._solver import check_solver
+from sde_diffusion.testing.posterior import Calibration, check_posterior, coverage, ranks, tarp
 from sde_diffusion.testing.report import ConformanceError, Entry, Report
 
 __all__ = [
+    "Calibration",
     "ConformanceError",
     "Curve",
     "Entry",
     "Report",
     "check_denoiser",
     "check_likelihood",
+    "check_posterior",
     "check_sde",
     "check_solver",
+    "coverage",
+    "ranks",
+    "tarp",
 ]
