@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.guidance.product import asked
+from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 
 FROZEN = 1000.0
@@ -107,6 +109,16 @@ class Twisted(Wrapper):
             return Prediction(lambda: prior.data + shift, lambda: prior.noise - at.alpha / at.sigma * shift)
         data = prior.data + shift
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
+
+    def on(self, sde: GaussianSDE) -> Denoiser:
+        """The same rule around the model inside, seen through another SDE: it knows the levels that this one does."""
+        inner = self.inner.on(sde)
+        if inner is self.inner:
+            return self
+        new = copy(self)
+        new._modules = {**self._modules, "inner": inner}
+        new.sde, new._top = sde, None
+        return new
 
     def _seen(self, x: Tensor, at: Level) -> tuple[Tensor, Level]:
         """The state and the level that the shift is taken at: those of `FROZEN` where there is more noise than that."""
