@@ -7,13 +7,23 @@ import math
 import pytest
 import torch
 
-from sde_diffusion import EDMSDE, VPSDE, FlowSDE
+from sde_diffusion import EDMSDE, VPSDE, FlowSDE, SDESampler
 from sde_diffusion.denoiser.analytic import Gaussian, GaussianMixture
+from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.guidance import (
+    DPS,
+    JacobianFree,
     Matrix,
     Moments,
+    Nonlinear,
+    Operator,
     Posterior,
+    PseudoInverse,
+    Within,
 )
+from sde_diffusion.guidance.posterior.algebra import gaussian, positive
+from sde_diffusion.likelihood import Density
+from sde_diffusion.solvers import DormandPrince
 
 D = 4
 
@@ -68,3 +78,145 @@ def test_the_twist_of_moments_is_the_evidence_given_the_state():
         torch.testing.assert_close(look.log_twist[i], wanted, rtol=1e-10, atol=1e-10)
     noisy = torch.distributions.Normal(x @ A.mT, NOISE)
     torch.testing.assert_close(model.log_likelihood(x, y=y), noisy.log_prob(y).sum(1))
+
+
+def test_pseudo_inverse_and_jacobian_free_are_exact_on_round_gaussian_data():
+    c2, y = 1.7, draw(2, seed=5)
+    prior = Gaussian(VPSDE(), MEAN, c2)
+    prior.data_std = math.sqrt(c2)
+    gain = c2 * A.mT @ torch.linalg.inv(c2 * A @ A.mT + torch.diag(NOISE.square()))
+    truth = Gaussian(VPSDE(), MEAN + gain @ (y - A @ MEAN), c2 * (torch.eye(D, dtype=torch.float64) - gain @ A))
+    dense, x = Posterior(prior, Matrix(A), NOISE), draw(5, D, seed=6)
+    (at,) = VPSDE().levels([0.4])
+    for rule in (PseudoInverse(), JacobianFree(), PseudoInverse(lambda ratio: c2 * ratio**2 / (c2 + ratio**2))):
+        for measurement in (Matrix(A), Operator(lambda x0: x0 @ A.mT), Nonlinear(lambda x0: x0 @ A.mT)):
+            model = Posterior(prior, measurement, NOISE, rule)
+            torch.testing.assert_close(model(x, 0.4, y=y).data, truth(x, 0.4).data, rtol=0, atol=1e-10)
+            torch.testing.assert_close(model.look(x, at, y=y).log_twist, dense.look(x, at, y=y).log_twist)
+
+
+@pytest.mark.parametrize(
+    ("rule", "measurement"),
+    [(PseudoInverse(0.3), Matrix(A)), (DPS(0.7), Matrix(A)), (DPS(0.7), Nonlinear(lambda x0: torch.sin(x0 @ A.mT)))],
+    ids=repr,
+)
+def test_the_shift_of_a_rule_of_fixed_spread_is_the_gradient_of_its_twist(rule, measurement):
+    prior, y = mixture(), draw(5, 2, seed=5)
+    model, (at,) = Posterior(prior, measurement, NOISE, rule), VPSDE().levels([0.4])
+    x = draw(5, D, seed=6).requires_grad_()
+    look = model.look(x, at, y=y)
+    (gradient,) = torch.autograd.grad(look.log_twist.sum(), x)
+    torch.testing.assert_close(look.shift, at.sigma**2 / at.alpha * gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_the_twist_of_dps_grows_with_the_logarithm_of_a_large_residual():
+    model, (at,) = Posterior(mixture(), Matrix(A), NOISE, DPS()), VPSDE().levels([0.4])
+    x = draw(1, D, seed=6)
+    with torch.no_grad():
+        far, further = (model.look(x, at, y=torch.full((2,), r, dtype=torch.float64)) for r in (1e6, 1e8))
+    assert float(far.log_twist - further.log_twist) == pytest.approx(2 * math.log(100), rel=1e-4)
+    assert float(further.shift.norm()) < float(far.shift.norm()) < 1e-3
+
+
+def test_as_many_iterations_as_numbers_measured_are_the_whole_matrix_and_one_is_not():
+    a = draw(6, 8, seed=7)
+    prior, y = mixture(8), draw(4, 6, seed=5)
+    x = draw(4, 8, seed=6)
+    dense = Posterior(prior, Matrix(a), 0.1)(x, 0.3, y=y).data
+    with torch.no_grad():
+        off = [
+            float((Posterior(prior, Matrix(a), 0.1, Moments(k))(x, 0.3, y=y).data - dense).norm()) for k in (1, 6, 9)
+        ]
+    assert off[0] > 1e-2
+    assert max(off[1:]) < 1e-6
+
+
+@pytest.mark.parametrize("rule", [Moments(), Moments(2), PseudoInverse(), JacobianFree(), DPS()], ids=repr)
+def test_a_row_depends_on_no_other_even_where_one_is_not_finite(rule):
+    model, y, x = Posterior(mixture(), Matrix(A), NOISE, rule), draw(5, 2, seed=5), draw(5, D, seed=6)
+    whole = model(x, 0.4, y=y).data
+    for i in (0, 3):
+        torch.testing.assert_close(model(x[i : i + 1], 0.4, y=y[i]).data, whole[i : i + 1], rtol=0, atol=1e-12)
+    x[1] = torch.nan
+    torch.testing.assert_close(model(x, 0.4, y=y).data[2:], whole[2:], rtol=0, atol=1e-12)
+    times = torch.tensor([0.4, 0.4, 0.9, 0.4, 0.4], dtype=torch.float64)
+    torch.testing.assert_close(model(x, times, y=y).data[3:], whole[3:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_samples_and_likelihood_of_gaussian_data_are_those_of_the_posterior():
+    prior, y = Gaussian(VPSDE(), MEAN, COVARIANCE), draw(2, seed=5)
+    mean, covariance = exact(y)
+    truth = torch.distributions.MultivariateNormal(mean, covariance)
+    sampler = SDESampler(VPSDE(), Posterior(prior, Matrix(A), NOISE))
+    x = sampler.sample(400, seed=0, y=y)
+    assert bool(((x.mean(0) - mean).abs() < 4 * (covariance.diagonal() / 400).sqrt()).all())
+    for density in (Density(), Density(whole=False)):
+        assert float((sampler.log_prob(x[:4], y=y, density=density).value - truth.log_prob(x[:4])).abs().max()) < 0.1
+    joint = SDESampler(VPSDE(), Posterior(prior, Matrix(A), NOISE), solver=DormandPrince())
+    x, found = joint.sample_with_log_prob(3, seed=0, y=y)
+    assert float((found.value - truth.log_prob(x)).abs().max()) < 0.1
+
+
+@pytest.mark.slow
+def test_the_likelihood_stays_finite_where_nothing_is_left_of_the_data():
+    prior = Gaussian(FlowSDE(), MEAN, COVARIANCE)
+    x, y = draw(3, D, seed=8), draw(2, seed=5)
+    found = SDESampler(FlowSDE(), Posterior(prior, Matrix(A), NOISE)).log_prob(x, y=y, density=Density(whole=True))
+    truth = torch.distributions.MultivariateNormal(*exact(y))
+    assert float((found.value - truth.log_prob(x)).abs().max()) < 0.1
+
+
+def test_rows_of_y_go_along_with_the_samples_in_batches():
+    sampler = SDESampler(VPSDE(), Posterior(mixture(), Matrix(A), NOISE), steps=4)
+    y = draw(5, 2, seed=5)
+    whole = sampler.sample(5, seed=0, y=y)
+    torch.testing.assert_close(sampler.sample(5, seed=0, y=y, batch_size=2), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sampler.sample(1, seed=2, y=PerSample(y[2:3])), whole[2:3], rtol=0, atol=1e-12)
+    torch.testing.assert_close(sampler.sample(1, seed=2, y=y[2].tolist()), whole[2:3], rtol=0, atol=1e-12)
+
+
+def test_passes_and_products_are_counted_apart_and_a_budget_counts_both():
+    for rule, vjps in ((Moments(), 2), (Moments(1), 1), (Moments(9), 2), (PseudoInverse(), 1), (JacobianFree(), 0)):
+        model = Posterior(mixture(), Matrix(A), NOISE, rule)
+        sampler = SDESampler(VPSDE(), model, nfe=12)
+        *_, last = sampler.iterate(2, seed=0, y=draw(2, seed=5))
+        assert (last.vjps, last.nfe) == (vjps * last.nfe, 12 // (1 + vjps))
+
+
+def test_two_posteriors_compose_to_that_of_both():
+    prior, y = Gaussian(VPSDE(), MEAN, COVARIANCE), draw(2, seed=5)
+    first = Posterior(prior, Matrix(A[:1]), NOISE[:1])
+    both = Posterior(first, Matrix(A[1:]), NOISE[1:], name="other")
+    x = draw(5, D, seed=6)
+    wanted = Posterior(prior, Matrix(A), NOISE)(x, 0.4, y=y).data
+    torch.testing.assert_close(both(x, 0.4, y=y[:1], other=y[1:]).data, wanted, rtol=0, atol=1e-10)
+
+
+def test_negative_eigenvalues_are_left_out_and_their_derivative_is_right():
+    m = draw(3, 4, 4, seed=9)
+    m = (m + m.mT).requires_grad_()
+    values, q = torch.linalg.eigh(m.detach())
+    torch.testing.assert_close(positive(m), q @ torch.diag_embed(values.clamp_min(0)) @ q.mT)
+    assert torch.autograd.gradcheck(lambda v: positive(0.5 * (v + v.mT)), (m,))
+    same = torch.eye(3, dtype=torch.float64)[None].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(positive(same).sum(), same)
+    assert bool(torch.isfinite(gradient).all())
+    u, log_p = gaussian(-0.99 * torch.eye(2, dtype=torch.float64)[None], torch.ones(1, 2, dtype=torch.float64))
+    torch.testing.assert_close(u, torch.ones_like(u))
+    assert float(log_p) == pytest.approx(-1 - math.log(2 * math.pi))
+
+
+def test_repr_tells_what_the_model_is():
+    model = Posterior(mixture(), Matrix(A), 0.5, PseudoInverse(), name="other")
+    assert repr(model) == ("Posterior(model, Matrix(2 x 4), noise=0.5, rule=PseudoInverse(r2=None), name='other')")
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_data_within_bounds_is_that_of_a_truncated_gaussian():
+    prior = Gaussian(VPSDE(), torch.zeros(2, dtype=torch.float64), 1.0)
+    model = Within(prior, Matrix(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), low=0.0)
+    x = torch.tensor([[0.5, 0.3], [1.5, -1.0]], dtype=torch.float64)
+    found = SDESampler(VPSDE(), model).log_prob(x).value
+    wanted = math.log(2) - 0.5 * x.square().sum(1) - math.log(2 * math.pi)
+    assert float((found - wanted).abs().max()) < 0.1

@@ -173,7 +173,12 @@ def _set_modes(modules: list[nn.Module], training: set[int]) -> None:
 
 
 def home(model: Any) -> tuple[torch.dtype, torch.device]:
-    """Dtype (float32 for half precision) and device of the first floating parameter or buffer, or torch's defaults."""
+    """Dtype (float32 for half precision) and device of the first floating parameter or buffer, or torch's defaults.
+
+    Those of a wrapper are those of the model inside, whatever the rule of the wrapper holds.
+    """
+    while isinstance(inner := getattr(model, "inner", None), nn.Module):
+        model = inner
     for module in modules_behind(model):
         for p in chain(module.parameters(), module.buffers()):
             if p.is_floating_point():

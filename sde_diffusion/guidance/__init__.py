@@ -8,9 +8,11 @@ from sde_diffusion.guidance.classifier_free import Guided
 from sde_diffusion.guidance.clipping import Clipped, Thresholded
 from sde_diffusion.guidance.compositional import Compositional
 from sde_diffusion.guidance.extrapolation import GuidanceRule, Optimised, Plain, Projected, Rescaled
+from sde_diffusion.guidance.posterior.images import Blur, Downsample, Mask
 from sde_diffusion.guidance.posterior.measurement import Matrix, Measurement, Nonlinear, Operator
 from sde_diffusion.guidance.posterior.posterior import Posterior
 from sde_diffusion.guidance.posterior.rules import DPS, JacobianFree, Moments, PseudoInverse, Rule
+from sde_diffusion.guidance.posterior.within import Within
 from sde_diffusion.guidance.product import Product
 from sde_diffusion.guidance.reward import Reward
 from sde_diffusion.guidance.tilted import Tilted
@@ -24,8 +26,11 @@ __all__ = [
     "Compositional",
     "GuidanceRule",
     "Guided",
+    "Blur",
+    "Downsample",
     "JacobianFree",
     "Look",
+    "Mask",
     "Matrix",
     "Measurement",
     "Moments",
@@ -43,4 +48,5 @@ __all__ = [
     "Thresholded",
     "Tilted",
     "Twisted",
+    "Within",
 ]

@@ -25,6 +25,7 @@ from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._defaults import default_grid, default_solver
 from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
+from sde_diffusion.sampler.editing import edited
 from sde_diffusion.sampler.forecast import Forecast
 from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.sde.grids import Grid
@@ -285,6 +286,50 @@ class SDESampler:
         n, _, batches = self._batches(n, seed, x_T, None, cond)
         self._forecast.tell(from_prior=x_T is None)
         return _guarded(self._solve(next(batches), noise, keep), grad, Evaluation(self.model))
+
+    def edit(
+        self,
+        x0: Tensor,
+        level: float,
+        *,
+        seed: Seed = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        nonfinite: str = "raise",
+        **cond: Any,
+    ) -> Tensor:
+        r"""Data made more like those of the model: noise is added up to a level, and solved away again (SDEdit).
+
+        $$ x_t = \alpha x_0 + \sigma\varepsilon, \quad \sigma/\alpha = level $$
+
+        then the part of the grid below that level, by the solver of the sampler. What is finer than the level is drawn
+        anew; what is coarser stays.
+
+        Args:
+            x0: Data to start from, shape `(n, *)`, such as a sketch.
+            level: Noise level $\sigma/\alpha$, in units of the data, within the grid.
+            seed: As in `sample`, the noise that is added included.
+            batch_size: As in `sample`.
+            progress: Shows a progress bar.
+            noise: As in `sample`.
+            grad: Keeps the graph.
+            nonfinite: As in `sample`.
+            **cond: Handed to the model, as in `sample`.
+
+        Returns:
+            Samples, shape `(n, *)`.
+
+        Raises:
+            TypeError: A general SDE, a solver with a grid of its own, or data that are no floats.
+            ValueError: Data of another shape or not finite, or a level outside of the grid.
+
+        References:
+            Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, 2022.
+        """
+        rest = {"batch_size": batch_size, "progress": progress, "grad": grad, "nonfinite": nonfinite, **cond}
+        return edited(self, x0, level, seed=seed, noise=noise, **rest)
 
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.

@@ -56,6 +56,8 @@ CLASSES: tuple[type[Solver], ...] = tuple(
 )
 """The solvers of the list, in its order; not the bases to write another with."""
 
+from sde_diffusion.solvers.wrappers.inpaint import Inpaint as Inpaint  # noqa: E402 - samples no law of the model: not listed
+
 
 def examples() -> list[Solver]:
     """The examples of every solver."""

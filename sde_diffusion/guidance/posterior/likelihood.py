@@ -39,7 +39,7 @@ class GaussianLikelihood(nn.Module):
         self.measurement = measurement
         self.shape = measurement.check(like)
         self.size = math.prod(self.shape)
-        self.register_buffer("std", _noise(noise, self.shape).to(like.device), persistent=False)
+        self.register_buffer("std", _noise(noise, self.shape).to(like), persistent=False)
 
     def ahead(self, v: Tensor, x0: Tensor) -> Tensor:
         r"""$A\,v/\sigma_y$, the derivative at `x0`: `(B, *)` -> `(B, d)`."""
@@ -58,7 +58,7 @@ class GaussianLikelihood(nn.Module):
         return (y - rows(self.measurement(x0))) / self.std.to(x0)
 
     def log_scale(self) -> Tensor:
-        r"""$\sum\log\sigma_y$, in float64: what a density loses when it is taken in units of the noise."""
+        r"""$\sum\log\sigma_y$: what a density loses when it is taken in units of the noise."""
         return torch.log(self.std).sum() * (self.size if self.std.numel() == 1 else 1)
 
     def log_prob(self, y: Tensor, x0: Tensor) -> Tensor:

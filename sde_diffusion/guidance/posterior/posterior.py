@@ -13,6 +13,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import OPTIONS, OWN
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.denoiser.prediction import held
+from sde_diffusion.guidance.posterior.algebra import wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
 from sde_diffusion.guidance.posterior.measurement import Measurement
 from sde_diffusion.guidance.posterior.rules import Moments, Rule, Spectrum, View, spectrum
@@ -74,8 +75,9 @@ class Posterior(Twisted):
         self.vjps = model.vjps + model.cost * rule.products(self.likelihood.size)
         self.twistless = rule.twistless(self.likelihood)
         found = spectrum(self.likelihood, like) if rule.isotropic else None
-        self.likelihood.register_buffer("values", None if found is None else found.values, persistent=False)
-        self.likelihood.register_buffer("vectors", None if found is None else found.vectors, persistent=False)
+        for part in ("values", "vectors"):
+            tensor: Tensor | None = getattr(found, part, None)
+            self.likelihood.register_buffer(part, None if tensor is None else tensor.to(like), persistent=False)
 
     @property
     def measurement(self) -> Measurement:
@@ -91,7 +93,7 @@ class Posterior(Twisted):
             z, prior = x, held(self.inner.predict(x if self.inner.careful else x.clone(), at, **given), x)
         values: Any = self.likelihood.values
         vectors: Any = self.likelihood.vectors
-        known = None if values is None else Spectrum(values, vectors)
+        known = None if values is None else Spectrum(wide(values), None if vectors is None else wide(vectors))
         r = self.likelihood.residual(y, prior.data)
         shift, twist = self.rule.weigh(View(z, prior, at, self.data_std, self.likelihood, r, known))
         if twist is None:
