@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from refusals import wrong
 from zoo import DoubleWell
 
 from sde_diffusion import VESDE, VPSDE, FlowSDE, SDESampler, noise
@@ -33,7 +34,7 @@ def test_inpainting_is_the_loop_of_the_papers(passes):
             if k:
                 ratio = t.alpha / s.alpha
                 x = ratio * x + math.sqrt(t.sigma**2 - (ratio * s.sigma) ** 2) * source(0, 0)
-            x, _ = DDIM(1.0).step(sampler.problem.equation(), x, t, s, None, source)
+            x, _ = DDIM(1.0).step(wrong(sampler.problem.equation()), x, t, s, None, source)
             x = torch.where(MASK, s.alpha * KNOWN + s.sigma * source(0, 0), x)
     wanted = torch.where(MASK, KNOWN, PRIOR.predict(x, levels[-1]).data)
     torch.testing.assert_close(sampler.sample(1, seed=5), wanted, rtol=0, atol=1e-12)
@@ -60,8 +61,8 @@ def test_what_is_not_under_the_mask_does_not_count():
 
 def test_inpaint_says_what_does_not_fit():
     for make, kind, message in [
-        (lambda: Inpaint("Heun", KNOWN, MASK), TypeError, "Inpaint"),
-        (lambda: Inpaint(Heun(), [1.0], MASK), TypeError, "known must be a tensor of floats"),
+        (lambda: Inpaint(wrong("Heun"), KNOWN, MASK), TypeError, "Inpaint"),
+        (lambda: Inpaint(Heun(), wrong([1.0]), MASK), TypeError, "known must be a tensor of floats"),
         (lambda: Inpaint(Heun(), KNOWN, MASK.float()), TypeError, "mask must be a tensor of truth values"),
         (
             lambda: Inpaint(Heun(), KNOWN.expand(2, 4), MASK),
@@ -117,7 +118,7 @@ def test_edit_says_what_does_not_fit():
         ((x0 / 0, 1.0), ValueError, "x0 holds"),
     ]:
         with pytest.raises(kind, match=message):
-            sampler.edit(*given)
+            sampler.edit(*wrong(given))
     well = SDESampler(DoubleWell(), lambda x, t: -x, shape=(1,), steps=3)
     with pytest.raises(TypeError, match="edit speaks of noise levels, which DoubleWell, a general SDE, does not have"):
         well.edit(draw(2, 1), 1.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from refusals import wrong
 from torch import nn
 
 from sde_diffusion import VPSDE, Network, SDESampler, predict
@@ -177,11 +179,11 @@ def prior(shape=(2,), **given):
     return Network(lambda x, t, **cond: net(x), VPSDE(), predict.velocity, shape=shape, **given)
 
 
-class Labelled(nn.Linear):
+class Labelled(nn.Module):
     """A network with a condition called `y`."""
 
     def forward(self, x, t, y=None):
-        return super().forward(x)
+        return x
 
 
 def no_graph(x0):
@@ -189,26 +191,26 @@ def no_graph(x0):
 
 
 EYE = Matrix(torch.eye(2))
-REFUSED = [
-    (lambda: Posterior(lambda x, t: x, EYE, 0.1), TypeError, "Posterior takes a Denoiser, got function"),
+REFUSED: list[tuple[Any, type[Exception], str]] = [
+    (lambda: Posterior(wrong(lambda x, t: x), EYE, 0.1), TypeError, "Posterior takes a Denoiser, got function"),
     (lambda: Posterior(prior(None), EYE, 0.1), ValueError, "needs a model that knows its event shape"),
     (
-        lambda: Posterior(prior(), torch.eye(2), 0.1),
+        lambda: Posterior(prior(), wrong(torch.eye(2)), 0.1),
         TypeError,
         r"measurement must be a Measurement such as Matrix\(a\)",
     ),
     (lambda: Posterior(prior(), EYE, 0.0), ValueError, "noise must be positive and finite, got 0: exact data"),
-    (lambda: Posterior(prior(), EYE, "much"), TypeError, "noise must be a number, or a tensor"),
+    (lambda: Posterior(prior(), EYE, wrong("much")), TypeError, "noise must be a number, or a tensor"),
     (
         lambda: Posterior(prior(), EYE, torch.ones(3)),
         ValueError,
         r"noise has shape \(3,\), wanted that of what is meas",
     ),
-    (lambda: Posterior(prior(), EYE, 0.1, Moments), TypeError, r"rule must be Moments\(\)"),
+    (lambda: Posterior(prior(), EYE, 0.1, wrong(Moments)), TypeError, r"rule must be Moments\(\)"),
     (lambda: Posterior(prior(), EYE, 0.1, name="seed"), ValueError, "name must be that of a condition"),
     (lambda: Posterior(Posterior(prior(), EYE, 1.0), EYE, 0.1), ValueError, "Posterior inside has a condition 'y'"),
     (
-        lambda: Posterior(Network(Labelled(2, 2), VPSDE(), shape=(2,)), EYE, 0.1),
+        lambda: Posterior(Network(Labelled(), VPSDE(), shape=(2,)), EYE, 0.1),
         ValueError,
         "Network inside has a condition 'y' of its own: call the measurement otherwise",
     ),
@@ -226,16 +228,20 @@ REFUSED = [
         TypeError,
         "answered torch.float64 to data in to",
     ),
-    (lambda: Posterior(prior(), Operator(lambda x: None), 0.1), TypeError, "answered NoneType, wanted a tensor"),
+    (lambda: Posterior(prior(), Operator(wrong(lambda x: None)), 0.1), TypeError, "answered NoneType, wanted a tensor"),
     (lambda: Posterior(prior(), Operator(lambda x: x[0]), 0.1), ValueError, r"answered shape \(2,\) to 3 samples"),
     (lambda: Posterior(prior(), Operator(lambda x: x - x.mean(0)), 0.1), ValueError, "mixes samples"),
     (lambda: Posterior(prior(), Operator(lambda x: x + 1), 0.1), ValueError, "is not linear: give it as Nonlinear"),
     (lambda: Posterior(prior(), Operator(lambda x: x, lambda v: 2 * v), 0.1), ValueError, "the adjoint of .* is none"),
     (lambda: Posterior(prior(), Operator(lambda x: x, lambda v: v[:, :1]), 0.1), ValueError, "answered shape .3, 1."),
-    (lambda: Posterior(prior(), Operator(lambda x: x, lambda v: None), 0.1), TypeError, "the adjoint of .* answered"),
-    (lambda: Operator(3), TypeError, "forward must be a function of the data"),
-    (lambda: Operator(lambda x: x, 3), TypeError, "adjoint must be a function of what is measured"),
-    (lambda: Nonlinear(3), TypeError, "forward must be a function of the data, got 3"),
+    (
+        lambda: Posterior(prior(), Operator(lambda x: x, wrong(lambda v: None)), 0.1),
+        TypeError,
+        "the adjoint of .* answered",
+    ),
+    (lambda: Operator(wrong(3)), TypeError, "forward must be a function of the data"),
+    (lambda: Operator(lambda x: x, wrong(3)), TypeError, "adjoint must be a function of what is measured"),
+    (lambda: Nonlinear(wrong(3)), TypeError, "forward must be a function of the data, got 3"),
     (lambda: Mask(torch.ones(2)), TypeError, "mask must be a tensor of truth values"),
     (lambda: Posterior(prior(), Mask(HALF), 0.1), ValueError, r"mask has shape \(2, 4, 6\), wanted the event shape"),
     (lambda: Blur(torch.ones(2).long()), TypeError, "kernel must be a tensor of floats"),
@@ -251,11 +257,11 @@ REFUSED = [
     ),
     (lambda: Moments(0), ValueError, "iterations must be at least 1"),
     (lambda: PseudoInverse(0.0), ValueError, "r2 must be positive"),
-    (lambda: JacobianFree("c"), TypeError, "r2 must be a number, or a function of the noise level"),
+    (lambda: JacobianFree(wrong("c")), TypeError, "r2 must be a number, or a function of the noise level"),
     (lambda: DPS(0.0), ValueError, "zeta must be positive"),
     (lambda: Within(prior(), EYE), ValueError, "low and high are both None"),
     (lambda: Within(prior(), EYE, 1.0, 1.0), ValueError, "wanted low < high everywhere"),
-    (lambda: Within(prior(), EYE, "low"), TypeError, "low must be a number, a tensor or None"),
+    (lambda: Within(prior(), EYE, wrong("low")), TypeError, "low must be a number, a tensor or None"),
     (lambda: Within(prior(), EYE, torch.zeros(3)), ValueError, r"low has shape \(3,\), wanted \(2,\), as is measured"),
     (lambda: Within(prior((300,)), Mask(torch.ones(300) > 0), 0.0), ValueError, "more than 256: bound fewer"),
 ]
@@ -270,14 +276,15 @@ def test_what_does_not_fit_is_told_at_the_door(make, kind, message):
 def test_what_was_measured_is_asked_for_and_looked_at():
     model = Posterior(prior(), EYE, 0.1)
     sampler, one = SDESampler(VPSDE(), model, steps=2), torch.zeros(2)
-    for given, kind, message in [
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({}, ValueError, r"Posterior needs what was measured: y= of shape \(2,\) for all samples"),
         ({"y": torch.zeros(3)}, ValueError, r"y has shape \(3,\): Matrix\(2 x 2\) answers \(2,\), so that wanted is"),
         ({"y": torch.zeros(3, 2)}, ValueError, r"or \(4, 2\), a row for each"),
         ({"y": Shared(torch.zeros(4, 2))}, ValueError, "which is a row for each, and is marked as the other"),
         ({"y": one / 0}, ValueError, "y holds 2 non-finite values"),
         ({"y": "two"}, TypeError, "y must hold numbers, what was measured, got str"),
-    ]:
+    ]
+    for given, kind, message in cases:
         with pytest.raises(kind, match=message):
             sampler.sample(4, **given)
     with pytest.raises(ValueError, match="y has shape"):

@@ -56,12 +56,15 @@ class Twisted(Wrapper):
         inner: The model of $p$.
 
     Attributes:
+        of_data: Whether the rule asks nothing of the process but the answer of the model inside, so that through
+            another process it is the same rule around that model, at all levels that this one knows.
         silent: Whether the likelihood says nothing: the model inside is asked, and nothing else.
         twistless: Why the rule has no twist, so that `look` is refused; None where it has one.
     """
 
     careful = True
     trained_inside = True
+    of_data: bool = False
     silent: bool = False
     twistless: str | None = None
 
@@ -111,7 +114,8 @@ class Twisted(Wrapper):
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
 
     def on(self, sde: GaussianSDE) -> Denoiser:
-        """The same rule around the model inside, seen through another SDE: it knows the levels that this one does."""
+        if not self.of_data:
+            return super().on(sde)
         inner = self.inner.on(sde)
         if inner is self.inner:
             return self

@@ -3,65 +3,76 @@ r"""Editing data: noise up to some level, and a solve from there (SDEdit)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_finite, check_positive, check_state
-from sde_diffusion.noise.seeds import Seed, as_seeds
 from sde_diffusion.noise.sources import NoiseSource
-from sde_diffusion.sde.base import GaussianSDE
-from sde_diffusion.solvers.base import facts_of
-
-if TYPE_CHECKING:
-    from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.problem import Problem
+from sde_diffusion.sde.base import SDE, GaussianSDE
+from sde_diffusion.solvers.base import Solver, facts_of
 
 NEAR = 1e-9
 """How near, relative to the span, a time of the grid is the time of the level itself."""
 
 
-def edited(
-    sampler: SDESampler,
-    x0: Tensor,
-    level: float,
-    *,
-    seed: Seed,
-    noise: Callable[..., NoiseSource],
-    **rest: Any,
-) -> Tensor:
-    """Data carried up to a noise level and solved down again: `SDESampler.edit` has the arguments.
+def times_below(sde: SDE, solver: Solver, times: Sequence[float], level: float) -> list[float]:
+    r"""The time of a noise level and those of a grid that lie below it.
+
+    Args:
+        sde: The process.
+        solver: The solver that is to start there.
+        times: The grid, falling.
+        level: $\sigma/\alpha$.
 
     Raises:
-        TypeError: A general SDE, a solver with a grid of its own, or data that are no floats.
-        ValueError: Data of another shape or not finite, or a level outside of the grid.
+        TypeError: A general SDE, or a solver with a grid of its own.
+        ValueError: A level outside of the grid.
     """
-    check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
-    sde = sampler.sde
     if not isinstance(sde, GaussianSDE):
         raise TypeError(
             f"edit speaks of noise levels, which {type(sde).__name__}, a general SDE, does not have: carry the data up "
             "by a forward solve and hand them to sample(x_T=...)"
         )
-    if facts_of(sampler.solver).grid is not None:
+    if facts_of(solver).grid is not None:
         raise TypeError(
-            f"{sampler.solver!r} has a grid of its own and cannot start in its middle: edit with Heun() or "
-            "DPMSolverPP()"
+            f"{solver!r} has a grid of its own and cannot start in its middle: edit with Heun() or DPMSolverPP()"
         )
-    top, *_, last = sde.levels(sampler.times)
-    if not float(last.ratio) < check_positive(level, "level") <= float(top.ratio) * (1 + NEAR):
+    first, last = (float(at.ratio) for at in sde.levels([times[0], times[-1]]))
+    if not last < check_positive(level, "level") <= first * (1 + NEAR):
         raise ValueError(
-            f"level must lie within the grid, above {float(last.ratio):.4g} and up to {float(top.ratio):.4g}, in "
-            f"sigma/alpha, got {level!r}: more keeps less of the data"
+            f"level must lie within the grid, above {last:.4g} and up to {first:.4g}, in sigma/alpha, got {level!r}: "
+            "more keeps less of the data"
         )
     lam = torch.tensor([-math.log(level)], dtype=torch.float64, device="cpu")
-    t = min(float(sde.time_of(lam)), sampler.times[0])
-    slack = NEAR * (sampler.times[0] - sampler.times[-1])
-    times = [t, *(s for s in sampler.times if s < t - slack)]
-    seeds = as_seeds(seed, len(x0))
-    source = sampler.problem.source(len(x0), seeds, noise, sampler.span, x0)
-    (at,) = sde.levels([t])
-    x = torch.add(x0 * at.alpha, source.prior(), alpha=at.sigma)
-    short = type(sampler)(sampler.problem, solver=sampler.solver, grid=times, denoise=sampler.denoise)
-    return short.sample(len(x0), seed=seeds, x_T=x, noise=noise, **rest)
+    t = min(float(sde.time_of(lam)), times[0])
+    slack = NEAR * (times[0] - times[-1])
+    return [t, *(s for s in times if s < t - slack)]
+
+
+def noised(
+    problem: Problem,
+    x0: Tensor,
+    times: Sequence[float],
+    seeds: list[int] | torch.Generator,
+    noise: Callable[..., NoiseSource],
+) -> Tensor:
+    r"""Data carried up to the first of the times, $\alpha x_0 + \sigma\varepsilon$, shape `(n, *)`.
+
+    Args:
+        problem: The process and the event shape.
+        x0: Data, shape `(n, *)`.
+        times: Those of the solve to come.
+        seeds: One for each sample, or a stream.
+        noise: What makes a source of the seeds.
+
+    Raises:
+        TypeError: Integer or half-precision data.
+        ValueError: Data of another shape, empty or not finite.
+    """
+    check_finite(check_state(x0, "x0", shape=problem.shape), "x0")
+    eps = problem.source(len(x0), seeds, noise, (times[0], times[-1]), x0).prior()
+    (at,) = problem.equation().prefill(times[:1])
+    return torch.add(x0 * at.alpha, eps, alpha=at.sigma)

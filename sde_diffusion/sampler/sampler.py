@@ -20,12 +20,12 @@ from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.likelihood.sampling import JointSampling
-from sde_diffusion.noise.seeds import Seed
+from sde_diffusion.noise.seeds import Seed, as_seeds
 from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._defaults import default_grid, default_solver
 from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
-from sde_diffusion.sampler.editing import edited
+from sde_diffusion.sampler.editing import noised, times_below
 from sde_diffusion.sampler.forecast import Forecast
 from sde_diffusion.sde.base import SDE, GaussianSDE
 from sde_diffusion.sde.grids import Grid
@@ -328,8 +328,21 @@ class SDESampler:
         References:
             Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, 2022.
         """
-        rest = {"batch_size": batch_size, "progress": progress, "grad": grad, "nonfinite": nonfinite, **cond}
-        return edited(self, x0, level, seed=seed, noise=noise, **rest)
+        check_state(x0, "x0", shape=self.shape)
+        times = times_below(self.sde, self.solver, self.times, level)
+        seeds = as_seeds(seed, len(x0))
+        short = SDESampler(self.problem, solver=self.solver, grid=times, denoise=self.denoise)
+        return short.sample(
+            len(x0),
+            seed=seeds,
+            x_T=noised(self.problem, x0, times, seeds, noise),
+            batch_size=batch_size,
+            progress=progress,
+            noise=noise,
+            grad=grad,
+            nonfinite=nonfinite,
+            **cond,
+        )
 
     def encode(self, x0: Tensor, *, progress: bool = False, grad: bool = False, **cond: Any) -> Tensor:
         r"""The latent $x_T$ from which the deterministic sampler returns to `x0`, up to the error of the solver.

@@ -47,16 +47,20 @@ from sde_diffusion.solvers.stochastic.reverse_diffusion import ReverseDiffusion 
 from sde_diffusion.solvers.stochastic.srk import SRA1 as SRA1
 from sde_diffusion.solvers.wrappers.angle import Angle as Angle
 from sde_diffusion.solvers.wrappers.churn import Churn as Churn
+from sde_diffusion.solvers.wrappers.inpaint import Inpaint as Inpaint
 from sde_diffusion.solvers.wrappers.renoise import Renoise as Renoise
 from sde_diffusion.solvers.wrappers.restart import Restart as Restart
 from sde_diffusion.solvers.wrappers.reversible import Reversible as Reversible
 
+CONDITIONAL: tuple[type, ...] = (Inpaint,)
+"""Solvers that sample another law than that of the model, and stand in no list."""
+
 CLASSES: tuple[type[Solver], ...] = tuple(
-    c for c in list(vars().values()) if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver)
+    c
+    for c in list(vars().values())
+    if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver) and c not in CONDITIONAL
 )
 """The solvers of the list, in its order; not the bases to write another with."""
-
-from sde_diffusion.solvers.wrappers.inpaint import Inpaint as Inpaint  # noqa: E402 - samples no law of the model: not listed
 
 
 def examples() -> list[Solver]:

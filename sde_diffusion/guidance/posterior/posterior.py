@@ -50,6 +50,8 @@ class Posterior(Twisted):
         >>> x = SDESampler(sde, model).sample(64, seed=0, y=y)
     """
 
+    of_data = True
+
     def __init__(
         self,
         model: Denoiser,

@@ -52,8 +52,7 @@ class Within(Twisted):
         >>> model = Within(prior, Matrix(torch.eye(2)), low=0.0)  # both coordinates positive
     """
 
-    low: Tensor
-    high: Tensor
+    of_data = True
 
     def __init__(
         self,
@@ -149,10 +148,6 @@ def interval(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     half = 0.5 * math.log(2 * math.pi)
     slope = torch.exp(-0.5 * a * a - half - log_z) - torch.exp(-0.5 * b * b - half - log_z)
     return log_z, torch.where(flip, -slope, slope)
-
-
-def _said(side: Tensor) -> str:
-    return f"{float(side[0]):g}" if len(side) and bool((side == side[0]).all()) else f"tensor of {len(side)} numbers"
 
 
 def _column(value: Any) -> Any:
