@@ -27,9 +27,11 @@ from sde_diffusion import (
     clocks,
     predict,
 )
+from sde_diffusion import guidance as shipped
 from sde_diffusion.denoiser import On
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.denoiser.prediction import Coefficients
+from sde_diffusion.guidance import Thresholded
 from sde_diffusion.likelihood import Density, LikelihoodWarning, Method
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun, Solver
@@ -135,11 +137,16 @@ WRAPPERS: dict[str, Callable[[Any], Wrapper]] = {
     "Counted": Counted,
     "thrice": thrice,
     "Clipped": wide,
+    "Thresholded": lambda model: Thresholded(model, 1.0, bound=1e9),
+    "Guided, off": lambda model: shipped.Guided(model, 1.0),
+    "Reward, off": lambda model: shipped.Reward(model, torch.sum, 0.0),
+    "Tilted by 1": lambda model: shipped.Tilted([model], [1.0]),
     "On its own": lambda model: On(model, model.sde),
     "On another": to_another,
     "Clipped(On)": lambda model: wide(to_another(model)),
     "On(Clipped)": lambda model: to_another(wide(model)),
 }
+OFF = [pytest.param(WRAPPERS[name], id=name) for name in ("Guided, off", "Reward, off", "Tilted by 1")]
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 
 
@@ -157,14 +164,16 @@ def test_every_wrapper_keeps_the_facts_of_its_model(wrap, make):
     model = made(make)
     wrapped = wrap(model)
     assert facts(wrapped) == facts(model)
-    assert wrapped.regular == (model.regular and not any(isinstance(m, Clipped) for m in wrapped.modules()))
+    assert wrapped.regular == (
+        model.regular and not any(isinstance(m, (Clipped, Thresholded)) for m in wrapped.modules())
+    )
     assert wrapped.sde == model.sde or any(type(m) is On for m in wrapped.modules())
     assert wrapped.training
     assert not wrap(model.eval()).training
 
 
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize("wrap", [Wrapper, Nothing, Counted, thrice])
+@pytest.mark.parametrize("wrap", [Wrapper, Nothing, Counted, thrice, *OFF])
 @pytest.mark.parametrize("solver", [DPMSolverPP(2), Heun(), DDIM(1.0)], ids=repr)
 def test_a_wrapper_that_does_nothing_changes_no_bit_of_a_sample(wrap: Callable[..., Wrapper], make, solver: Solver):
     plain, wrapped = (SDESampler(m.sde, m, solver=solver, steps=6) for m in (made(make), wrap(made(make))))

@@ -75,11 +75,14 @@ class ClassifierGuided(Twisted):
                 f"condition {taken[0]!r} is one of the classifier and of the network of the model too: both=True gives "
                 "it to both, or call that of the classifier otherwise, names=('y',)"
             )
+        self.silent = not self.scale
+        if self.silent:
+            self.kind = model.kind  # whose answers they are
         if self.per_sample is not None:
             self.per_sample = tuple(dict.fromkeys((*self.per_sample, *self.names)))
 
     def acts(self, at: Level) -> bool:
-        return self.scale > 0 and self.limits.any(at)
+        return not self.silent and self.limits.any(at)
 
     def handed(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in cond.items() if self.both or name not in self.names}

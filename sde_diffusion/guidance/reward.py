@@ -60,12 +60,15 @@ class Reward(Twisted):
         check_callable(reward, "reward", "a function of data (B, *) that answers (B,)")
         self.reward, self.scale = reward, check_scale(scale, "scale")
         self.limits = Limits(low, high)
-        if self.scale:
-            self.vjps = model.vjps + model.cost
-        self.even = model.even and (self.limits.none or not self.scale)
+        self.silent = not self.scale
+        if self.silent:
+            self.kind = model.kind  # whose answers they are
+            return
+        self.vjps = model.vjps + model.cost
+        self.even = model.even and self.limits.none
 
     def acts(self, at: Level) -> bool:
-        return self.scale > 0 and self.limits.any(at)
+        return not self.silent and self.limits.any(at)
 
     def spent(self, at: Level) -> tuple[int, int]:
         passes, vjps = self.inner.spent(at)

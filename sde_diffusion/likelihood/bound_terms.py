@@ -147,8 +147,8 @@ class Run:
             z = torch.cat([self.streams(0.0, 0.0) for _ in t])
             x0 = self.x0.repeat(len(t), *[1] * (self.x0.ndim - 1))
             at = self.model.sde.level(t.reshape(-1).to(x0.device), x0, check=False)
+            self.nfe += len(t) * self.model.spent(at)[0]
             yield x0, z, at, self.predict(at.alpha * x0 + at.sigma * z, at, **self.cond.stacked(len(t)))
-        self.nfe += len(times) * self.model.cost
 
     def reconstruction(self, t: float, std: float | Step) -> Tensor:
         """Minus the log-probability of the data given a state at time `t`, drawn anew, shape `(B,)`.
@@ -166,7 +166,7 @@ class Run:
             return -rows(categorical_log_prob(_wide(x) / at.alpha, at.ratio, v, decoder.bins)).sum(1)
         answer = self.predict(x, at, **self.cond.whole)
         mean = _wide(answer.data)
-        self.nfe += self.model.cost
+        self.nfe += self.model.spent(at)[0]
         log_std, typical = self._decoder_std(answer, getattr(decoder, "std", None) or std)
         if decoder.bins is not None and v is not None:
             return -rows(discretised_gaussian_log_prob(mean, log_std.exp(), v, decoder.bins)).sum(1)
