@@ -30,8 +30,11 @@ from sde_diffusion.guidance import (
     AutoGuided,
     Clipped,
     Guided,
+    Matrix,
+    Moments,
     Optimised,
     Plain,
+    Posterior,
     Projected,
     Rescaled,
     Thresholded,
@@ -295,6 +298,29 @@ def test_it_may_be_wrapped_and_split_into_batches_and_seen_through_another_proce
         *_, last = sampler.iterate(4, seed=0, label=LABEL)
         inside = sum(at.ratio <= 5.0 for at in wrapped.sde.levels(sampler.times))
         assert last.nfe == 7 + inside
+
+
+def test_a_posterior_of_a_guided_model_counts_passes_and_products_where_it_guides() -> None:
+    exact = Classes(VPSDE())
+    model = Guided(exact, 2.0, null=NULL, high=2.0, batched=False)
+    posterior = Posterior(model, Matrix(torch.tensor([[1.0, 0.0]], dtype=F64)), 0.5, Moments(iterations=1))
+    sampler = SDESampler(exact.sde, posterior, solver=DDIM(), steps=6)
+    *_, last = sampler.iterate(4, seed=0, label=LABEL, y=torch.tensor([0.3], dtype=F64))
+    calls = 7 + sum(at.ratio <= 2.0 for at in exact.sde.levels(sampler.times))
+    assert (last.nfe, exact.asked) == (calls, calls)
+    assert last.vjps == posterior.vjps // 2 * calls
+    parted = sampler.sample(4, seed=0, batch_size=3, label=LABEL, y=torch.tensor([0.3], dtype=F64))
+    torch.testing.assert_close(parted, last.x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [Plain(), Rescaled(), Projected(0.0, 1.0), Optimised()], ids=repr)
+def test_float32_stays_so_with_levels_of_a_solve_and_of_each_row(rule) -> None:
+    model = Guided(net().float(), lambda level: 1.0 + min(level, 2.0), rule=rule, low=0.1)
+    x = X.float()
+    for t in (0.5, torch.tensor([0.01, 0.2, 0.5, 0.9])):
+        found = model(x, t, label=LABEL)
+        assert (found.data.dtype, found.noise.dtype) == (torch.float32, torch.float32)
+    assert SDESampler(model.sde, model, steps=3).sample(2, seed=0, label=LABEL[:2]).dtype == torch.float32
 
 
 def test_the_likelihood_of_a_guided_model_is_that_of_its_flow() -> None:
