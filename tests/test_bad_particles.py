@@ -11,9 +11,10 @@ from twists import SDE, Powers, given, line
 from twists import measured as problem
 from zoo import DoubleWell
 
-from sde_diffusion import VPSDE, Clipped, Matched, Problem, SolverError
-from sde_diffusion.guidance import Matrix, Moments, Posterior
-from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning
+from sde_diffusion import VPSDE, Clipped, Matched, Problem, SDESampler, SolverError
+from sde_diffusion.guidance import DPS, Matrix, Moments, Posterior
+from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning, importance_evidence
+from sde_diffusion.solvers import EulerMaruyama, Heun
 
 F64 = torch.float64
 MODEL = line([0.3, 0.7], [-1.0, 1.0], 0.25)
@@ -168,3 +169,27 @@ def test_an_interval_of_one_system_or_of_no_probability_is_refused():
         found.interval()
     with pytest.raises(ValueError, match="level must be between 0 and 1"):
         found.interval(95)
+
+
+def sampler_of(model):
+    return SDESampler(SDE, model, solver=Heun(), steps=8)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind", "words"),
+    [
+        (TARGET, TypeError, "sampler must be an SDESampler of a Twisted model, got Posterior"),
+        (sampler_of(MODEL), TypeError, "the evidence is that of a likelihood, by a Twisted model such as Posterior"),
+        (SDESampler(SDE, TARGET, solver=EulerMaruyama(), steps=4), TypeError, "EulerMaruyama"),
+        (sampler_of(Broken(0.0, end=-math.inf)), SolverError, "all 4 weights are zero: no sample of Broken has a"),
+        (sampler_of(Broken(0.0, end=math.nan)), SolverError, "4 of 4 samples have no weight"),
+    ],
+)
+def test_importance_weights_that_cannot_be_had_are_refused(sampler, kind, words):
+    with pytest.raises(kind, match=words):
+        importance_evidence(sampler, 4, seed=0, y=Y)
+
+
+def test_few_samples_that_count_are_told_of():
+    with pytest.warns(ParticleWarning, match="fewer than 10 particles count"):
+        importance_evidence(sampler_of(given(MODEL, A, 0.05, rule=DPS(0.1))), 16, seed=0, y=Y)

@@ -12,17 +12,18 @@ import torch
 from torch.distributions import Normal
 from twists import SDE, Powers, given, line, measured, product_on_a_line
 
-from sde_diffusion import VESDE, VPSDE, CosineSDE, FlowSDE, Problem, grids
+from sde_diffusion import VESDE, VPSDE, CosineSDE, FlowSDE, Problem, SDESampler, grids
 from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.guidance import AutoGuided
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.noise import Streams
-from sde_diffusion.particles import Particles, ParticleSampler
+from sde_diffusion.particles import Particles, ParticleSampler, importance_evidence
 from sde_diffusion.particles.filter import Course, run
 from sde_diffusion.particles.kernel import step_row
 from sde_diffusion.particles.laws import TwistedLaw
 from sde_diffusion.particles.resampling import effective, log_mean, systematic
 from sde_diffusion.particles.result import t_quantile
-from sde_diffusion.solvers import SDEDPMSolverPP
+from sde_diffusion.solvers import DormandPrince, SDEDPMSolverPP
 
 TWO = line([0.3, 0.7], [-1.0, 1.0], 0.25), line([0.6, 0.4], [-1.0, 1.0], 0.25)
 F64 = torch.float64
@@ -222,6 +223,29 @@ def test_a_sampler_is_told_as_it_is_written():
     text = repr(ParticleSampler(Problem(SDE, given(on_a_line(0.0, 1.0), torch.ones(1, 1), 1.0)), steps=7))
     assert text.startswith("ParticleSampler(VPSDE(beta_min=0.1, beta_max=40")
     assert ", particles=1024, steps=7, " in text
+
+
+def test_guidance_of_one_scale_is_the_product_and_of_scale_one_the_model_itself():
+    models = tuple(TWO)
+    guided = AutoGuided(models[0], models[1], 2.0)
+    found = ParticleSampler(SDE, guided, particles=500, steps=60).sample(8, seed=0)
+    same = ParticleSampler(SDE, Powers(models, (2.0, -1.0)), particles=500, steps=60).sample(8, seed=0)
+    torch.testing.assert_close(found.log_weights, same.log_weights)
+    plain = ParticleSampler(SDE, AutoGuided(models[0], models[1], 1.0), particles=50, steps=9).sample(2)
+    assert (plain.nfe, plain.log_evidence) == (10, 0.0)
+
+
+def test_importance_weights_find_the_evidence_by_another_way():
+    prior, a, y = line([0.3, 0.7], [-1.0, 1.0], 0.25), torch.ones(1, 1, dtype=F64), torch.zeros(1, dtype=F64)
+    sampler = SDESampler(SDE, given(prior, a, 0.5), solver=DormandPrince(), steps=1)
+    found = importance_evidence(sampler, 64, seed=0, y=y)
+    error = found.log_evidence - prior.log_evidence(a, y, 0.5)
+    print(
+        f"log evidence off by {error:.4f}, standard error {found.standard_error:.4f}, {found.effective:.0f} effective"
+    )
+    assert abs(error) < 4 * found.standard_error + 1e-3
+    assert found.standard_error < 0.2
+    assert found.x.shape == (64, 1, 1)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from sde_diffusion.particles.importance import importance_evidence
 from sde_diffusion.particles.result import Particles
 from sde_diffusion.particles.sampler import ParticleSampler, ParticleWarning
 
-__all__ = ["ParticleSampler", "ParticleWarning", "Particles"]
+__all__ = ["ParticleSampler", "ParticleWarning", "Particles", "importance_evidence"]

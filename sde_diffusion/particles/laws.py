@@ -133,8 +133,12 @@ class ProductLaw(Law):
         self.log_start = dim * ((total - 1) * first.lam + half) if total != 1 else 0.0
 
     def look(self, x: Tensor, at: Level, cond: dict[str, Any]) -> Seen:
-        parts = self.product.parts(self._own(x), at, **cond)
         powers, total = self.powers, self.total
+        if total == 1 and powers.count(0.0) == len(powers) - 1:  # one model as it is: the others are not asked
+            data = self.target.predict(self._own(x), at, **cond).data
+            none = torch.zeros(len(x), 2, dtype=torch.float64, device="cpu")
+            return Seen(data if self.target.careful else data.clone(), rates=none)
+        parts = self.product.parts(self._own(x), at, **cond)
         noises = [part.noise for part in parts]
         data = sum((g * part.data for g, part in zip(powers, parts, strict=True)), torch.zeros_like(x))
         noise = sum((g * e for g, e in zip(powers, noises, strict=True)), torch.zeros_like(x))

@@ -62,6 +62,11 @@ class Particles:
         share = torch.exp(found - found.max())
         return float(share.std() / share.mean()) / math.sqrt(len(found))
 
+    @property
+    def effective(self) -> float:
+        """Effective number of all particles, with the weights of the data."""
+        return float(effective(self.log_weights.reshape(1, -1)))
+
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """An interval that holds the logarithm of the evidence with a probability of `level`, in nats.
 
@@ -116,11 +121,11 @@ class Particles:
         m, n = self.log_weights.shape
         error = f" +- {self.standard_error:.2g}" if m > 1 else ""
         check = "" if math.isnan(self.solver_error) else f", solver_error {self.solver_error:.2g}"
-        least = float(effective(self.log_weights).min())
         products = f", {self.vjps} products with the Jacobian" if self.vjps else ""
+        what = f"{m} system{'s' * (m > 1)} of {n} particle{'s' * (n > 1)}"
         return (
-            f"{m} system{'s' * (m > 1)} of {n} particles: log evidence {self.log_evidence:.4f}{error} nats{check}, "
-            f"at least {least:.0f} effective, nfe {self.nfe}{products}"
+            f"{what}: log evidence {self.log_evidence:.4f}{error} nats{check}, "
+            f"{self.effective:.0f} effective, nfe {self.nfe}{products}"
         )
 
     def __repr__(self) -> str:

@@ -169,7 +169,8 @@ class ParticleSampler:
 
     def _particles(self, parts: Sequence[Systems], times: Sequence[float]) -> Particles:
         x, log_weights, ess = (torch.cat(part) for part in zip(*parts, strict=True))
-        return Particles(x, log_weights, ess, len(times) * self.target.cost, len(times) * self.target.vjps)
+        spent = [self.target.spent(at) for at in self.target.levels(times)]
+        return Particles(x, log_weights, ess, sum(passes for passes, _ in spent), sum(vjps for _, vjps in spent))
 
     def _draw(
         self, times: Sequence[float], seeds: list[int], size: int, given: Conditions, bar: tqdm[Any]
@@ -301,16 +302,9 @@ def _rule_inside(target: Any) -> str | None:
 def _tell(found: Particles) -> None:
     """Warns of systems in which few particles count, and of a jump to the data that takes most of them."""
     last, before = found.ess[:, -1], found.ess[:, -2]
-    few = int((last < min(FEW, 0.5 * found.log_weights.shape[1])).sum())
-    if few:
-        warnings.warn(
-            f"in {few} of {len(last)} systems fewer than {FEW} particles count in the end (effective, {last.min():.1f} "
-            "at least): the samples repeat these few, and the evidence is less certain than its interval says. Take "
-            "more particles, more steps, or a better twist",
-            ParticleWarning,
-            stacklevel=3,
-        )
-    elif bool((last < LAST_DROP * before).any()):
+    if warn_few(last, found.log_weights.shape[1]):
+        return
+    if bool((last < LAST_DROP * before).any()):
         warnings.warn(
             f"the jump to the data leaves {float((last / before).min()):.2g} of the particles that counted before: the "
             "last noise level is not small against what the likelihood tells apart. End in less noise (t_min or "
@@ -318,3 +312,17 @@ def _tell(found: Particles) -> None:
             ParticleWarning,
             stacklevel=3,
         )
+
+
+def warn_few(ess: Tensor, n: int) -> bool:
+    """Warns of systems, of `n` particles each, in which few are effective; whether there are any."""
+    few = int((ess < min(FEW, 0.5 * n)).sum())
+    if few:
+        warnings.warn(
+            f"in {few} of {len(ess)} systems fewer than {FEW} particles count in the end (effective, {ess.min():.1f} "
+            "at least): the samples repeat these few, and the evidence is less certain than its interval says. Take "
+            "more particles, more steps, or a better twist",
+            ParticleWarning,
+            stacklevel=4,
+        )
+    return few > 0
