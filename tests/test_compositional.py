@@ -116,6 +116,8 @@ def test_without_covariances_scores_are_added_as_they_are_and_make_a_product():
     noise = sum(g * p.noise for g, p in zip(found.powers, found.parts(x, at, context=y), strict=True))
     torch.testing.assert_close(-noise / 0.8, wanted)
     assert Compositional(model, 1).powers == (1.0,)
+    assert repr(found) == "Compositional(model, 5)"
+    assert repr(composed(5, name="x_o")) == "Compositional(model, 5, covariances, prior_covariance, name='x_o')"
 
 
 def test_a_prior_of_its_own_is_seen_through_the_process_of_the_model():

@@ -39,7 +39,7 @@ class Compositional(Wrapper, Product):
     With the covariances of the single posteriors and of the prior it is exact on Gaussian posteriors. On others it is
     not, whatever the steps: on mixtures of separate modes its samples are off by 0.1 to 0.4 of a standard deviation for
     2 to 10 observations, against 0.2 to 0.5 without. Without covariances the scores are added as they are, a `Product`,
-    which a `ParticleSampler` corrects.
+    which a `ParticleSampler` corrects: 1024 particles come to 1.2 to 1.4 times the floor for 2 to 5 observations.
 
     The process has to reach noise well below the width of the posterior, which shrinks as $n^{-1/2}$: `VPSDE()` ends at
     0.01, half of the width that 1000 observations leave of a prior of width 1, and a mean off by 0.2 of it.
@@ -160,6 +160,12 @@ class Compositional(Wrapper, Product):
             name=name,
             at_once=at_once,
         )
+
+    def __repr__(self) -> str:
+        how = "" if self.total is None else ", covariances, prior_covariance"
+        prior = "" if self.prior is None else ", prior=prior"
+        name = "" if self.name == "context" else f", name={self.name!r}"
+        return f"Compositional(model, {self.n}{how}{prior}{name})"
 
     @property
     def noise_range(self) -> tuple[float, float]:
