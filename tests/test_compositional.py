@@ -120,6 +120,14 @@ def test_without_covariances_scores_are_added_as_they_are_and_make_a_product():
     assert repr(composed(5, name="x_o")) == "Compositional(model, 5, covariances, prior_covariance, name='x_o')"
 
 
+def test_a_network_that_learnt_to_do_without_its_context_is_its_own_prior():
+    net = MLP(2, hidden=8, layers=1, context=3)
+    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(0))
+    model, y, x = Network(net, EDM, shape=(2,)).eval(), torch.ones(4, 3) / 2, torch.ones(2, 2)
+    alone, one = model(x, 0.5).noise, model(x, 0.5, context=y[:1]).noise
+    torch.testing.assert_close(Compositional(model, 4)(x, 0.5, context=y).noise, 4 * one - 3 * alone)
+
+
 def test_a_prior_of_its_own_is_seen_through_the_process_of_the_model():
     y, x = seen(3), torch.ones(2, 2, dtype=torch.float64)
     prior = Gaussian(VPSDE(), f64(0.5, -1.0), PRIOR_COV)
