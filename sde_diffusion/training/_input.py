@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._checks import WIDE
+from sde_diffusion._checks import WIDE, check_real
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.training.ema import Decay, horizon
@@ -29,7 +31,7 @@ def device_of(model: nn.Module) -> torch.device:
 
     Raises:
         TypeError: The model is no `Denoiser`.
-        ValueError: It has no parameters.
+        ValueError: It has no parameters, or such as are not finite.
     """
     if not isinstance(model, Denoiser):
         raise TypeError(
@@ -37,6 +39,7 @@ def device_of(model: nn.Module) -> torch.device:
         )
     for p in model.parameters():
         if p.requires_grad:
+            _check_weights(model)
             return p.device
     fix = "wrap your network, Network(net, sde, predict.edm)"
     for name in [type(module).__name__ for module in modules_behind(model) if module is not model]:
@@ -45,6 +48,20 @@ def device_of(model: nn.Module) -> torch.device:
             "answer a tuple, or what has the tensor as .sample"
         )
     raise ValueError(f"the model has no parameters to train: {fix}")
+
+
+def floating(p: Tensor) -> bool:
+    """Whether a tensor holds floats that can be asked whether they are finite: no integers, none of 8 bits."""
+    return p.is_floating_point() and p.element_size() > 1
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if floating(p) and not bool(p.isfinite().all()):
+            raise ValueError(
+                f"the weights of the model are not finite before the first step, {name} for one: build it anew, or load "
+                "a checkpoint of before they were lost"
+            )
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -60,6 +77,69 @@ def placed(value: Any, device: torch.device | None = None, dtype: torch.dtype | 
     if not isinstance(value, Tensor):
         return value
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+
+def transformed(transform: Transform, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """What a transform makes of rows: as many as it was given, for their conditions stay as they are.
+
+    Raises:
+        TypeError: It does not take rows and a generator, or answers no tensor.
+        ValueError: It answers another number of rows.
+    """
+    try:
+        found: object = transform(rows, generator)
+    except TypeError as error:
+        if not _takes_two(transform):
+            raise TypeError(
+                f"transform is called as transform(rows, generator), and does not take both: {error}"
+            ) from (error)
+        raise
+    if not isinstance(found, Tensor):
+        fix = "is a return missing?" if found is None else "torch.as_tensor makes one"
+        raise TypeError(f"transform answered {type(found).__name__}, wanted a tensor: {fix}")
+    if found.ndim == 0 or len(found) != len(rows):
+        raise ValueError(
+            f"transform answered {len(found) if found.ndim else 'no'} rows for {len(rows)}: it changes rows, one for "
+            "one, since each keeps its condition; leave rows out of the data, or give more of them there"
+        )
+    return found
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # none is known, of a builtin
+        return True
+    return True
+
+
+def check_factor(factor: object, i: int, steps: int) -> float:
+    """What a schedule answered before step `i`, if the learning rate can be multiplied by it."""
+    where = f"schedule({i}, {steps})"
+    if factor is None:
+        raise TypeError(f"{where} answered None, wanted a factor on the learning rate: is a return missing?")
+    found = check_real(factor.item() if isinstance(factor, Tensor) and factor.ndim == 0 else factor, where)
+    if not 0 <= found < math.inf:
+        raise ValueError(
+            f"{where} answered {found:g} as the factor of step {i + 1}, wanted a finite one, >= 0: the weights would "
+            "be lost"
+        )
+    return found
+
+
+def check_callbacks(callbacks: object) -> tuple[Callable[..., Any], ...]:
+    """The callbacks of a run, before the first of them is called."""
+    wanted = "callbacks must be a list of functions callback(event)"
+    if isinstance(callbacks, str | bytes | Mapping) or not isinstance(callbacks, Iterable):
+        fix = ": put it into a list, [callback]" if callable(callbacks) else ""
+        raise TypeError(f"{wanted}, got {type(callbacks).__name__}{fix}")
+    found = tuple(callbacks)
+    for i, callback in enumerate(found):
+        if isinstance(callback, type) or not callable(callback):
+            raise TypeError(f"{wanted}, got {callback!r} at place {i}")
+    return cast("tuple[Callable[..., Any], ...]", found)
 
 
 def check_loss(loss: object) -> Tensor:

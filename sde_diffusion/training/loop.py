@@ -24,7 +24,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.noise.seeds import seed_list
-from sde_diffusion.training._input import check_horizon, device_of
+from sde_diffusion.training._input import check_callbacks, check_horizon, device_of
 from sde_diffusion.training.callbacks import JSONL, Callback
 from sde_diffusion.training.checkpoints.registry import warn_of_changed
 from sde_diffusion.training.losses import Objective
@@ -120,7 +120,7 @@ def train(
             others, or columns that follow from others.
     """
     check_count(steps, "steps")
-    loss = _checked(model, recipe, loss)
+    loss, callbacks = _checked(model, recipe, loss), check_callbacks(callbacks)
     folder = _folder(out, resume)
     inputs, held_out = inputs_of(model, data, cond), _validation(val)
     if recipe is None:

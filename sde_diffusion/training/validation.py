@@ -28,7 +28,7 @@ from sde_diffusion._tensors import rows as flat
 from sde_diffusion.data.source import Source, source_of
 from sde_diffusion.data.sources.rows import taken
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.training._input import Transform, dtype_of, placed
+from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.stopping import GROUPS, Measured, standard_error
 
@@ -150,7 +150,7 @@ class Validation:
             repeated = state // draws - a // draws
             x = batch.x[repeated]
             if transform is not None:
-                x = transform(x, generator)
+                x = transformed(transform, x, generator)
             cond = placed(taken(batch.cond, repeated), device, dtype)
             yield placed(x, device, dtype), cond, state, generator
 

@@ -17,10 +17,14 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """An array of numbers as a tensor, without a copy where torch can do without.
 
     Raises:
-        TypeError: Objects, strings, dates, records.
+        TypeError: Objects, strings, dates, records; a sparse tensor.
+        ValueError: Rows of unlike shape; a masked array with masked entries.
     """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name}: a tensor of layout {value.layout}, whose rows cannot be taken: .to_dense() it")
         return value.detach()
+    check_unmasked(value, name)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -34,6 +38,16 @@ def as_tensor(value: Any, name: str) -> Tensor:
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)
+
+
+def check_unmasked(value: object, name: str) -> None:
+    """Raises `ValueError` for a masked array that hides an entry, which stands there as any number."""
+    if isinstance(value, np.ma.MaskedArray) and value.mask is not np.ma.nomask and bool(np.any(value.mask)):
+        first = np.argwhere(np.ma.getmaskarray(value))[0].tolist()
+        raise ValueError(
+            f"{name}: {int(np.sum(value.mask))} of {value.size} entries are masked, that at {first} for one: leave "
+            "those rows out, or fill them in, x.filled(value); a context takes NaN for what is not known"
+        )
 
 
 def _advice(array: np.ndarray[Any, Any]) -> str:

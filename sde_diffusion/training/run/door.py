@@ -14,7 +14,7 @@ from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.faults.overlap import Overlap
 from sde_diffusion.data.source import Batch, Source
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.training._input import Transform, warn
+from sde_diffusion.training._input import Transform, transformed, warn
 from sde_diffusion.training.run.feed import Inputs
 
 SHIFT = 1.0
@@ -101,7 +101,7 @@ def _looked_at(
             overlap.add(x)
         seen: Tensor | None = x
         if transform is not None:  # a copy: it may work in place, and these rows come again
-            seen = transform(x[:TRIED].clone(), generator) if not first else None
+            seen = transformed(transform, x[:TRIED].clone(), generator) if not first else None
         if seen is not None:
             check_state(seen, "data", shape=model.shape)
             _check_finite(seen, "data", first)

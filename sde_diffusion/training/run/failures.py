@@ -1,9 +1,10 @@
-"""Steps whose batch or gradient is not finite: counted, and given up after many in a row."""
+"""What is not finite in a run: steps, counted, and given up after many in a row; weights, which end it at once."""
 
 from __future__ import annotations
 
 from sde_diffusion._checks import SolverError
 from sde_diffusion.training.run.feed import Feed
+from sde_diffusion.training.run.learner import Learner
 
 GIVE_UP = 50
 """Steps in a row without a finite batch or gradient after which training stops."""
@@ -77,3 +78,43 @@ class Failures:
     def load_state(self, state: list[int]) -> None:
         """Takes up what was remembered."""
         self.skipped, self._batches, self._in_a_row = state
+
+
+class Weights:
+    """A look at the weights of a run, so that none which are lost are returned, measured or saved.
+
+    Args:
+        learner: Whose they are.
+
+    Attributes:
+        sound: The last step after which all were finite.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.sound = learner, 0
+
+    def check(self, step: int, saved: int | None, where: object) -> None:
+        """Looks at the weights after a step.
+
+        Args:
+            step: The step.
+            saved: The step up to which the run was saved; None if it was not.
+            where: The folder of the run.
+
+        Raises:
+            SolverError: A weight, or the average of one, is not finite.
+        """
+        bad = self.learner.unsound()
+        if bad is None:
+            self.sound = step
+            return
+        first = self.sound + 1
+        when = f"step {step}" if first >= step else f"one of the steps {first} to {step}"
+        kept = "nothing was saved before"
+        if saved is not None:
+            kept = f"{where} holds the run up to step {saved}, and its weights then are whole"
+        raise SolverError(
+            f"the weights are not finite after {when}, {bad} for one, though the gradient was: the learning rate is "
+            f"{self.learner.rate:g}; lower lr, or look at the optimiser, and at callbacks that write to the model; "
+            f"{kept}"
+        )

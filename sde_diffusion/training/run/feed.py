@@ -19,9 +19,10 @@ from torch import Tensor
 from sde_diffusion._checks import SolverError
 from sde_diffusion.data.order import Order
 from sde_diffusion.data.source import Source, Stream, source_of
+from sde_diffusion.data.sources.rows import check_unmasked
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions, PerSample, merged
-from sde_diffusion.training._input import Transform, dtype_of, placed
+from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.engine import Engine
@@ -111,6 +112,7 @@ def _per_sample(value: Any) -> Any:
 
 def _as_tensor(value: Any, dtype: torch.dtype) -> Any:
     """Arrays and lists of numbers as tensors, real ones in the dtype of the model; all else as it is."""
+    check_unmasked(value, "the conditions")
     array = value
     if isinstance(value, list | tuple) and value and not hasattr(value, "_fields"):
         with suppress(ValueError):  # rows of unlike shape
@@ -225,7 +227,8 @@ class Feed:
         made = []
         for block in parts:
             rows = x[block.rows.start - start : block.rows.stop - start]
-            made.append(transform(rows, self.streams.of("transform", *place, block.number))[block.part])
+            generator = self.streams.of("transform", *place, block.number)
+            made.append(transformed(transform, rows, generator)[block.part])
         return made[0] if len(made) == 1 else torch.cat(made)
 
     def _parts(self, step: int, x: Tensor, cond: dict[str, Any], numbers: Tensor | None) -> list[Part]:

@@ -24,7 +24,7 @@ from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training import store
-from sde_diffusion.training.checkpoint import save_checkpoint
+from sde_diffusion.training.checkpoint import check_scaling, save_checkpoint
 from sde_diffusion.training.checkpoints.registry import describe
 
 Found = tuple[dict[str, Any], dict[str, Tensor]]
@@ -51,6 +51,7 @@ class Saving:
         extra: Anything JSON can hold, kept with the model.
 
     Raises:
+        TypeError: `path` is no path, or what is to be a scaling is none.
         TypeError, ValueError: `every` or `keep` is no positive integer.
     """
 
@@ -63,6 +64,13 @@ class Saving:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        path: object = self.path
+        if not isinstance(path, str | Path):
+            raise TypeError(f"Saving keeps a run in a folder, got {path!r} as its path: to keep none, leave out= out")
+        if self.scaling is not None:
+            check_scaling(self.scaling)
+        for name, scaling in dict(self.conditions or {}).items():
+            check_scaling(scaling, f"of {name!r}")
         if self.every is not None:
             check_count(self.every, "every")
         check_count(self.keep, "keep")

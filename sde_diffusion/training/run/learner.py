@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import OPTIONS
-from sde_diffusion.training._input import check_loss
+from sde_diffusion.training._input import check_loss, floating
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import RATE, Recipe
@@ -62,6 +62,7 @@ class Learner:
             raise TypeError(
                 f"optimiser answered {type(optimiser).__name__}, wanted a torch.optim.Optimizer: is a return missing?"
             )
+        _check_groups(self._optimiser, self._parameters)
         self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
         self._module, self._engaged = engine.prepare(loss, self._optimiser)  # the weights of the first process, now
         self.averages = [EMA(model, decay) for decay in recipe.decays]
@@ -101,6 +102,17 @@ class Learner:
                 average.update(self.model)
         self.whole = True
 
+    def unsound(self) -> str | None:
+        """Which parameter, of the model or of an average, is not finite; None where all are.
+
+        One pass over the weights, and one number that is read from the device.
+        """
+        models: list[nn.Module] = [self.model, *(average.model for average in self.averages)]
+        named = [(name, p) for model in models for name, p in model.named_parameters() if floating(p)]
+        if bool(torch.stack([n.float() for n in torch._foreach_norm([p.detach() for _, p in named])]).isfinite().all()):
+            return None
+        return next((name for name, p in named if not bool(p.isfinite().all())), None)  # none: a norm that overflows
+
     def forget(self) -> None:
         """Leaves no gradient behind."""
         self._optimiser.zero_grad()
@@ -128,3 +140,19 @@ class Learner:
             average.load_state(before)
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(state["scaler"])
+
+
+def _check_groups(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Raises `ValueError` unless an optimiser holds the parameters it was made for, and no others."""
+    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    own = {id(p) for p in parameters}
+    if strange := len(held - own):
+        raise ValueError(
+            f"the optimiser holds {strange} parameters of {len(held)} that are not those of the model, which would "
+            "learn nothing: make it of the parameters that it is called with, optimiser(parameters, lr)"
+        )
+    if missing := len(own - held):
+        raise ValueError(
+            f"the optimiser holds {len(held)} of the {len(own)} parameters that it was called with, and {missing} would "
+            "stay as they are: give it all; what is not to be trained has requires_grad=False"
+        )

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
-from sde_diffusion.training._input import warn
+from sde_diffusion.training._input import check_factor, warn
 from sde_diffusion.training.callbacks import Callback, Event, StopTraining
 from sde_diffusion.training.checkpoints.registry import code_in, describe
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.bar import bar_of
 from sde_diffusion.training.run.engine import Engine, ProcessLostError
-from sde_diffusion.training.run.failures import Failures
+from sde_diffusion.training.run.failures import Failures, Weights
 from sde_diffusion.training.run.feed import Feed, Part
 from sde_diffusion.training.run.folder import Folder
 from sde_diffusion.training.run.learner import Learner
@@ -75,7 +75,7 @@ class Run:
         self.learner = Learner(task.model, task.objective, task.recipe, engine)
         self.watch = None if val is None else Watch(val, task.model)
         self.losses: list[float] = []
-        self.failures = Failures(task.feed, self.losses)
+        self.failures, self.weights = Failures(task.feed, self.losses), Weights(self.learner)
         self.stopped: str | None = None
         self.spent, self.start = 0.0, time.perf_counter()
         self.saved: int | None = None
@@ -103,6 +103,7 @@ class Run:
                     raise KeyboardInterrupt(signals.came or "another process was interrupted")
                 if self.stopped:
                     break
+            self.look()
             self.save()
         with suppress(StopTraining):
             self.tell("end")
@@ -119,10 +120,17 @@ class Run:
         engine.seed(self.task.feed.streams.seed_of("dropout", i, engine.rank))
         loss, norm = self.learner.gradient(parts)
         mean, flagged = engine.sum([loss / engine.ranks, float(signals.came is not None)])
-        self.learner.move(self.task.recipe.schedule(i, self.task.steps), math.isfinite(norm))
+        factor = check_factor(self.task.recipe.schedule(i, self.task.steps), i, self.task.steps)
+        if not math.isfinite(norm):  # of weights that are lost it never is again
+            self.look()
+        self.learner.move(factor, math.isfinite(norm))
         self.losses.append(mean)
         self.failures.note(math.isfinite(norm), parts[0].broken)
         return flagged > 0
+
+    def look(self) -> None:
+        """Raises `SolverError` where the weights are not finite."""
+        self.weights.check(len(self.losses), self.saved, self.folder and self.folder.path)
 
     def begin(self) -> None:
         """What comes before the first step; of a run that goes on, what an interruption had cut off."""
@@ -148,6 +156,7 @@ class Run:
         watch, done, model = self.watch, len(self.losses), self.learner.averages[0].model
         if watch is None or not done or not watch.due(done, self.task.steps):
             return {}
+        self.look()
         metrics, better = watch.measure(model, self.task.objective, self.task.recipe, done)
         if better:
             watch.keep(model)
@@ -232,7 +241,7 @@ class Run:
 
     def _saved_after(self) -> str | None:
         """Where the run is saved when it is cut short; None where it cannot be, or nothing was done."""
-        if self.folder is None or not self.learner.whole or not self.losses:
+        if self.folder is None or not self.learner.whole or not self.losses or self.learner.unsound():
             return None
         try:
             self.save()
@@ -245,6 +254,7 @@ class Run:
         """Saves the run in its folder, if it has one and has gone on since."""
         if self.folder is None or self.saved == len(self.losses):
             return
+        self.look()
         held = Packed()
         about = {
             "config": self.task.config,
@@ -276,4 +286,5 @@ class Run:
             self.watch.load_state(state["validation"])
         self.failures.load_state(state["failures"])
         self.task.feed.load_state(state["stream"])
-        self.spent, self.stopped, self.saved = state["seconds"], state["stopped"], len(self.losses)
+        self.spent, self.stopped = state["seconds"], state["stopped"]
+        self.saved = self.weights.sound = len(self.losses)
