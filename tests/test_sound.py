@@ -1,4 +1,4 @@
-"""What a run is handed is held to what it has to be, at the door or as it is used; weights that are lost are told of."""
+"""What a run is handed is held to what it has to be, at the door or as it is used; lost weights are told of."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_optimiser_holds_the_parameters_it_was_made_for(optimiser, text):
 @pytest.mark.parametrize(
     ("transform", "error", "text"),
     [
-        (lambda rows: rows, TypeError, r"called as transform\(rows, generator\), and does not take both"),
+        (lambda rows: rows, TypeError, r"called as transform\(rows, generator\), and takes not both"),
         (lambda rows, g: None, TypeError, "transform answered NoneType, wanted a tensor: is a return missing"),
         (lambda rows, g: rows.numpy(), TypeError, "transform answered ndarray, wanted a tensor: torch.as_tensor"),
         (lambda rows, g: rows[:5], ValueError, "transform answered 5 rows for 300: it changes rows, one for one"),
@@ -132,7 +132,7 @@ def test_a_saving_has_a_folder_and_scalings():
     with pytest.raises(TypeError, match="Saving keeps a run in a folder, got None as its path: to keep none"):
         Saving(path)
     wrong: Any = {"context": 2.0}
-    with pytest.raises(TypeError, match="the scaling of 'context' must be one such as Standardise.of"):
+    with pytest.raises(TypeError, match=r"the scaling of 'context' must be one such as Standardise.of"):
         Saving("run", conditions=wrong)
 
 

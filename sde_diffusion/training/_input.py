@@ -59,8 +59,8 @@ def _check_weights(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if floating(p) and not bool(p.isfinite().all()):
             raise ValueError(
-                f"the weights of the model are not finite before the first step, {name} for one: build it anew, or load "
-                "a checkpoint of before they were lost"
+                f"the weights of the model are not finite before the first step, {name} for one: build it anew, or "
+                "load a checkpoint of before they were lost"
             )
 
 
@@ -90,9 +90,9 @@ def transformed(transform: Transform, rows: Tensor, generator: torch.Generator) 
         found: object = transform(rows, generator)
     except TypeError as error:
         if not _takes_two(transform):
-            raise TypeError(
-                f"transform is called as transform(rows, generator), and does not take both: {error}"
-            ) from (error)
+            raise TypeError(f"transform is called as transform(rows, generator), and takes not both: {error}") from (
+                error
+            )
         raise
     if not isinstance(found, Tensor):
         fix = "is a return missing?" if found is None else "torch.as_tensor makes one"

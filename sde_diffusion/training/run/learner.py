@@ -153,6 +153,6 @@ def _check_groups(optimiser: torch.optim.Optimizer, parameters: list[nn.Paramete
         )
     if missing := len(own - held):
         raise ValueError(
-            f"the optimiser holds {len(held)} of the {len(own)} parameters that it was called with, and {missing} would "
-            "stay as they are: give it all; what is not to be trained has requires_grad=False"
+            f"the optimiser holds {len(held)} of the {len(own)} parameters that it was called with, and {missing} "
+            "would stay as they are: give it all; what is not to be trained has requires_grad=False"
         )
