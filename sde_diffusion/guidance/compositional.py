@@ -37,9 +37,10 @@ class Compositional(Wrapper, Product):
     r"""The posterior given `n` observations, from a model of that given one. `n + 1` network passes per call.
 
     With the covariances of the single posteriors and of the prior it is exact on Gaussian posteriors. On others it is
-    not, whatever the steps: on mixtures of separate modes, of standard deviation 1.3, its samples have a sliced distance
-    of 0.1 to 0.4 for 2 to 10 observations, against 0.2 to 0.5 without, where exact ones have 0.07. Without covariances the scores are added as they are, a `Product`,
-    which a `ParticleSampler` corrects: 1024 particles come to 1.2 to 1.4 times the floor for 2 to 5 observations.
+    not, whatever the steps: on mixtures of separate modes, of standard deviation 1.3, the sliced distance of its
+    samples is 0.1 to 0.4 for 2 to 10 observations, against 0.2 to 0.5 without, where that of exact ones is 0.07.
+    Without covariances the scores are added as they are, a `Product`, which a `ParticleSampler` corrects: 1024 of
+    them come to 1.2 to 1.4 times the floor for 2 to 5 observations.
 
     The process has to reach noise well below the width of the posterior, which shrinks as $n^{-1/2}$: `VPSDE()` ends at
     0.01, half of the width that 1000 observations leave of a prior of width 1, and a mean off by 0.2 of it.
