@@ -46,6 +46,7 @@ def whitened(x, exact):
 
 
 @pytest.mark.parametrize("n", [1, 10, 100, 1000])
+@pytest.mark.filterwarnings("ignore:the posterior of 1000 observations")  # which asks for the ends of the process
 @pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), FlowSDE()], ids=["VP", "EDM", "flow"])
 def test_on_gaussians_the_prediction_is_that_of_the_exact_posterior_at_every_level(sde, n):
     y, model = seen(n), gaussian(sde)
@@ -214,3 +215,11 @@ X, Y = torch.ones(2, 2, dtype=torch.float64), seen(3)
 )
 def test_what_is_refused(call, error, text):
     check(call, error, text)
+
+
+def test_a_process_whose_last_noise_hides_the_width_of_the_posterior_is_warned_of():
+    text = r"of 1000 observations has a standard deviation of 0.01\d*, and VPSDE\(.*ends at noise of 0.01, which hides"
+    with pytest.warns(UserWarning, match=text):
+        composed(1000, gaussian(VPSDE()))
+    composed(10, gaussian(VPSDE()))
+    composed(1000, gaussian(VPSDE(t_min=1e-6)))

@@ -17,6 +17,7 @@ without noise, $Q^{-1}\Sigma_i^{-1}$ without data.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Literal
@@ -31,6 +32,9 @@ from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.guidance.product import Product
 from sde_diffusion.sde.level import Level
+
+NOISE_LEFT = 0.2
+"""Noise at the end of a process, in units of the width of the posterior, from which on it is warned of."""
 
 
 class Compositional(Wrapper, Product):
@@ -56,6 +60,9 @@ class Compositional(Wrapper, Product):
         name: What the model calls its condition. Here it takes all observations at once, `(n, *)`, the same for every
             sample.
         at_once: Observations in one call of the network, for every sample; changes memory and nothing else.
+
+    Warns:
+        UserWarning: With covariances, a process whose last noise is more than a fifth of the width of the posterior.
 
     Raises:
         TypeError: No denoisers, or one covariance without the other.
@@ -117,6 +124,7 @@ class Compositional(Wrapper, Product):
                     f"have the eigenvalue {float(total[0]):.3g}. Estimate them from more samples"
                 )
             self.data_std = float((1 / total).mean().sqrt())
+            self._warn_of_noise_left(float(total.max()) ** -0.5)
         for key, value in (("precisions", precisions), ("basis", basis), ("total", total)):
             self.register_buffer(key, value)
         without = model if self.prior is None else self.prior
@@ -161,6 +169,18 @@ class Compositional(Wrapper, Product):
             name=name,
             at_once=at_once,
         )
+
+    def _warn_of_noise_left(self, width: float) -> None:
+        """Warns where the process ends at noise that hides the width of the posterior."""
+        last = self.sde.levels([self.sde.t_min])[0].ratio
+        if last > NOISE_LEFT * width:
+            warnings.warn(
+                f"the posterior of {self.n} observations has a standard deviation of {width:.2g}, and {self.sde!r} "
+                f"ends at noise of {last:.2g}, which hides some of it: let the process go on, with a smaller t_min or "
+                "sigma_min, model.on(...)",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def __repr__(self) -> str:
         how = "" if self.total is None else ", covariances, prior_covariance"
