@@ -108,7 +108,8 @@ def posteriors(n: int) -> list[Panel]:
         found[f"{type(rule).__name__}()"] = SDESampler(SDE, model).sample(n, seed=0, y=y)
     known = torch.cat([y, y.new_zeros(1)])
     replaced = SDESampler(SDE, RING, solver=Inpaint(DDIM(1.0), known, KEEP), steps=100).sample(n, seed=0)
-    panels = [Panel("exact", exact[0]), *(Panel(f"{k}: {over_floor(x, exact):.1f}", x) for k, x in found.items())]
+    given = [Panel("prior", RING.sample(n, seed=0)), Panel("exact", exact[0])]
+    panels = [*given, *(Panel(f"{k}: {over_floor(x, exact):.1f}", x) for k, x in found.items())]
     certain = RING.posterior(A, y, 0.0)
     off = over_floor(replaced, [certain.sample(n, seed=k) for k in range(1, 1 + SETS)])
     return [*panels, Panel(f"Inpaint, no noise: {off:.1f}", replaced)]
@@ -128,11 +129,9 @@ def effective(particles: int) -> dict[str, Tensor]:
     y = torch.tensor([0.6], dtype=WIDE)
     shares = {}
     for rule in (Moments(), PseudoInverse(), DPS()):
-        target: Denoiser = Posterior(RING, Mask(KEEP), NOISE, rule)
-        shares[f"{type(rule).__name__}()"] = (
-            ParticleSampler(SDE, target, particles=particles).sample(1, seed=0, y=y).ess[0]
-        )
-    return {name: ess / particles for name, ess in shares.items()}
+        sampler = ParticleSampler(SDE, Posterior(RING, Mask(KEEP), NOISE, rule), particles=particles)
+        shares[f"{type(rule).__name__}()"] = sampler.sample(1, seed=0, y=y).ess[0] / particles
+    return shares
 
 
 def covered(found: Sequence[Particles], truth: Tensor, level: float) -> Tensor:
@@ -165,10 +164,9 @@ def draw_guidance(plt: Any, scales: Sequence[float], panels: Sequence[Sequence[P
 
 
 def draw_posteriors(plt: Any, panels: Sequence[Panel]) -> None:
-    figure, axes = plt.subplots(1, len(panels), figsize=(12.6, 2.3), sharex=True, sharey=True, layout="constrained")
-    prior = RING.sample(2000, seed=0)
-    for axis, panel in zip(axes, panels, strict=True):
-        axis.scatter(*prior.T, s=1, color="0.85")
+    figure, axes = plt.subplots(2, 4, figsize=(9.6, 5.0), sharex=True, sharey=True, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        axis.scatter(*panels[0].x.T, s=1, color="0.85")
         axis.scatter(*panel.x[:600].T, s=1, color="C0")
         axis.axvline(0.6, color="C3", linewidth=0.6)
         axis.set_title(panel.title, fontsize=8)
