@@ -14,7 +14,7 @@ from twists import SDE, Powers, given, line, measured, product_on_a_line
 
 from sde_diffusion import VESDE, VPSDE, CosineSDE, FlowSDE, Problem, SDESampler, grids
 from sde_diffusion.denoiser.analytic import Gaussian
-from sde_diffusion.guidance import AutoGuided
+from sde_diffusion.guidance import AutoGuided, Matrix, Reward, Within
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.noise import Streams
 from sde_diffusion.particles import Particles, ParticleSampler, importance_evidence
@@ -27,6 +27,7 @@ from sde_diffusion.solvers import DormandPrince, SDEDPMSolverPP
 
 TWO = line([0.3, 0.7], [-1.0, 1.0], 0.25), line([0.6, 0.4], [-1.0, 1.0], 0.25)
 F64 = torch.float64
+ONE = torch.ones(1, 1, dtype=F64)
 
 
 def level_at(lam):
@@ -233,6 +234,39 @@ def test_guidance_of_one_scale_is_the_product_and_of_scale_one_the_model_itself(
     torch.testing.assert_close(found.log_weights, same.log_weights)
     plain = ParticleSampler(SDE, AutoGuided(models[0], models[1], 1.0), particles=50, steps=9).sample(2)
     assert (plain.nfe, plain.log_evidence) == (10, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "log_l"),
+    [
+        (Reward(TWO[0], lambda x0: 1.5 * x0[:, 0]), lambda x: 1.5 * x),
+        (Within(TWO[0], Matrix(ONE), 0.2, 0.6), lambda x: torch.log(((x > 0.2) & (x < 0.6)).to(F64))),
+    ],
+    ids=["reward", "bounds"],
+)
+def test_rewards_and_bounds_are_laws_like_others(target, log_l):
+    x, p, _ = product_on_a_line(TWO[:1], (1.0,))
+    z = float(torch.log(p @ log_l(x).exp()))
+    found = ParticleSampler(SDE, target, particles=500, steps=60).sample(8, seed=0)
+    print(f"log evidence off by {found.log_evidence - z:.4f}, {found}")
+    assert abs(found.log_evidence - z) < 4 * found.standard_error + 0.01
+    assert torch.isfinite(log_l(found.draw(200, seed=0))).all()
+    mean = float(p @ (log_l(x).exp() * x)) / math.exp(z)
+    assert abs(float(found.mean()) - mean) < 4 * float(found.var().sqrt()) / math.sqrt(found.effective / 4)
+
+
+def test_the_second_order_takes_the_error_of_the_steps_out_of_the_evidence():
+    prior, y = on_a_line(0.5, 1.0), torch.tensor([2.0], dtype=F64)
+    exact = prior.log_evidence(ONE, y, 0.3)
+    first, second = (
+        ParticleSampler(SDE, given(prior, ONE, 0.3), particles=1000, steps=40, order=k).sample(8, seed=0, y=y)
+        for k in (1, 2)
+    )
+    print(
+        f"off by {first.log_evidence - exact:.4f} and {second.log_evidence - exact:.4f} +- {second.standard_error:.4f}"
+    )
+    assert first.log_evidence - exact < -0.04  # -0.074 with 8,000 particles
+    assert abs(second.log_evidence - exact) < 4 * second.standard_error + 0.01
 
 
 def test_importance_weights_find_the_evidence_by_another_way():
