@@ -21,8 +21,9 @@ from sde_diffusion.guidance import (
     PseudoInverse,
     Within,
 )
-from sde_diffusion.guidance.posterior.algebra import gaussian, positive
-from sde_diffusion.likelihood import Density
+from sde_diffusion.guidance.posterior import algebra
+from sde_diffusion.guidance.posterior.algebra import gaussian, positive, products
+from sde_diffusion.likelihood import Density, Exact, Method
 from sde_diffusion.solvers import DormandPrince
 
 D = 4
@@ -220,3 +221,47 @@ def test_the_likelihood_of_data_within_bounds_is_that_of_a_truncated_gaussian():
     found = SDESampler(VPSDE(), model).log_prob(x).value
     wanted = math.log(2) - 0.5 * x.square().sum(1) - math.log(2 * math.pi)
     assert float((found - wanted).abs().max()) < 0.1
+
+
+class Counting(torch.autograd.Function):
+    """Doubles its argument, by a derivative that cannot be batched."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad if float(grad.detach().sum()) < 1e30 else grad
+
+
+def test_products_are_those_of_a_loop_where_a_graph_cannot_be_batched_and_where_it_comes_in_parts(monkeypatch):
+    z, v = draw(3, D, seed=1).requires_grad_(), draw(5, 3, D, seed=2)
+    out = torch.sin(Counting.apply(z))
+    wanted = 2 * v * torch.cos(2 * z.detach())
+    torch.testing.assert_close(products(out, z, v), wanted)
+    monkeypatch.setattr(algebra, "MOST", 30)
+    torch.testing.assert_close(products(torch.sin(2 * z), z, v), wanted)
+
+
+def test_a_rule_with_a_derivative_works_in_inference_mode_and_says_where_it_cannot():
+    model, y = Posterior(mixture(), Matrix(A), NOISE), draw(2, seed=5)
+    sampler = SDESampler(VPSDE(), model, steps=3)
+    wanted = sampler.sample(2, seed=0, y=y)
+    with torch.inference_mode():
+        torch.testing.assert_close(sampler.sample(2, seed=0, y=y), wanted)
+    with pytest.raises(
+        TypeError, match=r"no graph inside of a transform of torch.func, such as forward mode: take rev"
+    ):
+        sampler.log_prob(wanted, y=y, method=Method(trace=Exact(forward=True)))
+
+
+def test_a_solve_and_its_likelihood_are_differentiable_in_what_was_measured():
+    model = Posterior(mixture(), Matrix(A), NOISE)
+    sampler, y = SDESampler(VPSDE(), model, steps=3), draw(2, seed=5)
+    start = draw(1, D, seed=6)
+
+    def last(y):
+        return sampler.sample(x_T=start, y=y, grad=True)
+
+    assert torch.autograd.gradcheck(last, (y.requires_grad_(),), rtol=1e-4)

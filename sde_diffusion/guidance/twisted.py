@@ -159,11 +159,11 @@ def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tup
         The state to differentiate in, and the prediction; both are part of the caller's graph where gradients are on.
 
     Raises:
-        TypeError: No graph leads from the answer to the state.
+        TypeError: No graph leads from the answer to the state, or none can be made where it is asked.
     """
     keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        z = x if keep and x.requires_grad else x.detach().requires_grad_()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        z = x if keep and x.requires_grad else _leaf(x)
         prior = held(inner.predict(z if inner.careful else z.clone(), at, **cond), z)
         if not prior.data.requires_grad:
             raise TypeError(
@@ -171,6 +171,17 @@ def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tup
                 "differentiated: leave out torch.no_grad, .detach() and torch.inference_mode in it"
             )
     return z, prior
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The same state as the start of a graph."""
+    try:
+        return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+    except RuntimeError as error:
+        raise TypeError(
+            "a rule that differentiates the model has no graph inside of a transform of torch.func, such as forward "
+            "mode: take reverse mode, Exact(forward=False), or a rule without a derivative, such as JacobianFree()"
+        ) from error
 
 
 def without_graph(prior: Prediction) -> Prediction:

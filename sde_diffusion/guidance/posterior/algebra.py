@@ -11,6 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+MOST = 2**22
+"""Numbers in the products that are found in one pass; more go through the network in several."""
+
 
 def wide(x: Tensor) -> Tensor:
     """A tensor in float64, or as it is where the device has none."""
@@ -30,14 +33,16 @@ def products(out: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
     """
     graph = torch.is_grad_enabled()
     if len(vectors) > 1:
+        size = max(1, MOST // max(1, out.numel()))
         try:
-            (found,) = torch.autograd.grad(
-                out, z, vectors, retain_graph=True, create_graph=graph, is_grads_batched=True
+            return torch.cat(
+                [
+                    torch.autograd.grad(out, z, v, retain_graph=True, create_graph=graph, is_grads_batched=True)[0]
+                    for v in vectors.split(size)
+                ]
             )
         except RuntimeError:  # an operation that cannot be batched: one by one, where a true error comes again
             pass
-        else:
-            return found
     one = [torch.autograd.grad(out, z, v, retain_graph=True, create_graph=graph)[0] for v in vectors.unbind(0)]
     return torch.stack(one)
 

@@ -16,7 +16,8 @@ from sde_diffusion.denoiser.prediction import held
 from sde_diffusion.guidance.posterior.algebra import wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
 from sde_diffusion.guidance.posterior.measurement import Measurement
-from sde_diffusion.guidance.posterior.rules import Moments, Rule, Spectrum, View, spectrum
+from sde_diffusion.guidance.posterior.rules import Moments, Rule
+from sde_diffusion.guidance.posterior.view import Spectrum, View, spectrum
 from sde_diffusion.guidance.twisted import Look, Twisted, graph_of, without_graph
 from sde_diffusion.sde.level import Level
 

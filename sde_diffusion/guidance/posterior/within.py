@@ -15,7 +15,7 @@ from sde_diffusion.guidance.posterior.algebra import products, wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
 from sde_diffusion.guidance.posterior.measurement import Measurement
 from sde_diffusion.guidance.posterior.posterior import like_of
-from sde_diffusion.guidance.posterior.rules import DENSE
+from sde_diffusion.guidance.posterior.view import DENSE, column
 from sde_diffusion.guidance.twisted import Look, Twisted, graph_of, without_graph
 from sde_diffusion.sde.level import Level
 
@@ -107,7 +107,7 @@ class Within(Twisted):
         gain, alpha2, sigma2 = at.sigma**2 / at.alpha, at.alpha**2, at.sigma**2
         g = (products(mean, z, v) * gain).flatten(2).transpose(0, 1)
         c2 = self.data_std**2
-        loose = a.square().sum(2) * _column(c2 * sigma2 / (alpha2 * c2 + sigma2))
+        loose = a.square().sum(2) * column(c2 * sigma2 / (alpha2 * c2 + sigma2))
         variance = torch.maximum((a * g).sum(2), FLOOR * loose)
         s = wide(variance).sqrt()
         centre = wide(rows(self.measurement(mean)))
@@ -148,7 +148,3 @@ def interval(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     half = 0.5 * math.log(2 * math.pi)
     slope = torch.exp(-0.5 * a * a - half - log_z) - torch.exp(-0.5 * b * b - half - log_z)
     return log_z, torch.where(flip, -slope, slope)
-
-
-def _column(value: Any) -> Any:
-    return value.reshape(-1, 1) if isinstance(value, Tensor) and value.ndim else value
