@@ -126,7 +126,9 @@ def projected(c: Tensor, u: Tensor, w: float) -> Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize(("rule", "formula"), [(Rescaled(0.7), rescaled), (Projected(0.2, 0.3), projected)], ids=repr)
+@pytest.mark.parametrize(
+    ("rule", "formula"), [(Rescaled(0.7), rescaled), (Projected(0.2, 0.3), projected)], ids=["rescaled", "projected"]
+)
 @pytest.mark.parametrize("sde", [VPSDE(), FlowSDE()], ids=zoo.name)
 def test_rules_of_the_data_are_the_formulas_of_their_papers(rule, formula, sde: GaussianSDE) -> None:
     exact = Classes(sde)
