@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import EDMSDE, Network, predict
+from sde_diffusion import EDMSDE, Network, SDESampler, predict
 from sde_diffusion._checks import SolverError
+from sde_diffusion.data import Standardise
+from sde_diffusion.data.faults.columns import Columns
 from sde_diffusion.nets import MLP
-from sde_diffusion.training import Recipe, Saving, StopTraining, load_checkpoint, train
+from sde_diffusion.sampler.watch import Previews
+from sde_diffusion.training import Recipe, Saving, StopTraining, Validation, load_checkpoint, train
 
 X = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
 
@@ -145,6 +148,99 @@ def test_what_has_no_rows_to_take_or_hides_some_is_refused():
     with pytest.raises(ValueError, match=r"the conditions: \d+ of 600"):
         train(small(context=2), X, steps=1, context=hidden)
     train(small(), np.ma.masked_array(X.numpy()), steps=1)  # which hides none
+
+
+# --- what is held out
+
+K = torch.arange(300) % 3
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1000, 5), (0.01, 0), (1, 9)])
+def test_rows_to_validate_on_are_in_the_units_of_the_others(factor, shift):
+    held = torch.randn(80, 2, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(
+        UserWarning, match=r"column [01] of val has mean .* that of the data .* scale val as the data are scaled"
+    ):
+        train(small(), X, steps=1, val=held * factor + torch.tensor([0, shift]))
+    train(small(), X, steps=1, val=held)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 30])
+def test_few_rows_are_not_told_to_be_in_other_units_by_chance(n):
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(10):
+        few = torch.randn(n, 12, generator=draw)
+        columns = Columns()
+        columns.add(torch.randn(30, 12, generator=draw))
+        other = Columns(columns)
+        other.add(few)
+        assert other.strange() is None
+
+
+def test_a_heavy_tail_is_not_another_unit():
+    draw = np.random.default_rng(0)
+    columns = Columns()
+    columns.add(torch.from_numpy(draw.standard_cauchy((2000, 8))))
+    other = Columns(columns)
+    other.add(torch.from_numpy(draw.standard_cauchy((200, 8))))
+    assert other.strange() is None
+
+
+def test_rows_to_validate_on_have_the_conditions_of_the_others():
+    with pytest.raises(ValueError, match=r"val comes without 'label', .* val=Validation\(rows, label=...\)"):
+        train(small(classes=3), X, label=K, steps=1, val=X[:64] + 0.01)
+    with pytest.raises(ValueError, match="val comes with 'label', which the rows trained on have not: leave it out"):
+        train(small(classes=3), X, steps=1, val=Validation(X[:64] + 0.01, label=K[:64]))
+    train(small(classes=3), X, label=K, steps=1, val=Validation(X[:64] + 0.01, label=K[:64]))
+    train(small(classes=3), X, label=1, steps=1, val=Validation(X[:64] + 0.01))  # one for all, and no row of the data
+
+
+# --- arguments of others
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"scaling": Standardise.of(X)}, r"scaling= is a scaling, .* goes into out=Saving\(folder, scaling=scaling"),
+        ({"conditions": {"context": Standardise.of(X)}}, r"conditions= is a scaling, .* out=Saving\("),
+        ({"of": Standardise.of(X)}, "of= is a scaling, and would go to the network as a condition"),
+        ({"extra": {"a": 1}}, r"extra= is no argument here: write out=Saving\(folder, extra=...\)"),
+        ({"lr": 1e-3}, r"lr= is no argument here: write recipe=Recipe\(lr=...\)"),
+        ({"batch_size": 64}, r"batch_size= is no argument here: write recipe=Recipe\(batch_size=...\)"),
+        ({"patience": 3}, r"patience= is no argument here: write val=Validation\(rows, patience=...\)"),
+    ],
+)
+def test_what_belongs_to_another_argument_is_not_taken_for_a_condition(given, text):
+    with pytest.raises(TypeError, match=text):
+        train(small(), X, steps=1, **given)
+
+
+class Told(torch.nn.Module):
+    """A network that wants a condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+        return self.net(torch.cat([x, depth], 1))
+
+
+def test_a_network_that_is_not_told_what_it_wants_says_what():
+    model = Network(Told(), EDMSDE(0.01, 20.0), predict.edm, shape=(2,))
+    with pytest.raises(TypeError, match=r"the network asks for depth, and was called as net\(x, time\) .* depth="):
+        SDESampler(model.sde, model).sample(2, seed=0)
+    train(model, X, steps=1, depth=X[:, :1])
+
+
+def test_previews_are_in_the_units_that_the_run_is_kept_with(tmp_path):
+    scaling = Standardise(torch.tensor([100.0, -5.0]), torch.tensor([2.0, 3.0]))
+    for name, undo in (("kept", None), ("own", lambda x: x)):
+        previews = Previews(tmp_path / name, every=2, n=4, undo=undo)
+        saving = Saving(tmp_path / f"{name}_run", scaling=scaling)
+        train(small(), X, steps=2, seed=0, out=saving, callbacks=[previews])
+    found = [torch.from_numpy(np.load(tmp_path / name / "step_000002.npy")) for name in ("kept", "own")]
+    torch.testing.assert_close(found[0], scaling.undo(found[1]))
 
 
 # --- weights

@@ -13,6 +13,7 @@ from sde_diffusion._checks import HALF
 DTYPE = re.compile(r"dtype|scalar type|type \(.*\) (and|or) .*type \(.*\) should be the same")
 SHAPE = re.compile(r"\b(shapes?|sizes?|dimensions?|channels|rank|broadcast)\b", re.IGNORECASE)
 TABLE = re.compile(r"'indices'|index out of range")
+MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)$")
 CALL = re.compile(r"unexpected keyword argument|positional argument|multiple values for argument")
 
 
@@ -32,11 +33,14 @@ def explained(error: Exception, model: nn.Module, x: Tensor, time: Tensor, cond:
             "for a table of times, Network(..., clock=clocks.Index()); a table of classes takes a tensor of integers, "
             "(B,), torch.tensor([0, 1])"
         )
-    if isinstance(error, TypeError) and CALL.search(text):
+    if isinstance(error, TypeError) and (wanted := MISSING.search(text)):
+        names = wanted[1].replace("'", "")
         return TypeError(
-            f"the network does not take what it is handed ({text}): it is called as "
-            f"net({', '.join(['x', 'time', *(f'{name}={name}' for name in cond)])})"
+            f"the network asks for {names}, and was called as {_call(cond)} ({text}): give every condition that it was "
+            f"trained with, {names.split(',')[0].split(' and ')[0]}=..., on the command line --cond NAME=..."
         )
+    if isinstance(error, TypeError) and CALL.search(text):
+        return TypeError(f"the network does not take what it is handed ({text}): it is called as {_call(cond)}")
     own = {p.dtype for p in chain(model.parameters(), model.buffers()) if p.is_floating_point()}
     if DTYPE.search(text) and own:
         return _of_dtypes(text, own, x, time, given)
@@ -46,6 +50,10 @@ def explained(error: Exception, model: nn.Module, x: Tensor, time: Tensor, cond:
             f"with one row per sample has {len(x)} rows here"
         )
     return error
+
+
+def _call(cond: dict[str, object]) -> str:
+    return f"net({', '.join(['x', 'time', *(f'{name}={name}' for name in cond)])})"
 
 
 def _of_dtypes(text: str, own: set[torch.dtype], x: Tensor, time: Tensor, given: str) -> TypeError:

@@ -157,6 +157,12 @@ class Conditions:
         return all(leaf.rows is not None for leaf in _leaves(self._tree))
 
     @property
+    def with_rows(self) -> set[str]:
+        """The names of those that have a row for each sample, or a part of which has."""
+        trees = {name: [node] if isinstance(node, _Leaf) else _leaves(node.parts) for name, node in self._tree.items()}
+        return {name for name, leaves in trees.items() if any(leaf.rows for leaf in leaves)}
+
+    @property
     def whole(self) -> dict[str, Any]:
         """The conditions of all samples at once."""
         if not self._tree:

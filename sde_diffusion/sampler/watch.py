@@ -43,7 +43,8 @@ class Previews:
         every: Steps from one preview to the next; there is one at the end as well.
         n: How many samples.
         seed: That of the first; the same at each step.
-        undo: Takes samples back to the units of the data, `scaling.undo`.
+        undo: Takes samples back to the units of the data, `scaling.undo`; by default that of the scaling that the run
+            is kept with, `Saving(folder, scaling=...)`. Without either they are as the model sees them.
         sampler: Makes the sampler of a model, `lambda model: SDESampler(model.sde, model, steps=20)`.
         **cond: Conditions of the samples, as in `sample`.
 
@@ -80,7 +81,8 @@ class Previews:
                 warnings.warn(f"no samples after step {event.step}: {error}", UserWarning, stacklevel=2)
             self._told = True
             return
-        self._store(x if self.undo is None else self.undo(x), self.folder / f"step_{event.step:06}")
+        undo = self.undo or (None if event.scaling is None else event.scaling.undo)
+        self._store(x if undo is None else undo(x), self.folder / f"step_{event.step:06}")
 
     def _store(self, x: Tensor, path: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

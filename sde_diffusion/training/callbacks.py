@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sde_diffusion._checks import check_count, check_flag
+from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.training._input import warn
 
@@ -38,6 +39,7 @@ class Event:
         metrics: Numbers by name: the loss and the learning rate of a step, what a validation found.
         model: The averaged model, in evaluation mode. It goes on changing: copy what is to be kept.
         training: The `Training` so far; None where there is none yet.
+        scaling: That of the data, as `Saving(scaling=...)` has it; None without.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Event:
     metrics: dict[str, float]
     model: Denoiser
     training: Any = None
+    scaling: Scaling | None = None
 
 
 Callback = Callable[[Event], None]

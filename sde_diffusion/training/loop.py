@@ -154,11 +154,11 @@ def _look_at(
     model: Denoiser, inputs: Inputs, val: Validation | None, recipe: Recipe, steps: int, streams: Streams
 ) -> None:
     """All that can be told of the data and of the recipe before the first step."""
-    unknown = check_inputs(model, inputs, recipe.transform, streams.of("door"), None if val is None else val.source)
+    seen = check_inputs(model, inputs, recipe.transform, streams.of("door"), None if val is None else val.source)
     if val is None:
         check_passes(inputs, steps, recipe.batch_size)
     else:
-        check_held_out(model, val.source, recipe.transform, streams.of("door"), unknown)
+        check_held_out(model, val.source, recipe.transform, streams.of("door"), seen)
     for decay in recipe.decays:
         check_horizon(decay, steps)
 

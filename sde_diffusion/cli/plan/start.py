@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from sde_diffusion.data.faults.columns import Columns
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.sources.base import Source
 from sde_diffusion.data.sources.scaled import Condition
 from sde_diffusion.training.checkpoint import Checkpoint
-from sde_diffusion.training.run.door import SHIFT, SPREAD, Columns
+from sde_diffusion.training.run.door import SHIFT, SPREAD
 
 CHUNK = 2**20
 """Numbers that are looked at together."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_labels, check_state, rows_in_words
+from sde_diffusion.data.faults.columns import Columns
 from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.faults.overlap import Overlap
 from sde_diffusion.data.source import Batch, Source
@@ -29,17 +30,38 @@ BY_HEART = 1000
 """After how many passes over the rows a network may have learnt them by heart."""
 
 
+class Seen(NamedTuple):
+    """What one pass over data has seen.
+
+    Attributes:
+        columns: The moments of each column, of the data as the model sees them.
+        context: Those of the context.
+        names: The conditions that rows have.
+        whole: Whether these were all rows, and not the first ones of a stream.
+    """
+
+    columns: Columns
+    context: Columns
+    names: set[str]
+    whole: bool
+
+    @property
+    def unknown(self) -> set[int] | None:
+        """The entries of the context that are not known in some row; None for a stream, of which it cannot be said."""
+        return self.context.unknown if self.whole else None
+
+
 def check_inputs(
     model: Denoiser,
     inputs: Inputs,
     transform: Transform | None,
     generator: torch.Generator,
     val: Source | None = None,
-) -> set[int] | None:
+) -> Seen:
     """Looks at all rows, or at the first ones of a stream, and at their conditions; and for rows of `val` among them.
 
     Returns:
-        The entries of the context that are not known in some row; None for a stream, of which it cannot be said.
+        What was seen of them.
 
     Raises:
         TypeError: Integer or half-precision data, labels that are not integers.
@@ -50,34 +72,60 @@ def check_inputs(
             rows of the null label; rows of `val`.
     """
     overlap = None if val is None else Overlap(val)
-    columns, context, look, labels = _looked_at(model, inputs, transform, generator, overlap)
+    seen, look, labels = _looked_at(model, inputs, transform, generator, overlap=overlap)
     faults = look.faults()
-    _warn_of_data(model, columns, {i for fault in faults if fault.far for i in fault.columns})
+    _warn_of_data(model, seen.columns, {i for fault in faults if fault.far for i in fault.columns})
     warn_of(faults, 4)
     if overlap is not None and (text := overlap.fault()):
         warn(text, 4)
-    _warn_of_context(context)
+    _warn_of_context(seen.context)
     labels.warn_of_null()
-    return context.unknown if isinstance(inputs.data, Source) else None
+    return seen
 
 
 def check_held_out(
-    model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator, unknown: set[int] | None
+    model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator, trained: Seen
 ) -> None:
-    """Looks at all rows that a model is to be validated on, as `check_inputs` does; warns of nothing.
+    """Looks at all rows that a model is to be validated on, as `check_inputs` does.
 
     Args:
         model: The model.
         data: The rows.
         transform: As in training.
         generator: Its stream.
-        unknown: The entries of the context that are not known in some row that is trained on, if that can be said.
+        trained: What was seen of the rows that are trained on.
+
+    Raises:
+        TypeError, ValueError: As `check_inputs`; other conditions than the rows trained on have; entries of the context
+            that are not known, and always were there.
+
+    Warns:
+        UserWarning: Rows in other units than those trained on.
     """
     try:
-        _, context, _, _ = _looked_at(model, Inputs(data, None), transform, generator)
+        seen, _, _ = _looked_at(model, Inputs(data, None), transform, generator, trained.columns)
     except (TypeError, ValueError) as error:
         raise type(error)(f"val: {error}") from error
-    new = [] if unknown is None else sorted(context.unknown - unknown)
+    if missing := sorted(trained.names - seen.names):
+        raise ValueError(
+            f"val comes without {missing[0]!r}, which the rows trained on have: give it with them, "
+            f"val=Validation(rows, {missing[0]}=...)"
+        )
+    if extra := sorted(seen.names - trained.names):
+        raise ValueError(
+            f"val comes with {extra[0]!r}, which the rows trained on have not: leave it out, or train with it"
+        )
+    if (strange := seen.columns.strange()) is not None:
+        i, share = strange
+        mean, std = (of[i] for of in seen.columns.found()[:2])
+        others, spread = (of[i] for of in trained.columns.found()[:2])
+        warn(
+            f"{'channel' if seen.columns.event > 2 else 'column'} {i} of val has mean {mean:.4g} and standard "
+            f"deviation {std:.4g}, that of the data {others:.4g} and {spread:.4g}; {share:.0%} of its numbers lie "
+            "outside of their range: scale val as the data are scaled, by the same numbers",
+            4,
+        )
+    new = [] if trained.unknown is None else sorted(seen.context.unknown - trained.unknown)
     if new and model.built_with().get("entry_drop") == 0:
         raise ValueError(
             f"val: entries {new} of context are NaN, not known, and never so in the rows trained on: build the "
@@ -90,10 +138,11 @@ def _looked_at(
     inputs: Inputs,
     transform: Transform | None,
     generator: torch.Generator,
+    among: Columns | None = None,
     overlap: Overlap | None = None,
-) -> tuple[Columns, Columns, Look, _Labels]:
+) -> tuple[Seen, Look, _Labels]:
     """One pass over the rows and their conditions."""
-    columns, context, labels, first = Columns(), Columns(), _Labels(model), 0
+    columns, context, labels, first = Columns(among), Columns(), _Labels(model), 0
     look = Look(names=getattr(inputs.data, "columns", ()))
     names: set[str] = set()
     for x, cond in _chunks(inputs):
@@ -122,7 +171,8 @@ def _looked_at(
             raise ValueError(
                 f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
             )
-    return columns, context, look, labels
+    whole = isinstance(inputs.data, Source)
+    return Seen(columns, context, inputs.names if whole else names, whole), look, labels
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
@@ -164,61 +214,6 @@ def _check_condition(model: Denoiser, name: str, value: Any, first: int) -> None
         if name == "context" and isinstance(model.built_with().get("context"), int):
             value = torch.nan_to_num(value, nan=0.0, posinf=math.inf, neginf=-math.inf)
         _check_finite(value if value.ndim else value[None], f"condition {name!r}", first if value.ndim else 0)
-
-
-class Columns:
-    """Mean, standard deviation and range of each column, by chunks, NaN left out; in float64."""
-
-    def __init__(self) -> None:
-        self.count: Tensor | None = None
-        self.rows = 0
-        self.event = 0
-
-    def add(self, x: Tensor) -> None:
-        """Takes more rows in, shape `(B, *)`, a column being an entry of the first axis of a row."""
-        self.rows, self.event = self.rows + len(x), x.ndim
-        wide = x.detach().double()
-        flat = (wide[:, None] if x.ndim == 1 else wide.transpose(0, 1)).reshape(1 if x.ndim == 1 else x.shape[1], -1)
-        if math.isfinite(x.sum().item()):  # none is NaN: a third of the time
-            count = torch.full((len(flat),), float(flat.shape[1]), dtype=torch.float64, device=flat.device)
-            variance, mean = torch.var_mean(flat, 1, correction=0)
-            self._join(count, mean, variance * count, flat.amin(1), flat.amax(1))
-            return
-        known = ~flat.isnan()
-        count, zero = known.sum(1).double(), torch.zeros((), dtype=torch.float64, device=flat.device)
-        mean = torch.where(known, flat, zero).sum(1) / count.clamp_min(1)
-        square = torch.where(known, flat - mean[:, None], zero).square().sum(1)
-        low = torch.where(known, flat, zero + math.inf).amin(1)
-        high = torch.where(known, flat, zero - math.inf).amax(1)
-        self._join(count, mean, square, low, high)
-
-    def _join(self, count: Tensor, mean: Tensor, square: Tensor, low: Tensor, high: Tensor) -> None:
-        """Takes the moments of more rows in."""
-        if self.count is None:
-            self.count, self.mean, self.square, self.low, self.high = count, mean, square, low, high
-            return
-        total = self.count + count
-        shift = mean - self.mean
-        self.square = self.square + square + shift.square() * self.count * count / total.clamp_min(1)
-        self.mean = self.mean + shift * count / total.clamp_min(1)
-        self.count, self.low, self.high = total, torch.minimum(self.low, low), torch.maximum(self.high, high)
-
-    def found(self) -> tuple[list[float], list[float], list[bool]]:
-        """The means, the standard deviations, and which columns are constant."""
-        if self.count is None:
-            return [], [], []
-        stds = (self.square / self.count.clamp_min(1)).sqrt()
-        return self.mean.tolist(), stds.tolist(), (self.low >= self.high).tolist()
-
-    @property
-    def unknown(self) -> set[int]:
-        """Columns of a table with numbers that are NaN."""
-        return set() if self.count is None else {i for i, n in enumerate(self.count.tolist()) if n < self.rows}
-
-    @property
-    def single(self) -> bool:
-        """Whether a column has one number, and no spread."""
-        return self.count is None or float(self.count.max()) <= 1
 
 
 def _warn_of_data(model: Denoiser, columns: Columns, leaving: set[int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from sde_diffusion._checks import SolverError
 from sde_diffusion.data.order import Order
+from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.source import Source, Stream, source_of
 from sde_diffusion.data.sources.rows import check_unmasked
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.conditions import Conditions, PerSample, merged
+from sde_diffusion.denoiser.conditions import Conditions, PerSample, Shared, check_options, merged
 from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
@@ -65,6 +66,14 @@ class Inputs(NamedTuple):
     given: Conditions | None
     dtype: torch.dtype | None = None  # that of the model, to which numbers are brought that were no tensors
 
+    @property
+    def names(self) -> set[str]:
+        """The conditions that have a row for each row of the data."""
+        own = set()
+        if isinstance(self.data, Source):
+            own = set(self.data.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond)
+        return own | (set() if self.given is None else self.given.with_rows)
+
     def with_given(self, numbers: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
         """The conditions of some rows, which have these numbers, by what they came with and what the call came with."""
         if self.given is None:
@@ -78,9 +87,10 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
     Where neither a mark nor the model says which conditions have rows, all that can have do.
 
     Raises:
-        TypeError: Data of another kind; conditions beside a stream.
+        TypeError: Data of another kind; conditions beside a stream; what belongs to `Saving` or to `Recipe`.
         ValueError: Conditions with another number of rows, or that come with the data as well.
     """
+    _check_meant(cond)
     found, named = source_of(data), merged(cond)
     dtype = dtype_of(model)
     kept = None if isinstance(data, Tensor) else dtype
@@ -100,6 +110,34 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
             f"condition {twice[0]!r} is given twice, with the rows of the data and beside them: give it once"
         )
     return Inputs(found, given, kept)
+
+
+def _check_meant(cond: Mapping[str, Any]) -> None:
+    """Raises `TypeError` for a scaling among conditions, and for what another argument of `train` is made of."""
+    for name, value in cond.items():
+        parts = [value, *(value.values() if isinstance(value, Mapping) else ())]
+        if any(isinstance(part, Scaling) for part in parts):
+            raise TypeError(
+                f"{name}= is a scaling, and would go to the network as a condition: what is kept with the model goes "
+                "into out=Saving(folder, scaling=scaling, conditions={'context': its scaling}, extra={...})"
+            )
+    check_options({name: value for name, value in cond.items() if not _has_numbers(value)}, _ELSEWHERE)
+
+
+_ELSEWHERE = {
+    **{f.name: f"recipe=Recipe({f.name}=...)" for f in fields(Recipe)},
+    "scaling": "out=Saving(folder, scaling=...)",
+    "conditions": "out=Saving(folder, conditions=...)",
+    "extra": "out=Saving(folder, extra=...)",
+    "overwrite": "out=Saving(folder, overwrite=True)",
+    "keep": "out=Saving(folder, keep=...)",
+    "patience": "val=Validation(rows, patience=...)",
+}
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether a condition has rows, so that nothing else can have been meant."""
+    return isinstance(value, PerSample | Shared | list | tuple) or getattr(value, "ndim", 0) > 0
 
 
 def _per_sample(value: Any) -> Any:

@@ -187,9 +187,8 @@ class Run:
     def tell(self, kind: str, **metrics: float) -> None:
         """Calls the callbacks."""
         if self.callbacks:
-            event = Event(
-                kind, len(self.losses), self.task.steps, metrics, self.learner.averages[0].model, self.record()
-            )
+            model, scaling = self.learner.averages[0].model, None if self.folder is None else self.folder.saving.scaling
+            event = Event(kind, len(self.losses), self.task.steps, metrics, model, self.record(), scaling)
             for callback in self.callbacks:
                 callback(event)
 
