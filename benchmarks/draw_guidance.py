@@ -115,6 +115,19 @@ def posteriors(n: int) -> list[Panel]:
     return [*panels, Panel(f"Inpaint, no noise: {off:.1f}", replaced)]
 
 
+def by_steps(n: int) -> dict[int, float]:
+    """The distance of `Moments` over the floor, by the evaluations of a solve, over measurements all along the ring."""
+    model, found = Posterior(RING, Mask(KEEP), NOISE), {}
+    for evaluations in (20, 50, 100):
+        sampler, ratios = SDESampler(SDE, model, steps=evaluations - 1), []
+        for value in (-1.0, -0.5, 0.0, 0.4, 0.6, 1.0):
+            y = torch.tensor([value], dtype=WIDE)
+            exact = [RING.posterior(A, y, NOISE).sample(n, seed=k) for k in range(1, 1 + SETS)]
+            ratios.append(over_floor(sampler.sample(n, seed=0, y=y), exact))
+        found[evaluations] = fmean(ratios)
+    return found
+
+
 def evidence(problems: int, systems: int, particles: int) -> tuple[list[Particles], Tensor]:
     """What particles say of measurements of data of the ring, and the exact log evidences."""
     x0 = RING.sample(problems, seed=3)
@@ -216,6 +229,8 @@ def main() -> None:
         print(f"w = {w:g}: " + ", ".join(panel.title for panel in panels))
     drawn = posteriors(n // 2)
     print("posterior: " + ", ".join(panel.title for panel in drawn))
+    steps = ", ".join(f"{ratio:.2f} after {evaluations}" for evaluations, ratio in by_steps(n // 4).items())
+    print(f"Moments() by evaluations: {steps}")
     found, truth = evidence(problems, 8, 64)
     errors = torch.tensor([one.log_evidence for one in found], dtype=WIDE) - truth
     held = ", ".join(f"{int(covered(found, truth, level).sum())} at {level:.0%}" for level in (0.68, 0.9, 0.95))
