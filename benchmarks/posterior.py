@@ -1,0 +1,105 @@
+"""How far from the exact posterior, evidence and tilted law are our rules, our particles, and azula's methods?
+
+    python benchmarks/posterior.py                    # benchmarks/results/posterior.json, docs/images/posterior.png
+    python benchmarks/posterior.py --only evidence    # one part anew, the others kept
+    python benchmarks/posterior.py --quick            # one cell and a few problems, nothing written
+
+Four parts, every law in them known:
+
+* `cells`: the published mixtures with a linear measurement. Sliced W1 of 1,000 samples to exact ones, over the
+  distance between two exact sets, mean and standard error over problems; all methods see the same problems. azula's
+  methods get the network calls of the particles, 101. Products with the Jacobian of the network are counted apart.
+* `evidence`: log p(y) of 8 systems of 64 particles, its error and the coverage of its intervals.
+* `guidance`: classifier-free guidance and Feynman-Kac particles against the tilted law.
+* `digits`: the lower half of a digit given its upper half, among a finite set of digits.
+
+azula is not a dependency: `pip install azula==0.11.1`. Without it its columns are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import _posterior_azula as azula
+import _posterior_digits as digits
+import _posterior_evidence as evidence
+import _posterior_ours as ours
+import _posterior_report as report
+import _posterior_tilted as tilted
+import torch
+from _posterior_cells import Cell
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "posterior.json", ROOT / "docs" / "images" / "posterior.png"
+PARTS = ("cells", "evidence", "guidance", "digits")
+SAMPLES = 1_000
+CELLS = [
+    *((Cell(d, d_y, 1.0), problems) for d, problems in ((8, 16), (80, 8), (800, 2)) for d_y in (1, 2, 4)),
+    *((Cell(d, d_y, 0.1), problems) for d, problems in ((8, 8), (80, 4)) for d_y in (1, 2, 4)),
+]
+EVIDENCE = [(100, 1.0), (30, 0.1)]
+GUIDANCE = [
+    (tilted.LINE, 2.0, 1024, 100, 8),
+    (tilted.LINE, 4.0, 1024, 100, 8),
+    (tilted.LINE, 4.0, 4000, 400, 8),
+    (tilted.PLANE, 2.0, 1024, 100, 8),
+    (tilted.PLANE, 4.0, 1024, 100, 8),
+]
+DIGITS = [(0.5, 6, 512), (0.2, 6, 512)]
+
+
+def measure(part: str, *, quick: bool, theirs: list[str]) -> list[dict[str, Any]]:
+    """The rows of one part."""
+    if part == "cells":
+        cells = [(Cell(8, 2, 1.0), 1)] if quick else CELLS
+        rows = []
+        for cell, problems in cells:
+            rows.append(ours.measure(cell, [*ours.OURS, *theirs], problems, SAMPLES, _tell))
+            print(report.cells_table(rows[-1:]), flush=True)
+        return rows
+    if part == "evidence":
+        return [evidence.measure(*row) for row in ([(3, 1.0)] if quick else EVIDENCE)]
+    if part == "guidance":
+        return [tilted.measure(*row) for row in ([(tilted.LINE, 2.0, 1024, 100, 1)] if quick else GUIDANCE)]
+    if quick:
+        return [digits.measure(0.5, 1, 64, 25)]
+    return [digits.measure(*row, digits.STEPS) for row in DIGITS]
+
+
+def _tell(what: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {what}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one cell and a few problems; writes nothing")
+    parser.add_argument("--only", choices=PARTS, help="the part to measure anew; the others are kept")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    why = azula.missing()
+    theirs = [] if why else ours.THEIRS
+    if why:
+        print(why)
+    versions = {"torch": torch.__version__, "azula": None if why else azula.VERSION}
+    print(f"{versions}, problem k of a cell and its samples have seed k")
+    result: dict[str, Any] = {"command": "python benchmarks/posterior.py", **versions, "samples": SAMPLES}
+    if given.only and RESULTS.exists() and not given.quick:
+        result |= {part: rows for part, rows in json.loads(RESULTS.read_text()).items() if part in PARTS}
+    for part in [given.only] if given.only else PARTS:
+        start = time.perf_counter()
+        result[part] = measure(part, quick=given.quick, theirs=theirs)
+        print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"\n{report.tables(result)}\n")
+    if given.quick:
+        return
+    print(*report.checks(result), sep="\n")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    report.draw(result, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
