@@ -41,6 +41,7 @@ def test_a_scaling_is_undone_and_its_jacobian_is_that_of_autograd(kind, shape):
     slope = (scaling.apply(y + h, torch.float64) - scaling.apply(y - h, torch.float64)) / (2 * h)
     assert (slope > 0).all()
     assert torch.allclose(scaling.log_jacobian(y), slope.log().flatten(1).sum(1), atol=1e-3)
+    assert torch.allclose(scaling.log_slopes(y), slope.log(), atol=1e-3)
     again = kind(**json.loads(json.dumps(scaling.config))).fitting(shape)
     assert torch.equal(again.apply(y), scaling.apply(y))
     assert str(again) == str(scaling)

@@ -87,6 +87,19 @@ def marked(found: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: PerSample(value) for name, value in found.items()}
 
 
+def labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
+    """The labels of `n` samples, as `--label` asks for them; None where the model is given none."""
+    if wanted == "none" or (wanted == "all" and not classes):
+        return None
+    if wanted == "all":
+        return torch.arange(n) % classes
+    if not classes:
+        raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
+    if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= classes:
+        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted[:40]!r}")
+    return torch.full((n,), int(wanted))
+
+
 def scaled(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
     """A condition in the units of the data, as the model knows it.
 

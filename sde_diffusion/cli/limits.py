@@ -78,7 +78,9 @@ def check_seeds(seed: int, n: int) -> None:
         raise ValueError(f"--seed {seed} leaves no stream below 2**32 for each of {n:,} samples: take a smaller one")
 
 
-def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path, cond: Mapping[str, Any]) -> None:
+def check_samples(
+    loaded: Checkpoint, n: int, batch_size: int, out: Path, cond: Mapping[str, Any], *, passes: float = 1
+) -> None:
     """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page."""
     shape = loaded.model.shape
     if shape is None:
@@ -88,7 +90,7 @@ def check_samples(loaded: Checkpoint, n: int, batch_size: int, out: Path, cond: 
     what = f"--n {n:,} samples of shape {shape}"
     check_memory(SAMPLE * numbers + SEED * n, what, "draw them to a folder, --out without an ending")
     check_file(out, "--out", size=0 if picture else 4 * numbers)
-    check_batch(loaded.model, min(n, batch_size), passes=1, cond=cond)
+    check_batch(loaded.model, min(n, batch_size), passes=passes, cond=cond)
     if picture:
         check_picture((n, *shape), columns=columns(n, loaded))
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import io
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sde_diffusion import solvers
 from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
 from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
-from sde_diffusion.cli.conditions import add_conditions, given_conditions, marked, rows_of
+from sde_diffusion.cli.conditions import add_conditions, given_conditions, labels_for, marked, rows_of
 from sde_diffusion.cli.limits import check_batch, check_samples, check_seeds, columns
 from sde_diffusion.cli.machine import processes
+from sde_diffusion.cli.target.known import Known, read_known
+from sde_diffusion.cli.target.options import Target, add_target_options, default_label, model_of, target_of
+from sde_diffusion.cli.target.weighed import weigh
+from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.plots import picture
 from sde_diffusion.sampler.distributed import sample_to
 from sde_diffusion.sampler.sampler import SDESampler
@@ -42,6 +46,8 @@ def add_parser(group: Any) -> None:
         "Draw samples from a checkpoint.",
         epilog="examples:\n  sde-diffusion sample --checkpoint demo/checkpoint --n 100 --label 7 --out sevens.png\n"
         "  sde-diffusion sample --checkpoint model --cond context=1.5,2 --num 50000 --out posterior\n"
+        "  sde-diffusion sample --checkpoint demo/checkpoint --guidance 2 --out guided.png\n"
+        "  sde-diffusion sample --checkpoint model --inpaint row.npy --particles 500 --n 1000 --out rest.npz\n"
         "  torchrun --nproc-per-node 2 -m sde_diffusion.cli sample --checkpoint model --samples 50000 --out samples",
     )
     need = command.add_argument_group("required")
@@ -66,10 +72,10 @@ def add_parser(group: Any) -> None:
     what.add_argument(
         "--label",
         metavar="K",
-        default="all",
-        help="class of a class-conditional model; `all` takes the classes in turn, `none` asks for no class",
+        help="class of a class-conditional model; `all`, if unset, takes the classes in turn, `none` asks for no class",
     )
     add_conditions(what, "condition, in the units of the training: one row, `context=1.5,2`, or a file of one for each")
+    add_target_options(command)
     how = command.add_argument_group("how")
     how.add_argument(
         "--solver",
@@ -99,6 +105,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         batch_size=args.batch_size,
         tuned=not args.no_tuned,
         cond=tuple(args.cond or ()),
+        target=target_of(args),
     )
     loaded = loaded_from(args.checkpoint, args)
     sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say, loaded=loaded)
@@ -113,20 +120,22 @@ class Draw:
         solver: The name of the solver in `solvers.named()`; None for the default, or a tuned one.
         steps: The number of solver steps; None for the solver's own.
         nfe: A budget of network evaluations per sample, in place of `steps`.
-        label: A class, `"all"` for every class in turn, or `"none"`.
+        label: A class, `"all"` for every class in turn, or `"none"`; None for all, or none where a part is known.
         batch_size: The number of samples in memory at once.
         tuned: Whether a sampler that was tuned for `nfe` and kept in the checkpoint is taken, where no solver is named.
         cond: Conditions, as `--cond` has them.
+        target: What is drawn from in place of the model itself.
     """
 
     n: int | None = None
     solver: str | None = None
     steps: int | None = None
     nfe: int | None = None
-    label: str = "all"
+    label: str | None = None
     batch_size: int = 256
     tuned: bool = True
     cond: tuple[str, ...] = ()
+    target: Target = field(default_factory=Target)
 
 
 def sample_file(
@@ -158,27 +167,64 @@ def sample_file(
     """
     draw = draw or Draw()
     _check_place(out)
+    _check_target(draw, out)
     loaded = loaded_from(checkpoint) if loaded is None else loaded
+    told, known, n = _given(draw, loaded, say)
+    model = model_of(draw.target, known, loaded, told, say)
+    passes = model.cost * (1 if known is None else 2)  # the gradient of the network is taken
+    scaling, labels, beside = loaded.scaling, told.get("label"), dict[str, float]()
+    check_seeds(seed, n)
+    if draw.target.particles is not None:
+        check_samples(loaded, n, 1, out, told)
+        x, beside = weigh(model, draw.target.particles, n, draw.steps, seed, told, known, loaded, say)
+        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, loaded, beside), out)
+        say(f"{n:,} samples of shape {loaded.model.shape} in {out}")
+        return
+    cond = marked(told) | ({} if known is None else {"y": known.y})
+    sampler = _sampler(loaded, model, checkpoint / TABLES, draw, say)
+    if not _sharded(out):
+        check_samples(loaded, n, draw.batch_size, out, told, passes=passes)
+        x = sampler.sample(n, seed=seed, batch_size=draw.batch_size, progress=True, cond=cond)
+        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, loaded, beside), out)
+    else:
+        check_batch(loaded.model, min(n, draw.batch_size), passes=passes, cond=told)
+        size = draw.batch_size
+        sample_to(sampler, n, out, seed=seed, batch_size=size, scaling=scaling, progress=True, cond=cond)
+    say(f"{n:,} samples of shape {loaded.model.shape} in {out}, by {sampler!r}")
+
+
+def _given(draw: Draw, loaded: Checkpoint, say: Say) -> tuple[dict[str, Tensor], Known | None, int]:
+    """The conditions of the model, what is known of the samples, and how many of them there are to be."""
+    target, n = draw.target, draw.n
+    known = None if target.inpaint is None else read_known(target.inpaint, target.noise, loaded)
     told = given_conditions(draw.cond, loaded)
-    n = rows_of(told, draw.n, DEFAULT)
-    labels = None if "label" in told else labels_for(draw.label, n, loaded.classes)
-    told = told if labels is None else {**told, "label": labels}
+    rows = None if known is None else known.rows
+    if rows is not None:
+        if n not in (None, rows) and rows != 1:
+            raise ValueError(
+                f"--inpaint has {rows:,} rows, for {n:,} samples: wanted one row, for all of them, or one for each"
+            )
+        n = rows if n is None else n
+    n = rows_of(told, n, DEFAULT)
+    if "label" not in told:
+        labels = labels_for(default_label(draw.label, target, loaded), n, loaded.classes)
+        told = told if labels is None else {**told, "label": labels}
     for name in ("context", "image"):
         if loaded.model.built_with().get(name) and name not in told:
             say(f"no {name} is given, --cond {name}=...: samples are drawn as of an unknown one")
-    cond = marked(told)
-    sampler = _sampler(loaded, checkpoint / TABLES, draw, say)
-    check_seeds(seed, n)
-    if not _sharded(out):
-        check_samples(loaded, n, draw.batch_size, out, told)
-        x = sampler.sample(n, seed=seed, batch_size=draw.batch_size, progress=True, cond=cond)
-        x = loaded.scaling.undo(x.cpu())
-        keep(lambda path: _write(path, x, told.get("label"), loaded), out)
-    else:
-        check_batch(loaded.model, min(n, draw.batch_size), passes=1, cond=told)
-        size, scaling = draw.batch_size, loaded.scaling
-        sample_to(sampler, n, out, seed=seed, batch_size=size, scaling=scaling, progress=True, cond=cond)
-    say(f"{n:,} samples of shape {loaded.model.shape} in {out}, by {sampler!r}")
+    return told, known, n
+
+
+def _check_target(draw: Draw, out: Path) -> None:
+    """Refuses options that do not go together, by their names alone."""
+    draw.target.check()
+    if draw.target.particles is None:
+        return
+    if _sharded(out):
+        raise ValueError(f"--out {out}: --particles draw to one file, .npy, .npz or .png, in one process")
+    if draw.solver is not None or draw.nfe is not None:
+        name = "--nfe" if draw.solver is None else "--solver"
+        raise ValueError(f"{name} is of no account with --particles, which have steps of their own: give --steps")
 
 
 def _sharded(out: Path) -> bool:
@@ -197,14 +243,19 @@ def _check_place(out: Path) -> None:
         check_file(out, "--out")
 
 
-def _sampler(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler:
+def _sampler(loaded: Checkpoint, model: Denoiser, tables: Path, draw: Draw, say: Say) -> SDESampler:
     """The sampler asked for: a tuned one where it fits, which is said."""
     if draw.tuned and draw.nfe is not None and draw.solver is None:
-        found = _tuned(loaded, tables, draw, say)
+        if draw.target.plain:
+            found = _tuned(loaded, tables, draw, say)
+        else:
+            found = None
+            if tables.is_file():
+                say(f"{tables} is left aside: tuned for the model alone")
         if found is not None:
             return found
     solver = None if draw.solver is None else solvers.named()[draw.solver]
-    return SDESampler(loaded.model.sde, loaded.model, solver=solver, steps=draw.steps, nfe=draw.nfe)
+    return SDESampler(model.sde, model, solver=solver, steps=draw.steps, nfe=draw.nfe)
 
 
 def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler | None:
@@ -224,7 +275,7 @@ def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler
         return None
     except ValueError as error:
         raise ValueError(f"{error}; or sample with --no-tuned") from error
-    nfe, asked = cast("int", draw.nfe), f"--label {draw.label}"
+    nfe, asked = cast("int", draw.nfe), f"--label {draw.label or 'all'}"
     if tuned.report.given not in ("", "--label all", asked):
         say(f"{tables} is left aside: tuned with {tuned.report.given}, and these are with {asked}; tune for all labels")
         return None
@@ -238,25 +289,12 @@ def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler
     return tuned.sampler(nfe)
 
 
-def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint) -> None:
+def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint, beside: Mapping[str, Any]) -> None:
     if path.suffix.lower() == ".png":
         low, high = loaded.extra.get("data_range", (float(x.min()), float(x.max())))
         picture(path, x, low=low, high=high, columns=columns(len(x), loaded))
         return
     content = io.BytesIO()
     arrays: dict[str, Any] = {"x": x.numpy()} | ({} if labels is None else {"label": labels.expand(len(x)).numpy()})
-    np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays)
+    np.save(content, arrays["x"]) if path.suffix.lower() == ".npy" else np.savez(content, **arrays, **beside)
     write_files({path: content.getvalue()})
-
-
-def labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
-    """The labels of `n` samples, as `--label` asks for them; None where the model is given none."""
-    if wanted == "none" or (wanted == "all" and not classes):
-        return None
-    if wanted == "all":
-        return torch.arange(n) % classes
-    if not classes:
-        raise ValueError(f"--label {wanted}: the model is not class-conditional, leave --label out")
-    if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= classes:
-        raise ValueError(f"--label must be 0..{classes - 1}, all or none, got {wanted[:40]!r}")
-    return torch.full((n,), int(wanted))

@@ -13,8 +13,8 @@ from torch import Tensor
 from sde_diffusion._checks import check_state
 from sde_diffusion._files import check_apart, check_file, keep
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
+from sde_diffusion.cli.conditions import labels_for
 from sde_diffusion.cli.limits import check_batch
-from sde_diffusion.cli.sample import labels_for
 from sde_diffusion.data.files import load_array
 from sde_diffusion.training.checkpoint import TABLES, Checkpoint, checkpoint_files, load_checkpoint
 from sde_diffusion.tuning.tuner import tune

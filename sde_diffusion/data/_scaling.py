@@ -56,6 +56,10 @@ class Scaling(ABC):
     def log_jacobian(self, x: Tensor) -> Tensor:
         r"""$\sum_d \log f_d'(x_d) = \log p(x) - \log p(z)$ of every sample: `(N, *)` -> `(N,)`, float64."""
 
+    @abstractmethod
+    def log_slopes(self, x: Tensor) -> Tensor:
+        r"""$\log f_d'(x_d)$ of every entry, shape `(N, *)` -> same, float64, on the CPU."""
+
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -138,6 +138,9 @@ class Quantile(Scaling):
     def log_jacobian(self, x: Tensor) -> Tensor:
         return self._by_parts(x, lambda part: self._mapped(part)[1].flatten(1).sum(1).cpu())
 
+    def log_slopes(self, x: Tensor) -> Tensor:
+        return self._by_parts(x, lambda part: self._mapped(part)[1].cpu())
+
     @property
     def config(self) -> dict[str, Any]:
         return {"values": self.values.tolist(), "top": self.top}

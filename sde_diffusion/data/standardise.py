@@ -113,6 +113,9 @@ class Standardise(Scaling):
     def log_jacobian(self, x: Tensor) -> Tensor:
         return torch.full((len(x),), -self.log_det(x.shape[1:]), dtype=torch.float64, device="cpu")
 
+    def log_slopes(self, x: Tensor) -> Tensor:
+        return -self.fitting(x.shape[1:]).std.log().expand(x.shape)
+
     @property
     def config(self) -> dict[str, Any]:
         return {"mean": self.mean.tolist(), "std": self.std.tolist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from itertools import chain
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sde_diffusion.denoiser.base import Wrapper
 from sde_diffusion.denoiser.modules import modules_behind
 
 CHUNK = 2**22
@@ -43,6 +45,19 @@ def model_digest(model: object) -> str:
         for name, tensor in chain(module.named_parameters(), module.named_buffers()):
             _add(found, tensor, name)
     return found.hexdigest()
+
+
+def wrappers_of(model: object) -> str:
+    """What the wrappers around a model say of themselves, such as their scale, the outermost first; empty without.
+
+    Places in memory are left out, so that it is the same in another process.
+    """
+    said = []
+    for part in chain.from_iterable(module.modules() for module in modules_behind(model)):
+        if isinstance(part, Wrapper):
+            own = type(part).__repr__ is not nn.Module.__repr__  # which would write out the whole network
+            said.append(repr(part) if own else f"{type(part).__name__}({part.extra_repr()})")
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", ", ".join(said))
 
 
 def _add(found: Any, thing: Any, name: str, loose: bool = False) -> None:

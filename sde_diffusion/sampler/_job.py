@@ -16,7 +16,7 @@ from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.noise.sources import NoiseSource
-from sde_diffusion.sampler._fingerprint import digest, model_digest
+from sde_diffusion.sampler._fingerprint import digest, model_digest, wrappers_of
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sampler.shards import Array, Form
 from sde_diffusion.solvers.loop import NonFiniteWarning, UnfinishedWarning
@@ -48,6 +48,7 @@ class Job:
     def about(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """What the array depends on, as the manifest has it."""
         form, sampler = self.form, self.sampler
+        around = wrappers_of(sampler.model)
         return {
             "n": form.n,
             "shape": list(form.shape),
@@ -55,7 +56,7 @@ class Job:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "shard_size": form.shard_size,
-            "sampler": repr(sampler),
+            "sampler": f"{sampler!r} with {around}" if around else repr(sampler),
             "details": digest([sampler.solver, sampler.problem.prior, sampler.times], "sampler", loose=True),
             "noise": getattr(self.noise, "__name__", repr(self.noise)),
             "nonfinite": self.nonfinite,
