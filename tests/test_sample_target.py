@@ -62,7 +62,12 @@ def folder(tmp_path_factory):
     """Checkpoints: of points of three classes, of the same that was never trained without one, and of points alone."""
     out, more = tmp_path_factory.mktemp("models"), {"data_range": [-400.0, 20.0]}
     scaling = Standardise(MEAN, STD)
-    for name, options in {"labelled": {"classes": 3}, "never": {"classes": 3, "label_drop": 0.0}, "plain": {}}.items():
+    kinds: dict[str, dict[str, Any]] = {
+        "labelled": {"classes": 3},
+        "never": {"classes": 3, "label_drop": 0.0},
+        "plain": {},
+    }
+    for name, options in kinds.items():
         save_checkpoint(out / name, model(**options), scaling=scaling, extra=more)
     return out
 
@@ -96,14 +101,14 @@ def test_what_is_left_open_follows_the_law_given_what_is_known_in_the_units_of_t
 
 def test_particles_tell_how_likely_that_is_in_the_units_of_the_data(tmp_path):
     file, lines = saved(tmp_path, "known.npy", [5.0, SEEN]), list[str]()
-    target = Target(inpaint=file, noise=1.5, particles=64)
-    sample_file(tmp_path, tmp_path / "x.npz", draw=Draw(50, steps=60, target=target), say=lines.append, loaded=exact())
+    target = Target(inpaint=file, noise=1.5, rule="moments", particles=64)
+    sample_file(tmp_path, tmp_path / "x.npz", draw=Draw(50, target=target), say=lines.append, loaded=exact())
     cov = (STD[:, None] * COV * STD + 1.5**2 * torch.eye(2)).double()
     law = torch.distributions.MultivariateNormal(MEAN.double(), cov)
     wanted = float(law.log_prob(torch.tensor([5.0, SEEN], dtype=torch.float64)))
     with np.load(tmp_path / "x.npz") as found:
         assert found["x"].shape == (50, 2)
-        off, slack = float(found["log_evidence"]) - wanted, 5 * float(found["standard_error"]) + 0.02
+        off, slack = float(found["log_evidence"]) - wanted, 6 * float(found["standard_error"]) + 0.02  # of 4 systems
         print(off, slack)
         assert abs(off) < slack < 0.5
         assert 2 < found["effective"] <= SYSTEMS * 64
