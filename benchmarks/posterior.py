@@ -38,8 +38,8 @@ RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "posterior.json", ROOT / "d
 PARTS = ("cells", "evidence", "guidance", "digits")
 SAMPLES = 1_000
 CELLS = [
-    *((Cell(d, d_y, 1.0), problems) for d, problems in ((8, 16), (80, 8), (800, 2)) for d_y in (1, 2, 4)),
-    *((Cell(d, d_y, 0.1), problems) for d, problems in ((8, 8), (80, 4)) for d_y in (1, 2, 4)),
+    *((Cell(d, d_y, 1.0), problems) for d, problems in ((8, 12), (80, 8), (800, 2)) for d_y in (1, 2, 4)),
+    *((Cell(d, d_y, 0.1), problems) for d, problems in ((8, 8), (80, 3)) for d_y in (1, 2, 4)),
 ]
 EVIDENCE = [(100, 1.0), (30, 0.1)]
 GUIDANCE = [

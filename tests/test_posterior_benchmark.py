@@ -62,7 +62,9 @@ def test_the_tilted_law_is_the_integral_of_its_powers(bench):
 def test_half_a_digit_has_the_weights_of_bayes(bench):
     points = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     half = bench.digits.Half(points, 0.5, 3)
-    logs = [-sum((a - b) ** 2 for a, b in zip(p[:2].flatten().tolist(), half.y.tolist())) / 0.5 for p in points]
+    logs = [
+        -sum((a - b) ** 2 for a, b in zip(p[:2].flatten().tolist(), half.y.tolist(), strict=True)) / 0.5 for p in points
+    ]
     total = sum(math.exp(v) for v in logs)
     assert half.weights.tolist() == pytest.approx([math.exp(v) / total for v in logs])
     assert half.variation(points + 1e-3, half.weights) == pytest.approx(0.0, abs=1e-12)
