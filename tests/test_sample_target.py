@@ -7,6 +7,7 @@ that part is, are closed forms in the units of the data.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from checkpoints import model
 from sde_diffusion import Network, PerSample, SDESampler, predict
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli.sample import Draw, sample_file
-from sde_diffusion.cli.target.known import read_known
-from sde_diffusion.cli.target.options import SYSTEMS, Target
+from sde_diffusion.cli.target.known import Known, read_known
+from sde_diffusion.cli.target.options import SYSTEMS, Target, model_of
 from sde_diffusion.data import Quantile, Standardise
-from sde_diffusion.guidance import Guided, Mask, Posterior, PseudoInverse
+from sde_diffusion.guidance import Guided, Mask, Posterior
 from sde_diffusion.sampler.distributed import read_samples
 from sde_diffusion.sde import schedules
+from sde_diffusion.solvers import SDEDPMSolverPP
 from sde_diffusion.training import load_checkpoint, save_checkpoint
 from sde_diffusion.training.checkpoint import Checkpoint
 
@@ -88,20 +90,20 @@ def test_what_is_left_open_follows_the_law_given_what_is_known_in_the_units_of_t
     else:
         file = saved(tmp_path, "known.npz", [math.nan, SEEN], [False, True])
     n, noise, lines = 1000, 25.0, list[str]()
-    target = Target(inpaint=file, noise=noise, rule="moments")
-    sample_file(tmp_path, tmp_path / "x.npy", draw=Draw(n, steps=16, target=target), say=lines.append, loaded=exact())
+    target = Target(inpaint=file, noise=noise)
+    sample_file(tmp_path, tmp_path / "x.npy", draw=Draw(n, target=target), say=lines.append, loaded=exact())
     x = np.load(tmp_path / "x.npy").astype("float64")
     cov = (STD[:, None] * COV * STD).double().numpy()
     gain = cov[:, 1] / (cov[1, 1] + noise**2)
     mean, var = MEAN.numpy() + gain * (SEEN + 200), np.diag(cov) - gain * cov[1]
-    assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(var / n) + 1e-2 * np.sqrt(var))
-    assert np.all(np.abs(x.var(0) / var - 1) < 4 * np.sqrt(2 / n) + 1e-2)
+    assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(var / n) + 5e-2 * np.sqrt(var))
+    assert np.all(np.abs(x.var(0) / var - 1) < 4 * np.sqrt(2 / n) + 5e-2)
     assert "given 1 of 2 entries, with noise of 25, in the units of the data: Posterior(model, Mask(1 of 2)" in lines[0]
 
 
 def test_particles_tell_how_likely_that_is_in_the_units_of_the_data(tmp_path):
     file, lines = saved(tmp_path, "known.npy", [5.0, SEEN]), list[str]()
-    target = Target(inpaint=file, noise=1.5, rule="moments", particles=64)
+    target = Target(inpaint=file, noise=1.5, particles=64)
     sample_file(tmp_path, tmp_path / "x.npz", draw=Draw(50, target=target), say=lines.append, loaded=exact())
     cov = (STD[:, None] * COV * STD + 1.5**2 * torch.eye(2)).double()
     law = torch.distributions.MultivariateNormal(MEAN.double(), cov)
@@ -123,9 +125,9 @@ def test_by_default_the_noise_is_a_part_of_the_spread_and_is_told(tmp_path, caps
     told = capsys.readouterr().out
     assert "noise of 0.05 standard deviations of the data, 0.1 in its units, as --noise is unset" in told
     loaded = load_checkpoint(folder / "labelled")
-    posterior = Posterior(loaded.model, Mask(torch.tensor([True, False])), 0.05, PseudoInverse())
+    posterior = Posterior(loaded.model, Mask(torch.tensor([True, False])), 0.05)
     y = torch.tensor([[0.5], [-1.0]], dtype=torch.float64)
-    z = SDESampler(posterior.sde, posterior, steps=4).sample(2, seed=0, batch_size=256, y=y)
+    z = SDESampler(posterior.sde, posterior, solver=SDEDPMSolverPP(2), steps=4).sample(2, seed=0, batch_size=256, y=y)
     with np.load(tmp_path / "x.npz") as found:
         assert list(found) == ["x"]  # no class is asked for, unless one is given
         assert np.array_equal(found["x"], loaded.scaling.undo(z).numpy())
@@ -152,6 +154,21 @@ def test_values_of_another_unit_are_warned_of(tmp_path, folder):
         read_known(file, None, load_checkpoint(folder / "plain"))
 
 
+def test_many_known_entries_are_led_to_by_one_product_with_the_jacobian_and_weighed_by_another_rule():
+    mask, lines = torch.arange(32) < 17, list[str]()
+    loaded = replace(exact(), model=Network(lambda x, t: x, SDE, predict.edm, shape=(32,)))
+    known = Known(mask, torch.zeros(17), 0.1, torch.zeros(1), "noise")
+    for particles, rule in ((None, "DPS(zeta=1.0)"), (9, "PseudoInverse(r2=None)")):
+        target = Target(inpaint=Path("x.npy"), particles=particles)
+        assert repr(model_of(target, known, loaded, {}, lines.append)) in lines[-1]
+        assert f"rule={rule}" in lines[-1]
+    large = replace(loaded, model=Network(lambda x, t: x, SDE, predict.edm, shape=(300,)))
+    target = Target(inpaint=Path("x.npy"), rule="moments")
+    known = replace(known, mask=torch.ones(300, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"--inpaint, --rule moments: Moments\(\) takes a product with the Jacobian"):
+        model_of(target, known, large, {}, lines.append)
+
+
 # ----------------------------------------------------------------------------------------------------------- guidance
 
 
@@ -175,16 +192,16 @@ def test_guided_samples_are_those_of_the_guided_model_bit_for_bit(tmp_path, caps
 def test_a_folder_knows_the_guidance_and_what_is_known_and_is_not_gone_on_with_by_another(tmp_path, capsys, folder):
     file, other = (saved(tmp_path, f"{v}.npy", [v, math.nan]) for v in (1.0, 2.0))
     words = ("sample", "--checkpoint", folder / "labelled", "--n", 4, "--steps", 2, "--label", 1)
-    first = (*words, "--guidance", 2, "--inpaint", file, "--out", tmp_path / "x")
+    first = (*words, "--guidance", 2, "--rule", "dps", "--inpaint", file, "--out", tmp_path / "x")
     assert call(*first) == 0
     assert call(*first) == 0  # which is finished
     about = read_samples(tmp_path / "x").about
     assert about["sampler"].endswith(
-        " with Posterior(model, Mask(1 of 2), noise=0.05, rule=PseudoInverse(r2=None)), Guided(w=2.0)"
+        " with Posterior(model, Mask(1 of 2), noise=0.05, rule=DPS(zeta=1.0)), Guided(w=2.0)"
     )
-    scale = error_of(capsys, *words, "--guidance", 3, "--inpaint", file, "--out", tmp_path / "x")
+    scale = error_of(capsys, *words, "--guidance", 3, "--rule", "dps", "--inpaint", file, "--out", tmp_path / "x")
     assert "holds samples with sampler = " in scale
-    seen = error_of(capsys, *words, "--guidance", 2, "--inpaint", other, "--out", tmp_path / "x")
+    seen = error_of(capsys, *words, "--guidance", 2, "--rule", "dps", "--inpaint", other, "--out", tmp_path / "x")
     assert "holds samples with conditions = " in seen
 
 

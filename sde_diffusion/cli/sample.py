@@ -21,7 +21,15 @@ from sde_diffusion.cli.conditions import add_conditions, given_conditions, label
 from sde_diffusion.cli.limits import check_batch, check_samples, check_seeds, columns
 from sde_diffusion.cli.machine import processes
 from sde_diffusion.cli.target.known import Known, read_known
-from sde_diffusion.cli.target.options import Target, add_target_options, default_label, model_of, target_of
+from sde_diffusion.cli.target.options import (
+    LED_BY,
+    LED_STEPS,
+    Target,
+    add_target_options,
+    default_label,
+    model_of,
+    target_of,
+)
 from sde_diffusion.cli.target.weighed import weigh
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.plots import picture
@@ -80,11 +88,15 @@ def add_parser(group: Any) -> None:
     how.add_argument(
         "--solver",
         choices=solvers.named(),
-        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default",
+        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default, or "
+        f"{LED_BY} with --inpaint",
     )
     cost = how.add_mutually_exclusive_group()
     cost.add_argument(
-        "--steps", type=count(), metavar="N", help="solver steps, at most a million; unset, the solver's own"
+        "--steps",
+        type=count(),
+        metavar="N",
+        help=f"solver steps, at most a million; unset, the solver's own, or {LED_STEPS} with --inpaint",
     )
     cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
     how.add_argument("--no-tuned", action="store_true", help="leave aside what `tune` kept in the checkpoint")
@@ -167,7 +179,7 @@ def sample_file(
     """
     draw = draw or Draw()
     _check_place(out)
-    _check_target(draw, out)
+    draw.target.check(solver=draw.solver, nfe=draw.nfe, folder=out if _sharded(out) else None)
     loaded = loaded_from(checkpoint) if loaded is None else loaded
     told, known, n = _given(draw, loaded, say)
     model = model_of(draw.target, known, loaded, told, say)
@@ -215,18 +227,6 @@ def _given(draw: Draw, loaded: Checkpoint, say: Say) -> tuple[dict[str, Tensor],
     return told, known, n
 
 
-def _check_target(draw: Draw, out: Path) -> None:
-    """Refuses options that do not go together, by their names alone."""
-    draw.target.check()
-    if draw.target.particles is None:
-        return
-    if _sharded(out):
-        raise ValueError(f"--out {out}: --particles draw to one file, .npy, .npz or .png, in one process")
-    if draw.solver is not None or draw.nfe is not None:
-        name = "--nfe" if draw.solver is None else "--solver"
-        raise ValueError(f"{name} is of no account with --particles, which have steps of their own: give --steps")
-
-
 def _sharded(out: Path) -> bool:
     """Whether samples go to the disk as they are drawn: to a folder, or from several processes."""
     return not out.suffix or processes() > 1
@@ -246,16 +246,14 @@ def _check_place(out: Path) -> None:
 def _sampler(loaded: Checkpoint, model: Denoiser, tables: Path, draw: Draw, say: Say) -> SDESampler:
     """The sampler asked for: a tuned one where it fits, which is said."""
     if draw.tuned and draw.nfe is not None and draw.solver is None:
-        if draw.target.plain:
-            found = _tuned(loaded, tables, draw, say)
-        else:
-            found = None
-            if tables.is_file():
-                say(f"{tables} is left aside: tuned for the model alone")
+        found = _tuned(loaded, tables, draw, say)
         if found is not None:
             return found
-    solver = None if draw.solver is None else solvers.named()[draw.solver]
-    return SDESampler(model.sde, model, solver=solver, steps=draw.steps, nfe=draw.nfe)
+    named, steps = draw.solver, draw.steps
+    if named is None and draw.target.inpaint is not None:
+        named, steps = LED_BY, LED_STEPS if steps is None and draw.nfe is None else steps
+    solver = None if named is None else solvers.named()[named]
+    return SDESampler(model.sde, model, solver=solver, steps=steps, nfe=draw.nfe)
 
 
 def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler | None:
@@ -265,6 +263,9 @@ def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler
         ValueError: A damaged file of tables, or tables of another process.
     """
     if not tables.is_file():
+        return None
+    if not draw.target.plain:
+        say(f"{tables} is left aside: tuned for the model alone")
         return None
     try:
         with warnings.catch_warnings():

@@ -20,12 +20,19 @@ from sde_diffusion.guidance.posterior.rules import DPS, JacobianFree, Moments, P
 from sde_diffusion.training.checkpoint import Checkpoint
 
 RULES: Mapping[str, Rule] = {
-    "pseudo-inverse": PseudoInverse(),
     "moments": Moments(),
-    "jacobian-free": JacobianFree(),
+    "pseudo-inverse": PseudoInverse(),
     "dps": DPS(),
+    "jacobian-free": JacobianFree(),
 }
-"""What `--rule` may name. The first asks least of a network: it needs one product with its Jacobian, and no more."""
+"""What `--rule` may name."""
+FEW = 16
+"""Known entries up to which `moments` is the default: on exact mixtures two to ten times as close as the others."""
+LED_BY = "dpmpp2-sde"
+"""The solver of samples of which a part is known: its noise forgets where a rule has led a trained network astray. Of
+digits of which the left half was given, 90 % were then what they were, against 76 % by the default solver."""
+LED_STEPS = 60
+"""Its steps: on Gaussian data a variance is then within 3 % of the exact one, and in 30 within 11 %."""
 MOST_PARTICLES = 10**6
 SYSTEMS = 4
 """How many systems of particles are drawn: what several of them differ by is the error of the evidence."""
@@ -58,8 +65,17 @@ class Target:
         """Whether it is the model itself."""
         return self.guidance == 1 and self.inpaint is None
 
-    def check(self) -> None:
-        """Refuses options that do not go together; `ValueError`, before any work."""
+    def check(self, *, solver: str | None = None, nfe: int | None = None, folder: Path | None = None) -> None:
+        """Refuses options that do not go together.
+
+        Args:
+            solver: The one named.
+            nfe: The budget of evaluations.
+            folder: A place for shards, if samples are drawn to one.
+
+        Raises:
+            ValueError: Those that do not.
+        """
         check_scale(self.guidance, "--guidance")
         apart: list[tuple[str, Any, str, Any]] = [
             ("--guidance-low", self.low is not None, "--guidance", self.guidance != 1),
@@ -70,8 +86,11 @@ class Target:
         for name, given, other, there in apart:
             if given and not there:
                 raise ValueError(f"{name} is of no account without {other}: give that, or leave {name} out")
-        if self.particles is None:
-            return
+        if self.particles is not None:
+            self._check_exact(solver, nfe, folder)
+
+    def _check_exact(self, solver: str | None, nfe: int | None, folder: Path | None) -> None:
+        """Refuses what particles cannot do."""
         if self.plain:
             raise ValueError(
                 "--particles set right what --guidance or --inpaint approximate, and neither is given: the samples of "
@@ -86,6 +105,11 @@ class Target:
                 "--particles draw from a law, and guidance on a part of the noise levels has none: leave "
                 "--guidance-low and --guidance-high out"
             )
+        if folder is not None:
+            raise ValueError(f"--out {folder}: --particles draw to one file, .npy, .npz or .png, in one process")
+        if solver is not None or nfe is not None:
+            name = "--nfe" if solver is None else "--solver"
+            raise ValueError(f"{name} is of no account with --particles, which have steps of their own: give --steps")
 
 
 def add_target_options(command: Any) -> None:
@@ -119,8 +143,8 @@ def add_target_options(command: Any) -> None:
     known.add_argument(
         "--rule",
         choices=tuple(RULES),
-        help="how the samples are led to what is known; unset, pseudo-inverse. moments is the closest of them where "
-        "the network is exact, and takes a product with its Jacobian for each entry that is known",
+        help=f"how the samples are led to what is known; unset, moments up to {FEW} known entries, each of which costs "
+        "a product with the Jacobian of the network, and dps beyond, or pseudo-inverse for --particles",
     )
     exact = command.add_argument_group("exactly")
     exact.add_argument(
@@ -165,12 +189,13 @@ def model_of(target: Target, known: Known | None, loaded: Checkpoint, told: Mapp
         say(f"guided by {', '.join(told)}: Guided(model, {model.extra_repr()})")
     if known is None:
         return model
-    rule = RULES[target.rule or next(iter(RULES))]
-    try:
-        model = Posterior(model, Mask(known.mask), known.noise, rule)
-    except ValueError as error:
-        raise ValueError(f"--inpaint, --rule {target.rule}: {error}") from error
     what, all_of = int(known.mask.sum()), known.mask.numel()
+    beyond = "dps" if target.particles is None else "pseudo-inverse"
+    name = target.rule or ("moments" if what <= FEW else beyond)
+    try:
+        model = Posterior(model, Mask(known.mask), known.noise, RULES[name])
+    except ValueError as error:
+        raise ValueError(f"--inpaint, --rule {name}: {error}") from error
     say(f"given {what} of {all_of} entries, with {known.about}: {model!r}")
     return model
 
