@@ -212,7 +212,7 @@ def test_errors_of_training_are_one_line_and_write_nothing(tmp_path, capsys):
         ((tmp_path / "no.npy",), "No data at"),
         ((save("objects.npy", np.array([[None, "a"]] * 4)),), "holds Python objects, which are not read"),
         ((save("nan.npy", rows * np.nan),), "NaN or infinity in rows 0, 1, 2, 3"),
-        ((save("empty.npy", rows[:0]),), "has shape (0, 2), wanted (N, *shape)"),
+        ((save("empty.npy", rows[:0]),), "is empty: its shape is (0, 2), wanted (N, *shape)"),
         ((save("ones.npy", ones),), "every column of --data is constant: there is nothing to learn"),
         ((save("odd.npy", np.random.default_rng(0).random((4, 1, 5, 5), "float32")),), "must be a multiple of 2"),
         (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sde_diffusion.cli import main as cli
+from sde_diffusion.data.held_out import _kept_out
 from sde_diffusion.training.checkpoint import load_checkpoint
 
 RANDOM = np.random.default_rng(3)
@@ -23,7 +27,8 @@ def call(tmp_path, monkeypatch, capsys):
         with warnings.catch_warnings():
             warnings.simplefilter("always")  # as outside of the tests, where they are no errors
             status = cli.main([str(word) for word in words])
-        return status, capsys.readouterr().err
+        told = capsys.readouterr()
+        return status, told.err + told.out
 
     return run
 
@@ -90,3 +95,77 @@ def test_a_condition_far_off_is_known_without_the_range_by_its_distance(call, mo
     given_conditions(["context=5,-5"], loaded)
     with pytest.warns(UserWarning, match="entry 0 of row 0 is 7, far from all in the training: the model"):
         given_conditions(["context=7,0"], loaded)
+
+
+def of_table(call, columns, *words) -> tuple[int, str]:
+    pd.DataFrame(columns).to_csv("t.csv", index=False)
+    return call("train", "--data", "t.csv", "--out", "m", "--steps", 2, "--width", 8, "--overwrite", *words)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (-1, "row 250 has the label -1, and classes"),
+        (77, "leave 74 of 78 classes without a sample, and row 250 has 77:"),
+    ],
+)
+def test_a_label_that_is_no_class_is_refused_by_its_row(call, wrong, text):
+    label = np.where(np.arange(400) == 250, wrong, np.arange(400) % 3)
+    status, said = of_table(call, {"a": X[:, 0], "b": X[:, 1], "label": label}, "--cond", "label")
+    assert (status, text in said) == (2, True), said
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (X.astype(np.complex64), "'x' holds complex64, wanted real numbers: save real and imaginary parts"),
+        (np.full((60, 2), 2**64 - 1, np.uint64), "'x' holds 18446744073709551615, beyond int64: take an offset"),
+        (np.full((60, 2), 2**51) - np.arange(120).reshape(60, 2), "column 0 of --data holds 2251799813685248 in row 0"),
+        (X[:0], "x.npy is empty: its shape is (0, 3), wanted (N, *shape) with N >= 1"),
+        (X[:1], "--data x.npy has 1 row: a model is learnt from many"),
+    ],
+)
+def test_an_array_that_is_no_data_is_refused_with_a_sentence(call, x, text):
+    np.save("x.npy", x)
+    status, said = call("train", "--data", "x.npy", "--out", "m", "--steps", 2)
+    assert (status, text in said) == (2, True), said
+
+
+def test_whole_numbers_of_any_width_are_data(call):
+    for dtype in (np.uint16, np.uint32, np.uint64, np.int16):
+        np.save("x.npy", RANDOM.integers(0, 3000, (60, 2)).astype(dtype))
+        assert call("train", "--data", "x.npy", "--out", "m", "--steps", 1, "--width", 8, "--overwrite")[0] == 0
+
+
+def test_labels_alone_are_no_data(call):
+    np.savez("x.npz", y=X)
+    status, said = call("train", "--data", "x.npz", "--out", "m", "--steps", 2)
+    assert (status, "holds ['y'] but no array named 'x'" in said) == (2, True), said
+
+
+def test_a_column_that_is_constant_in_the_rows_to_train_on_alone_is_told_so(call):
+    c = np.ones(400)
+    c[_kept_out(400, None, 64, 0)] = RANDOM.normal(size=64)
+    status, said = of_table(call, {"a": X[:, 0], "c": c})
+    assert (status, "at 1: leave it out; the rows kept out for validation have others there" in said) == (
+        2,
+        True,
+    )
+    status, said = of_table(call, {"a": X[:, 0], "c": np.ones(400)})
+    assert (status, "is constant at 1: leave it out\n" in said) == (2, True), said
+
+
+def test_a_condition_that_is_not_known_at_times_is_trained_with_from_the_first_row_on(call):
+    context = np.where(np.arange(400) % 9 == 0, np.nan, X[:, 2] + 5)
+    status, said = of_table(call, {"a": X[:, 0], "b": X[:, 1], "c": context}, "--cond", "c")
+    assert status == 0
+    assert re.search(r"next: .* sample --checkpoint m --cond context=[4-6]\S* --out", said), said
+
+
+def test_a_summary_is_in_the_units_of_the_data_too_and_names_columns_of_whole_numbers(call):
+    status, said = of_table(call, {"a": 100 * X[:, 0], "b": X[:, 1], "age": RANDOM.integers(0, 90, 400)})
+    assert status == 0
+    assert "whole numbers among others are taken as they are, without points in their bins: 'age'" in said
+    own, scaled = map(float, re.findall(r"whose model is kept: (\S+) nats in the units of --data, (\S+) as", said)[0])
+    scaling: Any = load_checkpoint("m").scaling
+    assert own - scaled == pytest.approx(float(scaling.std.log().sum()), abs=2e-4)  # - log p(x) = - log p(z) + log std

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from sde_diffusion import EDMSDE, Network, SDESampler, predict
 from sde_diffusion._checks import SolverError
-from sde_diffusion.data import Standardise
+from sde_diffusion.data import Quantile, Standardise, source_of, split
 from sde_diffusion.data.faults.columns import Columns
 from sde_diffusion.nets import MLP
 from sde_diffusion.sampler.watch import Previews
@@ -189,10 +190,47 @@ def test_a_heavy_tail_is_not_another_unit():
 def test_rows_to_validate_on_have_the_conditions_of_the_others():
     with pytest.raises(ValueError, match=r"val comes without 'label', .* val=Validation\(rows, label=...\)"):
         train(small(classes=3), X, label=K, steps=1, val=X[:64] + 0.01)
-    with pytest.raises(ValueError, match="val comes with 'label', which the rows trained on have not: leave it out"):
+    with (
+        pytest.raises(ValueError, match="val comes with 'label', which the rows trained on have not: leave it out"),
+        pytest.warns(UserWarning, match="no label came"),
+    ):
         train(small(classes=3), X, steps=1, val=Validation(X[:64] + 0.01, label=K[:64]))
     train(small(classes=3), X, label=K, steps=1, val=Validation(X[:64] + 0.01, label=K[:64]))
     train(small(classes=3), X, label=1, steps=1, val=Validation(X[:64] + 0.01))  # one for all, and no row of the data
+
+
+# --- conditions that carry nothing
+
+
+def test_conditions_that_carry_nothing_are_told_of():
+    with pytest.warns(UserWarning, match="column 0 .and 1 more. of condition 'context' is NaN in all rows, not known"):
+        train(small(context=2), X, context=torch.full((300, 2), math.nan), steps=1)
+    with pytest.warns(UserWarning, match="the net was built with classes=3, and no label came: it learns none of them"):
+        train(small(classes=3), X, steps=1)
+
+
+# --- what was told before
+
+
+@pytest.mark.parametrize("left", [0, 5, None])
+def test_a_record_that_ends_before_its_run_did_is_told_of(left, tmp_path):
+    train(small(), X, steps=10, seed=0, out=tmp_path)
+    file = tmp_path / "metrics.jsonl"
+    if left is None:
+        file.unlink()
+    else:
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:left]))
+    ends = "ends after step 5" if left else "ends before the first step"
+    with pytest.warns(UserWarning, match=rf"metrics.jsonl {ends}, and 10 steps were done: .* is lost"):
+        train(small(), X, steps=10, seed=0, out=tmp_path, resume=True)
+
+
+def test_rows_say_what_they_are():
+    rows, held_out = split(X, 0.1)
+    assert repr(rows) == "Rows(270 rows of (2,))"
+    assert repr(source_of(X, {"label": K})) == "Rows(300 rows of (2,), with label)"
+    assert repr(held_out) == "Rows(30 rows of (2,))"
+    assert re.fullmatch(r"by \d+ quantiles(, -\S+ to \S+ around \S+){2}", str(Quantile.of(X)))
 
 
 # --- arguments of others

@@ -35,6 +35,8 @@ from sde_diffusion.sampler.distributed import log_prob
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
 
+NUMBERS = 4096
+"""Numbers of data in a batch, if nothing is said, as far as that makes 64 to 512 samples."""
 GROUP = {"label": "label", "image": "image"}
 """The conditions that a name without a sign of equality makes; any other is a part of the context."""
 
@@ -78,7 +80,10 @@ def add_parser(group: Any) -> None:
     )
     command.add_argument("--correct", action="store_true", help="extrapolate from the smallest noise level to none")
     command.add_argument(
-        "--batch-size", type=count(LARGEST_BATCH), default=64, metavar="N", help="samples in memory at once"
+        "--batch-size",
+        type=count(LARGEST_BATCH),
+        metavar="N",
+        help="samples in memory at once; unset, 64, and up to 512 of few dimensions",
     )
     add_checkpoint_options(command)
 
@@ -100,15 +105,20 @@ class Weigh:
         bin_width: The distance between two values of discrete data, in the units of the file, for bits per dimension.
             The file holds the dequantised data.
         correct: Whether to extrapolate from the smallest noise level to none.
-        batch_size: The number of samples in memory at once.
+        batch_size: The number of samples in memory at once; None for 64, and up to 512 of few dimensions.
         cond: Conditions, as `--cond` has them; those of the training where empty.
     """
 
     probes: int | None = None
     bin_width: float | None = None
     correct: bool = False
-    batch_size: int = 64
+    batch_size: int | None = None
     cond: tuple[str, ...] = ()
+
+    def at_once(self, x: Tensor) -> int:
+        """How many samples are in memory at once, of data `(N, *)`."""
+        few = max(64, min(512, NUMBERS // x[0].numel()))
+        return min(len(x), few if self.batch_size is None else self.batch_size)
 
 
 def likelihood_file(
@@ -218,7 +228,7 @@ def _evaluate(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Wei
     found = log_prob(
         sampler,
         loaded.scaling.apply(x, dtype).to(device),
-        batch_size=weigh.batch_size,
+        batch_size=weigh.at_once(x),
         seed=seed,
         density=Density(correct=weigh.correct),
         method=Method(trace=None if weigh.probes is None else Orthogonal(weigh.probes)),
@@ -238,7 +248,7 @@ def _check(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh,
     dim = x[0].numel()
     if tuple(x.shape[1:]) == loaded.model.shape:
         columns = min(CHUNK, weigh.probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
-        check_batch(loaded.model, min(weigh.batch_size, len(x)), passes=columns, cond=cond)
+        check_batch(loaded.model, weigh.at_once(x), passes=columns, cond=cond)
 
 
 def _rows(found: LogProb, bin_width: float | None) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
 
 COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
+FEW = 20
+"""A class that fewer than one row in so many has may be a slip of the pen."""
 PASSES = 2
 """How often the tensors that a pass keeps for its gradient are in memory while the gradient is found."""
 SAMPLE, SEED = 32, 64
@@ -49,18 +51,32 @@ def classes_of(labels: Tensor | None) -> int:
     """
     if labels is None:
         return 0
+    if len(low := (labels < 0).nonzero()):
+        raise ValueError(
+            f"row {int(low[0])} has the label {int(labels[low[0]])}{_more(low)}, and classes are numbered 0, 1, ...: "
+            "correct or drop it; where it stands for no class, drop it or give it a number of its own"
+        )
     classes = int(labels.max()) + 1
     if classes > len(labels):
         raise ValueError(
             f"labels up to {classes - 1:,} make {classes:,} classes, and there are {len(labels):,} samples to learn "
             "them from: number the classes 0, 1, ..., numpy.unique(label, return_inverse=True)[1]"
         )
-    if missing := classes - len(labels.unique()):
+    known = labels.unique()
+    if missing := classes - len(known):
+        gap = int((known != torch.arange(len(known))).nonzero()[0])  # the first of them behind a gap
+        beyond = (labels >= known[gap]).nonzero()
+        row = f"row {int(beyond[0])} has {int(labels[beyond[0]])}{_more(beyond)}"
+        few = f"; {row}: correct it, or " if len(beyond) * FEW <= len(labels) else ": "
         raise ValueError(
-            f"labels from {int(labels.min())} to {classes - 1} leave {missing} of {classes} classes without a sample: "
+            f"labels from {int(known[0])} to {classes - 1} leave {missing} of {classes} classes without a sample{few}"
             "number the classes 0, 1, ... without a gap, numpy.unique(label, return_inverse=True)[1]"
         )
     return classes
+
+
+def _more(rows: Tensor) -> str:
+    return f" (and {len(rows) - 1:,} more such rows)" if len(rows) > 1 else ""
 
 
 def check_network(make: Callable[[], nn.Module], out: Path) -> None:
@@ -145,7 +161,10 @@ def _kept(net: nn.Module, shape: tuple[int, ...], n: int, cond: Mapping[str, Any
 
 
 def _rows(value: Any, n: int, device: torch.device) -> Any:
-    """The first row of a condition, `n` times."""
+    """The first row of a condition, `n` times; what is not known in it as zero, as a net sees it."""
     if isinstance(value, Mapping):
         return {name: _rows(part, n, device) for name, part in value.items()}
-    return value[:1].repeat(n, *[1] * (value.ndim - 1)).to(device) if isinstance(value, Tensor) else [value[0]] * n
+    if not isinstance(value, Tensor):
+        return [value[0]] * n
+    row = value[:1].repeat(n, *[1] * (value.ndim - 1)).to(device)
+    return row.nan_to_num(nan=0.0) if row.is_floating_point() else row

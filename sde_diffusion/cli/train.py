@@ -131,9 +131,10 @@ def train_file(plan: Plan, *, say: Say) -> None:
     except BaseException as stop:
         _after(stop, saving, plan, say)
         raise
-    say(_result(done, plan.steps))
+    say(_result(done, plan.steps, inputs))
     own = "".join(f" --{key} {name}" for key, name in (("net", plan.net), ("sde", plan.sde)) if own_file(name))
-    say(f"saved to {out}; next: sde-diffusion sample --checkpoint {shlex.quote(str(out))}{own} --out samples.npz")
+    told = "".join(f" --cond {word}" for word in inputs.example())
+    say(f"saved to {out}; next: sde-diffusion sample --checkpoint {shlex.quote(str(out))}{own}{told} --out samples.npz")
 
 
 def _checked(plan: Plan) -> tuple[Path, Path]:
@@ -217,6 +218,12 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
         lines.append(f"samples are {c} channels of {n} points; grey images (N, H, W) would be x[:, None]")
     if inputs.transform is not None:
         lines.append("whole numbers: every batch has fresh points in their bins, of width one")
+    if inputs.whole:
+        some = ", ".join(map(repr, inputs.whole[:4])) + ", ..." * (len(inputs.whole) > 4)
+        lines.append(
+            f"whole numbers among others are taken as they are, without points in their bins: {some}. Where few values "
+            "come often, give them as a condition, or train in Python with data.Dequantised.of"
+        )
     net: Any = model.net
     size = sum(p.numel() for p in net.parameters())
     lines.append(
@@ -227,13 +234,17 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
     return lines
 
 
-def _result(done: Training, steps: int) -> str:
+def _result(done: Training, steps: int, inputs: Inputs) -> str:
     """What is said at the end."""
     count = len(done.losses)
     found = f"{done.seconds:.0f} s, loss {done.loss:.4f} over the last {min(count, 100)} steps"
     if done.best is not None:
         best = next(each for each in done.validations if each["step"] == done.best)
-        found += f"; best validation after step {done.best}, {best['val_nats']:.4f} nats, whose model is kept"
+        own = best["val_nats"] - inputs.log_jacobian()
+        found += (
+            f"; best validation after step {done.best}, whose model is kept: {own:.4f} nats in the units of --data, "
+            f"{best['val_nats']:.4f} as scaled"
+        )
     if done.stopped and count < steps:
         found += f"; ended after {count} of {steps} steps, {done.stopped}"
     return found

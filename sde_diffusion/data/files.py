@@ -28,6 +28,8 @@ LARGE = 2**28
 """Bytes above which an `.npy` file or a folder of images is read row by row, and not held in memory."""
 TABLES = (".csv", ".parquet")
 
+CONDITIONS = ("label", "labels", "y", "context", "image")
+"""Names of conditions in an `.npz`, under which no data are found, were it the only array."""
 MOST_CLASSES = 100_000
 """Labels lie below this number: the largest sets the number of classes, each of which is a row of an embedding."""
 
@@ -78,7 +80,9 @@ def open_data(path: str | Path, cond: Cond = None, *, size: int | tuple[int, int
     if ending == ".npy" and path.stat().st_size > LARGE:
         if cond:
             raise ValueError(f"{path} is one array, without conditions: write a .npz with one array for each")
-        return _guard(path, lambda: Mapped.of_npy(path))
+        mapped = _guard(path, lambda: Mapped.of_npy(path))
+        _check_real(mapped.dtype, str(path))
+        return mapped
     return _arrays(path, cond)
 
 
@@ -87,7 +91,9 @@ def _arrays(path: Path, cond: Cond) -> Rows:
     arrays, name = _named(path)
     wanted = _conditions(path, cond, [key for key in arrays if key != name])
     read = _guard(path, arrays[name])
-    if read.ndim < 2 or read.size == 0:
+    if read.ndim and read.size == 0:
+        raise ValueError(f"{path} is empty: its shape is {read.shape}, wanted (N, *shape) with N >= 1.")
+    if read.ndim < 2:
         raise ValueError(f"{path} has shape {read.shape}, wanted (N, *shape). For scalar data save x.reshape(-1, 1).")
     x = _guard(path, lambda: _plain(read, name))
     if len(broken := ~torch.isfinite(x.reshape(len(x), -1)).all(1)) and bool(broken.any()):
@@ -105,7 +111,7 @@ def _named(path: Path) -> tuple[dict[str, Callable[[], np.ndarray[Any, Any]]], s
     """The arrays of a file, each to be read by calling it, and which of them are the data."""
     arrays = _guard(path, lambda: members(path))
     name = _pick(arrays, ("x", "data"), path) or (next(iter(arrays)) if len(arrays) == 1 else None)
-    if name is None:
+    if name is None or name in CONDITIONS:
         raise ValueError(
             f"{path} holds {sorted(arrays)[:8]} but no array named 'x' (or 'data'). "
             "Use numpy.savez(path, x=..., label=...)."
@@ -129,8 +135,18 @@ def _conditions(path: Path, cond: Cond, there: list[str]) -> dict[str, str]:
 
 def _plain(array: np.ndarray[Any, Any], name: str) -> Tensor:
     """An array as floats, in float32 or wider, or as whole numbers, in their own kind."""
+    _check_real(array.dtype, repr(name))
     x = as_tensor(array, repr(name))
     return x.float() if x.dtype == torch.float16 else x
+
+
+def _check_real(dtype: np.dtype[Any], name: str) -> None:
+    """Raises `TypeError` for complex numbers."""
+    if dtype.kind == "c":
+        raise TypeError(
+            f"{name} holds {dtype}, wanted real numbers: save real and imaginary parts as two columns or channels, "
+            "numpy.stack([x.real, x.imag], 1)"
+        )
 
 
 def load_array(path: str | Path) -> tuple[Tensor, Tensor | None]:

@@ -147,8 +147,8 @@ class Quantile(Scaling):
 
     def __str__(self) -> str:
         table = self.values.reshape(-1, self.values.shape[-1])
-        shown = [f"{row[0]:.4g} ... {row[len(row) // 2]:.4g} ... {row[-1]:.4g}" for row in table[:3].tolist()]
-        return f"{table.shape[1]} quantiles {'; '.join(shown)}{'; ...' * (len(table) > 3)}"
+        shown = [f"{row[0]:.4g} to {row[-1]:.4g} around {row[len(row) // 2]:.4g}" for row in table[:3].tolist()]
+        return f"by {table.shape[1]} quantiles, {', '.join(shown)}{', ...' * (len(table) > 3)}"
 
     def _by_parts(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         self.fitting(x.shape[1:])

@@ -147,7 +147,7 @@ class VESDE(GaussianSDE):
 
     @classmethod
     def named(cls) -> dict[str, GaussianSDE]:
-        return {"ve": VESDE(0.005, 80.0)}
+        return {"ve": VESDE()}
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ class EDMSDE(GaussianSDE):
 
     @classmethod
     def named(cls) -> dict[str, GaussianSDE]:
-        return {"edm": EDMSDE(0.005, 80.0)}
+        return {"edm": EDMSDE()}
 
 
 @dataclass(frozen=True)

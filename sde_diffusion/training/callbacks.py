@@ -80,14 +80,15 @@ class JSONL:
     Args:
         path: The file; its folder must be there.
         every: Of the `step` events, those at multiples of it are written; all other kinds are.
-        replace: Whether a file in which no line is one of metrics is set aside too.
+        replace: Whether the file is that of one run alone, in whose folder it lies: one in which no line is one of
+            metrics is set aside too, and one that ends before the run did is told of.
 
     Raises:
         TypeError, ValueError: `every` is no positive integer. In use: a file that is there and holds something else,
             or a metric that is called `kind` or `step`.
 
     Warns:
-        UserWarning: A damaged file, which was set aside.
+        UserWarning: A damaged file, which was set aside; with `replace`, one that ends before the run did.
     """
 
     def __init__(self, path: str | Path, *, every: int = 1, replace: bool = False) -> None:
@@ -113,11 +114,13 @@ class JSONL:
         """Takes away the lines beyond a step; of a new run, all of them. A damaged file is set aside."""
         if not self.path.exists():
             self.path.touch()
+            self._tell_of_lost(0, done)
             return
         with self.path.open("r+b") as file:
-            end, bad, sound = _end_of(file, done)
+            end, bad, sound, last = _end_of(file, done)
             if bad is None:
                 file.truncate(end)
+                self._tell_of_lost(last, done)
                 return
             number, line = bad
             if not sound and not self.replace:
@@ -136,10 +139,21 @@ class JSONL:
             4,
         )
 
+    def _tell_of_lost(self, last: int, done: int) -> None:
+        """Warns where the record of a run ends before the run did: emptied, cut short, or gone."""
+        if self.replace and last < done - done % self.every:
+            warn(
+                f"{self.path} ends {f'after step {last}' if last else 'before the first step'}, and {done} steps were "
+                "done: what was told of those between is lost. The run itself is whole",
+                5,
+            )
 
-def _end_of(file: BinaryIO, done: int) -> tuple[int, tuple[int, bytes] | None, int]:
-    """Where the lines up to a step end, in bytes; the first damaged line, and its number; how many are sound."""
-    end, before, beyond, sound = 0, 0, False, 0
+
+def _end_of(file: BinaryIO, done: int) -> tuple[int, tuple[int, bytes] | None, int, int]:
+    """Where the lines up to a step end, in bytes; the first damaged line, and its number; how many are sound; the step
+    of the last that is kept.
+    """
+    end, before, beyond, sound, last = 0, 0, False, 0, 0
     bad: tuple[int, bytes] | None = None
     for i, line in enumerate(file, 1):
         kind, step = _read(line)
@@ -150,8 +164,8 @@ def _end_of(file: BinaryIO, done: int) -> tuple[int, tuple[int, bytes] | None, i
         before, sound = step, sound + 1
         beyond = beyond or not _is_kept(kind, step, done)
         if not beyond:
-            end += len(line)
-    return end, bad, sound
+            end, last = end + len(line), step
+    return end, bad, sound, last
 
 
 def _read(line: bytes) -> tuple[str | None, int]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from sde_diffusion.cli.limits import classes_of
 from sde_diffusion.cli.plan.design import Facts
+from sde_diffusion.cli.plan.looked import CHUNK, DATA, SCALED, is_scaled, looked_at, tell
 from sde_diffusion.cli.plan.options import Plan
 from sde_diffusion.cli.plan.start import check_names, check_start
 from sde_diffusion.data._npy import members
 from sde_diffusion.data.dequantised import Dequantised
-from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.files import open_data
 from sde_diffusion.data.held_out import split
 from sde_diffusion.data.quantile import Quantile
@@ -29,14 +28,11 @@ from sde_diffusion.data.sources.scaled import Condition, scaled
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.training.checkpoint import Checkpoint
 
+FEW = 8
+"""Entries of a condition up to which an example has them all."""
 FEWEST = 50
 """Rows below which none are kept out: what a few of them say is chance."""
-CHUNK = 4096
-"""Rows that are looked at together."""
-SCALED = ("context", "image")
-"""Conditions that are numbers, whatever they are kept as."""
 ARRAYS = (".npy", ".npz")
-_DATA = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,7 @@ class Inputs:
         conditions: Those of the conditions that are numbers, by name.
         facts: What the network is told of them.
         extra: What is kept with the model: the range of the data, the names of columns and of classes, the conditions.
+        whole: The columns of whole numbers, in a table that has others too.
     """
 
     rows: Source
@@ -60,6 +57,31 @@ class Inputs:
     conditions: dict[str, Scaling]
     facts: Facts
     extra: dict[str, Any]
+    whole: tuple[str, ...] = ()
+
+    def log_jacobian(self) -> float:
+        r"""The mean of $\log p(x) - \log p(z)$ over the rows kept out: from nats of scaled data to those of data."""
+        if self.held_out is None:
+            return 0.0
+        total = 0.0
+        for x, _ in self.held_out.chunks(CHUNK):
+            own = self.scaling.undo(x) if self.transform is None else dequantised(x, 0)
+            total += float(self.scaling.log_jacobian(own).sum())
+        return total / len(self.held_out)
+
+    def example(self) -> list[str]:
+        """The conditions that a sample has to be told, as `--cond` has them: those of the first row, if few."""
+        row, found = self.rows.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond, []
+        for name, value in row.items():
+            if name == "label" or not isinstance(value, Tensor):
+                continue
+            known = value.nan_to_num(nan=0.0) if value.is_floating_point() else value
+            own = self.conditions[name].undo(known) if name in self.conditions else known
+            if own.ndim == 2 and own.shape[1] <= FEW:
+                found.append(f"{name}={','.join(f'{number:.6g}' for number in own[0].tolist())}")
+            else:
+                found.append(f"{name}=FILE.npy")
+        return found
 
 
 def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
@@ -79,15 +101,19 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         ColumnWarning: A column of which a model would learn something else than is meant.
     """
     source = open_source(data, plan.cond, plan.size)
+    if len(source) == 1:
+        raise ValueError(f"--data {data} has 1 row: a model is learnt from many, and two at least have a spread")
     labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
     if start is not None:
         check_start(source, row.cond, start, data, plan.start or Path())
     rows, held_out = _parted(plan, source)
     whole = not row.x.is_floating_point()
-    looked = _looked_at(source, row.cond)
-    _tell(looked, plan.scale if start is None else "none")
+    looked = looked_at(source, row.cond)
+    tell(looked, plan.scale if start is None else "none")
+    found = looked[DATA].whole
+    among = () if whole or found is None else tuple(source.columns[i] for i in found.nonzero()[:, 0].tolist())
     if start is None:
-        scaling = _scaling(plan.scale, rows)
+        scaling = _scaling_of_part(plan.scale, rows, source)
         conditions = {} if plan.scale == "none" else _condition_scalings(rows, row.cond)
         classes = classes_of(labels)
     else:
@@ -109,13 +135,14 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         scaling,
         conditions,
         facts,
-        {
-            "data_range": looked.pop(_DATA).range,
+        extra={
+            "data_range": looked.pop(DATA).range,
             "ranges": {name: each.look.extremes.range for name, each in looked.items() if each.look.known},
             "cond": _words(plan.cond),
             "whole": whole,
             **source.about,
         },
+        whole=among,
     )
 
 
@@ -232,6 +259,19 @@ def _scaling(scale: str, rows: Source) -> Scaling:
     return (Quantile if scale == "quantile" else Standardise).of(rows, "--data")
 
 
+def _scaling_of_part(scale: str, rows: Source, source: Source) -> Scaling:
+    """The scaling of the rows to train on; where these alone have none, the error says so."""
+    try:
+        return _scaling(scale, rows)
+    except ValueError as error:
+        if rows is source:
+            raise
+        _scaling(scale, source)  # which raises the same where all rows are at fault
+        raise ValueError(
+            f"{error}; the rows kept out for validation have others there: --val 0 or another --seed would keep them in"
+        ) from error
+
+
 def _condition_scalings(rows: Source, cond: Mapping[str, Any]) -> dict[str, Scaling]:
     """A scaling for every condition that is numbers."""
     found: dict[str, Scaling] = {}
@@ -252,43 +292,3 @@ def _entries(value: Tensor, name: str, ndim: int) -> int:
         shape = "(N, " + ", ".join(map(str, value.shape[1:])) + ")" if value.ndim > 1 else "(N,)"
         raise ValueError(f"the condition {name} has shape {shape}, wanted {wanted}")
     return int(value.shape[1])
-
-
-def is_scaled(name: str, value: Any) -> bool:
-    """Whether a condition is of numbers, that are to be scaled."""
-    return isinstance(value, Tensor) and value.ndim > 1 and (value.is_floating_point() or name in SCALED)
-
-
-@dataclass
-class _Looked:
-    """What is found in data, or in a condition, in one pass; and their least and greatest value."""
-
-    look: Look
-    range: list[float] = field(default_factory=lambda: [math.inf, -math.inf])
-
-    def add(self, x: Tensor) -> None:
-        self.range = [min(self.range[0], float(x.min())), max(self.range[1], float(x.max()))]
-        if x.dtype not in (torch.uint8, torch.bool):  # in whose range nothing lies far off
-            self.look.add(x)
-
-
-def _looked_at(source: Source, cond: Mapping[str, Any]) -> dict[str, _Looked]:
-    """What is found in data, as they came, and in each of their conditions that are numbers, by name."""
-    whole = not source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).x.is_floating_point()
-    found = {_DATA: _Looked(Look("--data", source.columns, whole=whole))}
-    for name in (name for name, value in cond.items() if is_scaled(name, value)):
-        found[name] = _Looked(Look(f"the condition {name}", source.about.get(name, ()), condition=True))
-    for x, given in source.chunks(max(1, CHUNK * 64 // max(1, math.prod(source.shape)))):
-        for name, each in found.items():
-            each.add(x if name == _DATA else given[name])
-    return found
-
-
-def _tell(looked: Mapping[str, _Looked], scale: str) -> None:
-    """Warns of what is found; refuses what `scale` would make nothing of."""
-    for each in looked.values():
-        faults = each.look.faults()
-        for fault in faults:
-            if fault.spoils and scale != "none" and not (fault.far and scale == "quantile"):
-                raise ValueError(fault.text)
-        warn_of(faults, 3)

@@ -45,6 +45,10 @@ class Source(ABC):
     batch_size: int | None = None
     about: Mapping[str, Any] = MappingProxyType({})
 
+    def __repr__(self) -> str:
+        given = ", ".join(getattr(self, "cond", ()))  # without a look at the rows, which may take work
+        return f"{type(self).__name__}({len(self):,} rows of {self.shape}{f', with {given}' if given else ''})"
+
     @abstractmethod
     def __len__(self) -> int:
         """The number of rows."""

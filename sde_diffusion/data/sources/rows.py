@@ -35,6 +35,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):  # wider than any tensor
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # with which torch hardly computes
+        if array.dtype.itemsize == 8 and array.size and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{name} holds {array.max()}, beyond int64: take an offset from it, or save floats")
+        array = array.astype(np.int32 if array.dtype.itemsize == 2 else np.int64)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)

@@ -80,6 +80,12 @@ def check_inputs(
         warn(text, 4)
     _warn_of_context(seen.context)
     labels.warn_of_null()
+    if labels.classes and "label" not in (seen.names | set(() if inputs.given is None else inputs.given.whole)):
+        warn(
+            f"the net was built with classes={labels.classes}, and no label came: it learns none of them. Give label=, "
+            "or build the net without classes",
+            4,
+        )
     return seen
 
 
@@ -253,8 +259,16 @@ def _warn_of_data(model: Denoiser, columns: Columns, leaving: set[int]) -> None:
 def _warn_of_context(columns: Columns) -> None:
     """Warns of the first column of a context that is far from what networks are made for."""
     means, stds, level = columns.found()
+    if columns.count is not None and len(empty := (columns.count == 0).nonzero()):
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        warn(
+            f"column {int(empty[0, 0])}{more} of condition 'context' is NaN in all rows, not known: nothing is learnt "
+            "of it, leave it out",
+            4,
+        )
     for i, (mean, std) in enumerate(zip(means, stds, strict=True)):
-        if not columns.single and not level[i] and (not 1 / SPREAD <= std <= SPREAD or abs(mean) > SPREAD):
+        far = not 1 / SPREAD <= std <= SPREAD or abs(mean) > SPREAD
+        if far and columns.count is not None and columns.count[i] > 1 and not level[i]:
             warn(
                 f"column {i} of condition 'context' has mean {mean:.4g} and standard deviation {std:.4g}, but networks "
                 f"expect about 0 and 1: standardise it, here and where you sample",
