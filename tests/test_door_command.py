@@ -106,7 +106,7 @@ def of_table(call, columns, *words) -> tuple[int, str]:
     ("wrong", "text"),
     [
         (-1, "row 250 has the label -1, and classes"),
-        (77, "leave 74 of 78 classes without a sample, and row 250 has 77:"),
+        (77, "of 78 classes without a sample; row 250 has 77: correct it"),
     ],
 )
 def test_a_label_that_is_no_class_is_refused_by_its_row(call, wrong, text):
@@ -165,7 +165,7 @@ def test_a_condition_that_is_not_known_at_times_is_trained_with_from_the_first_r
 def test_a_summary_is_in_the_units_of_the_data_too_and_names_columns_of_whole_numbers(call):
     status, said = of_table(call, {"a": 100 * X[:, 0], "b": X[:, 1], "age": RANDOM.integers(0, 90, 400)})
     assert status == 0
-    assert "whole numbers among others are taken as they are, without points in their bins: 'age'" in said
+    assert "whole numbers are taken as they are, without points in their bins, in column 'age'" in said
     own, scaled = map(float, re.findall(r"whose model is kept: (\S+) nats in the units of --data, (\S+) as", said)[0])
     scaling: Any = load_checkpoint("m").scaling
     assert own - scaled == pytest.approx(float(scaling.std.log().sum()), abs=2e-4)  # - log p(x) = - log p(z) + log std

@@ -221,7 +221,7 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
     if inputs.whole:
         some = ", ".join(map(repr, inputs.whole[:4])) + ", ..." * (len(inputs.whole) > 4)
         lines.append(
-            f"whole numbers among others are taken as they are, without points in their bins: {some}. Where few values "
+            f"whole numbers are taken as they are, without points in their bins, in column {some}. Where few values "
             "come often, give them as a condition, or train in Python with data.Dequantised.of"
         )
     net: Any = model.net

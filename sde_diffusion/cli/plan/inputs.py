@@ -111,7 +111,8 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
     looked = looked_at(source, row.cond)
     tell(looked, plan.scale if start is None else "none")
     found = looked[DATA].whole
-    among = () if whole or found is None else tuple(source.columns[i] for i in found.nonzero()[:, 0].tolist())
+    numbers = [] if whole or found is None else found.nonzero()[:, 0].tolist()
+    among = tuple(source.columns[i] if source.columns else str(i) for i in numbers)
     if start is None:
         scaling = _scaling_of_part(plan.scale, rows, source)
         conditions = {} if plan.scale == "none" else _condition_scalings(rows, row.cond)
