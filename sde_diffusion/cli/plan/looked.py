@@ -38,6 +38,7 @@ class Looked:
     range: list[float] = field(default_factory=lambda: [math.inf, -math.inf])
 
     def add(self, x: Tensor) -> None:
+        """Takes more rows in."""
         self.range = [min(self.range[0], float(x.min())), max(self.range[1], float(x.max()))]
         if x.ndim == 2:
             whole = ((x == x.round()) & (x.abs() < LARGE)).all(0)
