@@ -67,6 +67,29 @@ def sample_grid(path: str | Path, drawn: Tensor, real: Tensor, *, title: str) ->
     _save(figure, path, title)
 
 
+def bands(path: str | Path, rows: Mapping[str, Tensor], *, title: str) -> None:
+    """Draws bands of images below one another, with a gap between them and a name beside each.
+
+    Args:
+        path: File to write.
+        rows: By name the images of a band, shape `(rows, n, H, W)`, in `[-1, 1]`; `n`, `H` and `W` are those of all.
+        title: Heading.
+    """
+    boards, places, top = [], [], 0
+    for images in rows.values():
+        board = tile(images.flatten(0, 1), images.shape[1])
+        between = board.new_full((images.shape[2] // 2, board.shape[1]), float("nan"))
+        boards += [board, between]
+        places.append(top + (len(board) - 1) / 2)
+        top += len(board) + len(between)
+    whole = torch.cat(boards[:-1])
+    figure = new_figure(whole.shape[1] / 20 + 1.2, whole.shape[0] / 20 + 0.5)
+    axes = figure.subplots()
+    _show(axes, whole)
+    axes.set_yticks(places, list(rows), fontsize=10)
+    _save(figure, path, title)
+
+
 def film_strip(
     path: str | Path, states: Tensor, guesses: Tensor, levels: Sequence[float], names: Sequence[object], *, title: str
 ) -> None:

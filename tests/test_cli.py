@@ -375,6 +375,8 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 def test_the_demo_refuses_before_it_works(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"others must lie in 2..360, got 400"):
         run(tmp_path / "demo", Settings(others=400), say=print)
+    with pytest.raises(ValueError, match=r"halves must lie in 10..360, got 9"):
+        run(tmp_path / "demo", Settings(halves=9), say=print)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torchsde" else object())
     with pytest.raises(
         ImportError, match=r"the demo needs torchsde: pip install 'sde-diffusion\[ode,sde,train,examples\]'"
@@ -391,7 +393,8 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
         capture_output=True, text=True, timeout=180, check=False, cwd=Path(cli.__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "film.png", "metrics.json", "nfe.png", "samples.png"]
+    pictures = ["film.png", "guided.png", "nfe.png", "samples.png"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(["checkpoint", "metrics.json", *pictures])
     assert "bits/dim" in done.stdout
     assert "real training images" in done.stdout
     assert f"sde-diffusion sample --checkpoint {out / 'checkpoint'}" in done.stdout
@@ -403,7 +406,11 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
     tuned = [row for row in metrics["table"] if row["name"].startswith("tuned")]
     assert [row["nfe"] for row in tuned] == list(TUNED)
     assert list(metrics["tuning"]["winners"]) == [str(nfe) for nfe in TUNED]
-    for name in ("samples.png", "film.png", "nfe.png"):
+    guided = metrics["guided"]
+    assert (guided["w"], guided["n"], guided["halves"]) == (2, QUICK.others, QUICK.halves)
+    assert all(0 <= guided[name] <= 1 for name in ("plain", "recognised", "filled"))
+    assert f"recognised with guidance 2:          {guided['recognised']:.1%}" in done.stdout
+    for name in pictures:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert call("sample", "--checkpoint", out / "checkpoint", "--n", 10, "--steps", 2, "--out", tmp_path / "x.npy") == 0
     assert np.load(tmp_path / "x.npy").shape == (10, 1, 8, 8)

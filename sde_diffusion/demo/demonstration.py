@@ -21,8 +21,9 @@ from torch import Tensor
 from sde_diffusion import plots
 from sde_diffusion._files import check_folder, keep, write_files
 from sde_diffusion.data.scalings import Standardise
+from sde_diffusion.demo.guided import Found, guide
 from sde_diffusion.demo.results import Curves, close, gather
-from sde_diffusion.demo.table import HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, trials
+from sde_diffusion.demo.table import BUDGET, HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, concise, trials
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
@@ -51,6 +52,7 @@ class Settings:
         headline: Samples of the headline solver, at most 1,437.
         others: Samples of every solver in the table, at most 360. Frechet distances depend on these numbers.
         effort: Factor on the evaluations of the slow solvers; below 1, tuned samplers are not refined.
+        halves: Test images that are filled in by their left half, at least 10 and at most 360.
         likelihoods: Test images whose likelihood is evaluated, at most 360.
         tuning: Samples that the tuned samplers are fitted to, and as many that they are judged on; at least 16.
         ode_steps: Steps of the Runge-Kutta method behind the likelihood, four evaluations each.
@@ -63,6 +65,7 @@ class Settings:
     headline: int = 1437
     others: int = 360
     effort: float = 1.0
+    halves: int = 90
     likelihoods: int = 40
     tuning: int = 128
     ode_steps: int = 8
@@ -76,11 +79,22 @@ QUICK = Settings(
     headline=120,
     others=40,
     effort=0.2,
+    halves=10,
     likelihoods=2,
     tuning=16,
     ode_steps=2,
 )
 """Everything runs, in under half a minute, and nothing is good."""
+
+
+LIMITS = (
+    ("headline", 2, 1437),
+    ("others", 2, 360),
+    ("halves", 10, 360),
+    ("likelihoods", 2, 360),
+    ("tuning", 16, 1437),
+)
+"""Names of settings, with the least and the greatest number that each takes."""
 
 
 @dataclass
@@ -103,7 +117,8 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
     """Trains, samples with every solver, scores, evaluates likelihoods, draws.
 
     Args:
-        out: Folder for `samples.png`, `film.png`, `nfe.png`, `metrics.json` and `checkpoint/`; made if need be.
+        out: Folder for `samples.png`, `guided.png`, `film.png`, `nfe.png`, `metrics.json` and `checkpoint/`, made if
+            need be.
         settings: How much to do; the full run by default.
         say: Called with every line of the report.
 
@@ -145,14 +160,20 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
             say(f"   {line}")
     with report.phase("sampling with every solver, from the same seeds"):
         rows, curves, images = _measure(bench, model, tuned, settings, say)
+    with report.phase("guidance, and digits of which the left half is given"):
+        guided = guide(bench, model, _plain(rows, settings), halves=settings.halves, seed=settings.seed)
+        for line in guided.figures.lines():
+            say(f"   {line}")
     with report.phase(f"exact log-likelihood of {settings.likelihoods} test images"):
         likelihood = bench.likelihood(model, n=settings.likelihoods, steps=settings.ode_steps)
         for line in likelihood.lines():
             say(f"   {line}")
     with report.phase("pictures"):
-        for name, draw in _pictures(bench, model, settings, rows, curves, images).items():
+        for name, draw in _pictures(bench, model, settings, rows, curves, images, guided).items():
             write(draw, out / name)
-    result = gather(asdict(settings), report.seconds, rows, curves, tuned.report, likelihood, right, loss)
+    result = gather(
+        asdict(settings), report.seconds, rows, curves, tuned.report, likelihood, guided.figures, right, loss
+    )
     write(lambda path: write_files({path: json.dumps(result, indent=2).encode()}), out / "metrics.json")
     if lost:
         raise OSError("; ".join(lost))
@@ -162,7 +183,7 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
 
 def _check(settings: Settings) -> None:
     """Refuses settings out of range and missing packages, before any work."""
-    for name, low, high in (("headline", 2, 1437), ("others", 2, 360), ("likelihoods", 2, 360), ("tuning", 16, 1437)):
+    for name, low, high in LIMITS:
         if not low <= getattr(settings, name) <= high:
             raise ValueError(f"{name} must lie in {low}..{high}, got {getattr(settings, name)!r}")
     packages = ("sklearn", "matplotlib", "safetensors", "torchdiffeq", "torchsde")
@@ -225,10 +246,16 @@ def _measure(
     return rows, curves, images
 
 
+def _plain(rows: list[Row], settings: Settings) -> Row:
+    """The row of the headline solver with the others' budget and number of samples."""
+    name = concise(HEADLINE)
+    return next(r for r in rows if (r.name, r.nfe, r.n) == (name, BUDGET, settings.others))
+
+
 def _pictures(
-    bench: Bench, model: Denoiser, settings: Settings, rows: list[Row], curves: Curves, images: Tensor
+    bench: Bench, model: Denoiser, settings: Settings, rows: list[Row], curves: Curves, images: Tensor, guided: Found
 ) -> dict[str, Callable[[Path], None]]:
-    """The three pictures by name, each drawn by calling it with a path."""
+    """The pictures by name, each drawn by calling it with a path."""
     headline = next(row for row in rows if row.nfe)
     labels = bench.labels[: settings.headline]
     columns, real = plots.by_class(images, labels, 12), plots.by_class(bench.test.images, bench.test.labels, 4)
@@ -238,6 +265,7 @@ def _pictures(
     quality = f"Quality against cost: {settings.others} samples a point, same seeds, same network"
     return {
         "samples.png": lambda path: plots.sample_grid(path, columns, real, title=digits),
+        "guided.png": lambda path: plots.bands(path, guided.bands, title="Guidance, and digits by their left half"),
         "film.png": lambda path: _film(path, bench, model, settings.seed),
         "nfe.png": lambda path: plots.quality_plot(path, curves, single, floor=floor, title=quality),
     }

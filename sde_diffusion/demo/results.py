@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sde_diffusion.demo.guided import Guidance
 from sde_diffusion.demo.table import Likelihood, Row
 from sde_diffusion.tuning.report import Report
 
@@ -27,6 +28,7 @@ def gather(
     curves: Curves,
     tuning: Report,
     likelihood: Likelihood,
+    guided: Guidance,
     right: float,
     loss: float,
 ) -> dict[str, Any]:
@@ -43,6 +45,7 @@ def gather(
         "headline": asdict(headline),
         "real": asdict(real),
         "likelihood": asdict(likelihood),
+        "guided": asdict(guided),
         "tuning": {
             "seconds": round(tuning.seconds, 1),
             "calls": tuning.calls,
@@ -72,9 +75,10 @@ def close(out: Path, result: dict[str, Any], say: Callable[[str], None]) -> None
         f"{head['frechet']:.2f}, real training images {real['frechet']:.2f}: {figures['frechet_ratio']:.2f} times"
     )
     error = result["likelihood"]["bits_error"]
-    checkpoint = out / "checkpoint"
+    checkpoint, guided = out / "checkpoint", result["guided"]
     written = {
         "samples.png": "samples by class, beside real digits",
+        "guided.png": "guided digits, and digits filled in by their left half",
         "film.png": "three digits on their way from noise",
         "nfe.png": "quality against network evaluations",
         "metrics.json": "every figure above",
@@ -87,11 +91,15 @@ def close(out: Path, result: dict[str, Any], say: Callable[[str], None]) -> None
         f"   Frechet distance to the test split:  {distances} (wanted: {BARS['frechet_ratio']:g} or less)",
         f"   bits/dim on test images:             {figures['bits_per_dim']:.3f} +- {error:.3f}"
         f" (wanted: {BARS['bits_per_dim']:g} or less)",
+        f"   recognised with guidance {guided['w']:g}:          {guided['recognised']:.1%}"
+        f" (without: {guided['plain']:.1%})",
+        f"   left half given, rest filled in:     {guided['filled']:.1%} recognised as what they are",
         "\nwritten:",
         *(f"   {out / name!s:<24} {what}" for name, what in written.items()),
         "\nnext:",
         f"   sde-diffusion sample --checkpoint {checkpoint} --n 100 --nfe 8 --out digits.png",
         f"   sde-diffusion sample --checkpoint {checkpoint} --label 7 --solver ddpm --steps 100 --out sevens.npz",
+        f"   sde-diffusion sample --checkpoint {checkpoint} --guidance 2 --out guided-digits.png",
         "   sde-diffusion train --data yours.npy --out model        # vectors (N, D) or images (N, C, H, W)",
     ]
     for line in lines:
