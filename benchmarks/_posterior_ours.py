@@ -1,4 +1,4 @@
-"""Our rules and particles on one problem of a cell, with the default solver and grid, and the cells measured."""
+"""Our rules and particles on one problem of a cell, and the cells measured."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from _posterior_cells import Cell, Judge, Problem, problem
 from sde_diffusion import SDESampler
 from sde_diffusion.guidance import DPS, Matrix, Moments, Posterior, PseudoInverse, Rule
 from sde_diffusion.particles import ParticleSampler
+from sde_diffusion.solvers import SDEDPMSolverPP, Solver
 
 PARTICLES = 1024
 PARTICLE_STEPS = 100
 
-RULES: dict[str, tuple[Rule, int]] = {
-    "DPS": (DPS(), 100),
-    "PseudoInverse": (PseudoInverse(), 100),
-    "Moments, 20": (Moments(), 20),
-    "Moments, 100": (Moments(), 100),
+RULES: dict[str, tuple[Rule, int, Solver | None]] = {
+    "DPS": (DPS(), 100, None),
+    "PseudoInverse": (PseudoInverse(), 100, None),
+    "Moments, 20": (Moments(), 20, None),
+    "Moments, 100": (Moments(), 100, None),
+    "Moments, SDE": (Moments(), 100, SDEDPMSolverPP(2)),
 }
+"""Each with its evaluations, and its solver: None for the default one, of the probability flow."""
 OURS = [*RULES, "particles"]
 THEIRS = [f"azula {name}" for name in azula.WAYS]
 
 
 def by_rule(exact: Problem, name: str, n: int, seed: int) -> Run:
     """Samples of a rule, by as many evaluations as it says."""
-    rule, evaluations = RULES[name]
+    rule, evaluations, solver = RULES[name]
     model = Posterior(exact.model, Matrix(exact.a), exact.noise, rule)
-    sampler = SDESampler(model.sde, model, steps=evaluations - 1)
+    given: dict[str, Any] = {} if solver is None else {"solver": solver}
+    sampler = SDESampler(model.sde, model, steps=evaluations - 1, **given)
     *_, last = sampler.iterate(n, seed=torch.Generator().manual_seed(seed), y=exact.y)
     return Run(last.x, last.nfe, last.vjps)
 

@@ -73,7 +73,7 @@ def test_half_a_digit_has_the_weights_of_bayes(bench):
 
 
 def test_what_is_not_shown_is_told_as_missed(bench):
-    means = {"particles": 1.5, "Moments, 20": 3.4, "Moments, 100": 3.0, "azula MMPS": 2.0}
+    means = {"particles": 1.5, "Moments, 20": 3.4, "Moments, 100": 3.0, "Moments, SDE": 3.0, "azula MMPS": 2.0}
     row = {"d": 8, "d_y": 1, "noise": 1.0, "methods": {name: {"mean": mean} for name, mean in means.items()}}
     found = bench.report.checks({"cells": [row]})
     assert [check.holds for check in found] == [False] * 4
