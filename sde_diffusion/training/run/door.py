@@ -80,7 +80,11 @@ def check_inputs(
         warn(text, 4)
     _warn_of_context(seen.context)
     labels.warn_of_null()
-    if labels.classes and "label" not in (seen.names | set(() if inputs.given is None else inputs.given.whole)):
+    if (
+        labels.classes
+        and labels.most == labels.classes
+        and "label" not in (seen.names | set(() if inputs.given is None else inputs.given.whole))
+    ):
         warn(
             f"the net was built with classes={labels.classes}, and no label came: it learns none of them. Give label=, "
             "or build the net without classes",
