@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sde_diffusion import SDESampler, grids
 from sde_diffusion.denoiser.analytic import Empirical
-from sde_diffusion.guidance import Mask, Moments, Posterior, PseudoInverse
+from sde_diffusion.guidance import Mask, Moments, Posterior, PseudoInverse, Rule
 from sde_diffusion.particles import ParticleSampler
 from sde_diffusion.solvers import DDIM, Inpaint
 
@@ -75,10 +75,9 @@ class Half:
             sampler = SDESampler(SDE, self.model, solver=solver, steps=steps - 1, grid=self._grid())
             *_, last = sampler.iterate(n, seed=stream)
             return last.x, even, last.nfe, last.vjps
+        rule: Rule = PseudoInverse()
         if method == "Moments":
             rule, steps = Moments(), min(steps, MOMENTS_STEPS)
-        else:
-            rule = PseudoInverse()
         target = Posterior(self.model, Mask(self.mask), self.noise, rule)
         if method == "particles":
             found = ParticleSampler(SDE, target, particles=n, steps=steps).sample(seed=self.seed, y=self.y)
