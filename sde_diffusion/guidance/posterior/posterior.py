@@ -124,7 +124,7 @@ class Posterior(Twisted):
                 f"Posterior needs what was measured: {self.name}= of shape {self.likelihood.shape} for all samples, or "
                 f"{('n', *self.likelihood.shape)} with a row for each, as in sample(n, {self.name}=...)"
             )
-        return self.likelihood.flat(torch.as_tensor(given), self.name, x)
+        return self.likelihood.flat(torch.as_tensor(given, device=x.device), self.name, x)
 
     def __repr__(self) -> str:
         std = self.likelihood.std
