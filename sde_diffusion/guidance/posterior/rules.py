@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_callable, check_count, check_positive, is_real
 from sde_diffusion.guidance.posterior.algebra import gaussian, krylov, wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
-from sde_diffusion.guidance.posterior.view import DENSE, EIGEN, View, isotropic
+from sde_diffusion.guidance.posterior.view import DENSE, EIGEN, View, isotropic, mended
 
 
 class Rule(ABC):
@@ -59,8 +59,9 @@ class Moments(Rule):
 
     $$ V = \tfrac{\sigma^2}{\alpha}\,J, \quad S = A V A^T + \sigma_y^2 $$
 
-    Exact at every level where the data are Gaussian, and the closest of the rules elsewhere. $AVA^T$ is made symmetric,
-    and negative eigenvalues, which only the error of a model can have, are set to 0.
+    Exact at every level where the data are Gaussian, and the closest of the rules elsewhere. At much noise the Jacobian
+    of a network is no covariance: along those axes where $V$ is negative, or larger than data can vary, $r^2$ of
+    `PseudoInverse` stands for it, and no shift is longer than a covariance allows. With `iterations` only the latter.
 
     Costs one evaluation and as many products with the Jacobian as numbers are measured, in one batch; or `iterations`
     of them, in conjugate gradients, which leave no determinant and so no twist. As many iterations as numbers are
@@ -106,11 +107,13 @@ class Moments(Rule):
                 g = view.pulled(view.back(q)[None])[0]
                 return g, view.ahead(g)
 
-            return krylov(product, view.r, min(self.iterations, view.likelihood.size))[1], None
+            u, shift = krylov(product, view.r, min(self.iterations, view.likelihood.size))
+            return view.bounded(shift, u), None
         a = view.likelihood.rows(view.mean)
         g = view.pulled(a.transpose(0, 1).expand(-1, len(view.r), -1)).transpose(0, 1)
+        g = mended(g, a, view.spread(None), view.data_std)
         u, log_p = gaussian(wide(g) @ wide(a).mT, view.r)
-        return torch.einsum("bd,bdi->bi", u.to(g), g), log_p
+        return view.bounded(torch.einsum("bd,bdi->bi", u.to(g), g), u.to(g)), log_p
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class PseudoInverse(Rule):
 
     def weigh(self, view: View) -> tuple[Tensor, Tensor | None]:
         u, log_p = isotropic(view, view.spread(self.r2))
-        return view.pulled(view.back(u)[None])[0], log_p
+        return view.bounded(view.pulled(view.back(u)[None])[0], u), log_p
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class DPS(Rule):
         d = view.likelihood.size
         q = view.r.square().sum(1) / d
         more = q.clamp_min(1.0)
-        shift = view.pulled(view.back(view.r * (self.zeta / more)[:, None])[None])[0]
+        u = view.r * (self.zeta / more)[:, None]
+        shift = view.bounded(view.pulled(view.back(u)[None])[0], u)
         return shift, -0.5 * self.zeta * d * (torch.minimum(q, torch.ones_like(q)) + torch.log(more))
 
 

@@ -22,6 +22,13 @@ EIGEN = 1024
 """The most for which the matrix of a measurement is taken apart once, for `PseudoInverse` and `JacobianFree`."""
 STEPS = 64
 """Steps of conjugate gradients above that, which ask no network."""
+MOST = 16.0
+"""The largest eigenvalue of a covariance of the data given a state, in units of the variance of all data together."""
+
+SLACK = 0.05
+"""How negative a variance may be by rounding, and be taken for 0, in units of that of data without structure."""
+RANK = 1e-12
+"""Eigenvalues of a measurement below this, relative to the largest, are none."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,20 @@ class View:
         r"""$A\,v$: `(B, D)` -> `(B, d)`."""
         return self.likelihood.ahead(v.reshape(self.mean.shape), self.mean)
 
+    def bounded(self, shift: Tensor, u: Tensor) -> Tensor:
+        r"""A shift $\Delta = VA^Tu$, cut to the length that a covariance $V$ can give it.
+
+        $$ |\Delta|^2 \le \lVert V\rVert\,u^TA\,\Delta, \quad \lVert V\rVert \le 16\,D\,c^2 $$
+
+        Of an exact model it comes back as it is. The Jacobian of a network errs, and $\sigma^2/\alpha$ makes of a small
+        error at much noise a $V$ that is no covariance: negative, or hundreds of times the variance of the data.
+
+        Args:
+            shift: $\Delta$, shape `(B, D)`.
+            u: $u$, shape `(B, d)`.
+        """
+        return cut(shift, (u * self.ahead(shift)).sum(1), self.data_std)
+
     def spread(self, r2: float | Callable[[Any], Any] | None) -> Scalar:
         r"""$r^2$, by default $c^2\sigma^2/(\alpha^2c^2 + \sigma^2)$: a float, or shape `(B, 1)`."""
         if callable(r2):
@@ -77,6 +98,59 @@ class View:
             return float(r2)
         c2, s2 = self.data_std**2, self.at.sigma**2
         return column(c2 * s2 / (self.at.alpha**2 * c2 + s2))
+
+
+def mended(g: Tensor, a: Tensor, r2: Scalar, data_std: float) -> Tensor:
+    r"""$AV$ where $V$ is a covariance in the row space of $A$; $r^2$ stands for it along those axes where it is none.
+
+    $$ AV' = AV - T^T(AV - r^2A), \quad T^T = \sum_kAA^Tb_kb_k^T $$
+
+    over the eigenvectors $A^Tb_k$ of $V$ there whose value is negative, or above the limit of `View.bounded`. An exact
+    model comes back as it is. $T$ is not differentiated.
+
+    Args:
+        g: $AV$, shape `(B, d, D)`.
+        a: $A$, shape `(B, d, D)` or `(1, d, D)`.
+        r2: $r^2$, a float or shape `(B, 1)`.
+        data_std: $c$.
+    """
+    r2 = r2 if isinstance(r2, float) else r2[..., None]
+    most = MOST * g.shape[2] * data_std**2
+    with torch.no_grad():
+        m, both = wide(g) @ wide(a).mT, wide(a) @ wide(a).mT
+        m = 0.5 * (m + m.mT)
+        if _is_positive(m + SLACK * r2 * both) and _is_positive(most * both - m):
+            return g
+        values, vectors = torch.linalg.eigh(both)
+        kept = values > RANK * values[:, -1:]
+        white = vectors * (torch.where(kept, values, 1.0).rsqrt() * kept)[:, None]
+        variances, axes = torch.linalg.eigh(torch.nan_to_num(white.mT @ m @ white))
+        wrong = (variances[:, None] < -SLACK * r2) | (variances[:, None] > most)
+        b = white @ axes
+        t = ((b * wrong) @ (b.mT @ both)).to(g)
+    return g - t.mT @ (g - a * r2)
+
+
+def _is_positive(m: Tensor) -> bool:
+    """Whether symmetric matrices `(B, d, d)` have no negative eigenvalue, but for rounding."""
+    least = RANK * m.diagonal(dim1=1, dim2=2).abs().mean(1)
+    eye = torch.eye(m.shape[1], dtype=m.dtype, device=m.device)
+    return bool((torch.linalg.cholesky_ex(m + least[:, None, None] * eye).info == 0).all())
+
+
+def cut(shift: Tensor, power: Tensor, data_std: float) -> Tensor:
+    r"""The shift of `View.bounded`, of which $u^TA\,\Delta$ is known.
+
+    Args:
+        shift: $\Delta = VA^Tu$, shape `(B, D)`.
+        power: $u^TA\,\Delta$, shape `(B,)`.
+        data_std: $c$.
+    """
+    square, allowed = shift.square().sum(1), MOST * shift.shape[1] * data_std**2 * power
+    long = square > allowed  # false for NaN, which stays
+    some = long & (allowed > 0)
+    factor = torch.where(some, allowed, 1.0).div(torch.where(some, square, 1.0)).sqrt()
+    return shift * factor.masked_fill(long & ~some, 0.0)[:, None]
 
 
 class Spectrum(NamedTuple):

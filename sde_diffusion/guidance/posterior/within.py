@@ -15,7 +15,7 @@ from sde_diffusion.guidance.posterior.algebra import products, wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
 from sde_diffusion.guidance.posterior.measurement import Measurement
 from sde_diffusion.guidance.posterior.posterior import like_of
-from sde_diffusion.guidance.posterior.view import DENSE, column
+from sde_diffusion.guidance.posterior.view import DENSE, column, cut, mended
 from sde_diffusion.guidance.twisted import Look, Twisted, graph_of, without_graph
 from sde_diffusion.sde.level import Level
 
@@ -107,12 +107,16 @@ class Within(Twisted):
         gain, alpha2, sigma2 = at.sigma**2 / at.alpha, at.alpha**2, at.sigma**2
         g = (products(mean, z, v) * gain).flatten(2).transpose(0, 1)
         c2 = self.data_std**2
-        loose = a.square().sum(2) * column(c2 * sigma2 / (alpha2 * c2 + sigma2))
+        r2 = column(c2 * sigma2 / (alpha2 * c2 + sigma2))
+        g = mended(g, a, r2, self.data_std)
+        loose = a.square().sum(2) * r2
         variance = torch.maximum((a * g).sum(2), FLOOR * loose)
         s = wide(variance).sqrt()
         centre = wide(rows(self.measurement(mean)))
         log_z, slope = interval((low - centre) / s, (high - centre) / s)
-        shift = torch.einsum("bd,bdi->bi", (slope / s).to(g), g)
+        u = (slope / s).to(g)
+        shift = torch.einsum("bd,bdi->bi", u, g)
+        shift = cut(shift, (u * torch.einsum("bdi,bi->bd", a.expand_as(g), shift)).sum(1), self.data_std)
         return Look(without_graph(prior), shift.reshape(x.shape), log_z.sum(1).to(x))
 
     @property
