@@ -22,7 +22,6 @@ from sde_diffusion import (
     Network,
     Prediction,
     SDESampler,
-    Wrapper,
     predict,
 )
 from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
@@ -329,7 +328,7 @@ def test_the_likelihood_of_a_guided_model_is_that_of_its_flow() -> None:
     """Of two Gaussians of one width, whose guided flow is that of a third one, with the mean beyond the first."""
     sde = VPSDE()
     one, other = (Gaussian(sde, mean, V0) for mean in MEANS[:2])
-    beyond = Wrapper(Gaussian(sde, 2.5 * MEANS[0] - 1.5 * MEANS[1], V0))
+    beyond = Gaussian(sde, 2.5 * MEANS[0] - 1.5 * MEANS[1], V0)
     found, wanted = (SDESampler(sde, m).log_prob(X).value for m in (AutoGuided(one, other, 2.5), beyond))
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     with_labels = SDESampler(sde, Guided(Classes(sde), 2.0, null=NULL)).log_prob(X[:2], label=LABEL[:2])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -203,8 +203,14 @@ class Wrapper(Denoiser):
     A `predict` of a subclass may work in place on its state: copies are then made where they are needed. A class that
     never does says `careful = True`, which saves looking.
 
+    Seen through another process, it is the same rule around the models inside, seen so, if it says `of_data = True`;
+    else it is seen as a whole, at the noise levels that its own process has.
+
     Args:
         inner: The model that is wrapped.
+
+    Attributes:
+        of_data: Whether `predict` asks nothing of the process but the noise level and the answers of the models inside.
 
     Raises:
         TypeError: `inner` is no `Denoiser`.
@@ -218,6 +224,7 @@ class Wrapper(Denoiser):
 
     careful = True  # as long as it hands on
     trained_inside: bool = False
+    of_data: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -266,12 +273,25 @@ class Wrapper(Denoiser):
     def built_with(self) -> Mapping[str, object]:
         return self.inner.built_with()
 
+    def on(self, sde: GaussianSDE) -> Denoiser:
+        if not self.of_data or _gaussian(sde) == self.sde:
+            return super().on(sde)
+        new = self._around(lambda model: model.on(sde))
+        new.sde, new._suited = sde, None
+        if new.kind is not None:
+            new.kind = new.inner.kind
+        return new
+
     def beyond(self) -> Denoiser:
-        inner = self.inner.beyond()
-        if inner is self.inner:
+        return self._around(lambda model: model.beyond())
+
+    def _around(self, change: Callable[[Denoiser], Denoiser]) -> Wrapper:
+        """The same rule around what becomes of each model inside; itself where they stay."""
+        parts = {name: _changed(part, change) for name, part in self._modules.items()}
+        if all(part is self._modules[name] for name, part in parts.items()):
             return self
         new = copy(self)
-        new._modules = {**self._modules, "inner": inner}  # of its own: a copy of a module shares the table
+        new._modules = parts  # of its own: a copy of a module shares the table
         return new
 
     def admit(self, x0: Tensor) -> Tensor:
@@ -373,6 +393,16 @@ class On(Wrapper):
         times = self._base_times(lam.to(wide.dtype)).reshape(-1)
         base = self.inner.sde.level(times if len(times) > 1 else times[0], x, check=False)
         return _Mapped(self, base, _ratio(at, base))
+
+
+def _changed(part: nn.Module | None, change: Callable[[Denoiser], Denoiser]) -> nn.Module | None:
+    """What becomes of a part of a wrapper where each model in it is changed."""
+    if isinstance(part, Denoiser):
+        return change(part)
+    if not isinstance(part, nn.ModuleList) or not all(isinstance(model, Denoiser) for model in part):
+        return part
+    models = [change(model) for model in part if isinstance(model, Denoiser)]
+    return part if all(new is old for new, old in zip(models, part, strict=True)) else nn.ModuleList(models)
 
 
 def _span(sde: GaussianSDE) -> tuple[float, float]:

@@ -25,6 +25,7 @@ class ClassifierGuided(Twisted):
 
     With the exact $p_t(y \mid x_t)$ and $s = 1$ the posterior is exact. A call takes one pass of the model and one,
     with its gradient, of the classifier, which is not counted; the model is not differentiated. A scale of 0 is off.
+    Seen through another process, `on`, it acts at the noise levels of its own alone, which the classifier was made for.
 
     Args:
         model: The model of $p$.

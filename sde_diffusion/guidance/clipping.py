@@ -51,6 +51,7 @@ class Clipped(Wrapper):
     regular = False  # where data lie outside of the range, what is cut off is divided by sigma
 
     trained_inside = True
+    of_data = True
 
     def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0, *, keep_noise: bool = False) -> None:
         super().__init__(model)
@@ -101,6 +102,7 @@ class Thresholded(Wrapper):
     regular = False
 
     trained_inside = True
+    of_data = True
 
     def __init__(
         self, model: Denoiser, quantile: float = 0.995, most: float | None = None, *, bound: float = 1.0

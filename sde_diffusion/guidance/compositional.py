@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -81,6 +80,7 @@ class Compositional(Wrapper, Product):
 
     careful = True
     trained_inside = True
+    of_data = True
     precisions: Tensor | None
     basis: Tensor | None
     total: Tensor | None
@@ -195,12 +195,6 @@ class Compositional(Wrapper, Product):
             return low, high
         least, most = self.prior.noise_range
         return max(low, least), min(high, most)
-
-    def beyond(self) -> Denoiser:
-        new = copy(self)
-        prior = None if self.prior is None else self.prior.beyond()
-        new._modules = {**self._modules, "inner": self.inner.beyond(), "prior": prior}
-        return new
 
     def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
         given = cond.get(self.name)

@@ -35,9 +35,11 @@ class GuidanceRule(ABC):
 
     Attributes:
         zero_above: Noise level $\sigma/\alpha$ above which the state stays where it is, and no model is asked.
+        of_data: Whether `combine` asks nothing of the process but the noise level, see `Wrapper`.
     """
 
     zero_above: float | None = None
+    of_data: bool = False
 
     @abstractmethod
     def combine(self, c: Prediction, u: Prediction, w: Scalar, x: Tensor, at: Level) -> Prediction:
@@ -60,6 +62,8 @@ class Plain(GuidanceRule):
         Ho and Salimans, Classifier-Free Diffusion Guidance, 2022 (whose $w$ is our $w - 1$).
     """
 
+    of_data = True
+
     def combine(self, c: Prediction, u: Prediction, w: Scalar, x: Tensor, at: Level) -> Prediction:
         return Prediction(lambda: torch.lerp(u.data, c.data, w), lambda: torch.lerp(u.noise, c.noise, w), mix=c.mix)
 
@@ -81,6 +85,7 @@ class Rescaled(GuidanceRule):
     """
 
     phi: float = 0.7
+    of_data = True
 
     def __post_init__(self) -> None:
         if not 0 <= check_real(self.phi, "phi") <= 1:
@@ -113,6 +118,7 @@ class Projected(GuidanceRule):
 
     eta: float = 0.0
     r: float | None = None
+    of_data = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(check_real(self.eta, "eta")):
@@ -179,7 +185,7 @@ class Extrapolation(Several):
         if not isinstance(given, GuidanceRule):
             raise TypeError(f"rule must be Plain(), Rescaled(), Projected() or Optimised(), got {given!r}")
         self.w: Scale = w if callable(w) else check_scale(w, "w")
-        self.limits, self.rule = limits, rule
+        self.limits, self.rule, self.of_data = limits, rule, rule.of_data
         self._constant = isinstance(self.w, float) and limits.none and rule.zero_above is None
         self._off = self._constant and self.w == 1.0
         self.even = self.even and self._constant

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -60,6 +59,7 @@ class Several(Wrapper, Product):
 
     careful = True
     trained_inside = True
+    of_data = True
 
     def __init__(self, inner: Denoiser, *others: Denoiser) -> None:
         super().__init__(inner)
@@ -102,14 +102,6 @@ class Several(Wrapper, Product):
     def spent(self, at: Level) -> tuple[int, int]:
         spent = [m.spent(level) for m, level in zip(self.models, self.levels_of(at), strict=True)]
         return sum(passes for passes, _ in spent), sum(vjps for _, vjps in spent)
-
-    def beyond(self) -> Several:
-        inner, others = self.inner.beyond(), [m.beyond() for m in self.models[1:]]
-        if all(new is old for new, old in zip((inner, *others), self.models, strict=True)):
-            return self
-        new = copy(self)
-        new._modules = {**self._modules, "inner": inner, "others": nn.ModuleList(others)}
-        return new
 
     def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
         for model in self.models:

@@ -47,6 +47,8 @@ class Reward(Twisted):
         Bansal et al., Universal Guidance for Diffusion Models, 2023; Song et al., Loss-Guided Diffusion Models, 2023.
     """
 
+    of_data = True
+
     def __init__(
         self,
         model: Denoiser,

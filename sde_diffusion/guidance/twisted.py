@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ from torch import Tensor
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.guidance.product import asked
-from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 
 FROZEN = 1000.0
@@ -56,22 +54,19 @@ class Twisted(Wrapper):
         inner: The model of $p$.
 
     Attributes:
-        of_data: Whether the rule asks nothing of the process but the answer of the model inside, so that through
-            another process it is the same rule around that model, at all levels that this one knows.
         silent: Whether the likelihood says nothing: the model inside is asked, and nothing else.
         twistless: Why the rule has no twist, so that `look` is refused; None where it has one.
     """
 
     careful = True
     trained_inside = True
-    of_data: bool = False
     silent: bool = False
     twistless: str | None = None
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
         self.kind = None  # what is answered is no longer what the network answers
-        self._top: Level | None = None
+        self._top: tuple[object, Level] | None = None
 
     @abstractmethod
     def weigh(self, x: Tensor, at: Level, **cond: Any) -> Look:
@@ -113,17 +108,6 @@ class Twisted(Wrapper):
         data = prior.data + shift
         return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
 
-    def on(self, sde: GaussianSDE) -> Denoiser:
-        if not self.of_data:
-            return super().on(sde)
-        inner = self.inner.on(sde)
-        if inner is self.inner:
-            return self
-        new = copy(self)
-        new._modules = {**self._modules, "inner": inner}
-        new.sde, new._top = sde, None
-        return new
-
     def _seen(self, x: Tensor, at: Level) -> tuple[Tensor, Level]:
         """The state and the level that the shift is taken at: those of `FROZEN` where there is more noise than that."""
         most = FROZEN * self.data_std
@@ -140,10 +124,10 @@ class Twisted(Wrapper):
         return x * (level.sigma / at.sigma), level
 
     def _frozen(self) -> Level:
-        if self._top is None:
+        if self._top is None or self._top[0] is not self.sde:
             lam = torch.tensor([-math.log(FROZEN * self.data_std)], dtype=torch.float64, device="cpu")
-            self._top = self.levels(self.sde.time_of(lam).tolist())[0]
-        return self._top
+            self._top = self.sde, self.levels(self.sde.time_of(lam).tolist())[0]
+        return self._top[1]
 
 
 def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tuple[Tensor, Prediction]:

@@ -127,7 +127,7 @@ def route_of(problem: Problem, span: Span, density: Density, data_std: float | N
 
 def _gaussian_route(problem: Problem, model: Denoiser, span: Span, density: Density, data_std: float | None) -> Route:
     circle = AngleSDE(model.data_std if data_std is None else data_std)
-    first, last = model.sde.levels([span[1], span[0]])
+    first, last, least = model.sde.levels([span[1], span[0], model.sde.t_min])
     start, top = float(first.ratio), float(last.ratio)
     view = model.on(circle)
     low, high = view.noise_range
@@ -135,6 +135,8 @@ def _gaussian_route(problem: Problem, model: Denoiser, span: Span, density: Dens
     whole = _goes_on(density.whole, top, high)
     if whole:
         view.check_pure_noise()
+    if not view.regular:  # even around a model of all levels
+        low = max(low, float(least.ratio))
     if level < low * (1 - SLACK):
         view = _beyond(view, level, low)
     u = max(math.atan2(level, circle.data_std), circle.t_min)
