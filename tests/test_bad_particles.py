@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from twists import measured as problem
 from zoo import DoubleWell
 
 from sde_diffusion import VPSDE, Clipped, Matched, Problem, SDESampler, SolverError
-from sde_diffusion.guidance import DPS, Matrix, Moments, Posterior
+from sde_diffusion.denoiser.analytic import GaussianMixture
+from sde_diffusion.guidance import DPS, Mask, Matrix, Moments, Posterior, PseudoInverse
 from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning, importance_evidence
 from sde_diffusion.solvers import EulerMaruyama, Heun
 
@@ -106,6 +109,7 @@ def test_a_general_process_is_refused():
         ({"progress": 1}, TypeError, "progress must be True or False"),
         ({"steps": 5}, TypeError, r"write ParticleSampler\(sde, target, steps=\.\.\.\)"),
         ({"systems": 2, "y": torch.ones(3, 1, dtype=F64)}, ValueError, "shape"),
+        ({"systems": 3, "seed": [3, 4, 3]}, ValueError, "seed 3 comes twice, and two systems of one seed are one"),
     ],
 )
 def test_a_draw_that_does_not_fit_is_refused(options, kind, words):
@@ -155,6 +159,36 @@ def test_few_particles_that_count_are_told_of():
         sampler.sample(2, seed=0, y=y)
 
 
+@pytest.mark.parametrize(
+    ("rule", "few"),
+    [
+        (Moments(), "in 4 of 4 systems fewer than 5 of 64 particles counted on the way .* after step 68, at t = 0.0"),
+        (PseudoInverse(), None),
+    ],
+)
+def test_few_particles_that_counted_on_the_way_are_told_of(rule, few, recwarn):
+    # eight bumps on a ring of radius 1, and a measurement three from its centre: exact -34.92
+    angle = torch.arange(8, dtype=F64) * math.pi / 4
+    ring = GaussianMixture(VPSDE(), torch.ones(8), torch.stack([angle.cos(), angle.sin()], 1), 0.02)
+    sampler = ParticleSampler(VPSDE(), Posterior(ring, Mask(torch.tensor([True, False])), 0.2, rule), particles=64)
+    warnings.simplefilter("always")
+    found = sampler.sample(4, seed=0, y=torch.tensor([3.0], dtype=F64))
+    off = abs(found.log_evidence - ring.log_evidence(torch.eye(2, dtype=F64)[:1], 3.0 * torch.ones(1, dtype=F64), 0.2))
+    print(f"log evidence off by {off:.2f}: {found}")
+    assert (off > 5, found.few) == (few is not None, few is not None)
+    assert [bool(re.search(few or "", str(one.message))) for one in recwarn] == [True] * (few is not None)
+    assert str(found).endswith(", few particles count") == found.few
+
+
+@pytest.mark.parametrize("ask", ["log_evidence", "standard_error", "effective", "interval", "mean", "var", "draw"])
+def test_systems_of_a_law_each_are_not_pooled(ask):
+    found = Particles(torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=F64), torch.ones(2, 2), 3, apart=("y", "label"))
+    with pytest.raises(ValueError, match=rf"{ask} is that of one law, and each of the 2 systems has y, label of its"):
+        found.draw(2) if ask == "draw" else getattr(found, ask)()
+    with pytest.raises(IndexError, match="there are 2 systems, from 0 to 1, got m=2"):
+        found.system(2)
+
+
 def test_a_jump_from_too_much_noise_is_told_of():
     target = given(MODEL, A, 0.01)
     sampler = ParticleSampler(SDE, target, particles=200, grid=[*TIMES, 0.05])
@@ -181,6 +215,7 @@ def sampler_of(model):
         (TARGET, TypeError, "sampler must be an SDESampler of a Twisted model, got Posterior"),
         (sampler_of(MODEL), TypeError, "the evidence is that of a likelihood, by a Twisted model such as Posterior"),
         (SDESampler(SDE, TARGET, solver=EulerMaruyama(), steps=4), TypeError, "EulerMaruyama"),
+        (SDESampler(SDE, TARGET), TypeError, r"is no solver of one .*: use solver=DormandPrince\(\), Heun\(\)"),
         (sampler_of(Broken(0.0, end=-math.inf)), SolverError, "all 4 weights are zero: no sample of Broken has a"),
         (sampler_of(Broken(0.0, end=math.nan)), SolverError, "4 of 4 samples have no weight"),
     ],
@@ -188,6 +223,18 @@ def sampler_of(model):
 def test_importance_weights_that_cannot_be_had_are_refused(sampler, kind, words):
     with pytest.raises(kind, match=words):
         importance_evidence(sampler, 4, seed=0, y=Y)
+
+
+@pytest.mark.parametrize(
+    ("n", "y", "words"),
+    [
+        (1, Y, "one sample has nothing to be weighed against"),
+        (2, torch.tensor([[0.0], [1.0]], dtype=F64), "condition 'y' differs between the 2 samples"),
+    ],
+)
+def test_samples_that_are_not_weighed_together_are_refused(n, y, words):
+    with pytest.raises(ValueError, match=words):
+        importance_evidence(sampler_of(TARGET), n, seed=0, y=y)
 
 
 def test_few_samples_that_count_are_told_of():

@@ -155,6 +155,7 @@ THETA, SAMPLES = torch.zeros(10, 2), torch.zeros(10, 5, 2)
     (lambda: ranks(wrong([1.0]), SAMPLES), TypeError, "theta must be a torch.Tensor"),
     (lambda: ranks(THETA, SAMPLES[:9]), ValueError, "shape (10, 'S', 2), got (9, 5, 2)"),
     (lambda: ranks(THETA, SAMPLES[:, 0]), ValueError, "got (10, 2)"),
+    (lambda: tarp(THETA, SAMPLES[:, :1]), ValueError, "samples holds 1 for each parameter, which has no rank"),
     (lambda: coverage(THETA[:5], SAMPLES[:5]), ValueError, "at least 8 parameters"),
     (lambda: coverage(THETA, SAMPLES).covered(90), ValueError, "between 0 and 1, got 90"),
     (lambda: tarp(THETA, SAMPLES * math.nan), ValueError, "samples holds 100 non-finite values"),

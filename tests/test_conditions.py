@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from functools import partial
 from typing import Any
 
@@ -14,8 +17,9 @@ from hypothesis import strategies as st
 from refusals import T, V, check, wrong
 from torch import nn
 
+import sde_diffusion
 from sde_diffusion import EDMSDE, VPSDE, Clipped, Network, PerSample, SDESampler, Shared, predict
-from sde_diffusion.denoiser.conditions import OPTIONS, Conditions
+from sde_diffusion.denoiser.conditions import ARGUMENTS, OPTIONS, Conditions
 from sde_diffusion.likelihood import Density, Estimate, Method, continuous_elbo, elbo
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, RK4
@@ -385,3 +389,38 @@ def test_an_option_of_another_call_is_no_condition_unless_it_is_said_to_be(name)
     *_, last = sampler.iterate(2, seed=0, cond={name: 1})
     assert heard[-1] == {name: 1}
     assert last.x.shape == (2, 2)
+
+
+def test_rows_that_differ_are_named():
+    given = {
+        "y": PerSample(torch.tensor([[1.0], [2.0]])),
+        "same": PerSample(np.ones((2, 3))),
+        "one": PerSample(torch.ones(1, 3)),
+        "words": ["a", "a"],
+        "more": {"labels": [1, 2], "kinds": [1, True], "tensors": [torch.ones(1), torch.ones(1)]},
+        "whole": Shared(torch.arange(2)),
+    }
+    assert Conditions(given, 2).uneven == ["y", "more.labels", "more.kinds", "more.tensors"]
+
+
+def _calls():
+    """Every public function and method that takes conditions by name."""
+    for info in pkgutil.walk_packages(sde_diffusion.__path__, "sde_diffusion."):
+        if any(part.startswith("_") for part in info.name.split(".")):
+            continue
+        for name, found in vars(importlib.import_module(info.name)).items():
+            if name.startswith("_") or getattr(found, "__module__", "") != info.name:
+                continue
+            inside = vars(found).items() if inspect.isclass(found) else [(name, found)]
+            yield from (f for own, f in inside if inspect.isfunction(f) and (own[0] != "_" or own == "__call__"))
+
+
+def test_the_arguments_of_all_calls_with_conditions_are_in_one_list():
+    names = set()
+    for call in _calls():
+        parameters = inspect.signature(call).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD and p.name in ("cond", "options") for p in parameters):
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    assert {"n", "systems", "level"} <= names
+    assert names - ARGUMENTS == set()
+    assert ARGUMENTS - names - OPTIONS == {"cond"}

@@ -12,7 +12,7 @@ import torch
 from torch.distributions import Normal
 from twists import SDE, Powers, given, line, measured, product_on_a_line
 
-from sde_diffusion import VESDE, VPSDE, CosineSDE, FlowSDE, Problem, SDESampler, grids
+from sde_diffusion import VESDE, VPSDE, CosineSDE, DiscreteVPSDE, FlowSDE, Problem, SDESampler, grids
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.guidance import AutoGuided, Matrix, Reward, Within
 from sde_diffusion.metrics import sliced_wasserstein
@@ -122,6 +122,17 @@ def test_a_product_starts_where_some_data_are_left():
     assert abs(found.log_evidence - product_on_a_line(models, (2.0, -1.0))[2]) < 4 * found.standard_error + 0.01
 
 
+@pytest.mark.parametrize("levels", [100, 1000])
+def test_a_product_starts_inside_a_chain_that_ends_in_less_noise(levels):
+    sde = DiscreteVPSDE.linear(levels)
+    prior = on_a_line(0.3, 1.0, sde)
+    sampler = ParticleSampler(sde, Powers([prior], [2.0]), particles=200, steps=40)
+    assert sampler.times[0] == sde.t_max
+    found = sampler.sample(8, seed=0)
+    assert abs(found.log_evidence + 0.5 * math.log(4 * math.pi)) < 4 * found.standard_error + 0.02
+
+
+@pytest.mark.filterwarnings("ignore::sde_diffusion.particles.ParticleWarning")  # steps as few as may be
 def test_a_system_depends_on_its_seed_alone():
     prior, a, _ = measured(4, 2, 1.0, 0)
     y = torch.stack([a @ x for x in prior.sample(3, seed=1)])
@@ -201,6 +212,23 @@ def test_draws_are_particles_by_their_weights():
     assert str(found).startswith("2 systems of 3 particles: log evidence 0.2877 +- 0 nats")
 
 
+@pytest.mark.filterwarnings("ignore::sde_diffusion.particles.ParticleWarning")  # steps as few as may be
+def test_systems_of_a_measurement_each_are_answered_apart():
+    prior, y = on_a_line(0.0, 1.0), torch.tensor([[-1.0], [1.0]], dtype=F64)
+    sampler = ParticleSampler(SDE, given(prior, ONE, 0.5), particles=32, steps=10)
+    found = sampler.sample(2, seed=[3, 3], y=y, solver_error=True)  # the same draws for both laws
+    assert found.apart == ("y",)
+    assert str(found).startswith("2 systems of 32 particles, each with y of its own: log evidences -1")
+    assert found.system(1).mean() > 0.5 > -0.5 > found.system(0).mean()
+    assert found.system(1).log_evidence == found.log_evidences[1]
+    halves = ParticleSampler(SDE, given(prior, ONE, 0.5), particles=32, steps=5).sample(2, seed=[3, 3], y=y)
+    assert found.solver_error == float((found.log_evidences - halves.log_evidences).abs().max())
+    alike = sampler.sample(2, seed=3, y=y[:1].expand(2, 1))
+    assert alike.apart == ()
+    assert alike.log_evidence == sampler.sample(2, seed=3, y=y[0]).log_evidence
+
+
+@pytest.mark.filterwarnings("ignore::sde_diffusion.particles.ParticleWarning")  # steps as few as may be
 def test_half_the_steps_tell_the_error_of_the_steps():
     prior, a, y = measured(4, 1, 1.0, 2)
     sampler = ParticleSampler(SDE, given(prior, a, 1.0), particles=64, steps=8)

@@ -163,6 +163,11 @@ class Conditions:
         return {name for name, leaves in trees.items() if any(leaf.rows for leaf in leaves)}
 
     @property
+    def uneven(self) -> list[str]:
+        """The names of those, and of parts of them, whose rows are not all the same."""
+        return [leaf.name for leaf in _leaves(self._tree) if leaf.rows and _differ(leaf.value)]
+
+    @property
     def whole(self) -> dict[str, Any]:
         """The conditions of all samples at once."""
         if not self._tree:
@@ -231,6 +236,14 @@ OPTIONS = frozenset({
 })
 # fmt: on
 """Arguments of calls that hand conditions on: where one comes as a condition, it was meant for another call."""
+
+# fmt: off
+ARGUMENTS = OPTIONS | frozenset(OWN) | frozenset({
+    "cond", "t", "x0", "n", "noise", "level", "systems", "model", "prior", "lam", "of", "sampler",
+    "data", "recipe", "loss", "val", "callbacks", "out", "resume", "fraction", "scaling", "shard_size", "continuous",
+})
+# fmt: on
+"""All arguments of calls that hand conditions on: no wrapper may call a condition of its own so."""
 
 
 def check_options(cond: Mapping[str, Any], options: Mapping[str, str]) -> None:
@@ -308,6 +321,14 @@ def _expanded(value: Any, n: int) -> Any:
     if isinstance(value, Tensor):
         return value.expand(n, *value.shape[1:])
     return np.broadcast_to(value, (n, *value.shape[1:])) if isinstance(value, np.ndarray) else _times(value, n)
+
+
+def _differ(value: Any) -> bool:
+    """Whether rows are not all known to be the same."""
+    if isinstance(value, Tensor | np.ndarray):
+        return not bool((value == value[:1]).all())
+    plain = isinstance(value[0], bool | int | float | str | None)
+    return not all(type(each) is type(value[0]) and plain and each == value[0] for each in value[1:])
 
 
 def _repeated(value: Any, n: int, k: int, rows: bool | None) -> Any:

@@ -120,8 +120,8 @@ def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
         )
     if facts.needs is not ODE:
         raise TypeError(
-            f"{what} integrates a bare ODE, but {solver!r} needs {describe(facts.needs)}: "
-            "use DormandPrince(), RK4(), Heun() or Torchdiffeq()"
+            f"{what} integrates a bare ODE, but {solver!r} is no solver of one (it needs {describe(facts.needs)}): "
+            "use solver=DormandPrince(), Heun(), RK4() or Torchdiffeq()"
         )
     return inner, data_std
 

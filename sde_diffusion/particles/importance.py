@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from sde_diffusion._checks import SolverError
+from sde_diffusion._checks import SolverError, check_count
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.guidance.twisted import Twisted
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.particles.laws import wide
 from sde_diffusion.particles.resampling import effective
 from sde_diffusion.particles.result import Particles
-from sde_diffusion.particles.sampler import check_target, warn_few
+from sde_diffusion.particles.sampler import check_target
+from sde_diffusion.particles.telling import warn_few
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler.sampler import SDESampler
 
@@ -51,19 +52,20 @@ def importance_evidence(
     Args:
         sampler: A sampler of a `Twisted` model, such as a `Posterior`, by an ODE solver; the model inside must have a
             density, too.
-        n: Samples.
+        n: Samples, 2 at least, rather 1,000.
         seed: As in `SDESampler.sample`.
         batch_size: Samples in flight at once.
         method: How both densities are found: `Method(trace=...)`.
         progress: Shows a progress bar.
-        **cond: Conditions of the model, one row for each sample, or one for all.
+        **cond: Conditions of the model, the same for all samples.
 
     Returns:
         The samples as `n` systems of one particle each, shape `(n, 1, *)`, with their weights: `log_evidence`,
         `standard_error`, `interval`, `effective`, `draw`.
 
     Raises:
-        TypeError: No sampler of a `Twisted`, or a solver that cannot integrate a bare ODE.
+        TypeError: No sampler of a `Twisted`, or a solver that cannot integrate a bare ODE, such as the default.
+        ValueError: One sample, or conditions that differ between samples.
         SolverError: Samples that have no density, or no weight.
 
     Warns:
@@ -73,9 +75,9 @@ def importance_evidence(
         >>> sampler = SDESampler(sde, Posterior(model, Matrix(a), 0.5), solver=DormandPrince())
         >>> importance_evidence(sampler, 1000, seed=0, y=y).log_evidence
     """
-    given: object = sampler
-    if not isinstance(given, SDESampler):
-        raise TypeError(f"sampler must be an SDESampler of a Twisted model, got {type(given).__name__}")
+    who: object = sampler
+    if not isinstance(who, SDESampler):
+        raise TypeError(f"sampler must be an SDESampler of a Twisted model, got {type(who).__name__}")
     target = sampler.model
     if not isinstance(target, Twisted):
         raise TypeError(
@@ -83,12 +85,21 @@ def importance_evidence(
             "of a product of powers, ParticleSampler(sde, target) finds the integral"
         )
     check_target(target)
+    if check_count(n, "n") < 2:
+        raise ValueError("one sample has nothing to be weighed against: wanted n >= 2, such as 1024")
+    given = Conditions.of(target, cond, n)
+    given.check_apart("that are weighed as those of one law")
+    if names := given.uneven:
+        raise ValueError(
+            f"condition {names[0]!r} differs between the {n} samples, whose weights make one evidence, of one law: "
+            "give one row, and call once for each. ParticleSampler has one for each system"
+        )
     options: dict[str, Any] = {"batch_size": batch_size, "method": method}
     x, own = sampler.sample_with_log_prob(n, seed=seed, progress=progress, **options, **cond)
     inner = Problem(sampler.sde, target.inner, sampler.shape, sampler.problem.prior)
     prior = log_prob(_Inside(inner, sampler.span), x, **options, **target.handed(cond))
     with torch.no_grad():
-        likelihood = target.log_likelihood(x, **Conditions.of(target, cond, len(x)).whole)
+        likelihood = target.log_likelihood(x, **given.whole)
     log_w = (wide(prior.value) + wide(likelihood) - wide(own.value))[:, None]
     if bad := int((log_w.isnan() | (log_w == torch.inf)).sum()):
         raise SolverError(

@@ -10,7 +10,7 @@ and the interval is $\log\hat Z \pm t_{M - 1}\,\mathrm{se}$, with the quantile o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_real
 from sde_diffusion.noise.seeds import one_stream
 from sde_diffusion.particles.resampling import effective, log_mean, systematic
+
+FEW = 10
+"""Effective particles of a system, in the end, below which it is told of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,9 @@ class Particles:
         vjps: Products with the Jacobian of the network per particle.
         solver_error: The difference of `log_evidence` to that of half the steps, with the same seeds, in nats. It holds
             the standard error of both, so that it is an upper bound where it is of that size; NaN if not asked for.
+            Of systems of a law each, the most of them.
+        apart: Names of the conditions that differ between the systems, each of which has a law of its own then: nothing
+            is pooled, `log_evidences` are those of the laws, and `system(m)` has the samples.
     """
 
     x: Tensor
@@ -42,6 +48,27 @@ class Particles:
     nfe: int
     vjps: int = 0
     solver_error: float = math.nan
+    apart: tuple[str, ...] = ()
+
+    def system(self, m: int) -> Particles:
+        """System `m` alone.
+
+        Raises:
+            IndexError: There is none.
+        """
+        systems = len(self.x)
+        if not 0 <= m < systems:
+            raise IndexError(f"there are {systems} systems, from 0 to {systems - 1}, got m={m!r}")
+        own = slice(m, m + 1)
+        return replace(self, x=self.x[own], log_weights=self.log_weights[own], ess=self.ess[own], apart=())
+
+    @property
+    def few(self) -> bool:
+        """Whether few particles count, in the end or on the way: samples and evidence are not to be trusted then."""
+        n = self.log_weights.shape[1]
+        if n == 1:
+            return self.effective < least(len(self.x))
+        return bool((self.ess[:, -1] < min(FEW, 0.5 * n)).any() or (self.ess < least(n)).any())
 
     @property
     def log_evidences(self) -> Tensor:
@@ -51,11 +78,13 @@ class Particles:
     @property
     def log_evidence(self) -> float:
         r"""$\log\hat Z$ in nats: of a posterior $\log p(y)$, of a product $\log\int\prod_ip_i^{\gamma_i}$."""
+        self._check_pooled("log_evidence")
         return float(log_mean(self.log_evidences[None]))
 
     @property
     def standard_error(self) -> float:
         """Standard error of `log_evidence`, in nats; NaN for one system, which cannot tell."""
+        self._check_pooled("standard_error")
         found = self.log_evidences
         if len(found) < 2:
             return math.nan
@@ -65,6 +94,7 @@ class Particles:
     @property
     def effective(self) -> float:
         """Effective number of all particles, with the weights of the data."""
+        self._check_pooled("effective")
         return float(effective(self.log_weights.reshape(1, -1)))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -80,6 +110,7 @@ class Particles:
         """
         if not 0 < check_real(level, "level") < 1:
             raise ValueError(f"level must be between 0 and 1, such as 0.95, got {level!r}")
+        self._check_pooled("interval")
         systems = len(self.x)
         if systems < 2:
             raise ValueError(
@@ -99,6 +130,7 @@ class Particles:
             n: How many.
             seed: An integer, a generator on the CPU, or None for fresh entropy.
         """
+        self._check_pooled("draw")
         generator = one_stream(seed)
         u = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
         numbers = systematic(self.log_weights.reshape(1, -1), u, check_count(n, "n"))[0]
@@ -107,29 +139,49 @@ class Particles:
 
     def mean(self) -> Tensor:
         """Weighted mean of all particles, of the event shape."""
+        self._check_pooled("mean")
         return self._average(self.x.flatten(0, 1))
 
     def var(self) -> Tensor:
         """Weighted variance of each coordinate, of the event shape."""
+        self._check_pooled("var")
         return self._average((self.x.flatten(0, 1) - self.mean()).square())
 
     def _average(self, values: Tensor) -> Tensor:
         share = torch.softmax(self.log_weights.flatten(), dim=0).to(values)
         return torch.tensordot(share, values, dims=1)
 
+    def _check_pooled(self, what: str) -> None:
+        if self.apart:
+            raise ValueError(
+                f"{what} is that of one law, and each of the {len(self.x)} systems has {', '.join(self.apart)} of its "
+                f"own: found.log_evidences has the evidence of each, and found.system(m).{what} is of system m alone. "
+                "Several systems of each, for an interval, are another call"
+            )
+
     def __str__(self) -> str:
         m, n = self.log_weights.shape
-        error = f" +- {self.standard_error:.2g}" if m > 1 else ""
         check = "" if math.isnan(self.solver_error) else f", solver_error {self.solver_error:.2g}"
         products = f", {self.vjps} products with the Jacobian" if self.vjps else ""
         what = f"{m} system{'s' * (m > 1)} of {n} particle{'s' * (n > 1)}"
+        doubt = ", few particles count" if self.few else ""
+        cost = f"nfe {self.nfe}{products}{doubt}"
+        if self.apart:
+            low, high = self.log_evidences.aminmax()
+            own = f"each with {', '.join(self.apart)} of its own"
+            return f"{what}, {own}: log evidences {low:.4f} to {high:.4f} nats{check}, {cost}"
+        error = f" +- {self.standard_error:.2g}" if m > 1 else ""
         return (
-            f"{what}: log evidence {self.log_evidence:.4f}{error} nats{check}, "
-            f"{self.effective:.0f} effective, nfe {self.nfe}{products}"
+            f"{what}: log evidence {self.log_evidence:.4f}{error} nats{check}, {self.effective:.0f} effective, {cost}"
         )
 
     def __repr__(self) -> str:
         return f"<Particles of {self}>"
+
+
+def least(n: int) -> float:
+    """Effective particles of `n` below which, at any time, a system goes on with too few."""
+    return min(0.5 * FEW, 0.25 * n)
 
 
 def t_quantile(level: float, freedom: int) -> float:

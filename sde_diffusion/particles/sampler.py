@@ -3,8 +3,8 @@ r"""`ParticleSampler`: systems of weighted particles, drawn towards a law and we
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from sde_diffusion.noise.sources import Streams
 from sde_diffusion.particles.filter import Course, Systems, run
 from sde_diffusion.particles.laws import Law, ProductLaw, TwistedLaw
 from sde_diffusion.particles.result import Particles
+from sde_diffusion.particles.telling import tell
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import grid_name, times_of
 from sde_diffusion.sampler.forecast import check_end, check_start
@@ -33,19 +34,11 @@ from sde_diffusion.sde.level import Level
 from sde_diffusion.sde.prior import Standard
 from sde_diffusion.sde.times import as_grid
 
-FEW = 10
-"""Effective particles at the end of a system below which it is told of."""
-LAST_DROP = 0.5
-"""Share of the effective particles that are left by the jump to the data, below which it is told of."""
 INSTEAD = {
     "particles": "ParticleSampler(sde, target, particles=...)",
     "steps": "ParticleSampler(sde, target, steps=...)",
     "n": "sample(systems).draw(n)",
 }
-
-
-class ParticleWarning(UserWarning):
-    """Particles whose weights have become so uneven that few of them count."""
 
 
 class ParticleSampler:
@@ -134,18 +127,20 @@ class ParticleSampler:
 
         Args:
             systems: $M$. One has the samples; several, 4 or more, tell how far the evidence is off, too.
-            seed: `k` gives system `m` the stream `k + m`, a sequence those streams, None fresh entropy.
+            seed: `k` gives system `m` the stream `k + m`, a sequence those streams, no two alike but where each system
+                has conditions of its own; None fresh entropy.
             batch_size: Systems in flight at once, all by default; it changes memory and nothing else.
             progress: Shows a progress bar.
             solver_error: Draws them again in half the steps, for the error of these: half the cost more.
-            **cond: Conditions of the target; one row for each system, or one for all.
+            **cond: Conditions of the target; one row for all systems, or one for each, which then has a law of its own:
+                nothing is pooled, see `Particles.system`.
 
         Raises:
             ValueError: Seeds or conditions that do not fit.
             SolverError: A system whose weights are all zero, or not numbers, and where.
 
         Warns:
-            ParticleWarning: Few particles count in the end.
+            ParticleWarning: Few particles count, in the end or on the way.
             SamplingWarning: A prior that leaves out data, or a grid that ends in much noise.
         """
         check_flag(progress, "progress")
@@ -155,18 +150,18 @@ class ParticleSampler:
         size = m if batch_size is None else check_count(batch_size, "batch_size")
         given = Conditions.of(self.target, cond, m)
         given.check_apart(f"that are systems of {self.particles} particles each")
+        _check_seeds(seeds, apart := tuple(given.uneven))
         coarse = self._half() if check_flag(solver_error, "solver_error") else None
         self._forecast()
         per_batch = len(self.times) + (0 if coarse is None else len(coarse))
         with tqdm(total=-(-m // size) * per_batch, desc="particles", disable=not progress) as bar:
             fine = self._draw(self.times, seeds, size, given, bar)
             rough = None if coarse is None else self._draw(coarse, seeds, size, given, bar)
-        found = self._particles(fine, self.times)
-        _tell(found)
+        found = replace(self._particles(fine, self.times), apart=apart)
+        tell(found, self.times)
         if rough is None or coarse is None:
             return found
-        error = abs(found.log_evidence - self._particles(rough, coarse).log_evidence)
-        return Particles(found.x, found.log_weights, found.ess, found.nfe, found.vjps, error)
+        return replace(found, solver_error=_error(found, self._particles(rough, coarse)))
 
     def _particles(self, parts: Sequence[Systems], times: Sequence[float]) -> Particles:
         x, log_weights, ess = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -215,10 +210,11 @@ class ParticleSampler:
             raise ValueError("the grid of a sampler falls from noise to data: reverse it")
         if isinstance(self.target, Twisted):
             return times
-        most = FROZEN * self.problem.data_std
-        highest = float(sde.time_of(torch.tensor([-math.log(most)], dtype=torch.float64, device="cpu")))
-        if times[0] <= highest or (len(times) > 1 and times[1] >= highest):
+        least = -math.log(FROZEN * self.problem.data_std)
+        lam = [at.lam for at in sde.levels(times[:2])]
+        if lam[0] >= least or (len(lam) > 1 and lam[1] <= least):
             return times
+        highest = float(sde.time_of(torch.tensor([least], dtype=torch.float64, device="cpu")))
         return [highest, *times[1:]]  # the rates are integrated in the log-SNR, which is finite from here on
 
     def _half(self) -> list[float]:
@@ -234,6 +230,23 @@ class ParticleSampler:
         if not self.problem.prior.holds_data:
             check_start(sde, self.times[0], self.problem.data_std)
         check_end(sde, self.times[-1], self.problem.data_std)
+
+
+def _check_seeds(seeds: Sequence[int], apart: Sequence[str]) -> None:
+    """Raises `ValueError` if systems of one law are to come of the same seed."""
+    if not apart and len(set(seeds)) < len(seeds):
+        twice = next(seed for i, seed in enumerate(seeds) if seed in seeds[:i])
+        raise ValueError(
+            f"seed {twice} comes twice, and two systems of one seed are one: their evidence would seem more certain "
+            "than it is. Give each a seed of its own, or one integer, seed=0"
+        )
+
+
+def _error(fine: Particles, coarse: Particles) -> float:
+    """How far the evidence of half the steps is off; where each system has a law of its own, the most of them."""
+    if fine.apart:
+        return float((fine.log_evidences - coarse.log_evidences).abs().max())
+    return abs(fine.log_evidence - coarse.log_evidence)
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:
@@ -298,32 +311,3 @@ def _rule_inside(target: Any) -> str | None:
     """The name of a rule inside a model, if there is one."""
     found = (type(m).__name__ for m in target.modules() if m is not target and isinstance(m, Twisted | Product))
     return next(found, None)
-
-
-def _tell(found: Particles) -> None:
-    """Warns of systems in which few particles count, and of a jump to the data that takes most of them."""
-    last, before = found.ess[:, -1], found.ess[:, -2]
-    if warn_few(last, found.log_weights.shape[1]):
-        return
-    if bool((last < LAST_DROP * before).any()):
-        warnings.warn(
-            f"the jump to the data leaves {float((last / before).min()):.2g} of the particles that counted before: the "
-            "last noise level is not small against what the likelihood tells apart. End in less noise (t_min or "
-            "sigma_min of the process), or give the measurement more",
-            ParticleWarning,
-            stacklevel=3,
-        )
-
-
-def warn_few(ess: Tensor, n: int) -> bool:
-    """Warns of systems, of `n` particles each, in which few are effective; whether there are any."""
-    few = int((ess < min(FEW, 0.5 * n)).sum())
-    if few:
-        warnings.warn(
-            f"in {few} of {len(ess)} systems fewer than {FEW} particles count in the end (effective, {ess.min():.1f} "
-            "at least): the samples repeat these few, and the evidence is less certain than its interval says. Take "
-            "more particles, more steps, or a better twist",
-            ParticleWarning,
-            stacklevel=4,
-        )
-    return few > 0

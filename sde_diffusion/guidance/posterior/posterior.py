@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.conditions import OPTIONS, OWN
+from sde_diffusion.denoiser.conditions import ARGUMENTS
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.denoiser.prediction import held
 from sde_diffusion.guidance.posterior.algebra import wide
@@ -145,7 +145,7 @@ def like_of(model: Denoiser, who: str) -> Tensor:
 
 def _free(name: object, model: Denoiser) -> str:
     """Returns the name of a condition if the model has none that is called so."""
-    if not isinstance(name, str) or not name.isidentifier() or name in OPTIONS or name in OWN:
+    if not isinstance(name, str) or not name.isidentifier() or name in ARGUMENTS:
         raise ValueError(f"name must be that of a condition, such as 'y', and of no argument of a call, got {name!r}")
     part: Any = model
     while part is not None:

@@ -79,7 +79,7 @@ def ranks(theta: Tensor, samples: Tensor, *, seed: int = 0) -> Calibration:
 
     Raises:
         TypeError: Not floating tensors.
-        ValueError: Shapes that do not fit, fewer than 8 parameters, or values that are not finite.
+        ValueError: Shapes that do not fit, fewer than 8 parameters or 2 samples, or values that are not finite.
 
     References:
         Talts et al., Validating Bayesian Inference Algorithms with Simulation-Based Calibration, 2018.
@@ -195,6 +195,10 @@ def _pair(theta: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
             f"calibration takes at least 8 parameters with their posteriors, and rather 200: got {len(theta)}"
         )
     n, draws = samples.shape[:2]
+    if draws < 2:
+        raise ValueError(
+            f"samples holds {draws} for each parameter, which has no rank among so few: give 2 at least, and rather 100"
+        )
     wide = samples.detach().to("cpu", torch.float64).reshape(n, draws, -1)
     return theta.detach().to("cpu", torch.float64).reshape(n, -1), wide
 

@@ -1,0 +1,65 @@
+"""What is told of particles that few of count: at the end, on the way there, or by the jump to the data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sde_diffusion.particles.result import FEW, Particles, least
+
+LAST_DROP = 0.5
+"""Share of the effective particles that are left by the jump to the data, below which it is told of."""
+
+
+class ParticleWarning(UserWarning):
+    """Particles whose weights have become so uneven that few of them count."""
+
+
+def tell(found: Particles, times: Sequence[float]) -> None:
+    """Warns of systems in which few particles count, in the end or before, and of a jump to the data that takes most.
+
+    Args:
+        found: The particles.
+        times: Their grid.
+    """
+    n = found.log_weights.shape[1]
+    last, before = found.ess[:, -1], found.ess[:, -2]
+    if warn_few(last, n):
+        return
+    if bool((last < LAST_DROP * before).any()):
+        warnings.warn(
+            f"the jump to the data leaves {float((last / before).min()):.2g} of the particles that counted before: the "
+            "last noise level is not small against what the likelihood tells apart. End in less noise (t_min or "
+            "sigma_min of the process), or give the measurement more",
+            ParticleWarning,
+            stacklevel=3,
+        )
+        return
+    on_the_way = found.ess[:, :-1]
+    if few := int((on_the_way.amin(1) < least(n)).sum()):
+        step = int(on_the_way.amin(0).argmin())
+        warnings.warn(
+            f"in {few} of {len(last)} systems fewer than {least(n):g} of {n} particles counted on the way (effective, "
+            f"{on_the_way.min():.1f} at least, after step {step}, at t = {times[step]:g}), and all after come of these "
+            "few: the evidence may be off by far more than its interval says, and samples miss parts of the law. Take "
+            "more particles, or more steps where there are few. A measurement far from what the model expects takes "
+            "another twist, such as rule=PseudoInverse() of a Posterior",
+            ParticleWarning,
+            stacklevel=3,
+        )
+
+
+def warn_few(ess: Tensor, n: int) -> bool:
+    """Warns of systems, of `n` particles each, in which few are effective; whether there are any."""
+    few = int((ess < min(FEW, 0.5 * n)).sum())
+    if few:
+        warnings.warn(
+            f"in {few} of {len(ess)} systems fewer than {FEW} particles count in the end (effective, {ess.min():.1f} "
+            "at least): the samples repeat these few, and the evidence is less certain than its interval says. Take "
+            "more particles, more steps, or a better twist, such as rule=PseudoInverse() of a Posterior",
+            ParticleWarning,
+            stacklevel=4,
+        )
+    return few > 0
