@@ -326,7 +326,8 @@ def _expanded(value: Any, n: int) -> Any:
 def _differ(value: Any) -> bool:
     """Whether rows are not all known to be the same."""
     if isinstance(value, Tensor | np.ndarray):
-        return not bool((value == value[:1]).all())
+        same: Any = value == value[:1]
+        return not bool(same.all())
     plain = isinstance(value[0], bool | int | float | str | None)
     return not all(type(each) is type(value[0]) and plain and each == value[0] for each in value[1:])
 

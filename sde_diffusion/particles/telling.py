@@ -44,8 +44,8 @@ def tell(found: Particles, times: Sequence[float]) -> None:
             f"in {few} of {len(last)} systems fewer than {least(n):g} of {n} particles counted on the way (effective, "
             f"{on_the_way.min():.1f} at least, after step {step}, at t = {times[step]:g}), and all after come of these "
             "few: the evidence may be off by far more than its interval says, and samples miss parts of the law. Take "
-            "more particles, or more steps where there are few. A measurement far from what the model expects takes "
-            "another twist, such as rule=PseudoInverse() of a Posterior",
+            "more particles, or more steps where there are few. Neither helps where a measurement is far from what the "
+            "model expects: take another twist there, such as rule=PseudoInverse() of a Posterior",
             ParticleWarning,
             stacklevel=3,
         )
