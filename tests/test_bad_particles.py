@@ -239,4 +239,6 @@ def test_samples_that_are_not_weighed_together_are_refused(n, y, words):
 
 def test_few_samples_that_count_are_told_of():
     with pytest.warns(ParticleWarning, match="fewer than 10 particles count"):
-        importance_evidence(sampler_of(given(MODEL, A, 0.05, rule=DPS(0.1))), 16, seed=0, y=Y)
+        found = importance_evidence(sampler_of(given(MODEL, A, 0.05, rule=DPS(0.1))), 16, seed=0, y=Y)
+    assert found.few
+    assert str(found).endswith(", few particles count")

@@ -67,7 +67,7 @@ class Particles:
         """Whether few particles count, in the end or on the way: samples and evidence are not to be trusted then."""
         n = self.log_weights.shape[1]
         if n == 1:
-            return self.effective < least(len(self.x))
+            return self.effective < min(FEW, 0.5 * len(self.x))
         return bool((self.ess[:, -1] < min(FEW, 0.5 * n)).any() or (self.ess < least(n)).any())
 
     @property
