@@ -39,7 +39,8 @@ def shift_of(model, rule, a, t=0.7):
     x = torch.randn(5, model.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.tensor([0.7, -0.4], dtype=torch.float64)[: len(a)]
     (at,) = model.levels([t])
-    return Posterior(model, Matrix(a), 0.3, rule).look(x, at, y=y)
+    with torch.no_grad():
+        return Posterior(model, Matrix(a), 0.3, rule).look(x, at, y=y)
 
 
 @pytest.mark.parametrize("factor", [-1.0, 1e4])
@@ -104,3 +105,37 @@ def test_the_evidence_of_a_barely_trained_network_is_that_of_its_own_samples(tra
     found = ParticleSampler(SDE, target, particles=128, steps=50).sample(4, seed=0, y=[0.5])
     print(f"{found}; by samples {float(weights.mean().log()):.3f} +- {error:.3f}")
     assert abs(found.log_evidence - float(weights.mean().log())) < 4 * math.hypot(error, found.standard_error) + 0.1
+
+
+def test_rules_that_shoot_over_do_not_run_away_on_a_network_of_the_noise():
+    x0 = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
+    model = Network(MLP(2, hidden=32, layers=1), SDE, predict.noise, shape=(2,))
+    model = train(model, x0, steps=150, recipe=Recipe(batch_size=256), seed=0).model
+    for rule in (PseudoInverse(), DPS()):
+        x = SDESampler(SDE, Posterior(model, KEEP, 0.1, rule)).sample(200, seed=0, y=[0.5])
+        print(f"{rule!r}: largest {float(x.abs().max()):.1f}")
+        assert x.abs().quantile(0.98) < 10
+
+
+@pytest.mark.parametrize("rule", [PseudoInverse(), DPS()], ids=repr)
+def test_no_shift_takes_the_mean_beyond_what_was_measured(rule):
+    a = torch.eye(3, dtype=torch.float64)[:1]
+    model = Turned(Gaussian(SDE, torch.zeros(3, dtype=torch.float64), 1.0), [20.0] * 3)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([0.7], dtype=torch.float64)
+    (at,) = model.levels([0.7])
+    found, before = (
+        m.predict(x, at, **c).data for m, c in ((Posterior(model, Matrix(a), 0.3, rule), {"y": y}), (model, {}))
+    )
+    assert ((found - y)[:, 0].abs() <= (before - y)[:, 0].abs() + 1e-12).all()
+    assert ((found - y)[:, 0] * (before - y)[:, 0] >= -1e-12).all()
+
+
+def test_a_density_through_a_covariance_that_was_set_right_is_told_to_be_approximate():
+    a = torch.eye(3, dtype=torch.float64)[:2]
+    model = Turned(Gaussian(SDE, torch.zeros(3, dtype=torch.float64), 1.0), [-1.0] * 3)
+    x, y = torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0.7, -0.4], dtype=torch.float64)
+    with pytest.warns(UserWarning, match="is not differentiated: the density of this posterior, and gradients through"):
+        Posterior(model, Matrix(a), 0.3)(x, 0.7, y=y)
+    with torch.no_grad():
+        Posterior(model, Matrix(a), 0.3)(x, 0.7, y=y)

@@ -3,6 +3,7 @@ r"""One state as a rule sees it: the prediction, its Jacobian and the measuremen
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -77,18 +78,24 @@ class View:
         return self.likelihood.ahead(v.reshape(self.mean.shape), self.mean)
 
     def bounded(self, shift: Tensor, u: Tensor) -> Tensor:
-        r"""A shift $\Delta = VA^Tu$, cut to the length that a covariance $V$ can give it.
+        r"""A shift $\Delta = VA^Tu$, cut to the length that a covariance $V$ can give it, and to the measurement.
 
-        $$ |\Delta|^2 \le \lVert V\rVert\,u^TA\,\Delta, \quad \lVert V\rVert \le 16\,D\,c^2 $$
+        $$ |\Delta|^2 \le \lVert V\rVert\,u^TA\,\Delta, \quad \lVert V\rVert \le 16\,D\,c^2, \quad
+           u^TA\,\Delta \le u^Tr $$
 
-        Of an exact model it comes back as it is. The Jacobian of a network errs, and $\sigma^2/\alpha$ makes of a small
-        error at much noise a $V$ that is no covariance: negative, or hundreds of times the variance of the data.
+        The last holds by itself where $u = (AVA^T + 1)^{-1}r$. Rules with another $u$ would shoot over
+        where $V$ is larger than they take it for, and away on networks. The others hold for every exact model. The
+        Jacobian of a network errs, and $\sigma^2/\alpha$ makes of a small error at much noise a $V$ that is no
+        covariance: negative, or hundreds of times the variance of the data.
 
         Args:
             shift: $\Delta$, shape `(B, D)`.
             u: $u$, shape `(B, d)`.
         """
-        return cut(shift, (u * self.ahead(shift)).sum(1), self.data_std)
+        shift = cut(shift, (u * self.ahead(shift)).sum(1), self.data_std)
+        power, reach = (u * self.ahead(shift)).sum(1), (u * self.r).sum(1)
+        far = (power > reach) & (reach > 0)
+        return shift * torch.where(far, reach / torch.where(far, power, 1.0), 1.0)[:, None]
 
     def spread(self, r2: float | Callable[[Any], Any] | None) -> Scalar:
         r"""$r^2$, by default $c^2\sigma^2/(\alpha^2c^2 + \sigma^2)$: a float, or shape `(B, 1)`."""
@@ -106,7 +113,7 @@ def mended(g: Tensor, a: Tensor, r2: Scalar, data_std: float) -> Tensor:
     $$ AV' = AV - T^T(AV - r^2A), \quad T^T = \sum_kAA^Tb_kb_k^T $$
 
     over the eigenvectors $A^Tb_k$ of $V$ there whose value is negative, or above the limit of `View.bounded`. An exact
-    model comes back as it is. $T$ is not differentiated.
+    model comes back as it is. $T$ is not differentiated, which is warned of where gradients are on.
 
     Args:
         g: $AV$, shape `(B, d, D)`.
@@ -128,6 +135,13 @@ def mended(g: Tensor, a: Tensor, r2: Scalar, data_std: float) -> Tensor:
         wrong = (variances[:, None] < -SLACK * r2) | (variances[:, None] > most)
         b = white @ axes
         t = ((b * wrong) @ (b.mT @ both)).to(g)
+    if torch.is_grad_enabled():
+        warnings.warn(
+            "at this noise the Jacobian of the network is no covariance, and what the rule puts in its place is not "
+            "differentiated: the density of this posterior, and gradients through it, are approximate",
+            UserWarning,
+            stacklevel=2,
+        )
     return g - t.mT @ (g - a * r2)
 
 
