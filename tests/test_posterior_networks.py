@@ -109,8 +109,8 @@ def test_the_evidence_of_a_barely_trained_network_is_that_of_its_own_samples(tra
 
 def test_rules_that_shoot_over_do_not_run_away_on_a_network_of_the_noise():
     x0 = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
-    model = Network(MLP(2, hidden=32, layers=1), SDE, predict.noise, shape=(2,))
-    model = train(model, x0, steps=150, recipe=Recipe(batch_size=256), seed=0).model
+    net = Network(MLP(2, hidden=32, layers=1), SDE, predict.noise, shape=(2,))
+    model = train(net, x0, steps=150, recipe=Recipe(batch_size=256), seed=0).model
     for rule in (PseudoInverse(), DPS()):
         x = SDESampler(SDE, Posterior(model, KEEP, 0.1, rule)).sample(200, seed=0, y=[0.5])
         print(f"{rule!r}: largest {float(x.abs().max()):.1f}")
