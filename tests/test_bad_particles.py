@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sde_diffusion import VPSDE, Clipped, Matched, Problem, SDESampler, SolverEr
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.guidance import DPS, Mask, Matrix, Moments, Posterior, PseudoInverse
 from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning, importance_evidence
+from sde_diffusion.particles.telling import tell_of_steps
 from sde_diffusion.solvers import EulerMaruyama, Heun
 
 F64 = torch.float64
@@ -242,3 +244,14 @@ def test_few_samples_that_count_are_told_of():
         found = importance_evidence(sampler_of(given(MODEL, A, 0.05, rule=DPS(0.1))), 16, seed=0, y=Y)
     assert found.few
     assert str(found).endswith(", few particles count")
+
+
+def test_steps_that_make_more_of_a_difference_than_chance_are_told_of():
+    found = ParticleSampler(SDE, TARGET, particles=64, steps=20).sample(8, seed=0, y=Y)
+    much = replace(found, solver_error=10 * found.standard_error)
+    with pytest.warns(
+        ParticleWarning, match=r"half the steps change the log evidence by .* nats, and its standard error"
+    ):
+        tell_of_steps(much)
+    tell_of_steps(replace(found, solver_error=found.standard_error))
+    tell_of_steps(found)

@@ -23,7 +23,7 @@ from sde_diffusion.noise.sources import Streams
 from sde_diffusion.particles.filter import Course, Systems, run
 from sde_diffusion.particles.laws import Law, ProductLaw, TwistedLaw
 from sde_diffusion.particles.result import Particles
-from sde_diffusion.particles.telling import tell
+from sde_diffusion.particles.telling import tell, tell_of_steps
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import grid_name, times_of
 from sde_diffusion.sampler.forecast import check_end, check_start
@@ -161,7 +161,9 @@ class ParticleSampler:
         tell(found, self.times)
         if rough is None or coarse is None:
             return found
-        return replace(found, solver_error=_error(found, self._particles(rough, coarse)))
+        found = replace(found, solver_error=_error(found, self._particles(rough, coarse)))
+        tell_of_steps(found)
+        return found
 
     def _particles(self, parts: Sequence[Systems], times: Sequence[float]) -> Particles:
         x, log_weights, ess = (torch.cat(part) for part in zip(*parts, strict=True))

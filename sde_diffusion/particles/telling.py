@@ -1,4 +1,4 @@
-"""What is told of particles that few of count: at the end, on the way there, or by the jump to the data."""
+"""What is told of particles that few of count: at the end, on the way, by the jump to the data; and of few steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from sde_diffusion.particles.result import FEW, Particles, least
 
 LAST_DROP = 0.5
 """Share of the effective particles that are left by the jump to the data, below which it is told of."""
+
+STEPS_COUNT = 5.0
+"""Standard errors by which half the steps may differ before it is told of."""
 
 
 class ParticleWarning(UserWarning):
@@ -46,6 +49,18 @@ def tell(found: Particles, times: Sequence[float]) -> None:
             "few: the evidence may be off by far more than its interval says, and samples miss parts of the law. Take "
             "more particles, or more steps where there are few. Neither helps where a measurement is far from what the "
             "model expects: take another twist there, such as rule=PseudoInverse() of a Posterior",
+            ParticleWarning,
+            stacklevel=3,
+        )
+
+
+def tell_of_steps(found: Particles) -> None:
+    """Warns where half the steps make far more of a difference than chance does."""
+    if not found.apart and found.solver_error > STEPS_COUNT * found.standard_error:  # false where either is not known
+        warnings.warn(
+            f"half the steps change the log evidence by {found.solver_error:.2g} nats, and its standard error is "
+            f"{found.standard_error:.2g}: the interval, which stands for chance alone, is too narrow. Take more steps, "
+            "until the two are alike",
             ParticleWarning,
             stacklevel=3,
         )
