@@ -393,6 +393,7 @@ def foreign(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
     (lambda: Guided(net(), 2.0)(X, 0.5), V, "Guided was given no condition to guide by: give label="),
     (lambda: Guided(net(), 2.0, null=wrong(["label"])), T, "null is a mapping of conditions by name, such as"),
     (lambda: Guided(net(), 2.0, null={}), V, "null names no condition"),
+    (lambda: Guided(net(), 2.0, null=NULL, unconditional=net()), V, "null and unconditional are two ways to leave a c"),
     (lambda: Guided(net(), 2.0, low=3.0, high=1.0), V, "wanted 0 <= low < high, got 3.0 and 1.0"),
     (lambda: Guided(net(), 2.0, low=wrong("a")), T, "low must be a number, got 'a'"),
     (lambda: Guided(net(), 2.0, rule=wrong("apg")), T, "rule must be Plain(), Rescaled(), Projected() or Optimised()"),

@@ -112,7 +112,8 @@ def test_a_measurement_of_nothing_gives_the_samples_of_the_model_bit_for_bit(kin
     torch.manual_seed(0)
     net = nn.Linear(2, 2)
     prior = Network(lambda x, t: net(x), VPSDE(), kind, shape=(2,))
-    model = Posterior(prior, Mask(torch.zeros(2, dtype=torch.bool)), 0.1)
+    with pytest.warns(UserWarning, match="tells nothing of the data"):
+        model = Posterior(prior, Mask(torch.zeros(2, dtype=torch.bool)), 0.1)
     assert (model.cost, model.vjps) == (1, 0)
     wanted = SDESampler(VPSDE(), prior, steps=5).sample(3, seed=0)
     assert torch.equal(SDESampler(VPSDE(), model, steps=5).sample(3, seed=0, y=torch.zeros(0)), wanted)
@@ -190,6 +191,27 @@ def no_graph(x0):
     return torch.as_tensor(x0.detach().numpy()[:, :1])
 
 
+def numpy(x0):
+    return torch.as_tensor(x0.numpy()[:, :1])
+
+
+def late():
+    """A function that answers otherwise from the second call on."""
+    calls: list[int] = []
+
+    def forward(x0):
+        calls.append(1)
+        return x0 * (1 + (len(calls) > 1))
+
+    return forward
+
+
+@pytest.mark.parametrize("empty", [Mask(torch.zeros(2) > 0), Matrix(torch.zeros(1, 2)), Operator(lambda x: 0 * x)])
+def test_what_measures_nothing_is_warned_of(empty):
+    with pytest.warns(UserWarning, match="tells nothing of the data, so that the model inside is left as it is"):
+        Posterior(prior(), empty, 0.1)
+
+
 EYE = Matrix(torch.eye(2))
 REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: Posterior(wrong(lambda x, t: x), EYE, 0.1), TypeError, "Posterior takes a Denoiser, got function"),
@@ -231,6 +253,14 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: Posterior(prior(), Operator(wrong(lambda x: None)), 0.1), TypeError, "answered NoneType, wanted a tensor"),
     (lambda: Posterior(prior(), Operator(lambda x: x[0]), 0.1), ValueError, r"answered shape \(2,\) to 3 samples"),
     (lambda: Posterior(prior(), Operator(lambda x: x - x.mean(0)), 0.1), ValueError, "mixes samples"),
+    (lambda: Posterior(prior(), Operator(lambda x: x.cumsum(0)), 0.1), ValueError, "mixes samples: what it"),
+    (lambda: Posterior(prior(), Operator(lambda x: x.mul_(2)), 0.1), ValueError, "writes into what it is given: let i"),
+    (lambda: Posterior(prior(), Operator(late()), 0.1), ValueError, "answers differently when asked twice"),
+    (lambda: Posterior(prior(), Operator(numpy), 0.1), TypeError, "may give its adjoint instead, Oper"),
+    (lambda: Posterior(prior(), Nonlinear(numpy), 0.1), TypeError, "no graph leads from what Nonlinear.numpy. answers"),
+    (lambda: Posterior(prior(), Nonlinear(torch.log), 0.1), ValueError, "numbers that are not finite to data that are"),
+    (lambda: Posterior(prior(), Nonlinear(torch.round), 0.1), ValueError, "the derivative of Nonlinear.* is zero ever"),
+    (lambda: Posterior(prior(), EYE, 1e-25), ValueError, "noise is 1e-25, whose square is 0 in torch.float32: take at"),
     (lambda: Posterior(prior(), Operator(lambda x: x + 1), 0.1), ValueError, "is not linear: give it as Nonlinear"),
     (lambda: Posterior(prior(), Operator(lambda x: x, lambda v: 2 * v), 0.1), ValueError, "the adjoint of .* is none"),
     (lambda: Posterior(prior(), Operator(lambda x: x, lambda v: v[:, :1]), 0.1), ValueError, "answered shape .3, 1."),
@@ -282,6 +312,8 @@ def test_what_was_measured_is_asked_for_and_looked_at():
         ({"y": torch.zeros(3, 2)}, ValueError, r"or \(4, 2\), a row for each"),
         ({"y": Shared(torch.zeros(4, 2))}, ValueError, "which is a row for each, and is marked as the other"),
         ({"y": one / 0}, ValueError, "y holds 2 non-finite values"),
+        ({"y": one > 0}, TypeError, r"y must hold real numbers, what was measured, got torch.bool: y.float\(\)"),
+        ({"y": one + 1j}, TypeError, "y must hold real numbers, what was measured, got torch.complex64"),
         ({"y": "two"}, TypeError, "y must hold numbers, what was measured, got str"),
     ]
     for given, kind, message in cases:
@@ -290,6 +322,30 @@ def test_what_was_measured_is_asked_for_and_looked_at():
     with pytest.raises(ValueError, match="y has shape"):
         model.predict(torch.zeros(1, 2), VPSDE().levels([0.5])[0], y=torch.zeros(3))
     assert sampler.sample(4, y=[0.0, 0.0]).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("r2", "kind", "message"),
+    [
+        (lambda level: -level, ValueError, "r2 as a function answered .*, wanted a variance: finite and at least 0"),
+        (lambda level: math.nan, ValueError, "r2 as a function answered nan, wanted a variance"),
+        (lambda level: torch.tensor(-1.0), ValueError, "r2 as a function answered tensor.* wanted a variance"),
+        (
+            lambda level: "a",
+            TypeError,
+            "r2 as a function must answer a number, a variance in units of the data",
+        ),
+    ],
+)
+def test_a_function_for_the_variance_is_asked_for_variances(r2, kind, message):
+    for rule in (PseudoInverse(r2), JacobianFree(r2)):
+        with pytest.raises(kind, match=message):
+            Posterior(prior(), EYE, 0.1, rule)(torch.zeros(1, 2), 0.5, y=torch.zeros(2))
+    found, wanted = (
+        Posterior(prior(), EYE, 0.1, JacobianFree(given))(torch.ones(1, 2), 0.5, y=torch.zeros(2))
+        for given in (lambda level: 2, 2.0)
+    )
+    assert found.data.shape == wanted.data.shape
 
 
 def test_a_rule_without_a_twist_says_so_when_it_is_asked_for_one():

@@ -150,7 +150,8 @@ def test_the_draws_of_a_system_are_the_same_whether_it_is_resampled_or_not():
     # of a law without any likelihood, whose weights are even: what it draws is what the solver of the chain draws
     sde = VPSDE()
     prior = on_a_line(0.3, 0.5, sde)
-    flat = given(prior, torch.zeros(1, 1, dtype=F64), 1.0)
+    with pytest.warns(UserWarning, match="tells nothing of the data"):
+        flat = given(prior, torch.zeros(1, 1, dtype=F64), 1.0)
     y = torch.zeros(1, dtype=F64)
     never, always = (
         ParticleSampler(sde, flat, particles=16, steps=9, threshold=share).sample(1, seed=3, y=y)

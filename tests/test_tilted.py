@@ -13,7 +13,17 @@ from torch import Tensor
 
 from sde_diffusion import EDMSDE, VPSDE, FlowSDE, Network, SDESampler, predict
 from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
-from sde_diffusion.guidance import ClassifierGuided, Clipped, Guided, Reward, Thresholded, Tilted
+from sde_diffusion.guidance import (
+    ClassifierGuided,
+    Clipped,
+    Guided,
+    Nonlinear,
+    Operator,
+    Posterior,
+    Reward,
+    Thresholded,
+    Tilted,
+)
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, DPMSolverPP, Heun
 from sde_diffusion.testing import check_denoiser
@@ -194,12 +204,59 @@ def logs(x0: Tensor) -> Tensor:
     return (0 * x0.sum(1)).log()
 
 
+def numpy(x0: Tensor) -> Tensor:
+    return torch.as_tensor(x0.numpy().sum(1))
+
+
 MODEL = Gaussian(VPSDE(), MEANS[0], V0)
 MANY = net(classes=3)
 
 
 def call(reward: Any) -> Any:
     return Reward(MODEL, reward)(X, 0.5)
+
+
+def told(classifier: Any, n: int = 4) -> Any:
+    return ClassifierGuided(MODEL, classifier, names=("y",))(X[:n], 0.5, y=LABEL[:n])
+
+
+def test_a_function_is_looked_at_once_and_may_be_flat_at_some_data_or_times() -> None:
+    asked: list[int] = []
+
+    def hinge(x0: Tensor) -> Tensor:
+        asked.append(len(x0))
+        return -(x0.abs() - 3).clamp_min(0).sum(1)
+
+    model = Reward(MODEL, hinge)
+    assert bool((model(X, 0.5).data == MODEL(X, 0.5).data).all())
+    before = len(asked)
+    model(X, 0.5)
+    assert len(asked) == before + 1
+
+    def early(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t < 0.9, x[:, 0], 0 * x[:, 0])
+
+    late = ClassifierGuided(MODEL, early, names=("y",))
+    assert bool((late(X[:1], 1.0, y=LABEL[:1]).data == MODEL(X[:1], 1.0).data).all())
+    for guided in (ClassifierGuided(MODEL, early, names=("y",), low=2.0, high=3.0), late):
+        assert guided(X, 0.5, y=LABEL).data.isfinite().all()
+
+
+def test_rules_may_be_made_and_asked_in_inference_mode_and_models_made_there_are_refused() -> None:
+    def rules(model: Any) -> list[Any]:
+        measured = (Posterior(model, a, 0.2) for a in (Operator(lambda x: x[:, :1]), Nonlinear(torch.sin)))
+        return [Reward(model, linear), *measured, ClassifierGuided(MODEL, classifier)]
+
+    given: list[dict[str, Any]] = [{}, {"y": A[:1]}, {"y": A}, {"label": LABEL}]
+    wanted = [rule(X, 0.5, **cond).data for rule, cond in zip(rules(MODEL), given, strict=True)]
+    with torch.inference_mode():
+        made = net()
+        found = [rule(X.clone(), 0.5, **cond).data for rule, cond in zip(rules(MODEL), given, strict=True)]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for rule, cond in zip(rules(made)[:3], given[:3], strict=True):
+        with pytest.raises(TypeError, match="Network holds tensors that were made under"):
+            rule(X, 0.5, **cond)
 
 
 @refuses(
@@ -210,6 +267,19 @@ def call(reward: Any) -> Any:
     (lambda: call(stiff), T, "no graph leads from what the reward answers to what it was given"),
     (lambda: call(ranks), T, "the reward must answer floating numbers, which can be differentiated, got torch.int64"),
     (lambda: call(logs), V, "the reward answered numbers that are not finite for data that are"),
+    (lambda: call(numpy), T, "no graph leads from what the reward answers to what it was given"),
+    (lambda: call(lambda x0: x0.sum(1) - x0.sum(1).mean()), V, "the reward mixes samples: what it answers to one"),
+    (lambda: call(lambda x0: x0.sum(1) / len(x0)), V, "the reward mixes samples: what it answers to one"),
+    (lambda: call(lambda x0: x0.sum(1) * torch.rand(())), V, "the reward answers differently when asked twice"),
+    (lambda: call(lambda x0: x0.sum(1).round()), V, "the derivative of the reward is zero everywhere, so that it guid"),
+    (
+        lambda: told(lambda x, t, y: x[:, 0].cumsum(0)),
+        V,
+        "the classifier mixes samples: what it answers to",
+    ),
+    (lambda: told(lambda x, t, y: x[:, 0] * torch.rand(())), V, "the classifier answers differently when asked twice"),
+    (lambda: told(lambda x, t, y: x[:, 0].round(), n=1), V, "the derivative of the classifier is zero everywhere"),
+    (lambda: told(lambda x, t, y: numpy(x)), T, "no graph leads from what the classifier answers to what it was given"),
     (lambda: call(lambda x0: 1.0), T, "the reward must answer a tensor, one number for each row, got float"),
     (lambda: Reward(MODEL, linear, low=-1.0), V, "wanted 0 <= low < high, got -1.0 and None"),
     (lambda: ClassifierGuided(MODEL, classifier, -0.5), V, "scale is a scale and must be finite and at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.guidance.classifier_free import SIZES
 from sde_diffusion.guidance.extrapolation import check_scale
 from sde_diffusion.guidance.limits import Limits
+from sde_diffusion.guidance.probes import check_alone, check_slope, draws, with_graph
 from sde_diffusion.guidance.reward import shift_of, valued
-from sde_diffusion.guidance.twisted import Look, Twisted
+from sde_diffusion.guidance.twisted import Look, Twisted, leaf
 from sde_diffusion.sde.level import Level
 
 
@@ -41,7 +43,8 @@ class ClassifierGuided(Twisted):
         TypeError: `model` is no `Denoiser`; a classifier that is no function, or answers something else than a floating
             tensor that can be differentiated.
         ValueError: A scale below 0; a name that the network of the model takes itself; when called, none of the
-            conditions, or a classifier that answers another shape or not finite numbers.
+            conditions, or a classifier that answers another shape or not finite numbers, differs when asked twice,
+            mixes rows, or has a derivative that is zero everywhere.
 
     Example:
         >>> def classifier(x, t, label):
@@ -76,7 +79,7 @@ class ClassifierGuided(Twisted):
                 f"condition {taken[0]!r} is one of the classifier and of the network of the model too: both=True gives "
                 "it to both, or call that of the classifier otherwise, names=('y',)"
             )
-        self.silent = not self.scale
+        self.silent, self._looked = not self.scale, 0
         if self.silent:
             self.kind = model.kind  # whose answers they are
         if self.per_sample is not None:
@@ -91,12 +94,15 @@ class ClassifierGuided(Twisted):
     def weigh(self, x: Tensor, at: Level, **cond: Any) -> Look:
         keep = torch.is_grad_enabled()
         prior = self.inner.predict(x if self.inner.careful else x.clone(), at, **self.handed(cond))
-        with torch.enable_grad():
-            z = x if keep and x.requires_grad else x.detach().requires_grad_()
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            z = x if keep and x.requires_grad else leaf(x)
             log_twist = self._log_prob(z, at.t, cond)
             if (mask := self.limits.mask(at)) is not None:
                 log_twist = torch.where(mask.reshape(-1), log_twist, 0.0)
-        return Look(prior, *shift_of(log_twist, z, at, "classifier"))
+        found = shift_of(log_twist, z, at, "classifier")
+        if min(len(x), 2) > self._looked:
+            self._look(x, cond)
+        return Look(prior, *found)
 
     def log_likelihood(self, x0: Tensor, **cond: Any) -> Tensor:
         return self._log_prob(x0, self.sde.t_min, cond)
@@ -111,4 +117,23 @@ class ClassifierGuided(Twisted):
             names = ", ".join(f"{name}=" for name in self.names)
             raise ValueError(f"the classifier was given no condition: give {names}, or sample the model inside")
         times = t.reshape(-1).to(x).expand(len(x)) if isinstance(t, Tensor) else x.new_full((len(x),), t)
-        return self.scale * valued(self.classifier(x.clone(), times, **told), x, "classifier", "states")
+        answer = with_graph(lambda x: self.classifier(x, times, **told), x.clone(), "the classifier")
+        return self.scale * valued(answer, x, "classifier", "states")
+
+    def _look(self, x: Tensor, cond: Mapping[str, Any]) -> None:
+        """Whether the classifier answers each row alone, and has a derivative, once for one row and once for more.
+
+        At a level where noise and data are of one size: at the ends of the process a classifier may well be flat.
+        """
+        low, high = self.limits.low or 0.0, math.inf if self.limits.high is None else self.limits.high
+        level = min(max(self.data_std, low), high)
+        (t,) = self.sde.time_of(torch.tensor([-math.log(level)], dtype=torch.float64, device="cpu")).tolist()
+        at = self.sde.level(min(max(t, self.sde.t_min), self.sde.t_max), x)
+
+        def answer(z: Tensor) -> Tensor:
+            return self._log_prob(z, at.t, cond)
+
+        states = draws(len(x), x[:1]) * (at.alpha**2 * self.data_std**2 + at.sigma**2) ** 0.5
+        check_alone(answer, states, "the classifier", split=False)
+        check_slope(answer, states, "the classifier")
+        self._looked = min(len(x), 2)

@@ -43,7 +43,7 @@ class Guided(Extrapolation):
         null: What stands for no condition, `{"label": 10}`: by name the value of one sample, or None to leave it out. A
             condition that is not named is given to both. By default what our networks were trained to do without.
         unconditional: A model of its own for what is not told the condition; it gets those that `null` does not name,
-            by default none.
+            `{"label": None}`, by default none.
         batched: Whether both answers may come of one call with twice the rows.
 
     Raises:
@@ -78,6 +78,11 @@ class Guided(Extrapolation):
             raise TypeError(f"null is a mapping of conditions by name, such as {{'label': 10}}, got {null!r}")
         if null is not None and not null:
             raise ValueError("null names no condition, and there is nothing to guide by: null={'label': 10}")
+        if unconditional is not None and any(value is not None for value in (null or {}).values()):
+            raise ValueError(
+                "null and unconditional are two ways to leave a condition out: with a model for it, null can only name "
+                "the conditions that this one does not get, null={'label': None}"
+            )
         if null is None and unconditional is None and not self._off:
             null = null_of(model)
         self.null = None if null is None else dict(null)

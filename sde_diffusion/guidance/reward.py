@@ -13,6 +13,7 @@ from sde_diffusion._tensors import broken
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.guidance.extrapolation import check_scale
 from sde_diffusion.guidance.limits import Limits
+from sde_diffusion.guidance.probes import check_alone, check_slope, draws, graphless, with_graph
 from sde_diffusion.guidance.twisted import Look, Twisted, graph_of
 from sde_diffusion.sde.level import Level
 
@@ -38,7 +39,8 @@ class Reward(Twisted):
     Raises:
         TypeError: `model` is no `Denoiser`; a reward that is no function, or answers something else than a floating
             tensor that can be differentiated.
-        ValueError: A scale below 0; a reward that answers another shape or not finite numbers.
+        ValueError: A scale below 0; when first called, a reward that answers another shape or not finite numbers,
+            differs when asked twice, mixes rows, or has a derivative that is zero everywhere.
 
     Example:
         >>> SDESampler(sde, Reward(model, lambda x0: -(x0 - 1).square().flatten(1).sum(1))).sample(64)
@@ -62,7 +64,7 @@ class Reward(Twisted):
         check_callable(reward, "reward", "a function of data (B, *) that answers (B,)")
         self.reward, self.scale = reward, check_scale(scale, "scale")
         self.limits = Limits(low, high)
-        self.silent = not self.scale
+        self.silent, self._looked = not self.scale, False
         if self.silent:
             self.kind = model.kind  # whose answers they are
             return
@@ -78,21 +80,36 @@ class Reward(Twisted):
 
     def weigh(self, x: Tensor, at: Level, **cond: Any) -> Look:
         z, prior = graph_of(self.inner, x, at, cond)
-        with torch.enable_grad():
-            log_twist = self.scale * valued(self.reward(prior.data), prior.data, "reward", "data")
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            value = with_graph(self.reward, prior.data, "the reward")
+            log_twist = self.scale * valued(value, prior.data, "reward", "data")
             if (mask := self.limits.mask(at)) is not None:
                 log_twist = torch.where(mask.reshape(-1), log_twist, 0.0)
-        return Look(prior, *shift_of(log_twist, z, at, "reward"))
+        found = shift_of(log_twist, z, at, "reward")
+        if not self._looked:
+            self._look(prior.data)
+        return Look(prior, *found)
 
     def log_likelihood(self, x0: Tensor, **cond: Any) -> Tensor:
         return self.scale * valued(self.reward(x0), x0, "reward", "data")
+
+    def _look(self, data: Tensor) -> None:
+        """Whether the reward answers each row alone, and has a derivative, once."""
+
+        def answer(x0: Tensor) -> Tensor:
+            return numbered(self.reward(x0), x0, "reward", "data")
+
+        x = draws(3, data[:1])
+        check_alone(answer, x, "the reward")
+        check_slope(answer, x, "the reward")
+        self._looked = True
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}{self.limits.spelt()}"
 
 
-def valued(value: object, x: Tensor, who: str, of: str) -> Tensor:
-    """Returns what a reward or a classifier answered, if it is one finite number for each row of `x`."""
+def numbered(value: object, x: Tensor, who: str, of: str) -> Tensor:
+    """Returns what a reward or a classifier answered, if it is one number for each row of `x`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"the {who} must answer a tensor, one number for each row, got {type(value).__name__}")
     if not value.is_floating_point():
@@ -102,9 +119,15 @@ def valued(value: object, x: Tensor, who: str, of: str) -> Tensor:
             f"the {who} must answer one number for each row of its {of}, shape ({len(x)},), got {tuple(value.shape)}: "
             "sum over all but the batch, value.flatten(1).sum(1)"
         )
-    if bool((~torch.isfinite(value.detach()) & ~broken(x)).any()):  # a row that is lost already has no say
-        raise ValueError(f"the {who} answered numbers that are not finite for {of} that are: bound it, log(r + 1e-6)")
     return value
+
+
+def valued(value: object, x: Tensor, who: str, of: str) -> Tensor:
+    """`numbered`, of numbers that are finite."""
+    found = numbered(value, x, who, of)
+    if bool((~torch.isfinite(found.detach()) & ~broken(x)).any()):  # a row that is lost already has no say
+        raise ValueError(f"the {who} answered numbers that are not finite for {of} that are: bound it, log(r + 1e-6)")
+    return found
 
 
 def shift_of(log_twist: Tensor, z: Tensor, at: Level, who: str) -> tuple[Tensor, Tensor]:
@@ -119,8 +142,5 @@ def shift_of(log_twist: Tensor, z: Tensor, at: Level, who: str) -> tuple[Tensor,
         ones = torch.ones_like(log_twist)
         (found,) = torch.autograd.grad(log_twist, z, ones, create_graph=keep, allow_unused=True)
     if found is None:
-        raise TypeError(
-            f"no graph leads from what the {who} answers to what it was given, so that it cannot be differentiated: "
-            "leave out torch.no_grad, .detach() and whatever leaves torch, such as NumPy"
-        )
+        raise graphless(f"the {who}")
     return at.sigma**2 / at.alpha * found, log_twist if keep else log_twist.detach()

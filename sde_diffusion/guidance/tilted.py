@@ -32,6 +32,8 @@ class Tilted(Several):
     noised product: use it in a `ParticleSampler`, which weighs. Least of all where the powers do not sum to 1: the
     product is then no law of $\alpha x_0 + \sigma\varepsilon$ at any time, the probability flow does not follow it, and
     at $\alpha = 0$ it has no data prediction. A stochastic solver is drawn towards it at each level.
+    Few steps overshoot: of `Tilted([model], [2.0])` on data of radius 1, samples lie as far out as 54 with 10 steps of
+    the sampler's own solver, 15 with 20, and among the data with its default of 30.
 
     Args:
         models: The models, all made for one process; conditions go to each.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.prediction import Prediction, held
+from sde_diffusion.guidance.probes import asking
 from sde_diffusion.guidance.product import asked
 from sde_diffusion.sde.level import Level
 
@@ -147,8 +148,9 @@ def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tup
     """
     keep = torch.is_grad_enabled()
     with torch.inference_mode(mode=False), torch.enable_grad():
-        z = x if keep and x.requires_grad else _leaf(x)
-        prior = held(inner.predict(z if inner.careful else z.clone(), at, **cond), z)
+        z = x if keep and x.requires_grad else leaf(x)
+        with asking(type(inner).__name__):
+            prior = held(inner.predict(z if inner.careful else z.clone(), at, **cond), z)
         if not prior.data.requires_grad:
             raise TypeError(
                 f"no graph leads from what {type(inner).__name__} answers to its state, so that it cannot be "
@@ -157,7 +159,7 @@ def graph_of(inner: Denoiser, x: Tensor, at: Level, cond: dict[str, Any]) -> tup
     return z, prior
 
 
-def _leaf(x: Tensor) -> Tensor:
+def leaf(x: Tensor) -> Tensor:
     """The same state as the start of a graph."""
     try:
         return (x.clone() if x.is_inference() else x.detach()).requires_grad_()

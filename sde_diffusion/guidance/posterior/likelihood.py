@@ -39,7 +39,14 @@ class GaussianLikelihood(nn.Module):
         self.measurement = measurement
         self.shape = measurement.check(like)
         self.size = math.prod(self.shape)
-        self.register_buffer("std", _noise(noise, self.shape).to(like), persistent=False)
+        std = _noise(noise, self.shape)
+        least = torch.finfo(like.dtype).tiny ** 0.5
+        if not bool((std > least).all()):
+            raise ValueError(
+                f"noise is {float(std.min()):g}, whose square is 0 in {like.dtype}: take at least {least:.1g}, and for "
+                "samples that make sense what the steps resolve, such as noise=0.01"
+            )
+        self.register_buffer("std", std.to(like), persistent=False)
 
     def ahead(self, v: Tensor, x0: Tensor) -> Tensor:
         r"""$A\,v/\sigma_y$, the derivative at `x0`: `(B, *)` -> `(B, d)`."""
@@ -78,6 +85,8 @@ class GaussianLikelihood(nn.Module):
             found = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{name} must hold numbers, what was measured, got {type(given).__name__}") from None
+        if found.dtype == torch.bool or found.is_complex():
+            raise TypeError(f"{name} must hold real numbers, what was measured, got {found.dtype}: {name}.float()")
         shared = self._is_shared(found, name, n)
         if isinstance(y, PerSample if shared else Shared):
             raise ValueError(

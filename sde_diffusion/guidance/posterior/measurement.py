@@ -6,7 +6,7 @@ a module, moved along with the model that it is used with.
 
 from __future__ import annotations
 
-import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_callable, check_finite, no_tensor
 from sde_diffusion._tensors import rows
 from sde_diffusion.guidance.posterior.algebra import products
+from sde_diffusion.guidance.probes import agree, check_alone, check_slope, draws, graphless, with_graph
+from sde_diffusion.guidance.twisted import leaf
 
 
 class Measurement(nn.Module, ABC):
@@ -42,7 +44,7 @@ class Measurement(nn.Module, ABC):
         Raises:
             TypeError: No graph leads from what `forward` answers to the data.
         """
-        with torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             y, at = self._graph(x0)
         (found,) = torch.autograd.grad(y, at, v, create_graph=torch.is_grad_enabled())
         return found
@@ -51,7 +53,7 @@ class Measurement(nn.Module, ABC):
         """The derivative at `x0`, applied to `v` of its shape: `(B, *)` -> `(B, *y)`."""
         if self.linear:
             return self(v)
-        with torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             y, at = self._graph(x0)
             dummy = torch.zeros_like(y).requires_grad_()
             (back,) = torch.autograd.grad(y, at, dummy, create_graph=True)
@@ -70,7 +72,7 @@ class Measurement(nn.Module, ABC):
             shape = self(one).shape[1:]
             unit = torch.eye(d, dtype=x0.dtype, device=x0.device).reshape(d, *shape)
             return rows(self.adjoint(unit, one.expand(d, *one.shape[1:])))[None]
-        with torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
             y, at = self._graph(x0)
         unit = torch.eye(d, dtype=x0.dtype, device=x0.device).reshape(d, 1, *y.shape[1:]).expand(d, *y.shape)
         return products(y, at, unit).flatten(2).transpose(0, 1)
@@ -81,13 +83,10 @@ class Measurement(nn.Module, ABC):
 
     def _graph(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """What is measured of data, with a graph, and the data that it leads to."""
-        at = x0 if x0.requires_grad and not self.linear else x0.detach().requires_grad_()
-        y: Tensor = self(at)
+        at = x0 if x0.requires_grad and not self.linear else leaf(x0)
+        y = with_graph(self, at, repr(self))
         if not y.requires_grad:
-            raise TypeError(
-                f"no graph leads from what {self!r} answers to the data: write it in operations of torch, without "
-                "no_grad or detach, or give its adjoint, Operator(forward, adjoint)"
-            )
+            raise graphless(repr(self))
         return y, at
 
     def check(self, like: Tensor) -> tuple[int, ...]:
@@ -98,18 +97,44 @@ class Measurement(nn.Module, ABC):
 
         Raises:
             TypeError: Answers that are no tensor, of another dtype or without a graph.
-            ValueError: Answers without a row for each sample, or of rows that depend on others; one that is said to be
-                linear and is not; an adjoint that is none.
+            ValueError: Answers without a row for each sample, of rows that depend on others, or that differ when asked
+                twice; one that is said to be linear and is not; an adjoint that is none; answers that are not finite,
+                or whose derivative is zero everywhere.
+
+        Warns:
+            UserWarning: Where it tells nothing of the data.
         """
-        stream = torch.Generator("cpu").manual_seed(0)
-        x = torch.randn(3, *like.shape[1:], generator=stream, dtype=torch.float64, device="cpu").to(like)
+        with torch.inference_mode(mode=False):
+            y = self._checked(draws(3, like))
+        if self.linear and not bool((y != 0).any()):
+            warnings.warn(
+                f"{self!r} tells nothing of the data, so that the model inside is left as it is: is there a mistake in "
+                "what it keeps?",
+                UserWarning,
+                stacklevel=4,
+            )
+        return tuple(y.shape[1:])
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """What is answered to draws, after all looks at it."""
+        y = check_alone(self._answer, x, repr(self))
+        if not self.linear and not bool(y.isfinite().all()):
+            raise ValueError(
+                f"{self!r} answered numbers that are not finite to data that are, draws of a normal law, and a rule "
+                "asks it at means that lie anywhere: bound it, x.clamp_min(1e-6).log()"
+            )
+        self._check_adjoint(x, y)
+        if not self.linear and y.numel():
+            check_slope(self._answer, x, repr(self))
+        return y
+
+    def _check_adjoint(self, x: Tensor, y: Tensor) -> None:
+        """Raises unless what was answered to draws is linear, if it should be, and the adjoint is one."""
         with torch.no_grad():
-            y = self._answer(x)
-            _agree(self._answer(x[1:2]), y[1:2], y, f"{self!r} mixes samples: what it answers to one depends on others")
             if self.linear:
                 what = f"{self!r} is not linear: give it as Nonlinear(forward), an offset as a part of y"
-                _agree(self._answer(x[:1] - 2 * x[1:2]), y[:1] - 2 * y[1:2], y, what)
-            v = torch.randn(y.shape, generator=stream, dtype=torch.float64, device="cpu").to(like)
+                agree(self._answer(x[:1] - 2 * x[1:2]), y[:1] - 2 * y[1:2], y, what)
+            v = draws(len(y), y, seed=1)
             back = self.adjoint(v, x)
             if not isinstance(back, Tensor):
                 raise no_tensor(back, x, f"the adjoint of {self!r}")
@@ -121,8 +146,7 @@ class Measurement(nn.Module, ABC):
             if self.linear and y.numel():
                 one, other = (rows(y) * rows(v)).sum(1), (rows(x) * rows(back)).sum(1)
                 size = rows(y).norm(dim=1) * rows(v).norm(dim=1) + rows(x).norm(dim=1) * rows(back).norm(dim=1)
-                _agree(one, other, size, f"the adjoint of {self!r} is none: <A x, v> and <x, A' v> differ")
-        return tuple(y.shape[1:])
+                agree(one, other, size, f"the adjoint of {self!r} is none: <A x, v> and <x, A' v> differ")
 
     def _answer(self, x: Tensor) -> Tensor:
         y: Any = self(x)
@@ -234,13 +258,3 @@ class Nonlinear(Measurement):
 
 def _named(function: object) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _agree(one: Tensor, other: Tensor, scale: Tensor, what: str) -> None:
-    """Raises `ValueError` unless two answers are the same up to rounding."""
-    if not one.numel():
-        return
-    off, size = float((one - other).abs().max()), float(scale.abs().max())
-    slack = 1e-3 if one.dtype == torch.float32 else 1e-6
-    if not off <= slack * size:
-        raise ValueError(f"{what}, by {off:.3g} of {size:.3g}" if math.isfinite(off) else f"{what}, or is not finite")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sde_diffusion._checks import is_real
 from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.guidance.posterior.algebra import gaussian, krylov, products, wide
@@ -100,7 +101,7 @@ class View:
     def spread(self, r2: float | Callable[[Any], Any] | None) -> Scalar:
         r"""$r^2$, by default $c^2\sigma^2/(\alpha^2c^2 + \sigma^2)$: a float, or shape `(B, 1)`."""
         if callable(r2):
-            return column(r2(self.at.ratio))
+            return column(_spread(r2(self.at.ratio)))
         if r2 is not None:
             return float(r2)
         c2, s2 = self.data_std**2, self.at.sigma**2
@@ -217,6 +218,18 @@ def isotropic(view: View, r2: Scalar) -> tuple[Tensor, Tensor | None]:
         return q, view.ahead(view.back(q)) * r2
 
     return krylov(product, r, min(STEPS, view.likelihood.size))[0], None
+
+
+def _spread(value: object) -> Scalar:
+    """Returns what a function for $r^2$ answered, if it is a variance, or one for each sample."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        if bool((torch.isfinite(value) & (value >= 0)).all()):
+            return value
+    elif not is_real(value):
+        raise TypeError(f"r2 as a function must answer a number, a variance in units of the data, got {value!r}")
+    elif 0 <= value < math.inf:
+        return float(value)
+    raise ValueError(f"r2 as a function answered {value!r}, wanted a variance: finite and at least 0")
 
 
 def column(value: Any) -> Scalar:
