@@ -136,7 +136,7 @@ def mended(g: Tensor, a: Tensor, r2: Scalar, data_std: float) -> Tensor:
         wrong = (variances[:, None] < -SLACK * r2) | (variances[:, None] > most)
         b = white @ axes
         t = ((b * wrong) @ (b.mT @ both)).to(g)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and bool(wrong.any()):  # a row that is lost has nothing mended
         warnings.warn(
             "at this noise the Jacobian of the network is no covariance, and what the rule puts in its place is not "
             "differentiated: the density of this posterior, and gradients through it, are approximate",
