@@ -48,7 +48,7 @@ GUIDANCE = [
     (tilted.PLANE, 2.0, 4096, 100, 8),
     (tilted.PLANE, 4.0, 4096, 100, 8),
 ]
-DIGITS = [(0.5, 6, 512), (0.2, 6, 512)]
+DIGITS = [(0.5, 4, 512), (0.2, 4, 512)]
 
 
 def measure(part: str, *, quick: bool, theirs: list[str]) -> list[dict[str, Any]]:
