@@ -300,7 +300,7 @@ def test_a_general_sde_starts_where_its_prior_is_known():
     (
         lambda: sampler().log_prob(X, method=Method(DPMSolverPP())),
         T,
-        " needs a GaussianSDE with a Denoiser or a score: use DormandPrince(), RK4(), Heun() or Torchdiffeq()",
+        "(it needs a GaussianSDE with a Denoiser or a score): use solver=DormandPrince(), Heun(), RK4()",
     ),
     (lambda: sampler().log_prob(X, method=Method(EulerMaruyama())), T, "but EulerMaruyama(eta=1.0) is stochastic"),
     (
