@@ -29,7 +29,7 @@ class Inpaint(Solver[GaussianReverseSDE, object]):
 
     For exact data, and biased: the unknown entries never see more of the known ones than their noisy values, and no
     number of steps mends it. On half digits the total variation to the posterior was 0.68 by replacement and 0.36 by
-    RePaint with 10 passes, 0.77 by `Posterior` with `Moments` and 0.11 by particles, at noise 0.5 in the data
+    RePaint with 10 passes, 0.77 by `Posterior` with `Moments` and 0.06 by particles, at noise 0.5 in the data
     (`benchmarks/posterior.py`): it is quick, and no posterior. It is not in the list of solvers, as it does not
     sample the law of the model.
 
