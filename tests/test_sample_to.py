@@ -448,7 +448,7 @@ def test_no_finished_shard_is_lost_or_drawn_again_in_twenty_kills(tmp_path, name
         child = fork(job, tmp_path / "error")
         while not log.stat().st_size:
             time.sleep(0.002)
-        time.sleep(0.06 * float(torch.rand((), generator=generator)))
+        time.sleep(0.02 * float(torch.rand((), generator=generator)))
         os.kill(child, signal.SIGKILL)
         assert wait(child) == -signal.SIGKILL
         assert not finished & {int(line) for line in log.read_text().split("\n")[:-1]}
