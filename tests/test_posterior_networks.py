@@ -114,7 +114,7 @@ def test_rules_that_shoot_over_do_not_run_away_on_a_network_of_the_noise():
     for rule in (PseudoInverse(), DPS()):
         x = SDESampler(SDE, Posterior(model, KEEP, 0.1, rule)).sample(200, seed=0, y=[0.5])
         print(f"{rule!r}: largest {float(x.abs().max()):.1f}")
-        assert x.abs().quantile(0.98) < 10
+        assert x.abs().quantile(0.99) < 10
 
 
 @pytest.mark.parametrize("rule", [PseudoInverse(), DPS()], ids=repr)

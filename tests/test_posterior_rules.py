@@ -101,7 +101,7 @@ def test_pseudo_inverse_and_jacobian_free_are_exact_on_round_gaussian_data():
     [(PseudoInverse(30.0), Matrix(A)), (DPS(0.05), Matrix(A)), (DPS(0.05), Nonlinear(lambda x0: torch.sin(x0 @ A.mT)))],
     ids=repr,
 )
-def test_the_shift_of_a_rule_of_fixed_spread_is_the_gradient_of_its_twist(rule, measurement):
+def test_the_shift_of_a_rule_that_does_not_shoot_over_is_the_gradient_of_its_twist(rule, measurement):
     prior, y = mixture(), draw(5, 2, seed=5)
     model, (at,) = Posterior(prior, measurement, NOISE, rule), VPSDE().levels([0.4])
     x = draw(5, D, seed=6).requires_grad_()

@@ -123,7 +123,9 @@ class PseudoInverse(Rule):
     $$ V = r^2 I \;\text{ in }\; S, \quad \Delta = \tfrac{\sigma^2}{\alpha}J^TA^TS^{-1}(y - A m), \quad
        r^2 = \frac{c^2\sigma^2}{\alpha^2c^2 + \sigma^2} $$
 
-    One evaluation and one product with the Jacobian. Exact for data from $\mathcal N(\mu, c^2I)$.
+    One evaluation and one product with the Jacobian. Exact for data from $\mathcal N(\mu, c^2I)$. Where the model varies
+    more than $r^2$ says, the paper's shift goes beyond what was measured, and is cut there (`View.bounded`): then it is
+    no longer the gradient of the twist.
 
     Args:
         r2: $r^2$ as a function of the noise level $\sigma/\alpha$, or a number; None for the above, with the $c$ that
@@ -193,7 +195,8 @@ class DPS(Rule):
 
     The paper moves each state by $\zeta\,\nabla|y - Am|$ in each of its steps, so that what it samples depends on
     their number; here the residual of the sample stands for the covariance, and it is a law. The norm is that of one
-    sample and not of the batch. One evaluation and one product with the Jacobian.
+    sample and not of the batch. A shift that goes beyond what was measured is cut there, as in `PseudoInverse`. One
+    evaluation and one product with the Jacobian.
 
     Args:
         zeta: $\zeta > 0$.
