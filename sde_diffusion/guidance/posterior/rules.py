@@ -123,9 +123,9 @@ class PseudoInverse(Rule):
     $$ V = r^2 I \;\text{ in }\; S, \quad \Delta = \tfrac{\sigma^2}{\alpha}J^TA^TS^{-1}(y - A m), \quad
        r^2 = \frac{c^2\sigma^2}{\alpha^2c^2 + \sigma^2} $$
 
-    One evaluation and one product with the Jacobian. Exact for data from $\mathcal N(\mu, c^2I)$. Where the model varies
-    more than $r^2$ says, the paper's shift goes beyond what was measured, and is cut there (`View.bounded`): then it is
-    no longer the gradient of the twist.
+    One evaluation and one product with the Jacobian. Exact for data from $\mathcal N(\mu, c^2I)$. Where the model
+    varies more than $r^2$ says, the paper's shift goes beyond what was measured, and is cut there (`View.bounded`):
+    then it is no longer the gradient of the twist.
 
     Args:
         r2: $r^2$ as a function of the noise level $\sigma/\alpha$, or a number; None for the above, with the $c$ that
