@@ -10,7 +10,7 @@ import torch
 
 from sde_diffusion import VPSDE, Denoiser, Network, Prediction, SDESampler, Wrapper, predict
 from sde_diffusion.denoiser.analytic import Gaussian
-from sde_diffusion.guidance import DPS, JacobianFree, Mask, Matrix, Moments, Posterior, PseudoInverse, Within
+from sde_diffusion.guidance import DPS, JacobianFree, Mask, Matrix, Moments, Posterior, PseudoInverse, Reward, Within
 from sde_diffusion.nets import MLP
 from sde_diffusion.particles import ParticleSampler
 from sde_diffusion.training import Recipe, train
@@ -139,3 +139,23 @@ def test_a_density_through_a_covariance_that_was_set_right_is_told_to_be_approxi
         Posterior(model, Matrix(a), 0.3)(x, 0.7, y=y)
     with torch.no_grad():
         Posterior(model, Matrix(a), 0.3)(x, 0.7, y=y)
+
+
+def test_a_reward_leaves_the_samples_of_a_network_of_the_noise_near_the_data():
+    x0 = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
+    net = Network(MLP(2, hidden=32, layers=1), SDE, predict.noise, shape=(2,))
+    model = train(net, x0, steps=150, recipe=Recipe(batch_size=256), seed=0).model
+    x = SDESampler(SDE, Reward(model, lambda x: x[:, 1])).sample(200, seed=0)
+    print(f"largest {float(x.abs().max()):.1f}, mean {x.mean(0).tolist()}, exact mean (0, 1)")
+    assert x.abs().max() < 60
+
+
+def test_a_shift_by_a_reward_is_one_that_a_covariance_can_make():
+    right = Gaussian(SDE, torch.zeros(3, dtype=torch.float64), 1.0)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (at,) = right.levels([0.7])
+    exact = Reward(right, lambda x0: x0[:, 0]).predict(x, at).data.detach()
+    for factor in (-1.0, 1e4):
+        with torch.no_grad():
+            found = Reward(Turned(right, [factor] * 3), lambda x0: x0[:, 0]).predict(x, at).data
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-9)  # r^2 is the variance of these data

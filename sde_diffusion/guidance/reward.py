@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_callable
-from sde_diffusion._tensors import broken
+from sde_diffusion._tensors import broken, rows
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.guidance.extrapolation import check_scale
 from sde_diffusion.guidance.limits import Limits
+from sde_diffusion.guidance.posterior.view import covariant
 from sde_diffusion.guidance.probes import check_alone, check_slope, draws, graphless, with_graph
 from sde_diffusion.guidance.twisted import Look, Twisted, graph_of
 from sde_diffusion.sde.level import Level
@@ -85,10 +86,11 @@ class Reward(Twisted):
             log_twist = self.scale * valued(value, prior.data, "reward", "data")
             if (mask := self.limits.mask(at)) is not None:
                 log_twist = torch.where(mask.reshape(-1), log_twist, 0.0)
-        found = shift_of(log_twist, z, at, "reward")
+        pull = slope_of(log_twist, prior.data)
+        shift, log_twist = shift_of(log_twist, z, at, "reward")
         if not self._looked:
             self._look(prior.data)
-        return Look(prior, *found)
+        return Look(prior, covariant(rows(shift), rows(pull), at, self.data_std).reshape(x.shape), log_twist)
 
     def log_likelihood(self, x0: Tensor, **cond: Any) -> Tensor:
         return self.scale * valued(self.reward(x0), x0, "reward", "data")
@@ -128,6 +130,16 @@ def valued(value: object, x: Tensor, who: str, of: str) -> Tensor:
     if bool((~torch.isfinite(found.detach()) & ~broken(x)).any()):  # a row that is lost already has no say
         raise ValueError(f"the {who} answered numbers that are not finite for {of} that are: bound it, log(r + 1e-6)")
     return found
+
+
+def slope_of(log_twist: Tensor, data: Tensor) -> Tensor:
+    """The gradient of the twist in the data prediction; zero where there is none, which `shift_of` tells of."""
+    if not log_twist.requires_grad:
+        return torch.zeros_like(data)
+    keep, ones = torch.is_grad_enabled(), torch.ones_like(log_twist)
+    found: Any = torch.autograd.grad(log_twist, data, ones, retain_graph=True, create_graph=keep, allow_unused=True)[0]
+    slope: Tensor = torch.zeros_like(data) if found is None else found
+    return slope
 
 
 def shift_of(log_twist: Tensor, z: Tensor, at: Level, who: str) -> tuple[Tensor, Tensor]:

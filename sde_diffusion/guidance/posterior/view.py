@@ -168,6 +168,20 @@ def cut(shift: Tensor, power: Tensor, data_std: float) -> Tensor:
     return shift * factor.masked_fill(long & ~some, 0.0)[:, None]
 
 
+def covariant(shift: Tensor, pull: Tensor, at: Level, data_std: float) -> Tensor:
+    r"""A shift $\Delta = Vw$ along the gradient $w$ of a reward, as a covariance $V$ can make it: `mended`, and `cut`.
+
+    Args:
+        shift: $\Delta$, shape `(B, D)`.
+        pull: $w$, shape `(B, D)`.
+        at: The level.
+        data_std: $c$.
+    """
+    c2, s2 = data_std**2, at.sigma**2
+    shift = mended(shift[:, None], pull[:, None], column(c2 * s2 / (at.alpha**2 * c2 + s2)), data_std)[:, 0]
+    return cut(shift, (pull * shift).sum(1), data_std)
+
+
 class Spectrum(NamedTuple):
     r"""$A A^T = Q\Lambda Q^T$ in units of the noise.
 
