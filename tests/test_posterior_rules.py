@@ -98,7 +98,7 @@ def test_pseudo_inverse_and_jacobian_free_are_exact_on_round_gaussian_data():
 
 @pytest.mark.parametrize(
     ("rule", "measurement"),
-    [(PseudoInverse(30.0), Matrix(A)), (DPS(0.05), Matrix(A)), (DPS(0.05), Nonlinear(lambda x0: torch.sin(x0 @ A.mT)))],
+    [(PseudoInverse(30.0), Matrix(A)), (DPS(0.2), Matrix(A)), (DPS(0.2), Nonlinear(lambda x0: torch.sin(x0 @ A.mT)))],
     ids=repr,
 )
 def test_the_shift_of_a_rule_that_does_not_shoot_over_is_the_gradient_of_its_twist(rule, measurement):

@@ -24,6 +24,9 @@ from sde_diffusion.guidance.posterior.algebra import gaussian, krylov, wide
 from sde_diffusion.guidance.posterior.likelihood import GaussianLikelihood
 from sde_diffusion.guidance.posterior.view import DENSE, EIGEN, View, isotropic, mended
 
+OVER = 4.0
+"""How far a shift of `DPS` may go, in units of the way to what was measured."""
+
 
 class Rule(ABC):
     """What is put in the place of the unknown expectation. Subclasses are frozen dataclasses.
@@ -195,8 +198,8 @@ class DPS(Rule):
 
     The paper moves each state by $\zeta\,\nabla|y - Am|$ in each of its steps, so that what it samples depends on
     their number; here the residual of the sample stands for the covariance, and it is a law. The norm is that of one
-    sample and not of the batch. A shift that goes beyond what was measured is cut there, as in `PseudoInverse`. One
-    evaluation and one product with the Jacobian.
+    sample and not of the batch. It lives by shooting over; a shift of more than four times the way to what was measured
+    is cut, which networks of the noise need. One evaluation and one product with the Jacobian.
 
     Args:
         zeta: $\zeta > 0$.
@@ -218,7 +221,7 @@ class DPS(Rule):
         q = view.r.square().sum(1) / d
         more = q.clamp_min(1.0)
         u = view.r * (self.zeta / more)[:, None]
-        shift = view.bounded(view.pulled(view.back(u)[None])[0], u)
+        shift = view.bounded(view.pulled(view.back(u)[None])[0], u, over=OVER)
         return shift, -0.5 * self.zeta * d * (torch.minimum(q, torch.ones_like(q)) + torch.log(more))
 
 

@@ -78,13 +78,13 @@ class View:
         r"""$A\,v$: `(B, D)` -> `(B, d)`."""
         return self.likelihood.ahead(v.reshape(self.mean.shape), self.mean)
 
-    def bounded(self, shift: Tensor, u: Tensor) -> Tensor:
+    def bounded(self, shift: Tensor, u: Tensor, *, over: float = 1.0) -> Tensor:
         r"""A shift $\Delta = VA^Tu$, cut to the length that a covariance $V$ can give it, and to the measurement.
 
         $$ |\Delta|^2 \le \lVert V\rVert\,u^TA\,\Delta, \quad \lVert V\rVert \le 16\,D\,c^2, \quad
-           u^TA\,\Delta \le u^Tr $$
+           u^TA\,\Delta \le k\,u^Tr $$
 
-        The last holds by itself where $u = (AVA^T + 1)^{-1}r$. Rules with another $u$ would shoot over
+        The last holds by itself, with $k = 1$, where $u = (AVA^T + 1)^{-1}r$. Rules with another $u$ would shoot over
         where $V$ is larger than they take it for, and away on networks. The others hold for every exact model. The
         Jacobian of a network errs, and $\sigma^2/\alpha$ makes of a small error at much noise a $V$ that is no
         covariance: negative, or hundreds of times the variance of the data.
@@ -92,9 +92,10 @@ class View:
         Args:
             shift: $\Delta$, shape `(B, D)`.
             u: $u$, shape `(B, d)`.
+            over: $k$, how far it may go in units of the way to the measurement.
         """
         shift = cut(shift, (u * self.ahead(shift)).sum(1), self.data_std)
-        power, reach = (u * self.ahead(shift)).sum(1), (u * self.r).sum(1)
+        power, reach = (u * self.ahead(shift)).sum(1), over * (u * self.r).sum(1)
         far = (power > reach) & (reach > 0)
         return shift * torch.where(far, reach / torch.where(far, power, 1.0), 1.0)[:, None]
 
