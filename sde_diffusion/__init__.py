@@ -16,6 +16,7 @@ from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWar
 
 if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import data as data
+    from sde_diffusion import distillation as distillation
     from sde_diffusion import guidance as guidance
     from sde_diffusion import likelihood as likelihood
     from sde_diffusion import metrics as metrics
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import training as training
     from sde_diffusion import tuning as tuning
     from sde_diffusion.denoiser import analytic as analytic
+    from sde_diffusion.denoiser.flow_map import FlowMap as FlowMap
     from sde_diffusion.guidance.clipping import Clipped as Clipped
     from sde_diffusion.likelihood import dequantize as dequantize
     from sde_diffusion.sampler import distributed as distributed
@@ -41,7 +43,8 @@ __version__ = "0.1.0"
 # the module and what it has under the name.
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
-    **{name: name for name in ("particles", "testing", "training", "tuning")},
+    **{name: name for name in ("distillation", "particles", "testing", "training", "tuning")},
+    "FlowMap": "denoiser.flow_map:FlowMap",
     "Clipped": "guidance.clipping:Clipped",
     "analytic": "denoiser.analytic",
     "dequantize": "likelihood.dequantize",

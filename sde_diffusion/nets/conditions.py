@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count, check_finite, check_labels
-from sde_diffusion.nets.embedding import FourierEmbedding
+from sde_diffusion._checks import check_count, check_finite, check_flag, check_labels
+from sde_diffusion.nets.embedding import FourierEmbedding, zero
 
 Labels = Tensor | Sequence[int] | int | None
 Numbers = Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None
@@ -42,10 +42,11 @@ class Condition(nn.Module):
         context: Entries d of the context; 0 for none.
         context_drop: Probability that a context becomes the null context, in training mode only.
         entry_drop: Probability that an entry of the context becomes unknown, in training mode only.
+        until: Whether there is a second time, `until`, to which a flow map carries. It counts nothing at first.
 
     Shapes:
-        t (B,), batch = B, label (B,) integer or a sequence of B, one integer for all or None, told as `told` gives it
-        -> (B, dim)
+        t (B,), batch = B, label (B,) integer or a sequence of B, one integer for all or None, told as `told` gives it,
+        until (B,) -> (B, dim)
 
     Raises:
         TypeError, ValueError: `t`, `label` or `context` is not one per sample, or out of range; a null condition, or
@@ -66,6 +67,7 @@ class Condition(nn.Module):
         context: int = 0,
         context_drop: float = 0.1,
         entry_drop: float = 0.0,
+        until: bool = False,
     ) -> None:
         super().__init__()
         check_size(classes, "classes")
@@ -79,6 +81,7 @@ class Condition(nn.Module):
         check_probability("context_drop", context_drop)
         check_probability("entry_drop", entry_drop)
         self.context = _Vector(context, dim, context_drop, entry_drop) if context else None
+        self.until = _Until(frequencies, dim) if check_flag(until, "until") else None
 
     def told(self, context: Numbers, batch: int) -> Tensor | None:
         """The context as a vector (B, dim), or (1, dim) for all; None if the net takes none.
@@ -93,7 +96,9 @@ class Condition(nn.Module):
             raise _unexpected("context", "context=d, its number of entries")
         return None
 
-    def forward(self, t: Tensor, batch: int, label: Labels = None, told: Tensor | None = None) -> Tensor:
+    def forward(
+        self, t: Tensor, batch: int, label: Labels = None, told: Tensor | None = None, until: Tensor | None = None
+    ) -> Tensor:
         if t.shape != (batch,):
             raise ValueError(
                 f"t must have shape ({batch},), one time per row of x, got {tuple(t.shape)}. "
@@ -105,6 +110,10 @@ class Condition(nn.Module):
             e = e + self.label(ids)
         if told is not None:
             e = e + told
+        if self.until is not None:
+            e = e + self.until(until, batch)
+        elif until is not None:
+            raise _unexpected("until", "until=True")
         return F.silu(self.mix(e))
 
     def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
@@ -143,6 +152,25 @@ class Condition(nn.Module):
                 f"{what} a net of {self.classes} classes that is never trained without one (label_drop=0): "
                 "give label=, or train a net with label_drop=0.1"
             )
+
+
+class _Until(nn.Module):
+    """A second time to one vector per sample, (B,) -> (B, dim); zero at first."""
+
+    def __init__(self, frequencies: int, dim: int) -> None:
+        super().__init__()
+        self.embed = FourierEmbedding(frequencies)
+        self.project = nn.Linear(frequencies, dim)
+        self.leave = zero(nn.Linear(dim, dim))
+
+    def forward(self, until: Tensor | None, batch: int) -> Tensor:
+        if until is None or until.shape != (batch,):
+            raise ValueError(
+                f"this net is told a second time, until, of shape ({batch},), got "
+                f"{'none' if until is None else tuple(until.shape)}: it is that of a FlowMap, which gives it"
+            )
+        out: Tensor = self.leave(F.silu(self.project(self.embed(until))))
+        return out
 
 
 class _Null(nn.Module):
@@ -285,7 +313,7 @@ def check_probability(name: str, value: float) -> None:
 
 
 def _unexpected(name: str, argument: str) -> ValueError:
-    built = f"{argument.partition('=')[0]}=0"
+    built = f"{argument.partition('=')[0]}={False if argument.endswith('True') else 0}"
     return ValueError(
         f"{name} was given to a net built with {built}. Leave {name} out, or build the net with {argument}."
     )

@@ -50,6 +50,7 @@ class DiT(nn.Module):
         image: Channels of a field beside the sample, of its lengths; 0 for none. Not for vectors: theirs is `context`.
         image_drop: Probability that an image becomes the null image, in training mode only.
         answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
+        until: Whether the net is told a second time, `until`, as that of a `FlowMap` is.
 
     Shapes:
         x (B, *shape), t (B,), label (B,) integer, context (B, d), image (B, image, *spatial); each of them may be one
@@ -83,6 +84,7 @@ class DiT(nn.Module):
         image: int = 0,
         image_drop: float = 0.1,
         answers: int = 1,
+        until: bool = False,
     ) -> None:
         super().__init__()
         self.shape, sizes = _shape(shape), _patch(_shape(shape), patch)
@@ -92,7 +94,12 @@ class DiT(nn.Module):
         if check_size(image, "image") and len(self.shape) == 1:
             raise ValueError(f"a vector has no image beside it, got image={image}. Use context=, its entries.")
         told: Config = dict(
-            classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
+            classes=classes,
+            label_drop=label_drop,
+            context=context,
+            context_drop=context_drop,
+            entry_drop=entry_drop,
+            until=until,
         )
         self._config: Config = dict(patch=sizes, width=width, depth=depth, heads=heads, **told)
         self._config |= dict(image=image, image_drop=image_drop, answers=check_count(answers, "answers"))
@@ -115,7 +122,13 @@ class DiT(nn.Module):
         return {"shape": list(self.shape), **self._config, "patch": list(self._config["patch"])}
 
     def forward(
-        self, x: Tensor, t: Tensor, label: Labels = None, context: Numbers = None, image: Numbers = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Labels = None,
+        context: Numbers = None,
+        image: Numbers = None,
+        until: Tensor | None = None,
     ) -> Tensor:
         """Evaluates the net: x (B, *shape), t (B,), label (B,), context (B, d), image or None -> as x."""
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
@@ -124,7 +137,7 @@ class DiT(nn.Module):
                 f"Its positions are for that shape alone: build DiT({list(x.shape[1:])})."
             )
         same_dtype(x, self.enter.weight)
-        e = self.condition(t, len(x), label, self.condition.told(context, len(x)))
+        e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
         field = x.reshape(len(x), *self.field)
         h = self.enter(field)
         if self.image is None:

@@ -45,6 +45,7 @@ class MLP(nn.Module):
         entry_drop: Probability that an entry of the context becomes unknown, in training mode only: for conditions on
             any subset. An entry that is NaN is unknown.
         answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and an answer (B, 2 D).
+        until: Whether the net is told a second time, `until`, as that of a `FlowMap` is.
 
     Shapes:
         x (B, D), t (B,), label (B,) integer or None, context (B, d), or one for all, (1, d) or (d,), or None -> (B, D)
@@ -76,6 +77,7 @@ class MLP(nn.Module):
         context_drop: float = 0.1,
         entry_drop: float = 0.0,
         answers: int = 1,
+        until: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("hidden", hidden), ("layers", layers), ("answers", answers)):
@@ -84,7 +86,12 @@ class MLP(nn.Module):
             features = FEATURES if dim <= MOST_DIMENSIONS and not context else 0
         check_size(features, "features")
         told: Config = dict(
-            classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
+            classes=classes,
+            label_drop=label_drop,
+            context=context,
+            context_drop=context_drop,
+            entry_drop=entry_drop,
+            until=until,
         )
         self._config: Config = dict(dim=dim, hidden=hidden, layers=layers, features=features, **told, answers=answers)
         self.dim = dim
@@ -101,7 +108,9 @@ class MLP(nn.Module):
         """The constructor's arguments, ready for JSON: `MLP(**net.config)` rebuilds the architecture."""
         return dict(self._config)
 
-    def forward(self, x: Tensor, t: Tensor, label: Labels = None, context: Numbers = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, label: Labels = None, context: Numbers = None, until: Tensor | None = None
+    ) -> Tensor:
         """Evaluates the net: x (B, D), t (B,), label (B,) or None, context (B, d) or None -> (B, D)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(
@@ -110,7 +119,7 @@ class MLP(nn.Module):
             )
         same_dtype(x, self.enter.weight)
         told = self.condition.told(context, len(x))
-        e = self.condition(t, len(x), label, told)
+        e = self.condition(t, len(x), label, told, until)
         phase = x @ self.waves.T
         h = self.enter(torch.cat([x, phase.cos(), phase.sin()], dim=1))
         if self.beside is not None:

@@ -55,6 +55,7 @@ class UNet(nn.Module):
         image_drop: Probability that an image becomes the null image, in training mode only.
         dropout: Dropout inside each residual block, in training mode only, in [0, 1].
         answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
+        until: Whether the net is told a second time, `until`, as that of a `FlowMap` is.
 
     Shapes:
         x (B, C, L), (B, C, H, W) or (B, C, D, H, W) with lengths that can be halved `len(multipliers) - 1` times, t
@@ -92,13 +93,19 @@ class UNet(nn.Module):
         image_drop: float = 0.1,
         dropout: float = 0.1,
         answers: int = 1,
+        until: bool = False,
     ) -> None:
         super().__init__()
         multipliers = _checked(channels, dims, width, multipliers, blocks, attention)
         check_size(image, "image")
         check_probability("dropout", dropout)
         told: Config = dict(
-            classes=classes, label_drop=label_drop, context=context, context_drop=context_drop, entry_drop=entry_drop
+            classes=classes,
+            label_drop=label_drop,
+            context=context,
+            context_drop=context_drop,
+            entry_drop=entry_drop,
+            until=until,
         )
         sizes: Config = dict(width=width, multipliers=multipliers, blocks=blocks, attention=attention, dropout=dropout)
         sizes["answers"] = check_count(answers, "answers")
@@ -119,12 +126,18 @@ class UNet(nn.Module):
         return self._config | {"multipliers": list(self._config["multipliers"])}
 
     def forward(
-        self, x: Tensor, t: Tensor, label: Labels = None, context: Numbers = None, image: Numbers = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Labels = None,
+        context: Numbers = None,
+        image: Numbers = None,
+        until: Tensor | None = None,
     ) -> Tensor:
         """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image or None -> as x."""
         self._check(x)
         same_dtype(x, self.stem.weight)
-        e = self.condition(t, len(x), label, self.condition.told(context, len(x)))
+        e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
         h = self.stem(x)
         if self.image is None:
             no_image(image)

@@ -21,8 +21,9 @@ from sde_diffusion.sampler._layout import angle_grid
 from sde_diffusion.sde import grids
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.grids import Grid
-from sde_diffusion.solvers import Adams, EulerMaruyama, UniPC
+from sde_diffusion.solvers import Adams, EulerMaruyama, Jump, UniPC
 from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.jump import Carries
 
 DEFAULT_STEPS = 30
 """Steps of a default solver on a Gaussian SDE, unless told."""
@@ -49,6 +50,9 @@ def default_solver(
     """
     if not isinstance(problem.sde, GaussianSDE):
         return EulerMaruyama(), None
+    model: Any = problem.model
+    if isinstance(model, Carries):
+        return Jump(renoise=getattr(model, "reach", "any") == "data"), None
     budget: object = nfe  # which may be an integer of numpy; what is none will be refused
     wanted: object = steps
     if isinstance(budget, Integral):
@@ -92,6 +96,8 @@ def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = 
         return own
     if not isinstance(sde, GaussianSDE):
         return grids.uniform
+    if solver.facts.least_steps == 0:  # by jumps, as those are drawn in the training
+        return partial(grids.balanced, rate=0.0, power=1.5, data_std=c)
     if solver.facts.in_time and _long_steps_hurt(sde, solver, c):
         return grids.karras
     if solver.log_spaced and _has_log_snr(sde):

@@ -60,8 +60,9 @@ def lay_out(
     sde = problem.sde
     if solver.facts.grid is not None:
         return _own_times(problem, solver, grid, steps=steps, nfe=nfe, jump=jump)
+    least = solver.facts.least_steps if jump else max(1, solver.facts.least_steps)
     if not callable(grid):
-        times = as_grid(grid, sde.t_min, sde.t_max)
+        times = as_grid(grid, sde.t_min, sde.t_max, least=least + 1)
         wanted = steps if steps is not None else len(times) - 1
         if nfe is not None or wanted != len(times) - 1:
             raise ValueError(
@@ -69,10 +70,10 @@ def lay_out(
             )
     else:
         if nfe is not None:
-            steps = _steps_for(nfe, solver, problem.price, problem.price if jump else 0)
+            steps = _steps_for(nfe, solver, problem.price, problem.price if jump else 0, least)
         elif steps is None:
             steps = int(sde.t_max) if grid is grids.integers else solver.facts.default_steps
-        times = times_of(grid, sde, check_step_count(steps))
+        times = [sde.t_max] if steps == least == 0 else times_of(grid, sde, check_step_count(steps))
     if times[0] < times[-1]:
         raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
     return times
@@ -116,7 +117,7 @@ def _own_times(
     return own
 
 
-def _steps_for(nfe: int, solver: Solver, cost: int, jump: int) -> int:
+def _steps_for(nfe: int, solver: Solver, cost: int, jump: int, least: int) -> int:
     """As many steps as fit into a budget with the final jump."""
     per_step = solver.facts.evaluations
     if per_step is None:
@@ -125,7 +126,7 @@ def _steps_for(nfe: int, solver: Solver, cost: int, jump: int) -> int:
             f"({solver.facts.default_steps} by default)"
         )
     steps = (check_count(nfe, "nfe") - jump) // max(1, per_step * cost)
-    if steps < 1:
+    if steps < least:
         raise ValueError(
             f"a budget of {nfe} evaluations is too small: one step of {solver!r} takes {per_step * cost}"
             + (f" and the final jump {jump}" if jump else "")

@@ -107,8 +107,8 @@ def check_span(low: float, high: float, t_min: float, t_max: float, name: str) -
         )
 
 
-def as_grid(times: Any, t_min: float, t_max: float) -> list[float]:
-    """A time grid as floats: two times or more, in range, strictly monotone (falling to sample, rising to encode).
+def as_grid(times: Any, t_min: float, t_max: float, *, least: int = 2) -> list[float]:
+    """A time grid as floats: `least` times or more, in range, strictly monotone (falling to sample, rising to encode).
 
     Raises:
         TypeError: Not a sequence of numbers.
@@ -127,11 +127,11 @@ def as_grid(times: Any, t_min: float, t_max: float) -> list[float]:
         raise TypeError(f"a grid is a sequence of times in one dimension, got {type(times).__name__}") from None
     for value in half:
         as_times(value, "the grid")
-    if len(grid) < 2:
-        raise ValueError(f"a grid needs at least two times, got {len(grid)}")
+    if len(grid) < least:
+        raise ValueError(f"a grid needs at least {'two times' if least == 2 else 'one time'}, got {len(grid)}")
     low = math.nan if any(map(math.isnan, grid)) else min(grid)
     check_span(low, max(grid), t_min, t_max, "the grid")
-    falling = grid[1] < grid[0]
+    falling = len(grid) > 1 and grid[1] < grid[0]
     for i, (t, s) in enumerate(pairwise(grid)):
         if not s < t if falling else not s > t:
             raise ValueError(

@@ -27,6 +27,7 @@ from sde_diffusion.solvers.exponential.multistep import Multistep as Multistep
 from sde_diffusion.solvers.exponential.multistep import Row as Row
 from sde_diffusion.solvers.exponential.sa_solver import SASolver as SASolver
 from sde_diffusion.solvers.exponential.unipc import UniPC as UniPC
+from sde_diffusion.solvers.jump import Jump as Jump
 from sde_diffusion.solvers.ode.adams_moulton import AdamsMoulton as AdamsMoulton
 from sde_diffusion.solvers.ode.embedded import BogackiShampine as BogackiShampine
 from sde_diffusion.solvers.ode.embedded import DormandPrince as DormandPrince
@@ -54,11 +55,13 @@ from sde_diffusion.solvers.wrappers.reversible import Reversible as Reversible
 
 CONDITIONAL: tuple[type, ...] = (Inpaint,)
 """Solvers that sample another law than that of the model, and stand in no list."""
+MAPPED: tuple[type, ...] = (Jump,)
+"""Solvers that work with a flow map alone, and stand in no list."""
 
 CLASSES: tuple[type[Solver], ...] = tuple(
     c
     for c in list(vars().values())
-    if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver) and c not in CONDITIONAL
+    if dataclasses.is_dataclass(c) and isinstance(c, type) and issubclass(c, Solver) and c not in CONDITIONAL + MAPPED
 )
 """The solvers of the list, in its order; not the bases to write another with."""
 

@@ -51,6 +51,7 @@ class Facts:
         in_time: Whether its steps are taken in the time `t` of the process, so that their size in `t` matters, rather
             than in the noise level.
         default_steps: How many steps a sampler takes unless told.
+        least_steps: The fewest steps it takes before `finish`: 0 for one that may go to the data at once.
         grid: The times it steps over, where it takes no others.
         fitted: Whether it was fitted to one model, so that nothing follows for Gaussian data.
     """
@@ -65,6 +66,7 @@ class Facts:
     atol: float | None = None
     in_time: bool = False
     default_steps: int = 30
+    least_steps: int = 1
     grid: tuple[float, ...] | None = None
     fitted: bool = False
 
@@ -176,6 +178,7 @@ def facts_of(solver: Solver) -> Facts:
             f"needs of {type(solver).__name__} must be ODE, ReverseSDE or GaussianReverseSDE, got {needs!r}"
         )
     kinds: dict[str, type] = {"order": Real, "evaluations": Integral, "memory": Integral, "default_steps": Integral}
+    kinds["least_steps"] = Integral
     for name, kind in kinds.items():
         value: Any = getattr(facts, name)
         known = isinstance(value, kind) and not isinstance(value, bool)

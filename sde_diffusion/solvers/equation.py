@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,6 +235,17 @@ class GaussianReverseSDE(ReverseSDE):
         if self._careful:
             return self._predict(x, t, **self.cond)
         return held(self.tables.call.apart(self._predict, x, x, t, self.cond), x)
+
+    def carry(self, x: Tensor, t: Level, s: Level | None) -> Tensor:
+        """The state at `s`, or the data for None, by one call of a model that is a flow map."""
+        self.counter.n += self._cost
+        jump: Any = self.denoiser.jump  # which the solver has looked for
+
+        def carry(x: Tensor, t: Level, **cond: object) -> Tensor:
+            there: Tensor = jump(x, t, s, **cond)
+            return there
+
+        return check_answer(self.tables.call.apart(carry, x, x, t, self.cond), x, "the flow map")
 
     def level_per_sample(self, t: Tensor, x: Tensor) -> Level:
         return self.denoiser.sde.level(t, x, check=False)

@@ -69,7 +69,7 @@ class Course(NamedTuple):
         """The course of a solve, its levels and those between tabulated; or an error that says what cannot work."""
         check_capable(eq, solver)
         ends = (eq.sde.t_min, eq.sde.t_max) if isinstance(eq, ReverseSDE) else (-math.inf, math.inf)
-        grid = as_grid(times, *ends)
+        grid = as_grid(times, *ends, least=solver.facts.least_steps + 1)
         levels = eq.prefill(grid)
         solver.prepare(eq, list(pairwise(grid)))
         return cls(grid, levels)

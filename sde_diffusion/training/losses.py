@@ -63,7 +63,8 @@ __all__ = [
 Objective = Callable[..., Tensor]
 """What is minimised: called as `loss(model, x0, generator=generator, **cond)`, it answers a scalar with a graph to the
 parameters of the model. `x0` are data `(B, *)` on the device of the model, `generator` is the source of all it draws,
-on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given."""
+on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given.
+One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken."""
 
 
 def denoising_score_matching(

@@ -38,12 +38,19 @@ class Timed(Protocol):
         """Times for `n` samples, `(n,)`."""
 
 
+@runtime_checkable
+class Staged(Protocol):
+    """An objective that changes over a run: it is called with `done=`, the share of the steps that were taken."""
+
+    staged: bool
+
+
 class Part(NamedTuple):
     """A micro-batch.
 
     Attributes:
         x: Data `(B, *)`, on the device of the model; zeros where they were not finite.
-        draws: What the objective is called with besides: `generator`, and `t` and `eps` if it takes times.
+        draws: What the objective is called with besides: `generator`; `t` and `eps` if it takes times, `done` if staged
         cond: The conditions by name.
         weight: Which part of the rows of this process they are.
         broken: Which rows were not finite, by their places in the batch.
@@ -214,7 +221,7 @@ class Feed:
                 x, cond, numbers = next(batches)
             except StopIteration:
                 raise SolverError(f"the stream ended before step {step + 1}: it has to begin again") from None
-            yield self._parts(step, x, cond, numbers)
+            yield self._parts(step, x, cond, numbers, step / last)
 
     def numbers(self, step: int) -> list[int] | None:
         """The row numbers of the batch of a step, in order; None for a stream."""
@@ -269,7 +276,7 @@ class Feed:
             made.append(transformed(transform, rows, generator)[block.part])
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def _parts(self, step: int, x: Tensor, cond: dict[str, Any], numbers: Tensor | None) -> list[Part]:
+    def _parts(self, step: int, x: Tensor, cond: dict[str, Any], numbers: Tensor | None, done: float) -> list[Part]:
         """The micro-batches of a step, with what is random in them."""
         n, share = self.recipe.batch_size, self.share
         place: tuple[int, ...] = (step,)
@@ -289,6 +296,8 @@ class Feed:
             here = slice(k * len(x) // micro, (k + 1) * len(x) // micro)
             rows = share[here]
             draws: dict[str, Any] = {"generator": self.streams.of("objective", *place, rows.start)}
+            if isinstance(objective, Staged):
+                draws["done"] = done
             part = x if micro == 1 else x[here]
             if times is not None:
                 draws["t"] = times[rows.start : rows.stop].to(device)

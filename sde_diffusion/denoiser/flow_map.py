@@ -1,0 +1,280 @@
+r"""A flow map: a network that is told two times, and carries a state from one to the other in one call.
+
+In the angle $u = \arctan(\sigma/(\alpha c))$, with $y = x/\sqrt{\alpha^2c^2 + \sigma^2}$ and $c$ the standard deviation
+of the data, it is linear in the way to go,
+
+$$ X(y, u, s) = y - (u - s)\,G(y, u, s), \quad G = -\tfrac{\sin u}{c}\,\mathrm{data} + \cos u\,\mathrm{noise}, $$
+
+where the pair follows from the answer $F(x, u, s)$ of the network as that of any `Network`. Weights of two jumps in a
+row add up to one, so that an error is not multiplied. $G(y, u, u)$ is the velocity of the probability flow: told the
+same time twice, the network is an ordinary denoiser, on which every solver, grid, likelihood and wrapper works.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_state
+from sde_diffusion._tensors import as_float64, linear
+from sde_diffusion.denoiser import predict
+from sde_diffusion.denoiser.base import Denoiser, On
+from sde_diffusion.denoiser.clocks import Clock
+from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.network import Network
+from sde_diffusion.denoiser.predict import Parametrisation
+from sde_diffusion.denoiser.prediction import Coefficients, Prediction
+from sde_diffusion.nets.second_time import with_until
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.sde.level import Level, Scalar
+
+SMALL_ANGLE = 0.05
+"""The angle below which the clock of the second time is linear."""
+
+Reach = str | tuple[float, ...]
+
+
+class _Plan(NamedTuple):
+    """What a flow map needs at a level: as a `Network`, and what it is told of a second time equal to the first."""
+
+    owner: Denoiser
+    told: Scalar
+    factor: Scalar
+    coefficients: Coefficients | None
+    until: Scalar
+
+
+class FlowMap(Network):
+    r"""A network of two times: a denoiser at one, and a map from one to the other in one call.
+
+    Args:
+        net: Called as `net(x, time, until=until, **cond)`, with both times of shape `(B,)`; else as in `Network`. The
+            second is told as $\tfrac12\operatorname{arsinh}(s/0.05)$ of its angle $s$: 0 for the data, 2.07 for noise
+            alone. `MLP`, `UNet` and `DiT` take it when made with `until=True`.
+        sde: As in `Network`.
+        kind: As in `Network`; `predict.edm` answers the velocity in the angle itself, but for the sign.
+        clock: As in `Network`.
+        shape: As in `Network`.
+        reach: Which jumps are trained: `"any"` later time, `"data"` alone, or those between neighbours of some noise
+            levels $\sigma/\alpha$, falling, such as `(80.0, 1.0, 0.0)`. Others are refused.
+
+    Raises:
+        TypeError, ValueError: As `Network`; an unknown `reach`.
+
+    References:
+        Kim et al., Consistency Trajectory Models, 2024; Boffi et al., Flow Map Matching, 2025; Frans et al., One Step
+        Diffusion via Shortcut Models, 2025; Geng et al., Mean Flows for One-step Generative Modeling, 2025.
+
+    Example:
+        >>> fast = FlowMap.from_teacher(model)
+        >>> training = train(fast, x0, steps=1000, loss=distillation.Shortcut(model), recipe=distillation.recipe())
+        >>> x = SDESampler(sde, training.model, nfe=1).sample(64, seed=0)
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Any],
+        sde: GaussianSDE,
+        kind: Parametrisation = predict.edm,
+        *,
+        clock: Clock | str | None = None,
+        shape: Iterable[int] | None = None,
+        reach: Reach = "any",
+    ) -> None:
+        super().__init__(net, sde, kind, clock=clock, shape=shape)
+        self.reach = check_reach(reach)
+
+    @classmethod
+    def from_teacher(cls, teacher: Network, *, reach: Reach = "any") -> FlowMap:
+        """A flow map that begins as its teacher: its net is a copy, which ignores the second time until it is trained.
+
+        Before training it carries as one step of Euler in the angle does, `Angle(Euler(), data_std)`.
+
+        Args:
+            teacher: A `Network`. Of another `FlowMap`, the copy keeps what it has learnt.
+            reach: As in the class.
+
+        Raises:
+            TypeError: No `Network`; a net that has no second time, with how to give it one.
+        """
+        given: object = teacher
+        if not isinstance(given, Network):
+            raise TypeError(
+                f"a flow map is made of a Network, got {type(given).__name__}: give the network inside it, and a "
+                "wrapper such as Guided(model, 2) to the loss, as its teacher"
+            )
+        net = copy.deepcopy(teacher.net) if isinstance(teacher, FlowMap) else with_until(teacher.net)
+        made = cls(net, teacher.sde, teacher.kind, shape=teacher.shape, reach=reach)
+        made.tell(teacher.clock)
+        return made.train(teacher.training)
+
+    # --- a denoiser, where both times are the same
+
+    def _plan(self, at: Level) -> Any:
+        return _Plan(*super()._plan(at), self.told(self.angle(at)))
+
+    def _answer(self, x: Tensor, plan: Any, cond: dict[str, object]) -> Tensor:
+        if "until" not in cond:
+            cond = cond | {"until": _spread(plan[4], x)}
+        return super()._answer(x, plan, cond)
+
+    # --- a map from one time to another
+
+    def carry(self, x: Tensor, t: float | Tensor, s: float | Tensor | None = None, **cond: object) -> Tensor:
+        r"""The state at time `s` of the probability flow that passes `x` at time `t`; one network evaluation.
+
+        Args:
+            x: State at `t`, shape `(B, *)`.
+            t: A time, a float, `()` or `(B,)`.
+            s: An earlier time of the same form; None for the data, where $\sigma = 0$ and $\alpha = 1$.
+            **cond: Conditions, handed to the network by name.
+
+        Raises:
+            TypeError: `x` is not a float32 or float64 tensor.
+            ValueError: Shapes that do not fit, times outside `[t_min, t_max]`, `s` later than `t`, or a jump that
+                `reach` leaves out.
+        """
+        at = self.sde.level(t, check_state(x, "x", shape=self.shape))
+        to = None if s is None else self.sde.level(s, x)
+        self.check_jump(at, to)
+        return self.jump(x, at, to, **Conditions.of(self, cond, len(x)).whole)
+
+    def jump(self, x: Tensor, at: Level, to: Level | None, **cond: object) -> Tensor:
+        """`carry` between two levels, of floats or of tensors that broadcast; None for the data. Not checked."""
+        here, there = self.radius(at), self.data_std if to is None else self.radius(to)
+        u, s = self.angle(at), 0.0 if to is None else self.angle(to)
+        return linear(x, there / here, self.average(x, at, to, **cond), there * (s - u))
+
+    def average(self, x: Tensor, at: Level, to: Level | None, **cond: object) -> Tensor:
+        r"""$G$, the velocity in the angle on average over the way from one level to another, shape `(B, *)`."""
+        s = 0.0 if to is None else self.angle(to)
+        p = self.predict(x, at, until=_spread(self.told(s), x), **cond)
+        return angular(p, self.angle(at), self.data_std)
+
+    def angle(self, at: Level) -> Scalar:
+        r"""$u = \arctan(\sigma/(\alpha c))$ of a level."""
+        if isinstance(at.sigma, Tensor):
+            return torch.atan2(at.sigma, at.alpha * self.data_std)
+        return math.atan2(at.sigma, at.alpha * self.data_std)
+
+    def radius(self, at: Level) -> Scalar:
+        r"""$\sqrt{\alpha^2c^2 + \sigma^2}$ of a level, the factor from $y$ to $x$."""
+        if isinstance(at.sigma, Tensor):
+            return torch.hypot(at.alpha * self.data_std, at.sigma)
+        return math.hypot(at.alpha * self.data_std, at.sigma)
+
+    def told(self, s: Scalar) -> Scalar:
+        """What the network is told of the second time, from its angle: finite with its slope at both ends."""
+        if isinstance(s, Tensor):
+            return torch.asinh(s / SMALL_ANGLE) / 2
+        return math.asinh(s / SMALL_ANGLE) / 2
+
+    def check_jump(self, at: Level, to: Level | None) -> None:
+        """Raises `ValueError` unless the map was made to carry from one level to the other."""
+        u, s = self.angle(at), 0.0 if to is None else self.angle(to)
+        if bool(as_float64(s - u).gt(0).any()):
+            raise ValueError(
+                "a flow map carries towards the data, and s is later than t: swap them, or encode with an ODE solver "
+                "on the map, whose diagonal is a denoiser, such as Heun()"
+            )
+        check_within(self.reach, at, to)
+
+    def on(self, sde: GaussianSDE) -> Denoiser:
+        return self if super().on(sde) is self else _MapOn(self, sde)
+
+
+class _MapOn(On):
+    """A flow map seen through another process: jumps are matched by log-SNR, as answers are."""
+
+    inner: FlowMap
+
+    @property
+    def reach(self) -> Reach:
+        """That of the map."""
+        return self.inner.reach
+
+    def jump(self, x: Tensor, at: Level, to: Level | None, **cond: object) -> Tensor:
+        """As of the map."""
+        here = self._mapped(x, at)
+        y = x * here.factor
+        if to is None:
+            return self.inner.jump(y, here.base, None, **cond)
+        there = self._mapped(x, to)
+        return self.inner.jump(y, here.base, there.base, **cond) / there.factor
+
+    def _mapped(self, x: Tensor, at: Level) -> Any:
+        return at.plan if at.plan is not None and at.plan[0] is self else self._plan(x, at)
+
+    def check_jump(self, at: Level, to: Level | None) -> None:
+        """As of the map."""
+        self.inner.check_jump(at, to)  # angles are those of the log-SNR, which is the same
+
+
+def angular(p: Prediction, u: Scalar, c: float) -> Tensor:
+    r"""$-\tfrac{\sin u}{c}\,\mathrm{data} + \cos u\,\mathrm{noise}$: a prediction as a velocity in the angle $u$."""
+    return p.combine(*angular_weights(u, c))
+
+
+def angular_weights(u: Scalar, c: float) -> tuple[Scalar, Scalar]:
+    """The weights of data and noise in `angular`."""
+    if isinstance(u, Tensor):
+        return -torch.sin(u) / c, torch.cos(u)
+    return -math.sin(u) / c, math.cos(u)
+
+
+def check_reach(reach: object) -> Reach:
+    """Returns what a map may carry between, if it is that.
+
+    Raises:
+        ValueError: Neither `"any"`, nor `"data"`, nor two noise levels or more that fall.
+    """
+    if isinstance(reach, str) and reach in ("any", "data"):
+        return reach
+    if isinstance(reach, tuple | list) and len(reach) > 1:
+        levels = tuple(float(level) for level in reach)
+        if all(a > b >= 0 for a, b in pairwise(levels)):
+            return levels
+    raise ValueError(
+        "reach is 'any', 'data', or falling noise levels such as (80.0, 1.0, 0.0), between which the map jumps, got "
+        f"{reach!r}"
+    )
+
+
+def check_within(reach: Reach, at: Level, to: Level | None) -> None:
+    """Raises `ValueError` for a jump that was not trained."""
+    if reach == "data" and to is not None:
+        raise ValueError(
+            "this map was trained to jump to the data alone, reach='data': noise them again and jump once more, "
+            "Jump(renoise=True), or train it with reach='any'"
+        )
+    if isinstance(reach, str):
+        return
+    start, end = as_float64(at.ratio), as_float64(0.0 if to is None else to.ratio)
+    known = torch.zeros_like(start * end, dtype=torch.bool)
+    for a, b in pairwise(reach):
+        known |= _near(start, a) & _near(end, b)
+    if not bool(known.all()):
+        raise ValueError(
+            f"this map was trained for the jumps between neighbours of the noise levels {reach}, and not from "
+            f"{float(start.flatten()[0]):.4g} to {float(end.flatten()[0]):.4g}: take a grid of those, or train it with "
+            "reach='any'"
+        )
+
+
+def _near(ratio: Tensor, level: float) -> Tensor:
+    if math.isinf(level):
+        return ratio > 1e6
+    return (ratio - level).abs() <= 1e-4 * level + 1e-9
+
+
+def _spread(told: Scalar, x: Tensor) -> Tensor:
+    """What is told of a time, one for each row of the state, in its dtype."""
+    if isinstance(told, Tensor):
+        return told.reshape(-1).expand(len(x)).to(x.device, x.dtype, copy=True)
+    return x.new_full((len(x),), told)

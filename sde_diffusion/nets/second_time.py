@@ -1,0 +1,43 @@
+"""A second time for a network, the one that a flow map carries to: how a network comes by it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["with_until"]
+
+HOW = (
+    "give it a method with_until() that answers a copy which takes until=, a tensor (B,), and ignores it as long as it "
+    "is untrained: embed it as the first time is, and add it through a linear layer that starts at zero"
+)
+
+
+def with_until(net: Any) -> Any:
+    """A copy of a network that is told a second time, `until`, and answers as the original does until it is trained.
+
+    A network of this package is built again with `until=True`, and the weights are copied. Any other has a method
+    `with_until()`, which answers such a copy, or takes `until=` already.
+
+    Args:
+        net: A module, called as `net(x, t, **cond)`.
+
+    Raises:
+        TypeError: A network that cannot be told a second time, with how to change that.
+    """
+    make = getattr(net, "with_until", None)
+    if callable(make):
+        return make()
+    config = getattr(net, "config", None)
+    if isinstance(net, nn.Module) and isinstance(config, Mapping) and "until" in config:
+        new = type(net)(**{**config, "until": True})
+        own = next(iter(net.parameters()))
+        new.to(own.device, own.dtype).load_state_dict(net.state_dict(), strict=config["until"])
+        return new.train(net.training)
+    if "until" in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters:
+        return copy.deepcopy(net)
+    raise TypeError(f"{type(net).__name__} is not told a second time, which a flow map needs: {HOW}")
