@@ -334,7 +334,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": True}, "has format version True, and this is version 3"),
+        ({"version": True}, "has format version True, and this is version 4"),
         ({"scaling": True}, "has no sound entry 'scaling'"),
         ({"conditions": []}, "has no sound entry 'conditions'"),
         ({"conditions": {"context": None}}, "wanted the name and the fields of a scaling, got None"),
@@ -391,7 +391,7 @@ class Extra(nn.Module):
 def test_classes_that_would_come_back_as_another_are_refused(tmp_path):
     own = type("MLP", (MLP,), {"forward": lambda self, x, t: x})
     cases = [
-        (Loud(MLP(2, hidden=8), schedules.VPSDE()), "a checkpoint holds a Network; this is a Loud"),
+        (Loud(MLP(2, hidden=8), schedules.VPSDE()), "a checkpoint holds a Network or a FlowMap; this is a Loud"),
         (Network(own(2, hidden=8), schedules.VPSDE()), "the net MLP has the name of another class of this library"),
         (Network(MLP(2, hidden=8), Plain()), "the SDE Plain cannot be written down by name"),
         (Network(Extra(), schedules.VPSDE()), "the net holds _extra_state, a int: a checkpoint keeps tensors alone"),

@@ -351,7 +351,9 @@ def test_a_class_of_the_wrong_sort_is_refused(saved):
 def test_what_cannot_be_described_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "model"
     sde = schedules.EDMSDE(0.005, 20.0)
-    with pytest.raises(TypeError, match="a checkpoint holds a Network; this is a On: save the network inside it"):
+    with pytest.raises(
+        TypeError, match="a checkpoint holds a Network or a FlowMap; this is a On: save the network inside it"
+    ):
         save_checkpoint(folder, model().on(schedules.VPSDE()))
     with pytest.raises(TypeError, match="Linear has no `config` property: give it one"):
         save_checkpoint(folder, Network(nn.Linear(2, 2), sde))
@@ -412,7 +414,7 @@ def test_a_description_that_does_not_parse_is_refused(saved):
 
 def test_an_unknown_format_version_is_refused(saved):
     edit(saved, version=99)
-    with pytest.raises(ValueError, match="has format version 99, and this is version 3: load it with the version"):
+    with pytest.raises(ValueError, match="has format version 99, and this is version 4: load it with the version"):
         load_checkpoint(saved)
 
 

@@ -40,8 +40,10 @@ from sde_diffusion.training.checkpoints.registry import (
 from sde_diffusion.training.checkpoints.tensor_file import safetensors
 from sde_diffusion.training.store import Found, files_of, find, write
 
-VERSION = 3
+VERSION = 4
 """The version of the format. Of versions 1 and 2, read as well, each had one mean and one std, and 1 no digest."""
+OF_NETWORKS = 3
+"""The version that a `Network` is written in, for those who read no flow maps yet: version 4 is that with a map."""
 NAME = "model"
 TABLES = "tables.json"
 """What `sde-diffusion tune` keeps beside them, of no account to the model: a save of another model removes it."""
@@ -54,6 +56,7 @@ _ENTRIES: dict[str, Any] = {
     "shape": (list, NoneType),
 }
 _SCALED: dict[str, Any] = dict.fromkeys(("scaling", "conditions"), dict)
+_MAP: dict[str, Any] = {"map": dict}
 _SCALED_BEFORE: dict[str, Any] = dict.fromkeys(("mean", "std"), (float, int, list))
 
 
@@ -62,7 +65,7 @@ class Checkpoint:
     r"""A model read from disk, and what is needed to use it.
 
     Attributes:
-        model: The model, in evaluation mode, on the CPU.
+        model: The model, in evaluation mode, on the CPU; a `FlowMap` where one was saved.
         scaling: The scaling of the data: `scaling.apply(x)` is what the model knows, `scaling.undo(z)` brings samples
             back to the units of the data.
         conditions: The scalings of its continuous conditions by their names, where they were scaled: the model is told
@@ -95,7 +98,8 @@ def save_checkpoint(
 
     Args:
         path: The folder.
-        model: A `Network` around a net with a `config` property, the constructor's arguments, such as `MLP` and `UNet`.
+        model: A `Network` or a `FlowMap` around a net with a `config` property, the constructor's arguments, such as
+            `MLP` and `UNet`.
         scaling: What the data went through before training, such as `Standardise.of(x)`; None: nothing.
         conditions: What continuous conditions went through, by their names.
         extra: Anything JSON can hold, kept beside the model.
@@ -110,16 +114,16 @@ def save_checkpoint(
         BlockingIOError: Another process writes to the folder.
         OSError: The folder cannot be written to; what was there is left as it was.
     """
-    if type(model) is not Network:
-        raise TypeError(f"a checkpoint holds a Network; this is a {type(model).__name__}: save the network inside it")
+    described = describe(cast(Network, model))
     safetensors()  # to read it again
     scaling = check_scaling(Standardise(cast("Tensor", 0.0), cast("Tensor", 1.0)) if scaling is None else scaling)
     if model.shape is not None:
         scaling = scaling.fitting(model.shape)
     others = {name: describe_scaling(check_scaling(s, f"of {name!r}")) for name, s in dict(conditions or {}).items()}
-    about = {"format": "sde_diffusion checkpoint", "version": VERSION, **describe(model)}
+    version = VERSION if "map" in described else OF_NETWORKS
+    about = {"format": "sde_diffusion checkpoint", "version": version, **described}
     about |= {"scaling": describe_scaling(scaling), "conditions": others, "extra": dict(extra or {})}
-    tensors = _tensors_of(cast("nn.Module", model.net))
+    tensors = _tensors_of(cast("nn.Module", cast(Network, model).net))
     _check_length(about)
     write(path, NAME, about, tensors, keep=keep)
     (Path(path) / TABLES).unlink(missing_ok=True)  # of the model that was there
@@ -216,7 +220,8 @@ def _checked(found: Found) -> dict[str, Any]:
             f"{path} has format version {reprlib.repr(version)}, and this is version {VERSION}: "
             "load it with the version of sde-diffusion that wrote it, or upgrade"
         )
-    for key, kinds in (_ENTRIES | (_SCALED_BEFORE if version < 3 else _SCALED)).items():
+    wanted = _ENTRIES | (_SCALED_BEFORE if version < 3 else _SCALED) | (_MAP if version > OF_NETWORKS else {})
+    for key, kinds in wanted.items():
         if key not in about or not isinstance(about[key], kinds) or isinstance(about[key], bool):
             raise ValueError(f"{path} has no sound entry {key!r}: it was edited; save the model again")
     fields, shape = about["net"].get("fields"), about["shape"]

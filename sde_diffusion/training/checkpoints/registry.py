@@ -8,6 +8,7 @@ shapes of the tensors that are to fill it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import reprlib
 import warnings
@@ -22,6 +23,7 @@ from sde_diffusion import nets
 from sde_diffusion.data import scalings
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser import clocks, predict
+from sde_diffusion.denoiser.flow_map import FlowMap, Reach
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.sde import processes
@@ -47,11 +49,15 @@ CALLS = 200
 
 
 def describe(model: Network) -> dict[str, Any]:
-    """Describes a model for JSON: its net, process, parametrisation, clock and shape.
+    """Describes a model for JSON: its net, process, parametrisation, clock and shape; of a `FlowMap`, its `reach` too.
 
     Raises:
-        TypeError: A net, SDE, parametrisation or clock that cannot be described by name.
+        TypeError: A model, net, SDE, parametrisation or clock that cannot be described by name.
     """
+    if type(model) not in (Network, FlowMap):
+        raise TypeError(
+            f"a checkpoint holds a Network or a FlowMap; this is a {type(model).__name__}: save the network inside it"
+        )
     net, config = model.net, getattr(model.net, "config", None)
     if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
         raise TypeError(
@@ -64,7 +70,13 @@ def describe(model: Network) -> dict[str, Any]:
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
+        **({"map": {"reach": _written(model.reach)}} if isinstance(model, FlowMap) else {}),
     }
+
+
+def _written(reach: Reach) -> str | list[float | str]:
+    """What a map may carry between, for JSON, which has no infinity."""
+    return reach if isinstance(reach, str) else [level if math.isfinite(level) else "inf" for level in reach]
 
 
 def code_in(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +152,7 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
     )
     net = _build_net(about["net"], own, held)
     try:
-        model = Network(net, sde, kind, shape=about["shape"])
+        model = _put_together(net, sde, kind, about)
         model.tell(clock)  # what it was trained on, even where a new network would be refused it
         ends = model.levels([sde.t_min, sde.t_max])
         for at in ends:
@@ -151,6 +163,16 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
     except Exception as error:
         raise ValueError(f"the checkpoint's model cannot be put together: {_brief(error)}") from error
     return model.eval(), (low, high)
+
+
+def _put_together(net: nn.Module, sde: GaussianSDE, kind: Parametrisation, about: Mapping[str, Any]) -> Network:
+    """A network, or a flow map where the description has an entry for one."""
+    if about.get("map") is None:
+        return Network(net, sde, kind, shape=about["shape"])
+    config = getattr(net, "config", {})
+    if not config.get("until", True):
+        raise ValueError(f"it is a flow map, and its {type(net).__name__} is told one time alone, until=False")
+    return FlowMap(net, sde, kind, shape=about["shape"], reach=about["map"].get("reach"))
 
 
 def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
@@ -85,6 +89,7 @@ def configuration(
 ) -> dict[str, str]:
     """What a run that goes on must have in common with the run that was begun, field by field."""
     kind = "" if model.kind is None else f", {model.kind!r}"
+    kind += f", a map that reaches {model.reach!r}" if isinstance(model, FlowMap) else ""
     of = getattr(model, "net", model)
     weights = " ".join(f"{name}{tuple(p.shape)}" for name, p in model.named_parameters())
     size = sum(p.numel() for p in model.parameters())
@@ -92,7 +97,7 @@ def configuration(
     return {
         "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}",
         "net": f"{name_of(type(of))}({built})",
-        "loss": type(objective).__name__ if isinstance(objective, nn.Module) else name_of(objective),
+        "loss": _loss(objective),
         **{f"recipe.{name}": word for name, word in recipe.words().items()},
         "steps": str(steps),
         "seed": str(seed),
@@ -110,6 +115,29 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object)
                 f"the same {name.removeprefix('recipe.')}, or begin anew from its weights, train(load_checkpoint"
                 f"({str(where)!r}).model, ..., out=another folder)"
             )
+
+
+def _loss(objective: Any) -> str:
+    """An objective in a word; a model that it holds, such as a teacher, by its class and its weights."""
+    if isinstance(objective, nn.Module):
+        return type(objective).__name__
+    if not is_dataclass(objective) or isinstance(objective, type):
+        return name_of(objective)
+    parts = {each.name: getattr(objective, each.name) for each in fields(objective)}
+    if not any(isinstance(part, nn.Module) for part in parts.values()):
+        return name_of(objective)
+    words = {name: _weights(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts.items()}
+    return f"{type(objective).__name__}({', '.join(f'{name}={word}' for name, word in words.items())})"
+
+
+def _weights(model: nn.Module) -> str:
+    """A model by its class and a digest of its make and of its tensors."""
+    seen = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
+    for name, value in model.state_dict().items():
+        seen.update(name.encode())
+        if isinstance(value, Tensor):
+            seen.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(model).__name__} {seen.hexdigest()[:8]}"
 
 
 def _short(text: bytes) -> str:
