@@ -15,13 +15,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_state
+from sde_diffusion._checks import check_state, is_real
 from sde_diffusion._tensors import as_float64, linear
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser, On
@@ -30,14 +29,14 @@ from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Coefficients, Prediction
+from sde_diffusion.denoiser.reach import Reach, check_reach, check_within
 from sde_diffusion.nets.second_time import with_until
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level, Scalar
+from sde_diffusion.sde.times import as_time
 
 SMALL_ANGLE = 0.05
 """The angle below which the clock of the second time is linear."""
-
-Reach = str | tuple[float, ...]
 
 
 class _Plan(NamedTuple):
@@ -62,7 +61,8 @@ class FlowMap(Network):
         clock: As in `Network`.
         shape: As in `Network`.
         reach: Which jumps are trained: `"any"` later time, `"data"` alone, or those between neighbours of some noise
-            levels $\sigma/\alpha$, falling, such as `(80.0, 1.0, 0.0)`. Others are refused.
+            levels $\sigma/\alpha$ that fall to 0, such as `(80.0, 1.0, 0.0)`; one beyond the process is its largest.
+            Others are refused.
 
     Raises:
         TypeError, ValueError: As `Network`; an unknown `reach`.
@@ -112,7 +112,8 @@ class FlowMap(Network):
         net = copy.deepcopy(teacher.net) if isinstance(teacher, FlowMap) else with_until(teacher.net)
         made = cls(net, teacher.sde, teacher.kind, shape=teacher.shape, reach=reach)
         made.tell(teacher.clock)
-        return made.train(teacher.training)
+        made.training = teacher.training  # the net has the mode of the one it is a copy of
+        return made
 
     # --- a denoiser, where both times are the same
 
@@ -140,10 +141,7 @@ class FlowMap(Network):
             ValueError: Shapes that do not fit, times outside `[t_min, t_max]`, `s` later than `t`, or a jump that
                 `reach` leaves out.
         """
-        at = self.sde.level(t, check_state(x, "x", shape=self.shape))
-        to = None if s is None else self.sde.level(s, x)
-        self.check_jump(at, to)
-        return self.jump(x, at, to, **Conditions.of(self, cond, len(x)).whole)
+        return _carry(self, x, t, s, cond)
 
     def jump(self, x: Tensor, at: Level, to: Level | None, **cond: object) -> Tensor:
         """`carry` between two levels, of floats or of tensors that broadcast; None for the data. Not checked."""
@@ -177,13 +175,12 @@ class FlowMap(Network):
 
     def check_jump(self, at: Level, to: Level | None) -> None:
         """Raises `ValueError` unless the map was made to carry from one level to the other."""
-        u, s = self.angle(at), 0.0 if to is None else self.angle(to)
-        if bool(as_float64(s - u).gt(0).any()):
+        if to is not None and bool((as_float64(to.t) > as_float64(at.t)).any()):
             raise ValueError(
                 "a flow map carries towards the data, and s is later than t: swap them, or encode with an ODE solver "
                 "on the map, whose diagonal is a denoiser, such as Heun()"
             )
-        check_within(self.reach, at, to)
+        check_within(self.reach, self.sde, at, to)
 
     def on(self, sde: GaussianSDE) -> Denoiser:
         return self if super().on(sde) is self else _MapOn(self, sde)
@@ -199,6 +196,10 @@ class _MapOn(On):
         """That of the map."""
         return self.inner.reach
 
+    def carry(self, x: Tensor, t: float | Tensor, s: float | Tensor | None = None, **cond: object) -> Tensor:
+        """As of the map, in the state and the times of this process."""
+        return _carry(self, x, t, s, cond)
+
     def jump(self, x: Tensor, at: Level, to: Level | None, **cond: object) -> Tensor:
         """As of the map."""
         here = self._mapped(x, at)
@@ -213,7 +214,26 @@ class _MapOn(On):
 
     def check_jump(self, at: Level, to: Level | None) -> None:
         """As of the map."""
-        self.inner.check_jump(at, to)  # angles are those of the log-SNR, which is the same
+        self.inner.check_jump(at, to)  # noise levels are the same, and their order
+
+    def on(self, sde: GaussianSDE) -> Denoiser:
+        """The map seen through another process: not this view of it."""
+        return self.inner.on(sde)
+
+
+def _carry(
+    model: FlowMap | _MapOn, x: Tensor, t: float | Tensor, s: float | Tensor | None, cond: dict[str, object]
+) -> Tensor:
+    sde, to = model.sde, None
+    check_state(x, "x", shape=model.shape)
+    if s is not None:
+        if isinstance(t, Tensor) != isinstance(s, Tensor):  # a float is rounded as the tensor is
+            t, s = _alike(t, s), _alike(s, t)
+        as_time(s, x, sde.t_min, sde.t_max, index=sde.time_is_index, name="s")
+        to = sde.level(s, x)
+    at = sde.level(t, x)
+    model.check_jump(at, to)
+    return model.jump(x, at, to, **Conditions.of(model, cond, len(x)).whole)
 
 
 def angular(p: Prediction, u: Scalar, c: float) -> Tensor:
@@ -228,49 +248,9 @@ def angular_weights(u: Scalar, c: float) -> tuple[Scalar, Scalar]:
     return -math.sin(u) / c, math.cos(u)
 
 
-def check_reach(reach: object) -> Reach:
-    """Returns what a map may carry between, if it is that.
-
-    Raises:
-        ValueError: Neither `"any"`, nor `"data"`, nor two noise levels or more that fall.
-    """
-    if isinstance(reach, str) and reach in ("any", "data"):
-        return reach
-    if isinstance(reach, tuple | list) and len(reach) > 1:
-        levels = tuple(float(level) for level in reach)
-        if all(a > b >= 0 for a, b in pairwise(levels)):
-            return levels
-    raise ValueError(
-        "reach is 'any', 'data', or falling noise levels such as (80.0, 1.0, 0.0), between which the map jumps, got "
-        f"{reach!r}"
-    )
-
-
-def check_within(reach: Reach, at: Level, to: Level | None) -> None:
-    """Raises `ValueError` for a jump that was not trained."""
-    if reach == "data" and to is not None:
-        raise ValueError(
-            "this map was trained to jump to the data alone, reach='data': noise them again and jump once more, "
-            "Jump(renoise=True), or train it with reach='any'"
-        )
-    if isinstance(reach, str):
-        return
-    start, end = as_float64(at.ratio), as_float64(0.0 if to is None else to.ratio)
-    known = torch.zeros_like(start * end, dtype=torch.bool)
-    for a, b in pairwise(reach):
-        known |= _near(start, a) & _near(end, b)
-    if not bool(known.all()):
-        raise ValueError(
-            f"this map was trained for the jumps between neighbours of the noise levels {reach}, and not from "
-            f"{float(start.flatten()[0]):.4g} to {float(end.flatten()[0]):.4g}: take a grid of those, or train it with "
-            "reach='any'"
-        )
-
-
-def _near(ratio: Tensor, level: float) -> Tensor:
-    if math.isinf(level):
-        return ratio > 1e6
-    return (ratio - level).abs() <= 1e-4 * level + 1e-9
+def _alike(t: float | Tensor, s: float | Tensor) -> float | Tensor:
+    """A time as a tensor in the dtype of another; what is no number as it is."""
+    return as_float64(t).to(s) if is_real(t) and isinstance(s, Tensor) and s.is_floating_point() else t
 
 
 def _spread(told: Scalar, x: Tensor) -> Tensor:

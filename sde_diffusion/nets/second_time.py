@@ -29,15 +29,37 @@ def with_until(net: Any) -> Any:
     Raises:
         TypeError: A network that cannot be told a second time, with how to change that.
     """
+    net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
+    new = _told(net)
+    if isinstance(net, nn.Module) and isinstance(new, nn.Module):
+        old = dict(net.named_parameters())
+        frozen = not any(p.requires_grad for p in old.values())  # as teachers often are: the copy is to be trained
+        for name, p in new.named_parameters():
+            p.requires_grad_(frozen or name not in old or old[name].requires_grad)
+    return new
+
+
+def _told(net: Any) -> Any:
     make = getattr(net, "with_until", None)
     if callable(make):
         return make()
     config = getattr(net, "config", None)
     if isinstance(net, nn.Module) and isinstance(config, Mapping) and "until" in config:
-        new = type(net)(**{**config, "until": True})
-        own = next(iter(net.parameters()))
-        new.to(own.device, own.dtype).load_state_dict(net.state_dict(), strict=config["until"])
-        return new.train(net.training)
+        return _rebuilt(net, config)
     if "until" in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters:
         return copy.deepcopy(net)
     raise TypeError(f"{type(net).__name__} is not told a second time, which a flow map needs: {HOW}")
+
+
+def _rebuilt(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """A network of this package with a second time, and the weights of the one that it is built after."""
+    if config["until"]:
+        return copy.deepcopy(net)
+    new, own = type(net)(**{**config, "until": True}), next(iter(net.parameters()))
+    missing, surplus = new.to(own.device, own.dtype).load_state_dict(net.state_dict(), strict=False)
+    if surplus or any(".until." not in name for name in missing):
+        raise TypeError(
+            f"{type(net).__name__} was changed since it was built, and cannot be built again with a second time: it "
+            f"has {surplus or 'no ' + ', '.join(missing)}. Either take that out, or {HOW}"
+        )
+    return new.train(net.training)

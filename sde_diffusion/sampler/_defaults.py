@@ -16,6 +16,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.modules import modules_behind
+from sde_diffusion.denoiser.reach import times_of_reach
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import angle_grid
 from sde_diffusion.sde import grids
@@ -76,6 +77,34 @@ def default_solver(
             return Adams(3, "balanced", c), None if problem.cost > 1 else partial(grids.balanced, rate=0.2, **end)
     second, third = (8, 17) if problem.cost > 1 else (0, 17)
     return Adams(2 if evaluations <= second else 3 if evaluations <= third else 4, "balanced", c), None
+
+
+def trained_times(
+    problem: Problem, solver: Solver, *, steps: int | None, nfe: int | None, jump: bool
+) -> list[float] | None:
+    """The times from which a flow map was trained to jump, where it was for some alone and the solver jumps.
+
+    Args:
+        problem: What is solved.
+        solver: By what.
+        steps: As `lay_out`; what it says must be so.
+        nfe: As `lay_out`.
+        jump: As `lay_out`.
+
+    Raises:
+        ValueError: Other numbers of steps or evaluations than were trained, or without the last, to the data.
+    """
+    reach = getattr(problem.model, "reach", None)
+    if not isinstance(reach, tuple) or solver.facts.least_steps > 0 or not isinstance(problem.sde, GaussianSDE):
+        return None
+    calls = len(reach) - 1
+    if not jump or steps not in (None, calls - 1) or nfe not in (None, calls * problem.price):
+        came = f"nfe={nfe}" if nfe is not None else f"steps={steps}" if steps is not None else "denoise=False"
+        raise ValueError(
+            f"this map was trained for {calls} call{'s' * (calls > 1)}, between the noise levels {reach}, got {came}: "
+            f"leave it out, or say nfe={calls * problem.price}; or train it with reach='any', for every number of calls"
+        )
+    return times_of_reach(reach, problem.sde)
 
 
 def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = True) -> Grid | tuple[float, ...]:

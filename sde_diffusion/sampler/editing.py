@@ -18,7 +18,7 @@ NEAR = 1e-9
 """How near, relative to the span, a time of the grid is the time of the level itself."""
 
 
-def times_below(sde: SDE, solver: Solver, times: Sequence[float], level: float) -> list[float]:
+def times_below(sde: SDE, solver: Solver, times: Sequence[float], level: float, end: float) -> list[float]:
     r"""The time of a noise level and those of a grid that lie below it.
 
     Args:
@@ -26,6 +26,8 @@ def times_below(sde: SDE, solver: Solver, times: Sequence[float], level: float) 
         solver: The solver that is to start there.
         times: The grid, falling.
         level: $\sigma/\alpha$.
+        end: The time that the level must lie above: the last of the grid, or one below for a solver that goes to the
+            data from anywhere.
 
     Raises:
         TypeError: A general SDE, or a solver with a grid of its own.
@@ -40,7 +42,7 @@ def times_below(sde: SDE, solver: Solver, times: Sequence[float], level: float) 
         raise TypeError(
             f"{solver!r} has a grid of its own and cannot start in its middle: edit with Heun() or DPMSolverPP()"
         )
-    first, last = (float(at.ratio) for at in sde.levels([times[0], times[-1]]))
+    first, last = (float(at.ratio) for at in sde.levels([times[0], end]))
     if not last < check_positive(level, "level") <= first * (1 + NEAR):
         raise ValueError(
             f"level must lie within the grid, above {last:.4g} and up to {first:.4g}, in sigma/alpha, got {level!r}: "

@@ -23,7 +23,7 @@ from sde_diffusion.likelihood.sampling import JointSampling
 from sde_diffusion.noise.seeds import Seed, as_seeds
 from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
-from sde_diffusion.sampler._defaults import default_grid, default_solver
+from sde_diffusion.sampler._defaults import default_grid, default_solver, trained_times
 from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
 from sde_diffusion.sampler.editing import noised, times_below
 from sde_diffusion.sampler.forecast import Forecast
@@ -101,6 +101,9 @@ class SDESampler:
         self.denoise = jump
         check_capable(self.problem.equation(), self.solver)
         self.grid_is_default = grid is None
+        if grid is None:
+            trained = trained_times(self.problem, solver, steps=steps, nfe=nfe, jump=jump)
+            grid, steps, nfe = (None, steps, nfe) if trained is None else (trained, None, None)
         self.grid: Grid | Sequence[float] | Tensor = (
             grid if grid is not None else suits or default_grid(self.problem, self.solver, jump=jump, named=named)
         )
@@ -193,7 +196,7 @@ class SDESampler:
         n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
         self._forecast.tell(from_prior=x_T is None)
         out: list[Tensor] = []
-        with tqdm(total=-(-n // size) * self.steps, desc="sampling") if progress else nullcontext() as bar:
+        with tqdm(total=-(-n // size) * max(1, self.steps), desc="sampling") if progress else nullcontext() as bar:
             for part in batches:
                 with torch.set_grad_enabled(grad), Evaluation(self.model):
                     out.append(self._end(self._solve(part, noise, keep), bar))
@@ -248,7 +251,7 @@ class SDESampler:
         n, _, batches = self._batches(n, seed, x_T, batch_size, cond)
         self._forecast.tell(from_prior=x_T is None, steps=False)  # which are taken in the angle
         times = self._whole
-        if self.grid_is_default and isinstance(self.sde, GaussianSDE):
+        if self.grid_is_default and self.steps and isinstance(self.sde, GaussianSDE):
             between = times_of(angle_grid(self.problem.data_std), self.sde, self.steps)[1:-1]
             times = [times[0], *between, times[-1]]
         joint = JointSampling(self.problem, self.solver, times, method, grad=grad)
@@ -329,7 +332,8 @@ class SDESampler:
             Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations, 2022.
         """
         check_state(x0, "x0", shape=self.shape)
-        times = times_below(self.sde, self.solver, self.times, level)
+        whole = self._whole if facts_of(self.solver).least_steps == 0 else self.times
+        times = times_below(self.sde, self.solver, self.times, level, whole[-1])
         seeds = as_seeds(seed, len(x0))
         short = SDESampler(self.problem, solver=self.solver, grid=times, denoise=self.denoise)
         return short.sample(
@@ -429,7 +433,7 @@ class SDESampler:
         """The last state of a solve; the bar goes on with each step of the solver."""
         for now in solve:
             if bar is not None:
-                bar.update(0 < now.index <= self.steps)
+                bar.update(0 < now.index <= max(1, self.steps))
         return now.x
 
     def _check_x_T(self, x_T: Tensor, n: int) -> Tensor:

@@ -195,13 +195,21 @@ def facts_of(solver: Solver) -> Facts:
     return facts
 
 
-def check_inner(solver: object, who: str) -> None:
-    """Raises `TypeError` unless what a wrapper was given is a solver."""
+def check_inner(solver: object, who: str, *, hands_on: bool = False) -> None:
+    """Raises `TypeError` unless what a wrapper was given is a solver that it can wrap.
+
+    Args:
+        solver: What it was given.
+        who: The wrapper.
+        hands_on: Whether its `finish` is that of the solver.
+    """
     if not isinstance(solver, Solver):
         made = f": make an instance, {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"{who} works with a solver such as Heun(), got {solver!r}{made}")
     if facts_of(solver).grid is not None:
         raise TypeError(f"{who} cannot wrap {solver!r}, which goes over times of its own: sample by it as it is")
+    if solver.facts.least_steps == 0 and not hands_on:
+        raise TypeError(f"{who} cannot wrap {solver!r}, whose last step goes to the data: sample by it as it is")
 
 
 def parts(solver: Solver) -> list[Solver]:

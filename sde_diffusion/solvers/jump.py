@@ -74,10 +74,17 @@ class Jump(Solver[GaussianReverseSDE, None]):
 
 
 def _carrier(eq: GaussianReverseSDE) -> Carries:
-    if not isinstance(eq.denoiser, Carries):
+    model = eq.denoiser
+    if isinstance(model, Carries):
+        return cast(Any, model)
+    if any(isinstance(part, Carries) for part in model.modules()):
         raise TypeError(
-            f"Jump works with a FlowMap, and the model is a {type(eq.denoiser).__name__}: make one of it, "
-            "FlowMap.from_teacher(model), and train it, or take a solver such as Adams() or DPMSolverPP(). What a "
-            "wrapper such as Guided changes belongs into the training: give it to the loss as its teacher"
+            f"Jump asks a flow map where it leads, which the {type(model).__name__} around it does not change: hand "
+            "over the map itself. What the wrapper does belongs into the training, as the teacher of the loss, "
+            "Shortcut(Guided(model, 2)); bounds may be put on the samples, x.clamp(-1, 1). Solvers such as Adams() and "
+            "DPMSolverPP() take it as it is, for more evaluations"
         )
-    return cast(Any, eq.denoiser)
+    raise TypeError(
+        f"Jump works with a FlowMap, and the model is a {type(model).__name__}: make one of a Network, "
+        "FlowMap.from_teacher(model), and train it, or take a solver such as Adams() or DPMSolverPP()"
+    )

@@ -58,7 +58,7 @@ class Inpaint(Solver[GaussianReverseSDE, object]):
     passes: int = 1
 
     def __post_init__(self) -> None:
-        check_inner(self.inner, "Inpaint")
+        check_inner(self.inner, "Inpaint", hands_on=True)
         known: object = self.known
         mask: object = self.mask
         if not isinstance(known, Tensor) or not known.is_floating_point():
