@@ -23,9 +23,10 @@ from sde_diffusion import nets
 from sde_diffusion.data import scalings
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser import clocks, predict
-from sde_diffusion.denoiser.flow_map import FlowMap, Reach
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
+from sde_diffusion.denoiser.reach import Reach
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import code_of, file_of
@@ -172,7 +173,10 @@ def _put_together(net: nn.Module, sde: GaussianSDE, kind: Parametrisation, about
     config = getattr(net, "config", {})
     if not config.get("until", True):
         raise ValueError(f"it is a flow map, and its {type(net).__name__} is told one time alone, until=False")
-    return FlowMap(net, sde, kind, shape=about["shape"], reach=about["map"].get("reach"))
+    reach = about["map"].get("reach")
+    if isinstance(reach, list):
+        reach = [math.inf if level == "inf" else level for level in reach]
+    return FlowMap(net, sde, kind, shape=about["shape"], reach=reach)
 
 
 def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:
