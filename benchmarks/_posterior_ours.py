@@ -15,7 +15,7 @@ from _posterior_cells import Cell, Judge, Problem, problem
 from sde_diffusion import SDESampler
 from sde_diffusion.guidance import DPS, Matrix, Moments, Posterior, PseudoInverse, Rule
 from sde_diffusion.particles import ParticleSampler
-from sde_diffusion.solvers import SDEDPMSolverPP, Solver
+from sde_diffusion.solvers import DPMSolverPP, Solver
 
 PARTICLES = 1024
 PARTICLE_STEPS = 100
@@ -25,9 +25,9 @@ RULES: dict[str, tuple[Rule, int, Solver | None]] = {
     "PseudoInverse": (PseudoInverse(), 100, None),
     "Moments, 20": (Moments(), 20, None),
     "Moments, 100": (Moments(), 100, None),
-    "Moments, SDE": (Moments(), 100, SDEDPMSolverPP(2)),
+    "Moments, flow": (Moments(), 100, DPMSolverPP(2)),
 }
-"""Each with its evaluations, and its solver: None for the default one, of the probability flow."""
+"""Each with its evaluations, and its solver: None for the default one, which has noise."""
 OURS = [*RULES, "particles"]
 THEIRS = [f"azula {name}" for name in azula.WAYS]
 

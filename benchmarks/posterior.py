@@ -2,6 +2,7 @@
 
     python benchmarks/posterior.py                    # writes results/posterior.json and a picture
     python benchmarks/posterior.py --only evidence    # one part anew, the others kept
+    python benchmarks/posterior.py --methods "Moments, 20" "Moments, 100"  # some of the cells' anew, the others kept
     python benchmarks/posterior.py --quick            # one cell and a few problems, nothing written
 
 Four parts, every law in them known:
@@ -51,13 +52,13 @@ GUIDANCE = [
 DIGITS = [(0.5, 4, 512), (0.2, 4, 512)]
 
 
-def measure(part: str, *, quick: bool, theirs: list[str]) -> list[dict[str, Any]]:
-    """The rows of one part."""
+def measure(part: str, *, quick: bool, methods: list[str]) -> list[dict[str, Any]]:
+    """The rows of one part; those of the cells by some methods."""
     if part == "cells":
         cells = [(Cell(8, 2, 1.0), 1)] if quick else CELLS
         rows = []
         for cell, problems in cells:
-            rows.append(ours.measure(cell, [*ours.OURS, *theirs], problems, SAMPLES, _tell))
+            rows.append(ours.measure(cell, methods, problems, SAMPLES, _tell))
             print(report.cells_table(rows[-1:]), flush=True)
         return rows
     if part == "evidence":
@@ -69,6 +70,20 @@ def measure(part: str, *, quick: bool, theirs: list[str]) -> list[dict[str, Any]
     return [digits.measure(*row, digits.STEPS) for row in DIGITS]
 
 
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells with some methods measured anew, and of the others those that there are still."""
+    if [[row[k] for k in ("d", "d_y", "noise", "problems")] for row in old] != [
+        [row[k] for k in ("d", "d_y", "noise", "problems")] for row in new
+    ]:
+        raise ValueError("the cells are others than those of the results: measure all methods anew, --only cells")
+    known = (*ours.OURS, *ours.THEIRS)
+    return [
+        {**b, "methods": {m: found[m] for m in known if m in found}}
+        for a, b in zip(old, new, strict=True)
+        for found in [a["methods"] | b["methods"]]
+    ]
+
+
 def _tell(what: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {what}", flush=True)
 
@@ -77,20 +92,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one cell and a few problems; writes nothing")
     parser.add_argument("--only", choices=PARTS, help="the part to measure anew; the others are kept")
+    names = [*ours.OURS, *ours.THEIRS]
+    parser.add_argument("--methods", nargs="+", choices=names, help="of the cells, to measure anew; others are kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
     why = azula.missing()
     theirs = [] if why else ours.THEIRS
     if why:
+        if {*(given.methods or ())} & {*ours.THEIRS}:
+            parser.error(why)
         print(why)
     versions = {"torch": torch.__version__, "azula": None if why else azula.VERSION}
     print(f"{versions}, problem k of a cell and its samples have seed k")
     result: dict[str, Any] = {"command": "python benchmarks/posterior.py", **versions, "samples": SAMPLES}
+    if given.methods:
+        if given.only not in (None, "cells") or not RESULTS.exists():
+            parser.error("--methods are of the cells, whose others are kept: give no other part, and have results")
+        given.only = "cells"
     if given.only and RESULTS.exists() and not given.quick:
-        result |= {part: rows for part, rows in json.loads(RESULTS.read_text()).items() if part in PARTS}
+        old = json.loads(RESULTS.read_text())
+        result |= {part: rows for part, rows in old.items() if part in PARTS}
+        if given.only != "cells" or (given.methods and not {*given.methods} & {*ours.THEIRS}):
+            result["azula"] = old["azula"]  # whose columns are kept
     for part in [given.only] if given.only else PARTS:
         start = time.process_time()
-        result[part] = measure(part, quick=given.quick, theirs=theirs)
+        rows = measure(part, quick=given.quick, methods=given.methods or [*ours.OURS, *theirs])
+        result[part] = merged(result[part], rows) if given.methods and not given.quick else rows
         print(f"{part}: {time.process_time() - start:.0f} s of one core", flush=True)
     print(f"\n{report.tables(result)}\n")
     if given.quick:

@@ -190,6 +190,8 @@ CHAIN = DiscreteVPSDE.linear(10, scaled=False)
     (lambda: grids.uniform(VP, 0), V, "steps must be at least 1, got 0"),
     (lambda: grids.angle(VP, -3), V, "steps must be at least 1, got -3"),
     (lambda: grids.karras(VP, wrong(2.0)), T, "steps must be an integer, got 2.0"),
+    (lambda: grids.log_snr(VP, 5, 0.0), V, "most must be positive and finite, got 0.0"),
+    (lambda: grids.log_snr(VP, 5, 1e-3), V, "most must be above the noise level of t_min, 0.01"),
     (lambda: grids.log_snr(VP, True), T, "steps must be an integer, got True"),
     (
         lambda: seed_list([1, 2], 3),

@@ -288,8 +288,8 @@ def test_a_general_sde_starts_where_its_prior_is_known():
     (
         lambda: sampler(solver=DDIM(0.5)).encode(X),
         V,
-        "DDIM(eta=0.5, variance='posterior') is stochastic, so it has no inverse: encode with Heun(), RK4() or "
-        "DPMSolverPP()",
+        "DDIM(eta=0.5, variance='posterior') is stochastic, so it has no inverse: encode with solver=Heun(), RK4() "
+        "or DPMSolverPP()",
     ),
     (lambda: sampler(solver=Churn(Heun())).encode(X), V, "is stochastic, so it has no inverse"),
     (lambda: sampler().log_prob(X.long()), T, "x0 has dtype torch.int64"),

@@ -34,6 +34,7 @@ from sde_diffusion import (
 from sde_diffusion.denoiser.analytic import Gaussian, isotropic_mixture
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.predict import Parametrisation
+from sde_diffusion.guidance import DPS, Clipped, Mask, Moments, Posterior, Rule
 from sde_diffusion.nets import MLP
 from sde_diffusion.sampler.moments import misfit
 from sde_diffusion.sde.angle import balance
@@ -91,6 +92,35 @@ def test_guidance_bears_less(evaluations: int, order: int) -> None:
     sampler = SDESampler(VPSDE(), model, nfe=2 * evaluations)
     assert sampler.solver == Adams(order, "balanced", 1.4 * model.data_std)
     assert sampler.steps == evaluations - 1
+
+
+def measured(sde: GaussianSDE, rule: Rule | None = None) -> Posterior:
+    return Posterior(two_modes(sde), Mask(torch.tensor([True, False])), 0.2, rule or Moments())
+
+
+@pytest.mark.parametrize("sde", PROCESSES, ids=repr)
+def test_a_rule_of_a_posterior_gets_noise_in_steps_of_the_log_snr_once_they_are_short(sde: GaussianSDE) -> None:
+    model = measured(sde)
+    few, many = (SDESampler(sde, model, nfe=2 * n) for n in (14, 15))  # a pass and a product each
+    assert few.solver == Adams(3, "balanced", 1.4 * model.data_std)
+    assert many.solver == SDEDPMSolverPP(2)
+    assert many.steps == 14
+    lam = sde.half_log_snr(torch.tensor(many.times[1:], dtype=torch.float64)).diff()
+    torch.testing.assert_close(lam, lam.mean().expand_as(lam), rtol=1e-6, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bool(many.sample(2, seed=0, y=torch.tensor([0.5])).isfinite().all())
+
+
+def test_the_noise_of_a_rule_is_kept_by_wrappers_and_comes_later_for_one_that_shoots_over() -> None:
+    sde, dps = VPSDE(), measured(VPSDE(), DPS())
+    assert SDESampler(sde, Clipped(measured(sde), -2.0, 2.0)).solver == SDEDPMSolverPP(2)
+    assert SDESampler(FlowSDE(), measured(sde).on(FlowSDE())).solver == SDEDPMSolverPP(2)
+    assert [SDESampler(sde, dps, nfe=2 * n).solver == SDEDPMSolverPP(2) for n in (59, 60)] == [False, True]
+    with pytest.raises(ValueError, match=r"is stochastic, so it has no inverse: encode with solver=Heun\(\)"):
+        SDESampler(sde, measured(sde)).encode(torch.zeros(1, 2), y=torch.tensor([0.5]))
+    back = SDESampler(sde, measured(sde), solver=Heun()).encode(torch.zeros(1, 2), y=torch.tensor([0.5]))
+    assert bool(back.isfinite().all())
 
 
 @pytest.mark.parametrize("kind", [predict.noise, predict.score], ids=["noise", "score"])

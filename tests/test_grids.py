@@ -63,6 +63,16 @@ def test_log_snr_is_uniform_in_lambda(sde):
     close(lam, [lam[0].item() + i / 9 * (lam[-1] - lam[0]).item() for i in range(10)], 1e-9)
 
 
+@pytest.mark.parametrize("sde", [FlowSDE(), CosineSDE(t_max=1.0), VPSDE()], ids=repr)
+def test_log_snr_goes_to_a_level_at_once_and_is_uniform_from_there(sde):
+    times = grids.log_snr(sde, 9, most=50.0)
+    lam = torch.log(sde.alpha(times[1:]) / sde.sigma(times[1:]))
+    close(lam, [-math.log(50) + i / 8 * (lam[-1].item() + math.log(50)) for i in range(9)], 1e-7)
+    assert (times[0], times[-1]) == (sde.t_max, sde.t_min)
+    assert grids.log_snr(sde, 1, most=50.0).tolist() == [sde.t_max, sde.t_min]
+    assert torch.equal(grids.log_snr(VPSDE(), 9, most=1e6), grids.log_snr(VPSDE(), 9))
+
+
 @pytest.mark.parametrize("power", [1.5, 1.0])
 @pytest.mark.parametrize("c", [1.0, 0.3])
 @pytest.mark.parametrize("sde", [FlowSDE(), EDMSDE(), CosineSDE(t_max=1.0)], ids=repr)

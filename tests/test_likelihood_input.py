@@ -376,7 +376,7 @@ def test_rows_that_use_up_their_evaluations_are_flagged():
 
 # ------------------------------------------------------------------------------------------------------------- refusals
 
-STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic: use DormandPrince()"
+STOCHASTIC = "log_prob follows an ODE, but EulerMaruyama(eta=1.0) is stochastic: use solver=DormandPrince()"
 
 
 @refuses(

@@ -27,7 +27,7 @@ from sde_diffusion.denoiser.prediction import Prediction, held
 from sde_diffusion.sde.base import GaussianSDE, check_process
 from sde_diffusion.sde.level import Level, Scalar
 
-KEPT = ("shape", "cost", "vjps", "even", "data_std", "kind", "clock", "regular", "per_sample")
+KEPT = ("shape", "cost", "vjps", "even", "data_std", "kind", "clock", "regular", "per_sample", "noise_from")
 """What a `Wrapper` keeps of the model inside, besides its process and its levels."""
 
 
@@ -51,6 +51,8 @@ class Denoiser(nn.Module, ABC):
         per_sample: Names of the conditions that have one row per sample, all others being shared; None if the model
             does not say, see `conditions`.
         kind: What the network answers; None for a model that is no network.
+        noise_from: From how many evaluations on noise in the steps makes up for some of the error of the answers, such
+            as those of a rule for a posterior, so that the default solver has noise; None where it does not.
     """
 
     sde: GaussianSDE
@@ -64,6 +66,7 @@ class Denoiser(nn.Module, ABC):
     regular: bool = True
     per_sample: tuple[str, ...] | None = None
     kind: Parametrisation | None = None
+    noise_from: int | None = None
     _suited: DenoisingScoreMatching | None = None
 
     @property

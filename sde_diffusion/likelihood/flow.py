@@ -112,7 +112,7 @@ def check_solver(solver: Solver, what: str) -> tuple[Solver, float | None]:
     facts = facts_of(inner)
     if facts.stochastic:
         raise TypeError(
-            f"{what} follows an ODE, but {solver!r} is stochastic: use DormandPrince(), RK4() or Torchdiffeq()"
+            f"{what} follows an ODE, but {solver!r} is stochastic: use solver=DormandPrince(), Heun() or RK4()"
         )
     if facts.evaluations == 0:
         raise TypeError(

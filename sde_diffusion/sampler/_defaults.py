@@ -20,9 +20,10 @@ from sde_diffusion.denoiser.reach import times_of_reach
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._layout import angle_grid
 from sde_diffusion.sde import grids
+from sde_diffusion.sde.angle import MUCH_NOISE
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.grids import Grid
-from sde_diffusion.solvers import Adams, EulerMaruyama, Jump, UniPC
+from sde_diffusion.solvers import Adams, EulerMaruyama, Jump, SDEDPMSolverPP, UniPC
 from sde_diffusion.solvers.base import Solver
 from sde_diffusion.solvers.jump import Carries
 
@@ -40,7 +41,8 @@ def default_solver(
 
     Chosen by `benchmarks/select_defaults.py`. An order is what a budget bears: a guided model, which costs two passes
     or more, bears less. A network of the noise or the score is as many times as wrong in the data as there is more
-    noise than data, so that the log-SNR counts for it; and with many evaluations for every network.
+    noise than data, so that the log-SNR counts for it; and with many evaluations for every network. A rule that is
+    approximate gets noise, in steps of the log-SNR so that it meets all scales, once these are short enough for it.
 
     Args:
         problem: What is solved.
@@ -63,6 +65,8 @@ def default_solver(
     else:
         given = not callable(grid) and hasattr(grid, "__len__") and getattr(grid, "ndim", 1) > 0
         evaluations = len(cast("Sequence[float]", grid)) - 1 + jump if given else DEFAULT_STEPS + jump
+    if _takes_noise(problem, evaluations):
+        return SDEDPMSolverPP(2), _in_log_snr(problem.sde, problem.data_std)
     c = WIDER * problem.data_std
     end: dict[str, Any] = {"data_std": c} if jump else {"data_std": c, "closed": True}
     if _is_network(problem) and _has_log_snr(problem.sde):
@@ -140,6 +144,19 @@ def default_grid(problem: Problem, solver: Solver, *, jump: bool, named: bool = 
     if not (jump and solver.reaches_zero):
         options["closed"] = True
     return partial(grids.balanced, **options)
+
+
+def _takes_noise(problem: Problem, evaluations: int) -> bool:
+    """Whether the model is better solved with noise, by that many evaluations."""
+    least = problem.model.noise_from if isinstance(problem.model, Denoiser) else None
+    return least is not None and evaluations >= least
+
+
+def _in_log_snr(sde: GaussianSDE, data_std: float) -> Grid | None:
+    """Steps in the log-SNR from where some data are left on; None where the process goes down to no noise at all."""
+    if _has_log_snr(sde):
+        return grids.log_snr
+    return partial(grids.log_snr, most=math.exp(MUCH_NOISE) * data_std) if math.isfinite(sde.ends()[1]) else None
 
 
 def _is_network(problem: Problem) -> bool:

@@ -48,6 +48,7 @@ class SDESampler:
             in evaluation mode in every solve, and in their own again after it.
         solver: By default chosen for the budget, the process and the model, and shown by `repr`: `Adams` in
             `"balanced"` of order 2 to 4, or `UniPC` for networks that answer the noise or are asked often;
+            `SDEDPMSolverPP(2)` for a rule of a posterior, by its `noise_from`;
             `EulerMaruyama()` on a general SDE. The rule is in the docs, "Choosing a solver".
         steps: Solver steps, at most 10^6; by default the `facts.default_steps` of the solver: 30 for most, 1000 for
             Euler-Maruyama and Langevin dynamics, 1 for a solver that makes its own.
@@ -372,7 +373,8 @@ class SDESampler:
         check_flag(grad, "grad")
         if self._stochastic:
             raise ValueError(
-                f"{self.solver!r} is stochastic, so it has no inverse: encode with Heun(), RK4() or DPMSolverPP()"
+                f"{self.solver!r} is stochastic, so it has no inverse: encode with solver=Heun(), RK4() or "
+                "DPMSolverPP()"
             )
         eq = self.problem.equation(Conditions.of(self.model, cond, len(x0)).whole)
         times = self._whole[::-1]

@@ -64,17 +64,31 @@ def karras(sde: SDE, steps: int, rho: float = 7.0) -> Tensor:
     return _at(sde, -rho * torch.log(b + u * (a - b)))
 
 
-def log_snr(sde: SDE, steps: int) -> Tensor:
+def log_snr(sde: SDE, steps: int, most: float = math.inf) -> Tensor:
     r"""Uniform in $\lambda = \log(\alpha/\sigma)$: the grid of the DPM-Solver family.
 
+    Args:
+        sde: A Gaussian SDE.
+        steps: $N$.
+        most: The noise level $S = \sigma/\alpha$ that the first step goes to at once, where `t_max` has more; infinite
+            for all steps alike.
+
     Raises:
-        ValueError: $\lambda$ is infinite at `t_max`.
+        ValueError: $\lambda$ is infinite at `t_max` and `most` is, too; or `most` is not above the noise of `t_min`.
 
     References:
         Lu et al., DPM-Solver, 2022 (Appendix D.4).
     """
-    high, low = _ends(sde, "log_snr")
-    return _at(sde, torch.linspace(low, high, check_count(steps, "steps") + 1, dtype=torch.float64, device="cpu"))
+    n = check_count(steps, "steps")
+    low, high = _gaussian(sde, "log_snr").ends()
+    if check_real(most, "most") == math.inf or high == math.inf:
+        high, low = _ends(sde, "log_snr")
+    elif not -high < math.log(check_positive(most, "most")):
+        raise ValueError(f"most must be above the noise level of t_min, {math.exp(-high):.4g} here, got {most!r}")
+    elif low < -math.log(most):  # once for `t_max`
+        lam = torch.linspace(-math.log(most), high, n, dtype=torch.float64, device="cpu")
+        return _at(sde, torch.cat([lam[:1], lam]))
+    return _at(sde, torch.linspace(low, high, n + 1, dtype=torch.float64, device="cpu"))
 
 
 def angle(sde: SDE, steps: int, power: float = 1.5, data_std: float = 1.0) -> Tensor:

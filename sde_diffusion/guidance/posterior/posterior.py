@@ -29,8 +29,9 @@ class Posterior(Twisted):
 
     What was measured is a condition: `y` of the shape of one measurement for all samples, or with a row for each. The
     rule says what is put in the place of $p(y \mid x_t)$: the samples are as far from the posterior as that is wrong,
-    with every solver and however many steps, and 20 evaluations show it. A `ParticleSampler` corrects it. On Gaussian
-    data `Moments`, the default, is exact.
+    however many steps, and 20 evaluations show it. Noise in the steps makes up for some of it, so that the default
+    solver has noise; to encode, or for a density of the samples, name one without, such as `Heun()`. A
+    `ParticleSampler` corrects it. On Gaussian data `Moments`, the default, is exact.
 
     With nothing measured, a mask that keeps nothing, the model inside is asked and nothing else.
 
@@ -75,6 +76,7 @@ class Posterior(Twisted):
         if self.silent:
             self.kind = model.kind  # whose answers they are
             return
+        self.noise_from = max(rule.noise_from, model.noise_from or 0)
         self.vjps = model.vjps + model.cost * rule.products(self.likelihood.size)
         self.twistless = rule.twistless(self.likelihood)
         found = spectrum(self.likelihood, like) if rule.isotropic else None

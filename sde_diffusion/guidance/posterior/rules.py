@@ -34,10 +34,12 @@ class Rule(ABC):
     Attributes:
         graph: Whether it differentiates the model.
         isotropic: Whether it needs the `Spectrum` of the measurement.
+        noise_from: See `Denoiser`: the evaluations from which on a solve with noise comes closer to the posterior.
     """
 
     graph: bool = True
     isotropic: bool = False
+    noise_from: int = 15
 
     @abstractmethod
     def products(self, d: int) -> int:
@@ -209,6 +211,7 @@ class DPS(Rule):
     """
 
     zeta: float = 1.0
+    noise_from = 60  # where it shoots over, longer steps with noise leave the data
 
     def __post_init__(self) -> None:
         check_positive(self.zeta, "zeta")
