@@ -200,12 +200,13 @@ class Gaussian(GaussianMixture):
             sde, torch.ones(1, dtype=mean.dtype, device="cpu"), mean[None], spread[None] if spread.ndim else spread
         )
 
-    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
-        r"""The probability flow from `t` to `s`, exactly.
+    def flow(self, x: Tensor, t: float, s: float | None) -> Tensor:
+        r"""The probability flow from `t` to `s`, exactly; None for the data, where $\sigma = 0$ and $\alpha = 1$.
 
         $$ x_s = \alpha_s\mu + M_sM_t^{-1}(x_t - \alpha_t\mu), \quad M = (\alpha^2C + \sigma^2I)^{1/2} $$
         """
-        a, b = self.sde.levels([t, s])
+        a = self.sde.levels([t])[0]
+        b = Level(0.0, 1.0, 0.0) if s is None else self.sde.levels([s])[0]
         _, centred, before, _, _ = self._parts(x, a)
         after = b.alpha**2 * self.spread + b.sigma**2
         moved = self._back((after / before).sqrt() * centred, x.new_ones(len(x), 1))

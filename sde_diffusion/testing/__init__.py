@@ -19,6 +19,7 @@ from sde_diffusion.testing._likelihood import check_likelihood
 from sde_diffusion.testing._picture import Curve
 from sde_diffusion.testing._sde import check_sde
 from sde_diffusion.testing._solver import check_solver
+from sde_diffusion.testing.maps import check_flow_map
 from sde_diffusion.testing.posterior import Calibration, check_posterior, coverage, ranks, tarp
 from sde_diffusion.testing.report import ConformanceError, Entry, Report
 
@@ -29,6 +30,7 @@ __all__ = [
     "Entry",
     "Report",
     "check_denoiser",
+    "check_flow_map",
     "check_likelihood",
     "check_posterior",
     "check_sde",
