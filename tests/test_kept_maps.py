@@ -169,7 +169,9 @@ def test_a_distillation_goes_on_with_the_same_teacher_objective_and_reach_alone(
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
     again: Any = {"out": tmp_path, "steps": 2, "resume": True}
-    with pytest.raises(ValueError, match=r"loss is Shortcut\(teacher=Network \w+, diagonal=0.25\), but .* begun with"):
+    with pytest.raises(
+        ValueError, match=r"loss is Shortcut\(teacher=Network \w+, diagonal=0.25, drop=None\), but .* begun with"
+    ):
         run(small(), other, **again)
     with pytest.raises(ValueError, match=r"loss is Trajectory\(.*steps=2\), but the run in .* begun with Shortcut"):
         run(small(), loss=Trajectory(TEACHER), **again)

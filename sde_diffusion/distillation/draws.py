@@ -7,11 +7,13 @@ Gaussian process. Times from noise to data fall, $u \ge r \ge s$.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._tensors import as_float64, rows
+from sde_diffusion._tensors import as_float64
+from sde_diffusion._tensors import rows as flat
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.flow_map import FlowMap, angular, angular_weights
@@ -73,6 +75,26 @@ def pairs(n: int, low: float, high: float, generator: torch.Generator | None) ->
     return torch.where(which[0] < AT_PRIOR, high, u), torch.where(which[1] < AT_DATA, 0.0, s)
 
 
+def neighbours(n: int, reach: tuple[float, ...], c: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Angles of noise levels to start from, `(n,)`, each drawn as often, and of those that follow them."""
+    u = torch.atan(as_float64(reach) / c)
+    k = torch.randint(len(reach) - 1, (n,), generator=generator, device="cpu")
+    return u[k], u[k + 1]
+
+
+def drawn(model: FlowMap, n: int, still: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Angles from and to which a map is to carry, `(n,)` each, by its reach; the first rows, `still`, stay."""
+    low, high = angles(model.sde, model.data_std)
+    u, s = pairs(n, low, high, generator)
+    stays = torch.arange(n, device="cpu") < still
+    if isinstance(model.reach, tuple):
+        a, b = neighbours(n, model.reach, model.data_std, generator)
+        u, s = torch.where(stays, u, a.clamp(low, high)), b
+    if model.reach == "data":
+        s = torch.zeros_like(s)
+    return u, torch.where(stays, u, s)
+
+
 class Batch:
     """The states of one batch of data, from which the maps to be compared start.
 
@@ -82,48 +104,74 @@ class Batch:
         given: Their conditions.
         generator: The source of angles and noise, on the CPU.
         still: How many rows, the first ones, end where they start: there the map is a denoiser.
+        teacher: The model whose flow is learnt; None for the data alone.
+        done: Share of the steps of the run that were taken.
 
     Attributes:
-        start, end: Where each row starts and is carried to.
-        x: The states, shape `(B, *)`.
-        eps: The noise in them.
+        start, end: Where each of the other rows starts, and to where it is carried.
+        x: The states of those rows, shape `(n, *)`.
+        cond: Their conditions.
     """
 
     def __init__(
-        self, model: FlowMap, x0: Tensor, given: Conditions, generator: torch.Generator | None, still: int
+        self,
+        model: FlowMap,
+        x0: Tensor,
+        given: Conditions,
+        generator: torch.Generator | None,
+        still: int,
+        teacher: Denoiser | None,
+        done: float = 1.0,
     ) -> None:
-        self.model, self.x0, self.given, self.generator, self.still = model, x0, given, generator, still
-        u, s = pairs(len(x0), *angles(model.sde, model.data_std), generator)
-        s = torch.where(torch.arange(len(x0), device="cpu") < still, u, s)
-        self.start, self.end = Place.of(model, u, x0), Place.of(model, s, x0)
+        self.model, self.given, self.generator, self.teacher, self.done = model, given, generator, teacher, done
+        u, s = drawn(model, len(x0), still, generator)
         self.eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device="cpu").to(x0.device)
-        self.x = self.start.at.alpha * x0 + self.start.at.sigma * self.eps
-        self.rows = slice(still, len(x0))
+        self.x0, self.still, self.moved = x0, slice(still), slice(still, len(x0))
+        self.all, self.till = Place.of(model, u, x0), Place.of(model, s, x0)
+        self.states = self.all.at.alpha * x0 + self.all.at.sigma * self.eps
+        self.start, self.end, self.x = self.all.rows(self.moved), self.till.rows(self.moved), self.states[self.moved]
+        self.cond = given.part(self.moved)
+
+    def at(self, u: Tensor) -> Place:
+        """The place of angles on the way, `(n,)`, moved into the range of the process."""
+        return Place.of(self.model, u.clamp(*angles(self.model.sde, self.model.data_std)), self.x)
 
     def between(self) -> Place:
         """A place on the way of each row that is carried, uniform in the angle."""
-        u, s = self.start.u[self.rows], self.end.u[self.rows]
-        w = torch.rand(len(u), generator=self.generator, dtype=torch.float64, device="cpu")
-        return Place.of(self.model, s + (u - s) * w, self.x[self.rows])
+        u, s = self.start.u, self.end.u
+        return self.at(s + (u - s) * torch.rand(len(u), generator=self.generator, dtype=torch.float64, device="cpu"))
 
-    def velocity(self, teacher: Denoiser | None) -> Tensor:
-        r"""The velocity in the angle of the rows that stay, by a teacher; or of their data and noise themselves."""
-        here, rows = self.start.rows(slice(self.still)), slice(self.still)
-        if teacher is None:
-            p = Prediction(lambda: self.x0[rows], lambda: self.eps[rows])
-            return angular(p, self.model.angle(here.at), self.model.data_std)
-        return self.of_teacher(teacher, self.x[rows], here, rows)
+    def column(self, value: Tensor) -> Tensor:
+        """Numbers, one for each row that is carried, as a tensor that broadcasts against the states."""
+        return value.to(self.x).reshape(-1, *[1] * (self.x.ndim - 1))
 
-    def of_teacher(self, teacher: Denoiser, x: Tensor, here: Place, rows: slice) -> Tensor:
-        """The velocity in the angle of a teacher at states of some rows."""
-        p = teacher.predict(x, here.at, **self.given.part(rows))
+    def slope(self, y: Tensor, here: Place) -> Tensor:
+        """The velocity in the angle of the teacher at normalised states $y$ of the rows that are carried."""
+        return self._of_teacher(y * self.model.radius(here.at), here, self.cond)
+
+    def velocity(self, rows: slice) -> Tensor:
+        """The velocity in the angle where rows start: of the teacher, or that of their own data and noise."""
+        here = self.all.rows(rows)
+        if self.teacher is not None:
+            return self._of_teacher(self.states[rows], here, self.given.part(rows))
+        p = Prediction(lambda: self.x0[rows], lambda: self.eps[rows])
+        return angular(p, self.model.angle(here.at), self.model.data_std)
+
+    def _of_teacher(self, x: Tensor, here: Place, cond: dict[str, Any]) -> Tensor:
+        p = cast(Denoiser, self.teacher).predict(x, here.at, **cond)
         return angular(p, self.model.angle(here.at), self.model.data_std).to(x)
 
-    def loss(self, target: Tensor) -> Tensor:
-        r"""The square error of $G$ from the start to the end of each row, averaged; with the graph of the model."""
-        g = self.model.average(self.x, self.start.at, self.end.at, **self.given.whole)
-        error = rows((g - target).square()).mean(1)
-        return (error / gain2(self.model, self.start.at).reshape(-1).to(error)).mean()
+    def loss(self, moved: Tensor) -> Tensor:
+        """The weighed square error of $G$, averaged, with the graph of the model.
+
+        Args:
+            moved: What $G$ is to be on the rows that are carried.
+        """
+        with torch.no_grad():
+            target = torch.cat([self.velocity(self.still), moved]) if self.still.stop else moved
+        g = self.model.average(self.states, self.all.at, self.till.at, **self.given.whole)
+        error = flat((g - target).square()).mean(1)
+        return (error / gain2(self.model, self.all.at).reshape(-1).to(error)).mean()
 
 
 def gain2(model: FlowMap, at: Level) -> Tensor:

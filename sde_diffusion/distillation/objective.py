@@ -1,34 +1,51 @@
-"""What objectives of flow maps share: a look at what they are called with, and who may be a teacher."""
+"""What objectives of flow maps share: who may be map and teacher, what is left out, and the one pass with a graph."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_real
-from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.base import Denoiser, Wrapper
+from sde_diffusion.denoiser.conditions import Conditions, merged
 from sde_diffusion.denoiser.flow_map import FlowMap
-from sde_diffusion.denoiser.modules import Evaluation, modules_behind
+from sde_diffusion.denoiser.modules import Evaluation, home, modules_behind
 from sde_diffusion.denoiser.objectives.regressed import check_call
 from sde_diffusion.distillation.draws import Batch
+from sde_diffusion.guidance.classifier_free import SIZES, Guided
+
+DROP = 0.1
+"""How often a condition is left out that the network was trained to do without."""
+SCALES = 1.1
+"""Factor between the scales of the data of map and teacher from which they do not fit."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MapObjective(ABC):
-    """An objective of a flow map: a subclass writes `target`, what $G$ is to be on each row.
+    """An objective of a flow map: a subclass writes `target`, what $G$ is to be on each row that is carried.
+
+    Map and teacher are in evaluation mode, without dropout, and without what a network drops of its conditions by
+    itself: for the jump without a condition it would learn the mean of the jumps under all of them, which is another.
+    Instead conditions are left out here, of whole batches, for map and teacher alike; of a teacher that is `Guided`,
+    what is inside is the teacher then. Single entries of a context are left out where they are NaN in the data alone.
 
     Args:
-        teacher: The model whose flow is learnt, a `Denoiser` of the same process; None to learn from the data alone.
+        teacher: The model whose flow is learnt, a `Denoiser` of the same process; None to learn from the data alone. It
+            is moved to the device of the data.
         diagonal: Share of the rows on which the map learns to be a denoiser.
+        drop: Probability that a condition is left out; by default 0.1 for those that a network of ours was trained to
+            do without, `label_drop` and its like, and 0 for those of any other.
     """
 
     teacher: Denoiser | None = None
     diagonal: float = 0.25
+    drop: float | None = None
+    reaches: ClassVar[tuple[str, ...]] = ("any", "data", "levels")
 
     def __post_init__(self) -> None:
         if self.teacher is not None and not isinstance(self.teacher, Denoiser):
@@ -37,50 +54,105 @@ class MapObjective(ABC):
             )
         if not 0 <= check_real(self.diagonal, "diagonal") < 1:
             raise ValueError(f"diagonal is a share of the rows, at least 0 and below 1, got {self.diagonal!r}")
+        if self.drop is not None and not 0 <= check_real(self.drop, "drop") < 1:
+            raise ValueError(f"drop is a probability, at least 0 and below 1, got {self.drop!r}")
 
-    def __call__(self, model: FlowMap, x0: Tensor, *, generator: torch.Generator | None = None, **cond: Any) -> Tensor:
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.teacher is not None:
+            given["teacher"] = type(self.teacher).__name__
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in given.items())})"
+
+    def __call__(
+        self, model: FlowMap, x0: Tensor, *, generator: torch.Generator | None = None, done: float = 1.0, **cond: Any
+    ) -> Tensor:
         """The loss of a map on one batch, a scalar.
 
         Args:
             model: The `FlowMap` that is trained.
             x0: Data, shape `(B, *)`.
-            generator: The source of angles and noise, on the CPU.
+            generator: The source of angles, noise and what is left out, on the CPU; None for torch's global random
+                state.
+            done: Share of the steps of the run that were taken, for an objective that changes with it.
             **cond: Conditions, handed to map and teacher by name.
 
         Raises:
             TypeError: A model that is no `FlowMap`; integer or half-precision data.
-            ValueError: Empty or non-finite data, or of a wrong shape; a teacher of another process or scale of the
-                data, or in training mode; no generator.
+            ValueError: Empty or non-finite data, or of a wrong shape; a batch too small to share out; a teacher of
+                another process or scale of the data, or in training mode; a map of another reach than is trained here.
         """
-        check_map(model, self.teacher)
+        check_map(model, self)
         check_call(model, x0, generator, "mean")
-        given = Conditions.of(model, cond, len(x0))
-        batch = Batch(model, x0, given, generator, round(self.diagonal * len(x0)))
-        with torch.no_grad(), Evaluation(model):
-            moved = self.target(batch)
-            target = torch.cat([batch.velocity(self.teacher), moved]) if batch.still else moved
-        return batch.loss(target)
+        cond = merged(cond)
+        kept = {name: value for name, value in cond.items() if not _leaves_out(self._drop(model, name), generator)}
+        teacher = self.teacher
+        if teacher is not None:
+            teacher = teacher if len(kept) == len(cond) else unguided(teacher)
+            if home(teacher)[1] != x0.device:
+                teacher.to(x0.device)
+        given, still = Conditions.of(model, kept, len(x0)), round(self.diagonal * len(x0))
+        if still == len(x0):
+            raise ValueError(f"diagonal={self.diagonal} of {len(x0)} rows leaves none to be carried: a larger batch")
+        with Evaluation(model):
+            with torch.no_grad():
+                batch = Batch(model, x0, given, generator, still, teacher, done)
+                target = self.target(batch)
+            return batch.loss(target)
 
     @abstractmethod
     def target(self, batch: Batch) -> Tensor:
-        """What $G$ is to be on `batch.rows`, shape `(n, *)`; called without gradients."""
+        """What $G$ is to be from `batch.start` to `batch.end` at `batch.x`, shape `(n, *)`; without gradients."""
+
+    def _drop(self, model: FlowMap, name: str) -> float:
+        """How often a condition is left out."""
+        if self.drop is not None:
+            return self.drop
+        built: Mapping[str, Any] = model.built_with()
+        return DROP if name in SIZES and built.get(f"{name}_drop") else 0.0
 
 
-def check_map(model: object, teacher: Denoiser | None) -> None:
-    """Raises unless a flow map can learn of a teacher."""
+def _leaves_out(probability: float, generator: torch.Generator | None) -> bool:
+    return probability > 0 and float(torch.rand((), generator=generator, device="cpu")) < probability
+
+
+def unguided(model: Denoiser) -> Denoiser:
+    """A model without classifier-free guidance, which has nothing to guide by where a condition is left out."""
+    if isinstance(model, Guided):
+        return unguided(model.inner)
+    return model._around(unguided) if isinstance(model, Wrapper) else model
+
+
+def check_map(model: object, objective: MapObjective) -> None:
+    """Raises unless a flow map can be trained by an objective."""
+    name = type(objective).__name__
     if not isinstance(model, FlowMap):
         raise TypeError(
-            f"this objective trains a FlowMap, got {type(model).__name__}: FlowMap.from_teacher(model), or a fresh "
-            "one, FlowMap(MLP(2, until=True), sde, predict.edm)"
+            f"{name} trains a FlowMap, got {type(model).__name__}: FlowMap.from_teacher(model), or a fresh one, "
+            "FlowMap(MLP(2, until=True), sde, predict.edm)"
         )
-    if teacher is None:
-        return
+    reach = model.reach if isinstance(model.reach, str) else "levels"
+    if reach not in objective.reaches:
+        wanted = " or ".join(
+            "falling noise levels, reach=(80.0, 1.0, 0.0)" if word == "levels" else f"reach={word!r}"
+            for word in objective.reaches
+        )
+        raise ValueError(
+            f"{name} trains maps of {wanted}, and this one has reach={model.reach!r}: make it so, "
+            "FlowMap.from_teacher(model, reach=...), or take another objective"
+        )
+    if objective.teacher is not None:
+        check_teacher(objective.teacher, model)
+
+
+def check_teacher(teacher: Denoiser, model: FlowMap) -> None:
+    """Raises unless a flow map can learn of a teacher."""
     if teacher.sde != model.sde:
         raise ValueError(
             f"the teacher is a model of {teacher.sde!r} and the map of {model.sde!r}: see the teacher through the "
             "process of the map, teacher.on(map.sde)"
         )
-    if teacher.data_std != model.data_std:
+    low, high = sorted((teacher.data_std, model.data_std))
+    if high > SCALES * low:
         raise ValueError(
             f"the teacher takes the data to have standard deviation {teacher.data_std:g}, the map {model.data_std:g}: "
             "they must agree, in predict.EDM(data_std) for instance"
