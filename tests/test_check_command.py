@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from beside import SLOW
+from nearby import SLOW
 from sde_diffusion import EDMSDE, Network, VPSDE
 from sde_diffusion.solvers import Facts, RungeKutta, Solver
 
@@ -59,10 +59,10 @@ def call(*words: object) -> int:
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("mine", "beside"):
+    for name in ("mine", "nearby"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "beside.py").write_text("SLOW = 2\n")
+    (tmp_path / "nearby.py").write_text("SLOW = 2\n")
     return tmp_path / "mine.py"
 
 

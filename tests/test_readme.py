@@ -17,7 +17,7 @@ from sde_diffusion.sde import schedules
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("error::sde_diffusion.SamplingWarning")  # what we show must fit
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BASES = {"Inpaint", "Solver", "Multistep", "RungeKutta", "Adaptive", "EmbeddedRungeKutta"}
+BASES = {"Inpaint", "Jump", "Solver", "Multistep", "RungeKutta", "Adaptive", "EmbeddedRungeKutta"}
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 

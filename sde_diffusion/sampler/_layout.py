@@ -73,7 +73,11 @@ def lay_out(
             steps = _steps_for(nfe, solver, problem.price, problem.price if jump else 0, least)
         elif steps is None:
             steps = int(sde.t_max) if grid is grids.integers else solver.facts.default_steps
-        times = [sde.t_max] if steps == least == 0 else times_of(grid, sde, check_step_count(steps))
+        times = (
+            [sde.t_max]
+            if least == 0 and type(steps) is int and steps == 0
+            else times_of(grid, sde, check_step_count(steps))
+        )
     if times[0] < times[-1]:
         raise ValueError("a sampling grid falls from noise to data: reverse it (encode turns it round by itself)")
     return times
