@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,12 +68,16 @@ def label(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+SLOW = {"likelihood", "training", "inverse-problems"}
 BLOCKS = {path: blocks(path.read_text(encoding="utf-8")) for path in PAGES}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in PAGES if any(b.language == "python" for b in BLOCKS[path])], ids=label
-)
+def page(path: Path) -> Any:
+    """A page as a parameter, slow where its code trains or weighs for seconds."""
+    return pytest.param(path, id=label(path), marks=[pytest.mark.slow] * (path.stem in SLOW))
+
+
+@pytest.mark.parametrize("path", [page(path) for path in PAGES if any(b.language == "python" for b in BLOCKS[path])])
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")

@@ -202,6 +202,7 @@ def test_d4_no_grid_repeats_a_level_at_any_number_of_steps(sde: GaussianSDE) -> 
     zoo.mostly_slow(MULTISTEP, 4),
     ids=zoo.name,
 )
+@pytest.mark.slow
 def test_d4_multistep_solvers_are_finite_on_the_karras_levels_at_every_number_of_steps(solver: Solver) -> None:
     sde = DiscreteVPSDE.linear(1000)
     model = Network(lambda x, t: torch.tanh(x), sde, shape=(2,))

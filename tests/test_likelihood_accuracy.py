@@ -195,6 +195,7 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.slow
 def test_the_density_of_an_untrained_network_integrates_to_one(d):
     """Whatever the network, mass is conserved; scale 0.6 and no symmetry, so that a missing Jacobian would show."""
     sde = FlowSDE(t_min=0.02)

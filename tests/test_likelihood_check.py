@@ -89,6 +89,7 @@ def test_far_from_the_origin_a_flow_without_slope_is_no_failure(dtype):
 
 
 @pytest.mark.parametrize("std", [pytest.param(0.03, marks=pytest.mark.slow), 0.1])
+@pytest.mark.slow
 def test_the_grid_is_refined_until_narrow_components_are_resolved(std):
     report = check_likelihood(SDESampler(VP, isotropic_mixture(VP, [[1, 0], [-1, 0.5], [0, -1]], std)), n=16)
     print(report)

@@ -529,6 +529,7 @@ def test_the_check_passes_what_is_sound(d):
     assert len(report.entries) == (7 if d < 3 else 5)
 
 
+@pytest.mark.slow
 def test_the_check_takes_data_and_judges_their_latents():
     good = mixture(2, 3, low=0.2)
     sampler = SDESampler(VP, good)

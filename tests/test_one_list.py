@@ -152,6 +152,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_both_are_choices_of_the_command_line_and_work_there(found: dict[str, Any]) -> None:
     assert found["choices"] == [True, True]
     assert (found["train"], found["sample"], found["samples"]) == (0, 0, [5, 2])

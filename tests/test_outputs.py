@@ -401,6 +401,7 @@ def test_what_an_encoding_cannot_say_is_said_in_backslashes():
     [">&- 2>&- <&-"]
     + [pytest.param(r, marks=pytest.mark.slow) for r in ("2>&1 | true", "2>&-", ">&-", "2>/dev/full", ">/dev/full")],
 )
+@pytest.mark.slow
 def test_a_process_whose_streams_are_closed_full_or_unread_ends_well(redirection, place, tmp_path):
     words = " ".join(map(str, commands_to(place, tmp_path / "out")["sample"]))
     script = f"{sys.executable} -m sde_diffusion.cli {words} {redirection}; exit ${{PIPESTATUS[0]}}"
@@ -434,6 +435,7 @@ def test_a_command_leaves_the_signals_of_its_caller_as_they_were(place, tmp_path
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_saves_what_it_has(place, tmp_path):
     words = [sys.executable, "-m", "sde_diffusion.cli", "train", "--data", str(place / "x.npy"), "--width", "8"]
     out = tmp_path / "ended"

@@ -395,6 +395,7 @@ def test_one_path_gives_close_pictures_at_20_and_at_40_steps_with_every_stochast
     assert float(close) < 0.3 * float(far)
 
 
+@pytest.mark.slow
 def test_solvers_of_the_reverse_sde_tend_to_one_picture_on_one_path() -> None:
     sde = VPSDE()
     model = mixture(sde)

@@ -763,6 +763,7 @@ class Downwards(Heun):
         return super().step(eq, x, t, s, state, noise)
 
 
+@pytest.mark.slow
 def test_a_wrong_step_up_in_time_fails_and_a_refused_one_does_not() -> None:
     assert failed(check_solver(ShortUpwards(), VPSDE())) == "order up in time on a gaussian, VPSDE"
     assert failed(check_solver(ShortUpwardsPair(), VPSDE())) == "error up in time on a gaussian, in tolerances, VPSDE"
