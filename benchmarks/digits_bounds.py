@@ -38,7 +38,8 @@ def main() -> None:
     loaded = load_checkpoint(arguments.checkpoint)
     images = data.digits("test", seed=0).images[: 4 if arguments.quick else arguments.images]
     z = loaded.scaling.apply(images)
-    width, d = data.BIN_WIDTH / float(loaded.std), z[0].numel()
+    d = z[0].numel()
+    width = data.BIN_WIDTH * math.exp(float(loaded.scaling.log_jacobian(images[:1])) / d)
     half = width / 2
 
     sampler = SDESampler(loaded.model.sde, loaded.model)

@@ -45,6 +45,7 @@ class LogDensityODE(ODE):
         failed: Mask `(B,)` of the rows whose velocity was not finite.
         where: Time at which that was, `(B,)`.
         when: Evaluations until then, `(B,)`.
+        readings: Where a list, gets of each evaluation the square of the velocity and the divergence, `(B, 2)`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LogDensityODE(ODE):
         self.failed: Tensor | None = None
         self.where: Tensor | None = None
         self.when: Tensor | None = None
+        self.readings: list[Tensor] | None = None
 
     def start(self, x: Tensor) -> Tensor:
         """The state with its integrals at zero."""
@@ -99,6 +101,9 @@ class LogDensityODE(ODE):
         out = torch.where(failed[:, None], torch.zeros_like(out), out)
         if self.first is None:
             self.first = out
+        if self.readings is not None:
+            square = out[:, : self.d].square().sum(1)
+            self.readings.append(torch.stack([square, self.trace.estimate(out[:, self.d :])], dim=1).detach())
         return out
 
     def stuck(self, stuck: Tensor, t: Tensor) -> None:

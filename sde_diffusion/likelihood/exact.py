@@ -163,11 +163,11 @@ def log_prob(
         Chen et al., Neural Ordinary Differential Equations, 2018; Song et al., Score-Based Generative Modeling through
         SDEs, 2021 (Section 4.3); Grathwohl et al., FFJORD, 2019.
     """
-    problem, span = _posed(of)
+    problem, span = posed(of, "log_prob")
     check_finite(check_state(x0, "x0", shape=problem.shape), "x0")
     check_flag(grad, "grad")
-    _check_kind(density, "density", Density)
-    _check_kind(method, "method", Method)
+    check_kind(density, "density", Density)
+    check_kind(method, "method", Method)
     check_options(cond, OPTIONS)
     given = Conditions.of(problem.model, cond, len(x0))
     size = len(x0) if batch_size is None else check_count(batch_size, "batch_size")
@@ -209,7 +209,8 @@ def _weigh(flow: Flow, part: Part, correct: bool, solver_error: bool) -> LogProb
     return replace(found, solver_error=error, nfe_check=nfe)
 
 
-def _check_kind(value: object, name: str, kind: type) -> None:
+def check_kind(value: object, name: str, kind: type) -> None:
+    """Raises `TypeError` unless a value that says what or how is one of its kind."""
     if not isinstance(value, kind):
         raise TypeError(
             f"{name} must be a {kind.__name__}, such as Method(DormandPrince()) or Density(level=0.0), got {value!r}"
@@ -221,13 +222,13 @@ def ordinary(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def _posed(of: Posed | Problem) -> tuple[Problem, Span]:
-    """The problem, and between which times a density is asked for."""
+def posed(of: Posed | Problem, what: str) -> tuple[Problem, Span]:
+    """The problem of a call named `what`, and between which times a density is asked for."""
     if isinstance(of, Problem):
         return of, (of.sde.t_max, of.sde.t_min)
     problem: object = getattr(of, "problem", None)
     if not isinstance(problem, Problem):
         raise TypeError(
-            f"log_prob needs a sampler, SDESampler(sde, model), or a Problem(sde, model), got {type(of).__name__}"
+            f"{what} needs a sampler, SDESampler(sde, model), or a Problem(sde, model), got {type(of).__name__}"
         )
     return problem, of.span

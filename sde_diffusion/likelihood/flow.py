@@ -52,6 +52,7 @@ class Solved:
         arrived: Mask `(B,)`.
         nfe: Network evaluations.
         truncation: Estimate of $\log p_0 - \log p_S$, `(B,)`.
+        readings: What each evaluation told, `(B, 2 nfe)`, of a flow that reads.
     """
 
     value: Tensor
@@ -60,6 +61,7 @@ class Solved:
     arrived: Tensor
     nfe: int
     truncation: Tensor
+    readings: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Flow:
         grid: Its times, rising.
         trace: How the divergence is found.
         grad: Whether the graph is kept.
+        reads: Whether what each evaluation tells is kept, of a solver whose rows are evaluated together.
     """
 
     route: Route
@@ -79,12 +82,14 @@ class Flow:
     grid: list[float]
     trace: Trace
     grad: bool = False
+    reads: bool = False
 
     def ode(self, like: Tensor, part: Part) -> LogDensityODE:
         """A fresh equation of the state and its log-density, for a batch of the shape and dtype of `like`."""
         inner = self.route.equation(part.cond)
         ode = LogDensityODE(inner, like.shape[1:], like.dtype, self.trace, part.probes, grad=self.grad)
         ode.counter.first = part.before
+        ode.readings = [] if self.reads else None
         return ode
 
     def run(self, ode: LogDensityODE, start: Tensor, times: Sequence[float]) -> Snapshot:
@@ -141,7 +146,8 @@ def solve(flow: Flow, part: Part, *, warn: bool) -> Solved:
         tell(ode, arrived, flow, part.before)
     value = torch.where(arrived, value, torch.full_like(value, math.nan))
     error = trace.standard_error(integrals.detach(), ode.d)
-    return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start))
+    readings = torch.cat(ode.readings, dim=1) if ode.readings else None
+    return Solved(value, error, latent, arrived, now.nfe, _truncation(route, ode, start), readings)
 
 
 def solve_again(flow: Flow, part: Part, value: Tensor, latent: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -90,8 +90,11 @@ class Route:
 
     def grid(self, solver: Solver, steps: int) -> list[float]:
         """The times that a solver is given: closer at the data end for one that makes one step between two of them."""
+        return self.spaced(steps, 1.0 if solver.facts.adaptive else 1.5)
+
+    def spaced(self, steps: int, power: float) -> list[float]:
+        """Times uniform in this root of the distance from the data end."""
         low, high = self.ends
-        power = 1.0 if solver.facts.adaptive else 1.5
         return [low + (high - low) * (i / steps) ** power for i in range(steps)] + [high]
 
     def place(self, t: float) -> str:
