@@ -16,7 +16,7 @@ import sde_diffusion
 from sde_diffusion import SDESampler, predict, solvers
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli import sample as sample_command
-from sde_diffusion.cli import train as train_command
+from sde_diffusion.cli.plan import running
 from sde_diffusion.data import moons
 from sde_diffusion.demo.demonstration import QUICK, Settings, run
 from sde_diffusion.demo.table import TUNED, trials
@@ -322,7 +322,7 @@ def test_an_interruption_is_one_line_and_writes_nothing(vectors, tmp_path, capsy
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "train", interrupt)
+    monkeypatch.setattr(running, "train", interrupt)
     assert call("train", "--data", vectors / "x.npy", "--out", tmp_path / "model") == 130
     assert capsys.readouterr().err == "sde-diffusion: interrupted\n"
     assert not (tmp_path / "model").exists()
@@ -358,7 +358,7 @@ def test_wrong_usage_is_told_by_the_parser(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "tune", "likelihood", "demo"])
+@pytest.mark.parametrize("command", ["train", "distill", "sample", "tune", "likelihood", "demo"])
 def test_help_shows_every_option_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

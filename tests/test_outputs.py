@@ -24,8 +24,8 @@ from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import main as cli
-from sde_diffusion.cli import train as train_command
-from sde_diffusion.cli._streams import Steady
+from sde_diffusion.cli.plan import running
+from sde_diffusion.cli.terminal.streams import Steady
 from sde_diffusion.nets import MLP
 from sde_diffusion.training import load_checkpoint, save_checkpoint
 from sde_diffusion.training.run import steps
@@ -88,7 +88,7 @@ def no_work(monkeypatch):
     def begun(*_, **__):
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(train_command, "train", begun)
+    monkeypatch.setattr(running, "train", begun)
     monkeypatch.setattr(SDESampler, "sample", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
     monkeypatch.setattr("sde_diffusion.cli.check._check", begun)
@@ -248,7 +248,7 @@ def full(monkeypatch, tmp_path):
             fill(patch, disk)
             save(*given)
 
-    for module in ("cli.train", "cli.sample", "cli.likelihood", "cli.check", "demo.demonstration"):
+    for module in ("cli.plan.running", "cli.sample", "cli.likelihood", "cli.check", "demo.demonstration"):
         monkeypatch.setattr(f"sde_diffusion.{module}.keep", keep)
     monkeypatch.setattr(Folder, "save", save_run)
     return disk

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sde_diffusion import SDESampler, predict
 from sde_diffusion.cli import main as cli
-from sde_diffusion.cli._words import in_words
+from sde_diffusion.cli.terminal.words import in_words
 from sde_diffusion.nets import DiT, UNet
 from sde_diffusion.training import load_checkpoint, load_class
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._files import check_file, check_folder
 from sde_diffusion.data.memory import check_memory
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.plots import check_picture
@@ -131,7 +132,8 @@ def check_batch(
     """Raises `ValueError` if a batch would not fit into memory, estimated from passes of three samples and of one.
 
     Args:
-        model: The model, whose network is called as `net(x, t, **cond)` in evaluation mode.
+        model: The model, whose network is called as `net(x, t, **cond)` in evaluation mode, with a second time if it
+            is that of a map.
         n: The number of samples in the batch.
         passes: How often the tensors that a pass keeps for its gradient are in memory.
         option: What the caller calls the size of a batch.
@@ -140,8 +142,9 @@ def check_batch(
     net, shape = model.net, model.shape
     if not isinstance(net, nn.Module) or shape is None:
         return
+    told = dict(cond or {}) | ({"until": torch.zeros(1)} if isinstance(model, FlowMap) else {})
     with Evaluation(net):
-        size = (_kept(net, shape, 3, cond or {}) - _kept(net, shape, 1, cond or {})) / 2
+        size = (_kept(net, shape, 3, told) - _kept(net, shape, 1, told)) / 2
     check_memory(passes * n * size, f"{option} {n:,}", "take a smaller one")
 
 

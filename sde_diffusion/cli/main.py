@@ -1,4 +1,6 @@
-"""The command line: `sde-diffusion train`, `sample`, `tune`, `likelihood`, `demo`, `check`. Errors: one line, status 2.
+"""The command line: `sde-diffusion train`, `distill`, `sample`, `tune`, `likelihood`, `demo`, `check`.
+
+An error is one line, and status 2.
 
 Of several processes, started by `torchrun` or `accelerate launch`, the first alone reports. A terminal that is gone,
 or a pipe without a reader, ends nothing: what would be said is dropped.
@@ -21,14 +23,15 @@ from torch import distributed
 from sde_diffusion._checks import SolverError
 from sde_diffusion.cli import check as check_command
 from sde_diffusion.cli import demo as demo_command
+from sde_diffusion.cli import distill as distill_command
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import sample as sample_command
 from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli import tune as tune_command
 from sde_diffusion.cli._arguments import Parser
-from sde_diffusion.cli._streams import steady
-from sde_diffusion.cli._words import in_words
 from sde_diffusion.cli.machine import rank
+from sde_diffusion.cli.terminal.streams import steady
+from sde_diffusion.cli.terminal.words import in_words
 from sde_diffusion.training.run.record import TrainingInterrupted
 from sde_diffusion.training.run.signals import name_in
 
@@ -121,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=sys.modules["sde_diffusion"].__version__)
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    commands = (train_command, sample_command, tune_command, likelihood_command, demo_command, check_command)
-    for command in commands:
+    commands = (train_command, distill_command, sample_command, tune_command, likelihood_command, demo_command)
+    for command in (*commands, check_command):
         command.add_parser(group)
     return parser

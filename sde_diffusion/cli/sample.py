@@ -35,10 +35,16 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.plots import picture
 from sde_diffusion.sampler.distributed import sample_to
 from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.solvers.base import Solver
 from sde_diffusion.training.checkpoint import TABLES, Checkpoint
 from sde_diffusion.tuning.made_for import TableWarning
 from sde_diffusion.tuning.tuned import Tuned
 
+SOLVERS: Mapping[str, Solver] = {
+    **solvers.named(),
+    **{name: solver for cls in solvers.MAPPED for name, solver in cls.named().items()},
+}
+"""What `--solver` may name: those of every model, and those of a flow map."""
 DEFAULT = 64
 """How many samples are drawn where nothing is said."""
 MOST_SAMPLES = 10**8
@@ -87,9 +93,9 @@ def add_parser(group: Any) -> None:
     how = command.add_argument_group("how")
     how.add_argument(
         "--solver",
-        choices=solvers.named(),
-        help="how the equation is solved; unset, what `tune` kept for --nfe, or the sampler's default, or "
-        f"{LED_BY} with --inpaint",
+        choices=SOLVERS,
+        help="how the equation is solved, of a flow map by jump or consistency too; unset, what `tune` kept for --nfe, "
+        f"or the sampler's default, or {LED_BY} with --inpaint",
     )
     cost = how.add_mutually_exclusive_group()
     cost.add_argument(
@@ -129,7 +135,7 @@ class Draw:
 
     Args:
         n: The number of samples; None for one for each row of a condition, or 64.
-        solver: The name of the solver in `solvers.named()`; None for the default, or a tuned one.
+        solver: The name of the solver in `SOLVERS`; None for the default, or a tuned one.
         steps: The number of solver steps; None for the solver's own.
         nfe: A budget of network evaluations per sample, in place of `steps`.
         label: A class, `"all"` for every class in turn, or `"none"`; None for all, or none where a part is known.
@@ -252,7 +258,7 @@ def _sampler(loaded: Checkpoint, model: Denoiser, tables: Path, draw: Draw, say:
     named, steps = draw.solver, draw.steps
     if named is None and draw.target.inpaint is not None:
         named, steps = LED_BY, LED_STEPS if steps is None and draw.nfe is None else steps
-    solver = None if named is None else solvers.named()[named]
+    solver = None if named is None else SOLVERS[named]
     return SDESampler(model.sde, model, solver=solver, steps=steps, nfe=draw.nfe)
 
 

@@ -16,6 +16,7 @@ from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count,
 from sde_diffusion.cli.conditions import labels_for
 from sde_diffusion.cli.limits import check_batch
 from sde_diffusion.data.files import load_array
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.training.checkpoint import TABLES, Checkpoint, checkpoint_files, load_checkpoint
 from sde_diffusion.tuning.tuner import tune
 
@@ -124,6 +125,11 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
     """
     place = checkpoint / TABLES
     loaded = load_checkpoint(checkpoint)
+    if isinstance(loaded.model, FlowMap):
+        raise ValueError(
+            f"--checkpoint {checkpoint} holds a flow map, which was trained to draw in one to four evaluations: sample "
+            "it with --nfe 1, 2 or 4, or tune the model that it was made of"
+        )
     check_file(place, "--checkpoint")
     _check_report(report, checkpoint, aim)
     labels = labels_for(aim.label, aim.batch, loaded.classes)

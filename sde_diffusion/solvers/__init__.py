@@ -55,7 +55,7 @@ from sde_diffusion.solvers.wrappers.reversible import Reversible as Reversible
 
 CONDITIONAL: tuple[type, ...] = (Inpaint,)
 """Solvers that sample another law than that of the model, and stand in no list."""
-MAPPED: tuple[type, ...] = (Jump,)
+MAPPED: tuple[type[Solver], ...] = (Jump,)
 """Solvers that work with a flow map alone, and stand in no list."""
 
 CLASSES: tuple[type[Solver], ...] = tuple(

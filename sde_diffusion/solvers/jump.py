@@ -72,6 +72,10 @@ class Jump(Solver[GaussianReverseSDE, None]):
         _carrier(eq).check_jump(t, None)
         return eq.carry(x, t, None)
 
+    @classmethod
+    def named(cls) -> dict[str, Solver]:
+        return {"jump": Jump(), "consistency": Jump(renoise=True)}
+
 
 def _carrier(eq: GaussianReverseSDE) -> Carries:
     model = eq.denoiser

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.cli.plan import toml
-from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Plan, names_of, types_of
+from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Option, Plan, names_of, types_of
 
 NAME = "config.toml"
 """What the configuration is called in the folder of a run."""
@@ -30,12 +30,22 @@ KINDS: dict[type, str] = {
 """What an error calls the types of TOML."""
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds every option to a parser, in their groups; those that are not given are not in its answer."""
-    for title, group in GROUPS.items():
+def add_options(
+    command: argparse.ArgumentParser,
+    groups: Mapping[str, Mapping[str, Option]] = GROUPS,
+    usual: Plan = Plan(),  # noqa: B008  # frozen
+) -> None:
+    """Adds options to a parser, all by default, in their groups; those that are not given are not in its answer.
+
+    Args:
+        command: The parser.
+        groups: Options by the field of `Plan` that they set, in groups by their titles.
+        usual: What the help says of those that are not given.
+    """
+    for title, group in groups.items():
         section = command.add_argument_group(title)
         for key, option in group.items():
-            about, default = option.about, getattr(Plan(), key)
+            about, default = option.about, getattr(usual, key)
             if default not in UNSET and not option.flag:
                 about += f" (default: {default})"
             more: dict[str, Any] = {"action": "store_true"} if option.flag else {"type": option.read}

@@ -84,13 +84,14 @@ class Inputs:
         return found
 
 
-def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
+def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "--from") -> Inputs:
     """Opens the data of a plan, keeps some out, and fits scalings to the others.
 
     Args:
         plan: What the training is asked for.
         data: Its file, or folder.
         start: The checkpoint that it begins from, whose scalings are taken; None to fit them.
+        named: The option that named the checkpoint.
 
     Raises:
         FileNotFoundError: No such file.
@@ -105,7 +106,7 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None) -> Inputs:
         raise ValueError(f"--data {data} has 1 row: a model is learnt from many, and two at least have a spread")
     labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
     if start is not None:
-        check_start(source, row.cond, start, data, plan.start or Path())
+        check_start(source, row.cond, start, data, f"{named} {plan.start}")
     rows, held_out = _parted(plan, source)
     whole = not row.x.is_floating_point()
     looked = looked_at(source, row.cond)

@@ -54,7 +54,7 @@ def check_names(names: Mapping[str, Any], known: Mapping[str, Any], what: str) -
         raise ValueError(f"{said}, {learnt}: {'; '.join(advice)}")
 
 
-def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data: Path, place: Path) -> None:
+def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data: Path, place: str) -> None:
     """Looks whether data fit the model that a training begins from.
 
     Args:
@@ -62,7 +62,7 @@ def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data
         cond: The conditions of one of its rows.
         start: What the training begins from.
         data: What the data are called.
-        place: Where `start` was read.
+        place: Where `start` was read, after the option that named it.
 
     Raises:
         ValueError: Other columns, another shape, other conditions.
@@ -76,8 +76,8 @@ def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data
     if shape is not None and tuple(shape) != tuple(source.shape):
         named = f", {_listed(columns)}" if columns else ""
         raise ValueError(
-            f"{what} has samples of shape {tuple(source.shape)}, but the model in --from {place} is one of "
-            f"{tuple(shape)}{named}: give data of that shape, or train without --from"
+            f"{what} has samples of shape {tuple(source.shape)}, but the model in {place} is one of "
+            f"{tuple(shape)}{named}: give data of that shape{_without(place)}"
         )
     _check_conditions(cond, start, what, place)
     parts = [(source, start.scaling, columns, "of the data")]
@@ -85,11 +85,11 @@ def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data
         if name in cond:
             parts.append((Condition(source, name), scaling, known.get(name), f"of the condition {name}"))
     for part, scaling, names, of in parts:
-        if text := _off(part, scaling, names or (), of):
+        if text := _off(part, scaling, names or (), of, _without(place)):
             warnings.warn(f"{what}: {text}", UserWarning, stacklevel=2)
 
 
-def _check_conditions(cond: Mapping[str, Any], start: Checkpoint, what: str, place: Path) -> None:
+def _check_conditions(cond: Mapping[str, Any], start: Checkpoint, what: str, place: str) -> None:
     """Refuses conditions of another size than the model takes, and data without one that it needs."""
     built = start.model.built_with()
     for name in ("context", "image"):
@@ -104,12 +104,12 @@ def _check_conditions(cond: Mapping[str, Any], start: Checkpoint, what: str, pla
             words = ",".join(start.extra.get("cond") or [name])
             advice = f"--cond {words}" if wanted else "leave that out"
             raise ValueError(
-                f"{what} comes with {f'{name} of {found}' if found else f'no {name}'}, but the model in --from {place} "
-                f"was trained with {entries}{named}: {advice}, or train without --from"
+                f"{what} comes with {f'{name} of {found}' if found else f'no {name}'}, but the model in {place} "
+                f"was trained with {entries}{named}: {advice}{_without(place)}"
             )
 
 
-def _off(source: Source, scaling: Scaling, names: Sequence[Any], of: str) -> str:
+def _off(source: Source, scaling: Scaling, names: Sequence[Any], of: str, without: str) -> str:
     """What is to be told of the first column that is far from those that were learnt; empty where all are close."""
     seen, known = Columns(), Columns()
     for x, _ in source.chunks(max(1, CHUNK // max(1, math.prod(source.shape)))):
@@ -133,7 +133,7 @@ def _off(source: Source, scaling: Scaling, names: Sequence[Any], of: str) -> str
         return f"{where} is constant, {means[i]:.4g}: there is nothing to learn in it"
     return (
         f"{where} has mean {means[i]:.4g} and standard deviation {stds[i]:.4g}, but the model learnt it about "
-        f"{centre:.4g} with {(high - low) / 2:.4g}: is it in other units? Bring it to those, or train without --from"
+        f"{centre:.4g} with {(high - low) / 2:.4g}: is it in other units? Bring it to those{without}"
     )
 
 
@@ -141,6 +141,11 @@ def _column(scaling: Scaling, shape: Sequence[int], z: float) -> list[float]:
     """What each column is in the units of the data where the model sees `z`."""
     found = scaling.undo(torch.full((1, *shape), float(z), dtype=torch.float64, device="cpu"))[0].double()
     return found.reshape(shape[0] if shape else 1, -1)[:, 0].tolist()
+
+
+def _without(place: str) -> str:
+    """What else there is than to fit data to a model: nothing, where the model is to be learnt of."""
+    return ", or train without --from" if place.startswith("--from") else ""
 
 
 def _conditions(known: Mapping[str, Any]) -> list[str]:
