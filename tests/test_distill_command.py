@@ -109,6 +109,18 @@ def test_the_same_words_give_the_same_map_bit_for_bit(vectors, tmp_path):
     assert not torch.equal(first, other)
 
 
+def test_a_consistency_model_jumps_to_the_data_alone_and_is_sampled_so(vectors, tmp_path, capsys):
+    words = ("--checkpoint", vectors / "model", "--out", tmp_path / "fast", *FEW, "--loss", "consistency")
+    assert call("distill", *words) == 0
+    fast = load_checkpoint(tmp_path / "fast").model
+    assert isinstance(fast, FlowMap)
+    assert fast.reach == "data"
+    draw = ("--checkpoint", tmp_path / "fast", "--n", 4, "--nfe", 2, "--out", tmp_path / "x.npy")
+    assert call("sample", *draw) == 0
+    assert "Jump(renoise=True), steps=1," in capsys.readouterr().out
+    assert "trained to jump to the data alone" in error_of(capsys, "sample", *draw, "--solver", "jump")
+
+
 def test_labels_go_along_and_a_guided_teacher_makes_a_map_of_its_own(images, tmp_path, capsys):
     words = ("--checkpoint", images / "model", "--out", tmp_path / "fast", *FEW, "--guidance", 2)
     assert call("distill", *words) == 0

@@ -22,17 +22,14 @@ from sde_diffusion.cli.target.options import Target, model_of
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
+from sde_diffusion.distillation import distilling
 from sde_diffusion.distillation.objective import MapObjective
-from sde_diffusion.distillation.shortcut import Shortcut
-from sde_diffusion.distillation.trajectory import Trajectory
+from sde_diffusion.distillation.progressive import Progressive
 from sde_diffusion.guidance.extrapolation import check_scale
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint
-from sde_diffusion.training.ema import PowerDecay
 
-LOSSES: Mapping[str, type[MapObjective]] = {"shortcut": Shortcut, "trajectory": Trajectory}
-"""What `--loss` may name."""
-REACHES: Mapping[str, str] = {}
-"""What the maps of a loss reach, where it is not any later time."""
+LOSSES: Mapping[str, type[MapObjective]] = {name: cls for name, cls in distilling.LOSSES.items() if cls != Progressive}
+"""What `--loss` may name: not the progressive one, which takes a phase for each halving of the steps."""
 USUAL = Plan(steps=1000, batch_size=256, lr=1e-3, val=0.0)
 """What is taken where nothing is said."""
 LEFT_OUT = ("scale", "weight", "times", "val", "patience")
@@ -59,8 +56,8 @@ def add_parser(group: Any) -> None:
         "--loss",
         choices=tuple(LOSSES),
         default="shortcut",
-        help="shortcut: a jump is to be what two of the map are; trajectory: what steps of the teacher's solver are, "
-        "and a jump from there",
+        help="what a jump is to be: two of the map's, trajectory some steps of the teacher's solver and a jump from "
+        "there, consistency and meanflow as in their papers",
     )
     how.add_argument(
         "--guidance",
@@ -134,7 +131,7 @@ def distill_file(plan: Plan, *, loss: str = "shortcut", guidance: float = 1.0, s
     name = LOSSES[loss].__name__
     course = Course(
         lambda _: LOSSES[loss](teacher),
-        recipe_of(plan, inputs, averages=PowerDecay(0.1)),
+        recipe_of(plan, inputs),
         lambda _: f"{name} of the model in {start}",
         again="the same command with --resume",
     )
@@ -167,7 +164,8 @@ def _checked(plan: Plan) -> tuple[Path, Path]:
 
 def _map_of(model: Network, loss: str, seed: int) -> FlowMap:
     """The map that begins as a model, its second time with the initial weights of a seed."""
-    made = made_with(lambda: FlowMap.from_teacher(model, reach=REACHES.get(loss, "any")), seed)
+    reach = "any" if "any" in LOSSES[loss].reaches else "data"
+    made = made_with(lambda: FlowMap.from_teacher(model, reach=reach), seed)
     return cast(FlowMap, made)
 
 

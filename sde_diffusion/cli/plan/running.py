@@ -105,16 +105,10 @@ def next_line(plan: Plan, inputs: Inputs, out: Path, more: str = "") -> str:
     return f"saved to {out}; next: sde-diffusion sample --checkpoint {where}{own}{more}{told} --out samples.npz"
 
 
-def recipe_of(plan: Plan, inputs: Inputs, **more: Any) -> Recipe:
-    """The recipe that a plan and its data ask for, with what is given besides."""
-    return Recipe(
-        plan.batch_size,
-        plan.lr,
-        accumulate=plan.accumulate,
-        precision=plan.precision,
-        transform=inputs.transform,
-        **more,
-    )
+def recipe_of(plan: Plan, inputs: Inputs) -> Recipe:
+    """The recipe that a plan and its data ask for."""
+    parts, precision = plan.accumulate, plan.precision
+    return Recipe(plan.batch_size, plan.lr, accumulate=parts, precision=precision, transform=inputs.transform)
 
 
 def _callbacks(plan: Plan, inputs: Inputs, out: Path) -> Sequence[Callback]:
