@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Coefficients, Prediction
 from sde_diffusion.denoiser.reach import Reach, check_reach, check_within
-from sde_diffusion.nets.second_time import with_until
+from sde_diffusion.nets.second_time import check_until, with_until
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level, Scalar
 from sde_diffusion.sde.times import as_time
@@ -65,7 +65,7 @@ class FlowMap(Network):
             Others are refused.
 
     Raises:
-        TypeError, ValueError: As `Network`; an unknown `reach`.
+        TypeError, ValueError: As `Network`; a net that is told one time alone; an unknown `reach`.
 
     References:
         Kim et al., Consistency Trajectory Models, 2024; Boffi et al., Flow Map Matching, 2025; Frans et al., One Step
@@ -88,6 +88,7 @@ class FlowMap(Network):
         reach: Reach = "any",
     ) -> None:
         super().__init__(net, sde, kind, clock=clock, shape=shape)
+        check_until(self.net)
         self.reach = check_reach(reach)
 
     @classmethod
@@ -124,6 +125,11 @@ class FlowMap(Network):
         if "until" not in cond:
             cond = cond | {"until": _spread(plan[4], x)}
         return super()._answer(x, plan, cond)
+
+    def mark(self, cond: Mapping[str, Any], n: int) -> Mapping[str, Any]:
+        if "until" in cond:
+            raise ValueError("until is the second time, which a flow map tells its network by itself: leave it out")
+        return super().mark(cond, n)
 
     # --- a map from one time to another
 

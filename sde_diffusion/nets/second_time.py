@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["with_until"]
+__all__ = ["check_until", "with_until"]
 
 HOW = (
     "give it a method with_until() that answers a copy which takes until=, a tensor (B,), and ignores it as long as it "
@@ -37,6 +37,31 @@ def with_until(net: Any) -> Any:
         for name, p in new.named_parameters():
             p.requires_grad_(frozen or name not in old or old[name].requires_grad)
     return new
+
+
+def check_until(net: Any) -> None:
+    """Raises `TypeError` for a network that is told one time alone, with how to give it another.
+
+    Args:
+        net: A module or function; one of which nothing can be known is let pass.
+    """
+    net = getattr(net, "_orig_mod", net)
+    config = getattr(net, "config", None)
+    name = type(net).__name__
+    if isinstance(net, nn.Module) and isinstance(config, Mapping) and config.get("until") is False:
+        raise TypeError(
+            f"{name} was built with until=False, and a flow map tells its network a second time: build it with "
+            f"until=True, or begin as a model that is trained, FlowMap.from_teacher(model)"
+        )
+    try:
+        taken = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+    except (TypeError, ValueError):  # of a function that is not written in Python
+        return
+    if "until" not in taken and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        raise TypeError(
+            f"{name} is not told a second time, which a flow map needs: it is called as net(x, time, until=until), "
+            "both of shape (B,). Embed it as the first is, and add it through a linear layer that starts at zero"
+        )
 
 
 def _told(net: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -101,7 +102,8 @@ class Measured:
     def energy(self, calls: int) -> float:
         """The energy distance of samples of the map from those of the teacher from other noise, beyond chance.
 
-        In standard deviations, less two of those it has where the samples are dealt out anew.
+        In standard deviations of the data, less twice the standard deviation that it has where the samples are dealt
+        out anew; 0 where that is more.
         """
         x, y = (rows(part) / self.std for part in (self.jumped(calls), self.flow[self.n :]))
         apart = torch.cdist(torch.cat([x, y]), torch.cat([x, y]))
@@ -114,7 +116,8 @@ class Measured:
             return float(2 * across / n**2 - (own + other) / (n * (n - 1)))
 
         by_chance = [energy(torch.randperm(2 * n, generator=stream, device="cpu")[:n]) for _ in range(SHUFFLES)]
-        return energy(torch.arange(n, device="cpu")) - 2 * float(torch.tensor(by_chance, device="cpu").std())
+        found = energy(torch.arange(n, device="cpu")) - 2 * float(torch.tensor(by_chance, device="cpu").std())
+        return max(found, 0.0) if math.isfinite(found) else math.nan
 
     def noised(self, place: Place) -> Tensor:
         """Data of the teacher, noised to the place of each row."""
