@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
-from sde_diffusion.denoiser.flow_map import FlowMap, Reach
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
+from sde_diffusion.denoiser.reach import Reach
 from sde_diffusion.distillation.consistency import Consistency
 from sde_diffusion.distillation.mean_flow import MeanFlow
 from sde_diffusion.distillation.objective import MapObjective, check_map
 from sde_diffusion.distillation.progressive import Progressive
 from sde_diffusion.distillation.shortcut import Shortcut
 from sde_diffusion.distillation.trajectory import Trajectory
+from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.training import Recipe, Training, train
 
 __all__ = ["LOSSES", "distill", "recipe"]
@@ -46,6 +50,7 @@ def distill(
     loss: str | MapObjective = "shortcut",
     reach: Reach | None = None,
     recipe: Recipe | None = None,
+    seed: int | None = None,
     **options: Any,
 ) -> Training:
     """Trains a flow map of a model, which draws in one to four evaluations; the model stays as it is.
@@ -61,8 +66,8 @@ def distill(
         reach: Which jumps are trained, see `FlowMap`: `"data"` for `"consistency"`, else `"any"` by default;
             `"progressive"` wants noise levels.
         recipe: By default `recipe()`: batches of 256 at a rate of 1e-3.
-        **options: Whatever else `train` takes, `val`, `out`, `resume`, `callbacks`, `seed`, `progress`; conditions by
-            name.
+        seed: As in `train`, and of the weights for the second time, which the model has not.
+        **options: Whatever else `train` takes, `val`, `out`, `resume`, `callbacks`, `progress`; conditions by name.
 
     Returns:
         The record of the training; `training.model` is the averaged map, in evaluation mode.
@@ -79,9 +84,12 @@ def distill(
     objective = _objective(loss, teacher)
     if reach is None:
         reach = "any" if "any" in objective.reaches else "data"
-    fast = FlowMap.from_teacher(_network_in(teacher), reach=reach)
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.default_generator.manual_seed(*seed_list(seed, 1))
+        fast = FlowMap.from_teacher(_network_in(teacher), reach=reach)
     check_map(fast, objective)
-    return train(fast, data, steps=steps, loss=objective, recipe=recipe or _suited(), **options)
+    return train(fast, data, steps=steps, loss=objective, recipe=recipe or _suited(), seed=seed, **options)
 
 
 _suited = recipe

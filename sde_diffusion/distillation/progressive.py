@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import as_float64
-from sde_diffusion.denoiser.flow_map import Reach
+from sde_diffusion.denoiser.reach import Reach
 from sde_diffusion.distillation.draws import Batch
 from sde_diffusion.distillation.objective import MapObjective
 from sde_diffusion.solvers.jump import Carries
