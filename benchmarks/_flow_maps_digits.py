@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from _flow_maps_objectives import CALLS, Way
+from _flow_maps_objectives import Lesson, Way
 from torch import Tensor
 
 from sde_diffusion import FlowMap, Network, SDESampler, metrics, predict
@@ -100,14 +100,13 @@ class Digits:
 
     def trained(self, way: Way, steps: int, seed: int) -> dict[str, Any]:
         """A map trained in one way."""
-        before, teacher = time.process_time(), self.teacher
-        fast = FlowMap.from_teacher(teacher)
-        fast = way.run(
-            teacher, fast, self.bench.levels, steps, seed, {"label": self.bench.labels}, lr=1e-3, transform=self.fresh
-        )
+        teacher, label = self.teacher, {"label": self.bench.labels}
+        before = time.process_time()
+        lesson = Lesson(teacher, self.bench.levels, steps, seed, 1e-3, self.fresh, label)
+        fast = way.run(FlowMap.from_teacher(teacher), lesson)
         seconds = time.process_time() - before
         row: dict[str, Any] = {"method": way.name, "seed": seed, "steps": steps, "seconds": seconds}
-        return row | {"calls": {str(k): self.far(self.sample(SDESampler(SDE, fast, nfe=k))) for k in CALLS}}
+        return row | {"calls": {str(k): self.far(self.sample(SDESampler(SDE, fast, nfe=k))) for k in way.calls}}
 
     def rivals(self) -> list[dict[str, Any]]:
         """The teacher itself, by the default sampler and the tuned one; and other noise, and the training digits."""

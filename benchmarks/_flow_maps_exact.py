@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _flow_maps_objectives import CALLS, Way
+from _flow_maps_objectives import Lesson, Way
 from _problems import Case, narrow_ring, reference, start
 from torch import Tensor
 
@@ -102,10 +102,10 @@ def sixteen(n: int) -> Exact:
 def trained(problem: Exact, way: Way, steps: int, seed: int) -> dict[str, Any]:
     """A map trained in one way, by a seed: how far it is at each number of calls, and whether two jumps are one."""
     before = time.process_time()
-    fast = way.run(problem.model, problem.fresh(seed), problem.draws(seed), steps, seed, {})
+    fast = way.run(problem.fresh(seed), Lesson(problem.model, problem.draws(seed), steps, seed, 2e-3))
     seconds = time.process_time() - before
     row: dict[str, Any] = {"method": way.name, "seed": seed, "steps": steps, "seconds": seconds}
-    row["calls"] = {str(k): problem.far(sampled(fast, k, problem.noise)) for k in CALLS}
+    row["calls"] = {str(k): problem.far(sampled(fast, k, problem.noise)) for k in way.calls}
     return row | {"semigroup": defect(fast, problem.real)}
 
 

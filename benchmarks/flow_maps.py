@@ -49,15 +49,17 @@ class Part:
     seeds: Sequence[int]
 
 
+FRESH = ("shortcut", "trajectory", "consistency", "MeanFlow")
+"""The ways of a map that has no network to begin as."""
 PARTS = {
-    "plane": Part(4000, 2000, 0, tuple(WAYS), (0, 1, 2)),
+    "plane": Part(4000, 2000, 0, FRESH, (0, 1, 2)),
     "sixteen": Part(2000, 8000, 0, ("trajectory",), (0,)),
-    "digits": Part(1437, 1100, 3000, ("shortcut", "trajectory"), (0, 1)),
+    "digits": Part(1437, 1100, 3000, ("shortcut", "trajectory", "consistency", "MeanFlow", "progressive"), (0, 1)),
     "images": Part(1437, 1100, 1200, ("shortcut",), (0,)),
 }
 QUICK = {
-    "plane": Part(100, 20, 0, tuple(WAYS), (0,)),
-    "digits": Part(1437, 10, 10, ("shortcut",), (0,)),
+    "plane": Part(100, 20, 0, FRESH, (0,)),
+    "digits": Part(1437, 8, 10, ("shortcut", "progressive"), (0,)),
 }
 
 
@@ -86,6 +88,12 @@ def kept(before: list[Row], new: Row) -> list[Row]:
     return [row for row in before if (row["method"], row.get("seed")) != who] + [new]
 
 
+def _found() -> dict[str, Any]:
+    """What the file of the results holds, which another run of other parts may have written meanwhile."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few steps of the first part; writes nothing")
@@ -95,15 +103,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="the seeds to measure anew")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    some = given.only or given.ways or given.seeds
+    some = not given.quick and (given.only or given.ways or given.seeds)
     result: dict[str, Any] = {"command": "python benchmarks/flow_maps.py", "torch": torch.__version__}
-    if (some or given.table) and RESULTS.exists() and not given.quick:
-        result = json.loads(RESULTS.read_text()) | result
+    if some or given.table:
+        result = _found() | result
     parts = {} if given.table else QUICK if given.quick else {name: PARTS[name] for name in given.only or PARTS}
     for name, part in parts.items():
         found = result.get(name, {}).get("rows", [])
         for row in rows(name, part, given.ways, given.seeds):
             found = kept(found, row)
+            result |= _found() if some else {}
             result[name] = {"samples": part.n, "rows": found}
             print(f"{time.strftime('%H:%M:%S')} {name} {report.line(row)}", flush=True)
             if not given.quick:
