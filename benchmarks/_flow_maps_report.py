@@ -119,6 +119,7 @@ def _digits(name: str, of: dict[str, list[Row]]) -> list[Check]:
 def draw(result: Result, path: Path) -> None:
     """How far from the teacher's flow each method is, by its evaluations."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     shown = {"plane": "rms", "sixteen": "rms", "digits": "teacher", "images": "frechet"}
     names = [name for name in shown if name in result]
@@ -140,6 +141,8 @@ def draw(result: Result, path: Path) -> None:
             axes.plot(calls, mean, label=method, lw=1.4, **style)
         axes.set(xscale="log", yscale="log", title=TITLES[name], xlabel="evaluations", ylabel=words[shown[name]])
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()
         axes.title.set_fontsize(9)
         axes.legend(fontsize=7)

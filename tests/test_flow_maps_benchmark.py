@@ -1,5 +1,5 @@
-"""Claim: `benchmarks/flow_maps.py` measures what it says, distances of ends and two jumps against one; what it must show
-is told as missed where it is not; and the page of flow maps shows the tables of the committed figures."""
+"""Claim: `benchmarks/flow_maps.py` measures what it says, distances of ends and two jumps against one; what has to hold
+is told as missed where it does not; and the page of flow maps shows the tables of the committed figures."""
 
 from __future__ import annotations
 
