@@ -31,7 +31,7 @@ from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.likelihood.exact import OPTIONS, Method, Posed, check_kind, ordinary, posed
 from sde_diffusion.likelihood.flow import Flow, Part, solve
-from sde_diffusion.likelihood.levels import Telescope
+from sde_diffusion.likelihood.levels import PILOT, Telescope
 from sde_diffusion.likelihood.result import DatasetLogProb
 from sde_diffusion.likelihood.route import Density, route_of
 from sde_diffusion.likelihood.trace import EXACT_UP_TO, Orthogonal
@@ -39,11 +39,9 @@ from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.problem import Problem
 from sde_diffusion.solvers import AdamsMoulton, Solver
 
-PILOT = 16
-"""Rows that are weighed at every level before it is decided how many more are."""
 PROBES = 2
 """Probes of the divergence above 128 dimensions: over many rows more would only be more work."""
-FINER = (32, 64)
+FINER = (24, 64)
 """Evaluations of the solves behind the rough one."""
 POWER = 1.25
 """The steps are uniform in this root of the angle."""
@@ -79,7 +77,7 @@ def dataset_log_prob(
         data: Shape `(N, *)`, 16 rows or more.
         budget: Network passes per row on average, the derivatives of its answer not counted: exact divergence takes
             $D$ products with the Jacobian for each velocity, and two above 128 dimensions, `products` of the result.
-        steps: Steps at each level, rising. By default four tenths of the budget, from 4 to 12 evaluations, then 32 and
+        steps: Steps at each level, rising. By default four tenths of the budget, from 4 to 12 evaluations, then 24 and
             64, and twice as many as long as half the budget weighs all rows at all levels.
         density: Which density, as for `log_prob`.
         method: Its `trace` and `data_std` as for `log_prob`; `Orthogonal(2)` above 128 dimensions, the same probes of a
@@ -171,9 +169,7 @@ class _Run:
             rough.readings[order],
             costs,
         )
-        levels.extend([PILOT] * (len(costs) - 1))
-        for share in (0.5, 1.0):  # what is left of a prediction takes more rows than a pilot to be known
-            levels.extend(levels.allocate(levels.spent + share * (budget * n - levels.spent)))
+        levels.spend(budget * n)
         return levels, float(rough.errors.square().sum()) / n**2
 
     def weigh(self, level: int, rows: Sequence[int]) -> _Weighed:
@@ -210,7 +206,7 @@ class _Run:
 def _result(run: _Run, found: tuple[Telescope, float], steps: Sequence[int]) -> DatasetLogProb:
     """What the levels tell."""
     (levels, probed), d = found, run.x[0].numel()
-    mean, finer = levels.estimate(), steps[-1] / steps[-2]
+    mean, finer = levels.estimate(), min(steps[-1] / steps[-2], 2.0)
     return DatasetLogProb(
         value=mean.value,
         standard_error=math.sqrt(mean.variance + probed),
@@ -240,7 +236,7 @@ def _plan(method: Method, cost: int, budget: float, steps: Sequence[int] | None,
     if method.steps is not None or not method.solver_error:
         raise ValueError(
             f"the levels compare solves of several numbers of steps, which is where errors come from, got {method!r}: "
-            "give steps=(6, 32, 64), and to a method solver=, trace= and data_std= alone"
+            "give steps=(6, 24, 64), and to a method solver=, trace= and data_std= alone"
         )
     bare, data_std = (None, None) if method.solver is None else method.solver.bare
     each = 1 if bare is None else bare.facts.evaluations
@@ -263,8 +259,12 @@ def _plan(method: Method, cost: int, budget: float, steps: Sequence[int] | None,
             f"budget={budget:g} evaluations per row do not pay for a rough solve of {n} rows, {costs[0]} each, and "
             f"finer ones of {PILOT}, {sum(costs[1:])} each: give {math.ceil(least)}, more rows, or fewer steps="
         )
-    solvers = [AdamsMoulton(2 if k < 48 else 3) if bare is None else bare for k in numbers]
-    return _Plan(solvers, numbers, costs, data_std)
+    return _Plan([fixed(k) if bare is None else bare for k in numbers], numbers, costs, data_std)
+
+
+def fixed(steps: int) -> Solver:
+    """The solver of so many steps: of the higher order only where they are short enough for it."""
+    return AdamsMoulton(2 if steps < 48 else 3)
 
 
 def _default_steps(budget: float, each: int, cost: int) -> list[int]:
@@ -280,8 +280,8 @@ def _check_levels(steps: object) -> list[int]:
     """Returns numbers of steps as a list, if there are two or more that rise."""
     given: Any = steps
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
-        raise TypeError(f"steps must be a sequence of numbers of steps such as (6, 32, 64), got {steps!r}")
+        raise TypeError(f"steps must be a sequence of numbers of steps such as (6, 24, 64), got {steps!r}")
     found = [check_step_count(k, "each of steps") for k in given]
     if len(found) < 2 or any(b <= a for a, b in pairwise(found)):
-        raise ValueError(f"steps must rise, from a rough solve to a fine one, such as (6, 32, 64), got {steps!r}")
+        raise ValueError(f"steps must rise, from a rough solve to a fine one, such as (6, 24, 64), got {steps!r}")
     return found

@@ -30,6 +30,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+PILOT = 16
+"""Rows that are weighed at every level before it is decided how many more are."""
 FOLDS = 5
 """Parts of the rows, of which each is predicted from the others."""
 ROWS_PER_READING = 8
@@ -95,6 +97,12 @@ class Telescope:
             have = len(self.values[level])
             if n > have:
                 self.values[level] = torch.cat([self.values[level], self.solve(level, have, n)])
+
+    def spend(self, budget: float) -> None:
+        """Weighs rows for a cost in all: a pilot at every level, then as many as are best by what it tells."""
+        self.extend([PILOT] * (len(self.costs) - 1))
+        for share in (0.5, 1.0):  # what is left of a prediction takes more rows than a pilot to be known
+            self.extend(self.allocate(self.spent + share * (budget - self.spent)))
 
     def allocate(self, budget: float) -> list[int]:
         r"""The best numbers of rows at the finer levels for a cost in all, $n_l \propto \sqrt{C_{ll}/c_l}$."""

@@ -159,8 +159,8 @@ class DatasetLogProb:
             and from random probes of the divergence. No error of the data: were all rows weighed finely, it is 0.
         population_standard_error: Of `value` as the expectation over the law that the rows were drawn from; it holds
             the sampling error of the data as well.
-        bias: What the finest solves may be off on average: what a method of order two leaves of the last difference and
-            of its standard error, $(|\bar D_L| + \mathrm{se})/(r^2 - 1)$ where the steps are $r$ times as many.
+        bias: What the finest solves may be off on average: $(|\bar D_L| + \mathrm{se})/3$ of the last difference, which
+            a method of order two leaves at twice the steps, and more where the last steps are less than twice as many.
         rows: Rows that were weighed at each level, all of them at the first.
         steps: Steps of a solve at each level.
         evaluations: Network passes spent at each level, each with its divergence.
