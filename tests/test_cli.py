@@ -19,6 +19,7 @@ from sde_diffusion.cli import sample as sample_command
 from sde_diffusion.cli.plan import running
 from sde_diffusion.data import moons
 from sde_diffusion.demo.demonstration import QUICK, Settings, run
+from sde_diffusion.demo.distilled import CALLS
 from sde_diffusion.demo.table import TUNED, trials
 from sde_diffusion.sde import processes
 from sde_diffusion.training import load_checkpoint
@@ -393,13 +394,13 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
         capture_output=True, text=True, timeout=180, check=False, cwd=Path(cli.__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    pictures = ["film.png", "guided.png", "nfe.png", "samples.png"]
-    assert sorted(p.name for p in out.iterdir()) == sorted(["checkpoint", "metrics.json", *pictures])
+    pictures = ["fast.png", "film.png", "guided.png", "nfe.png", "samples.png"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(["checkpoint", "fast", "metrics.json", *pictures])
     assert "bits/dim" in done.stdout
     assert "real training images" in done.stdout
     assert f"sde-diffusion sample --checkpoint {out / 'checkpoint'}" in done.stdout
     metrics = json.loads((out / "metrics.json").read_text())
-    assert len(metrics["table"]) == 2 + 1 + 3 * len(TUNED) + len(trials())
+    assert len(metrics["table"]) == 2 + 1 + 3 * len(TUNED) + len(trials()) + len(CALLS)
     assert metrics["table"][0]["n"] == metrics["table"][2]["n"] == QUICK.headline
     assert metrics["likelihood"]["bin_width"] == pytest.approx(2 / 17)
     assert set(metrics["figures"]) == set(metrics["bars"])
@@ -410,6 +411,11 @@ def test_the_quick_demo_writes_everything_and_its_checkpoint_samples(tmp_path, c
     assert (guided["w"], guided["n"], guided["halves"]) == (2, QUICK.others, QUICK.halves)
     assert all(0 <= guided[name] <= 1 for name in ("plain", "recognised", "filled"))
     assert f"recognised with guidance 2:          {guided['recognised']:.1%}" in done.stdout
+    few = metrics["distilled"]
+    assert [(row["nfe"], row["n"]) for row in few["rows"]] == [(nfe, QUICK.others) for nfe in CALLS]
+    assert few["teacher"]["nfe"] == 21
+    assert call("sample", "--checkpoint", out / "fast", "--n", 3, "--nfe", 1, "--out", tmp_path / "one.npy") == 0
+    assert np.load(tmp_path / "one.npy").shape == (3, 1, 8, 8)
     for name in pictures:
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert call("sample", "--checkpoint", out / "checkpoint", "--n", 10, "--steps", 2, "--out", tmp_path / "x.npy") == 0

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
 from sde_diffusion.distillation import FlowMap, Shortcut, Trajectory
 from sde_diffusion.nets import MLP, DiT, UNet
-from sde_diffusion.training import Recipe, Saving, TrainingInterrupted, load_checkpoint, save_checkpoint, train
+from sde_diffusion.training import (
+    Recipe,
+    Saving,
+    TrainingInterrupted,
+    Validation,
+    load_checkpoint,
+    save_checkpoint,
+    train,
+)
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 TEACHER = model()
@@ -178,3 +186,15 @@ def test_a_distillation_goes_on_with_the_same_teacher_objective_and_reach_alone(
     with pytest.raises(ValueError, match=r"model is .*reaches 'data', but .*reaches 'any'"):
         run(small(reach="data"), **again)
     assert len(run(small(), **again).losses) == 2
+
+
+def test_a_validation_never_ends_a_distillation_nor_brings_back_the_map_that_was_not_trained(tmp_path):
+    val = Validation(X[:40] + 0.01, every=1, patience=1, draws=8)
+    worse = Recipe(16, 0.05, schedule=lambda i, steps: 1.0)  # its nats get worse from the first step on
+    done = run(small(), val=val, recipe=worse, out=tmp_path)
+    nats = [each["val_nats"] for each in done.validations]
+    assert len(nats) == 6
+    assert nats[-1] > min(nats)
+    assert (done.best, done.stopped) == (6, None)
+    kept = load_checkpoint(tmp_path).model
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), done.model.parameters(), strict=True))

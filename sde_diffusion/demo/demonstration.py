@@ -1,4 +1,4 @@
-"""The demonstration: digits, from training to likelihood, with every solver, in about six minutes of one core.
+"""The demonstration: digits, from training to likelihood, with every solver, in about seven minutes of one core.
 
 `run` works in phases, each timed, and writes pictures, figures and a checkpoint to one folder.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from sde_diffusion import plots
 from sde_diffusion._files import check_folder, keep, write_files
 from sde_diffusion.data.scalings import Standardise
+from sde_diffusion.demo.distilled import few_calls
 from sde_diffusion.demo.guided import Found, guide
 from sde_diffusion.demo.results import Curves, close, gather
 from sde_diffusion.demo.table import BUDGET, HEADER, HEADLINE, LEGEND, SDE, TUNED, Bench, Row, Trial, concise, trials
@@ -52,6 +53,7 @@ class Settings:
         headline: Samples of the headline solver, at most 1,437.
         others: Samples of every solver in the table, at most 360. Frechet distances depend on these numbers.
         effort: Factor on the evaluations of the slow solvers; below 1, tuned samplers are not refined.
+        distil_steps: Training steps of the flow map, which draws in one call.
         halves: Test images that are filled in by their left half, at least 10 and at most 360.
         likelihoods: Test images whose likelihood is evaluated, at most 360.
         tuning: Samples that the tuned samplers are fitted to, and as many that they are judged on; at least 16.
@@ -65,6 +67,7 @@ class Settings:
     headline: int = 1437
     others: int = 360
     effort: float = 1.0
+    distil_steps: int = 400
     halves: int = 90
     likelihoods: int = 40
     tuning: int = 128
@@ -79,6 +82,7 @@ QUICK = Settings(
     headline=120,
     others=40,
     effort=0.2,
+    distil_steps=10,
     halves=10,
     likelihoods=2,
     tuning=16,
@@ -114,11 +118,11 @@ class _Report:
 
 
 def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains, samples with every solver, scores, evaluates likelihoods, draws.
+    """Trains, samples with every solver, distils, scores, evaluates likelihoods, draws.
 
     Args:
-        out: Folder for `samples.png`, `guided.png`, `film.png`, `nfe.png`, `metrics.json` and `checkpoint/`, made if
-            need be.
+        out: Folder for `samples.png`, `guided.png`, `fast.png`, `film.png`, `nfe.png`, `metrics.json`, `checkpoint/`
+            and `fast/`, made if need be.
         settings: How much to do; the full run by default.
         say: Called with every line of the report.
 
@@ -133,7 +137,7 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
     settings, report = settings or Settings(), _Report(say)
     _check(settings)
     out, lost = Path(out), list[str]()
-    for folder in (out, out / "checkpoint"):
+    for folder in (out, out / "checkpoint", out / "fast"):
         check_folder(folder, "--out")
 
     def write(how: Callable[[Path], object], path: Path) -> None:
@@ -150,8 +154,9 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
     with report.phase(f"training a class-conditional U-Net, {settings.steps} steps"):
         model, loss = _train(bench, settings)
         scaling = Standardise(torch.tensor(bench.mean), torch.tensor(bench.std))
-        extra = {"data_range": [-1.0, 1.0], "steps": settings.steps, "seed": settings.seed}
-        write(lambda path: save_checkpoint(path, model, scaling=scaling, extra=extra), out / "checkpoint")
+        extra = {"data_range": [-1.0, 1.0], "seed": settings.seed}
+        more = {**extra, "steps": settings.steps}
+        write(lambda path: save_checkpoint(path, model, scaling=scaling, extra=more), out / "checkpoint")
         say(f"   loss {loss:.4f}" + (f"; {lost[-1]}" if lost else f"; saved to {out / 'checkpoint'}"))
     with report.phase(f"tuning samplers of {', '.join(map(str, TUNED))} evaluations"):
         tuned = bench.tune(model, batch=settings.tuning, refine=settings.effort >= 1, seed=settings.seed)
@@ -160,6 +165,13 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
             say(f"   {line}")
     with report.phase("sampling with every solver, from the same seeds"):
         rows, curves, images = _measure(bench, model, tuned, settings, say)
+    with report.phase(f"distilling the network into a map that draws in one call, {settings.distil_steps} steps"):
+        few = few_calls(bench, model, _plain(rows, settings), steps=settings.distil_steps, seed=settings.seed)
+        rows += few.figures.rows
+        less = {**extra, "steps": settings.distil_steps}
+        write(lambda path: save_checkpoint(path, few.fast, scaling=scaling, extra=less), out / "fast")
+        for line in (HEADER, *map(str, few.figures.rows), few.figures.line()):
+            say(f"   {line}")
     with report.phase("guidance, and digits of which the left half is given"):
         guided = guide(bench, model, _plain(rows, settings), halves=settings.halves, seed=settings.seed)
         for line in guided.figures.lines():
@@ -169,10 +181,21 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
         for line in likelihood.lines():
             say(f"   {line}")
     with report.phase("pictures"):
+        title = "A map of the network draws in one call, or a few, what the network draws in many; same noise"
+        write(lambda path: plots.bands(path, few.bands, title=title), out / "fast.png")
         for name, draw in _pictures(bench, model, settings, rows, curves, images, guided).items():
             write(draw, out / name)
     result = gather(
-        asdict(settings), report.seconds, rows, curves, tuned.report, likelihood, guided.figures, right, loss
+        asdict(settings),
+        report.seconds,
+        rows,
+        curves,
+        tuned.report,
+        likelihood,
+        guided.figures,
+        few.figures,
+        right,
+        loss,
     )
     write(lambda path: write_files({path: json.dumps(result, indent=2).encode()}), out / "metrics.json")
     if lost:

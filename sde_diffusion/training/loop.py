@@ -84,7 +84,8 @@ def train(
         recipe: The batch size, the optimiser and its schedule, the averages, the transform: `Recipe()` by default, with
             the batch size of a `DataLoader` that the data come in.
         val: Data kept out of the training, a `Validation` or rows as `data` are. The averaged model is measured on
-            them as it goes, what is returned is the best of them, and the run ends when it has got worse for long.
+            them as it goes, what is returned is the best of them, and the run ends when it has got worse for long. A
+            `FlowMap` is measured as a denoiser, which says nothing of its jumps: the last is returned.
         out: The folder to keep the run in, or a `Saving` that also says how often. With it the model is there as
             `load_checkpoint` reads it, the metrics in `metrics.jsonl`, and a run that is cut short can go on.
         resume: Whether to go on with the run in `out`, which has to be begun with the same arguments.

@@ -98,12 +98,16 @@ class EarlyStopping:
     def update(self, step: int, found: Measured) -> bool:
         """Takes a validation into account, and answers whether it is the best so far."""
         if self.best is None or found.nats < self.best.nats or not math.isfinite(self.best.nats):
-            self.best, self.step, self.worse = found, step, 0
-            return True
+            return self.take(step, found)
         loss, error = self.best.gain_over(found)
         clear = not math.isfinite(loss) or loss > (0 if math.isnan(error) else WORSE * error)
         self.worse = self.worse + 1 if clear else 0
         return False
+
+    def take(self, step: int, found: Measured) -> bool:
+        """Takes a validation as the best, whatever it found: of a flow map, of whose jumps its nats say nothing."""
+        self.best, self.step, self.worse = found, step, 0
+        return True
 
     def state(self) -> dict[str, Any]:
         """All that it goes on from, as JSON has it."""

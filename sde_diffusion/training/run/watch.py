@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
@@ -50,10 +51,11 @@ class Watch:
         return self.val.due(step, steps) and not (self.found and self.found[-1]["step"] == step)
 
     def measure(self, model: Denoiser, loss: Objective, recipe: Recipe, step: int) -> tuple[dict[str, float], bool]:
-        """The numbers of a validation, and whether it is the best so far."""
+        """The numbers of a validation, and whether it is the best so far; of a map, the last is."""
         measured = self.val.measure(model, loss, transform=recipe.transform)
         self.found.append({"step": step, **measured.metrics()})
-        return measured.metrics(), self.stopping.update(step, measured)
+        choose = self.stopping.take if isinstance(model, FlowMap) else self.stopping.update
+        return measured.metrics(), choose(step, measured)
 
     def keep(self, model: nn.Module) -> None:
         """Keeps the weights of a model as the best."""
