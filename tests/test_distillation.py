@@ -18,7 +18,7 @@ from sde_diffusion._tensors import as_float64
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.distillation import Consistency, MeanFlow, Progressive, Shortcut, Trajectory, mean_flow
-from sde_diffusion.distillation.draws import Batch, Place, gain2, pairs
+from sde_diffusion.distillation.draws import Batch, Place, gain, pairs
 from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import MLP
 
@@ -188,7 +188,7 @@ def test_the_loss_is_the_mean_square_of_the_error_over_what_the_answer_is_multip
             u = float(batch.all.u[i])
             v = -math.sin(u) / C * p.data[i] + math.cos(u) * p.noise[i]
             assert i >= 16 or float(batch.till.u[i]) == u
-            total += float((g[i] - (v if i < 16 else moved[i - 16])).square().mean()) * math.cos(u) ** 2
+            total += float((g[i] - (v if i < 16 else moved[i - 16])).square().mean()) * math.cos(u)
     assert loss == pytest.approx(total / len(X), rel=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_a_place_is_that_of_its_angle():
         u = torch.linspace(0.05, 1.5, 9, dtype=torch.float64)
         place = Place.of(model, u, X[:9])
         torch.testing.assert_close(as_float64(model.angle(place.at))[:, 0], u, rtol=1e-8, atol=0)
-        assert float(gain2(model, place.at).max()) == pytest.approx(1.0)  # of EDM
+        assert float(gain(model, place.at).max()) == pytest.approx(1.0)  # of EDM
 
 
 # --- conditions, modes, teachers

@@ -34,6 +34,10 @@ class MapObjective(ABC):
     Instead conditions are left out here, of whole batches, for map and teacher alike; of a teacher that is `Guided`,
     what is inside is the teacher then. Single entries of a context are left out where they are NaN in the data alone.
 
+    A map learns best that answers `predict.edm`, or `v`. One of the noise has its errors amplified at the prior, 150
+    times on `VPSDE`: after 2,000 steps on eight Gaussians its jumps in one call were off by .57 in the median, those of
+    a map of `edm` by .02. A teacher of the noise may teach such a map, `FlowMap(net, teacher.sde, predict.edm)`.
+
     Args:
         teacher: The model whose flow is learnt, a `Denoiser` of the same process; None to learn from the data alone. It
             is moved to the device of the data.
