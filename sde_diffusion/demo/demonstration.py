@@ -181,7 +181,7 @@ def run(out: str | Path, settings: Settings | None = None, *, say: Callable[[str
         for line in likelihood.lines():
             say(f"   {line}")
     with report.phase("pictures"):
-        title = "A map of the network draws in one call, or a few, what the network draws in many; same noise"
+        title = "In one call of a map of the network, or a few, what the network draws in many"
         write(lambda path: plots.bands(path, few.bands, title=title), out / "fast.png")
         for name, draw in _pictures(bench, model, settings, rows, curves, images, guided).items():
             write(draw, out / name)
