@@ -61,7 +61,7 @@ def distill(
     Args:
         teacher: A `Network`, or a wrapper around one, in evaluation mode.
         data: As in `train`.
-        steps: Gradient steps; a thousand make a difference, one evaluation of a good map took some thousands.
+        steps: Gradient steps: about a thousand from a teacher, and the more the better.
         loss: `"shortcut"`, `"trajectory"`, `"consistency"`, `"meanflow"`, `"progressive"`, or an objective.
         reach: Which jumps are trained, see `FlowMap`: `"data"` for `"consistency"`, else `"any"` by default;
             `"progressive"` wants noise levels.

@@ -15,6 +15,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_like
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.modules import home
+from sde_diffusion.distillation.draws import AT_PRIOR
 from sde_diffusion.noise.seeds import one_stream
 from sde_diffusion.sde.base import GaussianSDE
 
@@ -27,8 +28,10 @@ class Reflow:
 
     $$ x_t = \alpha x_0 + \sigma\varepsilon, \quad (x_0, \varepsilon)\ \text{a pair of}\ \texttt{reflow\_pairs} $$
 
-    Times and weight are those that suit the model. Straight lines in $x_t$ are those of `FlowSDE`; on another process
-    they are straight in $x_t/\alpha$ over $\sigma/\alpha$, which `DDIM` follows.
+    Times and weight are those that suit the model, and a share of the rows is at the prior, where few steps begin: the
+    clock of `FlowSDE` jumps there, and drawn times never meet it. On `FlowSDE` the lines are straight for `Euler`; on
+    another process they are straight in $x_t/\alpha$ over $\sigma/\alpha$, for `DDIM`. On eight Gaussians, 2,000 steps on
+    20,000 pairs of an exact flow: one step of Euler was .06 of a standard deviation off.
 
     Raises, when called:
         TypeError: No `Denoiser`, or no `noise`.
@@ -37,7 +40,7 @@ class Reflow:
     Example:
         >>> pairs = reflow_pairs(SDESampler(sde, model, nfe=20), 50_000, seed=0)
         >>> straight = train(copy.deepcopy(model), pairs, steps=2000, loss=Reflow()).model
-        >>> x = SDESampler(sde, straight, solver=Euler(), nfe=2).sample(64)
+        >>> x = SDESampler(sde, straight, solver=Euler(), grid=grids.uniform, nfe=2).sample(64)
 
     References:
         Liu et al., Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, 2023.
@@ -69,7 +72,10 @@ class Reflow:
                 "rows {'x': x, 'noise': eps}"
             )
         check_like(noise, "noise", x0, "x0")
-        return model.objective()(model, x0, generator=generator, eps=noise, **cond)
+        objective = model.objective()
+        t = objective.times_for(model, len(x0), generator)
+        t[: round(AT_PRIOR * len(x0))] = model.sde.t_max
+        return objective(model, x0, generator=generator, t=t.to(x0.device), eps=noise, **cond)
 
 
 class Draws(Protocol):
