@@ -10,6 +10,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from sde_diffusion import FlowMap, Network, SDESampler, metrics, predict
 from sde_diffusion.demo.table import SDE, Bench
-from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.training import Recipe, train
+from sde_diffusion.nets import MLP
+from sde_diffusion.training import Recipe, load_checkpoint, train
 from sde_diffusion.tuning import tune
 
-TEACHER = 35
-"""Evaluations of the teacher, by the default sampler."""
+CHECKPOINT = Path(__file__).resolve().parents[1] / "demo" / "checkpoint"
+"""What `make demo` leaves."""
+TEACHER = {False: 35, True: 21}
+"""Evaluations of the teacher, by the default sampler: of the MLP, and of the U-Net."""
 FEW = (2, 3, 4, 5, 6, 8)
 """Those of the samplers that need no training."""
 
@@ -35,7 +38,7 @@ class Digits:
     Args:
         seed: The seed of the teacher.
         steps: Its training steps.
-        images: Whether it is a U-Net, that of the demonstration, rather than an MLP.
+        images: Whether it is the U-Net of the demonstration, as `make demo` keeps it, rather than an MLP.
     """
 
     seed: int
@@ -56,23 +59,20 @@ class Digits:
     @cached_property
     def teacher(self) -> Network:
         """The network."""
+        if self.images:
+            model = load_checkpoint(CHECKPOINT).model
+            assert isinstance(model, Network)
+            return model
         before = time.process_time()
         torch.manual_seed(self.seed)
-        net, shape, recipe = self._made()
-        model, label = Network(net, SDE, predict.edm, shape=shape), self.bench.labels
+        fresh = Network(MLP(64, hidden=256, classes=10), SDE, predict.edm, shape=(64,))
+        recipe, label = Recipe(256, 2e-3, transform=self.fresh), self.bench.labels
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "column")  # the pixels are of unit scale together only
-            run = train(model, self.bench.levels, steps=self.steps, recipe=recipe, seed=self.seed, label=label)
+            run = train(fresh, self.bench.levels, steps=self.steps, recipe=recipe, seed=self.seed, label=label)
         self.seconds = time.process_time() - before
         assert isinstance(run.model, Network)
         return run.model
-
-    def _made(self) -> tuple[MLP | UNet, tuple[int, ...], Recipe]:
-        """A fresh network, the shape of its data, and how it is trained."""
-        if self.images:
-            net = UNet(1, width=32, classes=10, label_drop=0.1, dropout=0.1)
-            return net, (1, 8, 8), Recipe(64, 3e-3, transform=self.fresh)
-        return MLP(64, hidden=256, classes=10), (64,), Recipe(256, 2e-3, transform=self.fresh)
 
     def sample(self, sampler: SDESampler, seed: int = 0) -> Tensor:
         """Images in [-1, 1], a class after the other as in the training digits."""
@@ -85,7 +85,7 @@ class Digits:
     @cached_property
     def wanted(self) -> Tensor:
         """Samples of the teacher."""
-        return self.sample(SDESampler(SDE, self.teacher, nfe=TEACHER))
+        return self.sample(SDESampler(SDE, self.teacher, nfe=TEACHER[self.images]))
 
     def far(self, x: Tensor) -> dict[str, float]:
         """How far images are from the test digits, and from the teacher's of the same noise; how many are right."""
@@ -102,7 +102,7 @@ class Digits:
         """A map trained in one way."""
         teacher, label = self.teacher, {"label": self.bench.labels}
         before = time.process_time()
-        lesson = Lesson(teacher, self.bench.levels, steps, seed, 1e-3, self.fresh, label)
+        lesson = Lesson(teacher, self.bench.levels, steps, seed, 1e-3, self.fresh, label, 128 if self.images else 256)
         fast = way.run(FlowMap.from_teacher(teacher), lesson)
         seconds = time.process_time() - before
         row: dict[str, Any] = {"method": way.name, "seed": seed, "steps": steps, "seconds": seconds}
@@ -110,14 +110,15 @@ class Digits:
 
     def rivals(self) -> list[dict[str, Any]]:
         """The teacher itself, by the default sampler and the tuned one; and other noise, and the training digits."""
-        conditions = {"label": torch.arange(256) % 10}
+        most, batch = TEACHER[self.images], 64 if self.images else 256
+        given: dict[str, Any] = {"conditions": {"label": torch.arange(batch) % 10}, "refine": not self.images}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tuned = tune(SDE, self.teacher, FEW, batch=256, seed=0, conditions=conditions)
+            tuned = tune(SDE, self.teacher, FEW, batch=batch, seed=0, **given)
             default = {k: self.sample(SDESampler(SDE, self.teacher, nfe=k)) for k in FEW}
-        other = {TEACHER: self.sample(SDESampler(SDE, self.teacher, nfe=TEACHER), seed=1)}
+        other = {most: self.sample(SDESampler(SDE, self.teacher, nfe=most), seed=1)}
         made = {
-            "teacher": {TEACHER: self.wanted},
+            "teacher": {most: self.wanted},
             "teacher, other noise": other,
             "default": default,
             "tuned": {k: self.sample(tuned.sampler(k)) for k in FEW},

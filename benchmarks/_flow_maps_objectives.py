@@ -33,6 +33,7 @@ class Lesson:
         lr: The highest rate.
         transform: As of a recipe.
         cond: Conditions.
+        batch: Rows of a step.
     """
 
     teacher: Denoiser
@@ -42,10 +43,11 @@ class Lesson:
     lr: float
     transform: Any = None
     cond: dict[str, Tensor] | None = None
+    batch: int = 256
 
     def teach(self, fast: FlowMap, loss: Any, steps: int) -> FlowMap:
         """The average of the weights of a map, trained in place."""
-        how = recipe(lr=self.lr, transform=self.transform)
+        how = recipe(self.batch, self.lr, transform=self.transform)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "column")  # the data are of unit scale together only
             run = train(fast, self.x0, steps=steps, loss=loss, recipe=how, seed=self.seed, cond=self.cond or {})

@@ -101,10 +101,10 @@ def _least(who: str, rows: list[Row], k: str, what: str, bar: float) -> Check:
 
 
 def _digits(name: str, of: dict[str, list[Row]]) -> list[Check]:
-    if "shortcut" not in of:
+    if "shortcut" not in of or "teacher" not in of:
         return []
     rows = of["shortcut"]
-    teacher = {row["seed"]: row["calls"]["35"] for row in of["teacher"]}
+    teacher = {row["seed"]: next(iter(row["calls"].values())) for row in of["teacher"]}
     if name == "images":
         most = max(row["calls"]["1"]["frechet"] / teacher[row["seed"]]["frechet"] for row in rows)
         return [Check("images: Frechet distance of one call over the teacher's <= 1.3", f"{most:.2f}", most <= 1.3)]
