@@ -16,6 +16,7 @@ from zoo import DoubleWell
 
 from sde_diffusion import VPSDE, Clipped, Matched, Problem, SDESampler, SolverError
 from sde_diffusion.denoiser.analytic import GaussianMixture
+from sde_diffusion.denoiser.base import On
 from sde_diffusion.guidance import DPS, Mask, Matrix, Moments, Posterior, PseudoInverse
 from sde_diffusion.particles import Particles, ParticleSampler, ParticleWarning, importance_evidence
 from sde_diffusion.particles.telling import tell_of_steps
@@ -25,6 +26,7 @@ F64 = torch.float64
 MODEL = line([0.3, 0.7], [-1.0, 1.0], 0.25)
 A = torch.ones(1, 1, dtype=F64)
 TARGET = given(MODEL, A, 0.5)
+OTHER = VPSDE(t_min=0.01, t_max=0.9)
 Y = torch.ones(1, dtype=F64)
 TIMES = [1.0 - 0.049 * i for i in range(18)]
 
@@ -66,6 +68,7 @@ class Broken(Posterior):
         (lambda: ParticleSampler(SDE, MODEL), TypeError, "got GaussianMixture: its own law needs no particles"),
         (lambda: ParticleSampler(SDE), TypeError, "target must be a Twisted model"),
         (lambda: ParticleSampler(SDE, Clipped(TARGET)), TypeError, r"Put it inside, Posterior\(Clipped\(model\)\)"),
+        (lambda: ParticleSampler(OTHER, On(TARGET, OTHER)), TypeError, r"Put it inside, Posterior\(model\.on\(sde\)\)"),
         (
             lambda: ParticleSampler(SDE, Posterior(TARGET, TARGET.measurement, 1.0, name="z")),
             TypeError,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion._checks import check_count, check_flag, check_real, check_step_count
-from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.base import Denoiser, On
 from sde_diffusion.denoiser.conditions import Conditions, check_options
 from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.guidance.product import Product
@@ -284,11 +284,12 @@ def check_target(target: Any) -> Denoiser:
     name = type(target).__name__
     if not isinstance(target, Denoiser) or not isinstance(target, Twisted | Product):
         inside = _rule_inside(target) if isinstance(target, Denoiser) else None
+        inner = "model.on(sde)" if isinstance(target, On) else f"{name}(model)"
         raise TypeError(
             "target must be a Twisted model such as Posterior, Reward or Within, or a Product such as Tilted or "
             f"Guided, got {name}"
             + (
-                f": what {name} makes of {inside} has no weights. Put it inside, {inside}({name}(model))"
+                f": what {name} makes of {inside} has no weights. Put it inside, {inside}({inner})"
                 if inside
                 else ": its own law needs no particles, SDESampler(sde, model)"
             )
