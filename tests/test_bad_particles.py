@@ -220,7 +220,7 @@ def sampler_of(model):
         (TARGET, TypeError, "sampler must be an SDESampler of a Twisted model, got Posterior"),
         (sampler_of(MODEL), TypeError, "the evidence is that of a likelihood, by a Twisted model such as Posterior"),
         (SDESampler(SDE, TARGET, solver=EulerMaruyama(), steps=4), TypeError, "EulerMaruyama"),
-        (SDESampler(SDE, TARGET), TypeError, r"is no solver of one .*: use solver=DormandPrince\(\), Heun\(\)"),
+        (SDESampler(SDE, TARGET), TypeError, r"is stochastic: use solver=DormandPrince\(\), Heun\(\)"),
         (sampler_of(Broken(0.0, end=-math.inf)), SolverError, "all 4 weights are zero: no sample of Broken has a"),
         (sampler_of(Broken(0.0, end=math.nan)), SolverError, "4 of 4 samples have no weight"),
     ],
