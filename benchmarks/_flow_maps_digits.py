@@ -65,7 +65,7 @@ class Digits:
             return model
         before = time.process_time()
         torch.manual_seed(self.seed)
-        fresh = Network(MLP(64, hidden=256, classes=10), SDE, predict.edm, shape=(64,))
+        fresh = Network(MLP(64, hidden=256, classes=10, label_drop=0.0), SDE, predict.edm, shape=(64,))
         recipe, label = Recipe(256, 2e-3, transform=self.fresh), self.bench.labels
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "column")  # the pixels are of unit scale together only

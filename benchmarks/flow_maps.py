@@ -41,13 +41,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured in a part: samples, steps of training, steps of the teacher, ways and seeds."""
+    """What is measured in a part: samples, steps of training, steps of the teacher, ways and seeds; and ways on the
+    first seed alone.
+    """
 
     n: int
     steps: int
     teacher: int
     ways: Sequence[str]
     seeds: Sequence[int]
+    once: Sequence[str] = ()
 
 
 FRESH = ("shortcut", "trajectory", "consistency", "MeanFlow")
@@ -55,7 +58,7 @@ FRESH = ("shortcut", "trajectory", "consistency", "MeanFlow")
 PARTS = {
     "plane": Part(4000, 2000, 0, FRESH, (0, 1, 2)),
     "sixteen": Part(2000, 8000, 0, ("trajectory",), (0,)),
-    "digits": Part(1437, 1100, 3000, ("shortcut", "trajectory", "consistency", "MeanFlow", "progressive"), (0, 1)),
+    "digits": Part(1437, 1100, 6000, ("shortcut", "trajectory"), (0, 1), ("consistency", "MeanFlow", "progressive")),
     "images": Part(1437, 400, 0, ("shortcut",), (0,)),
 }
 QUICK = {
@@ -79,7 +82,7 @@ def rows(name: str, part: Part, ways: list[str] | None = None, seeds: list[int] 
         digits = Digits(seed, part.teacher, images=name == "images")
         if rivals:
             yield from digits.rivals()
-        for way in ways:
+        for way in [*ways, *(part.once if rivals and seed == part.seeds[0] else ())]:
             yield digits.trained(WAYS[way], part.steps, seed)
 
 
