@@ -16,6 +16,7 @@ from sde_diffusion import EDMSDE, FlowMap, FlowSDE, Network, SDESampler, predict
 from sde_diffusion._tensors import as_float64
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.distillation import (
     Consistency,
@@ -31,7 +32,7 @@ from sde_diffusion.distillation import (
 from sde_diffusion.guidance import Guided
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import RK4, Angle, EulerMaruyama, Heun
-from sde_diffusion.training import PowerDecay, Recipe, train
+from sde_diffusion.training import PowerDecay, Recipe, Validation, train
 
 X = normal(300, 2, dtype=torch.float32)
 SMALL = Recipe(32)
@@ -99,6 +100,39 @@ def test_what_the_network_draws_by_itself_does_not_enter_a_run():
         again.load_state_dict(first.state_dict())
         runs.append(distill(again, X, steps=2, recipe=SMALL, seed=0, label=torch.arange(300) % 3).losses)
     assert runs[0] == runs[1]
+
+
+class Own(torch.nn.Module):
+    """A network that does not say which of its conditions have rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def forward(self, x: Any, t: Any, context: Any, table: Any = None, until: Any = None) -> Any:
+        return self.layer(torch.cat([x, context], 1)) + (0 if table is None else table.sum())
+
+
+class Declared(Own):
+    """One that does."""
+
+    per_sample = ("context",)
+
+
+@pytest.mark.parametrize("loss", ["shortcut", "trajectory", "meanflow"])
+def test_conditions_with_rows_stay_with_their_samples_where_the_network_declares_none(loss):
+    def losses(net: type[Own], context: Any, **given: Any) -> list[float]:
+        torch.manual_seed(0)
+        teacher = Network(net(), EDMSDE(), predict.edm, shape=(2,)).eval()
+        return distill(teacher, X, steps=2, recipe=SMALL, seed=0, loss=loss, context=context, **given).losses
+
+    c = normal(300, 2, seed=1, dtype=torch.float32)
+    with torch.random.fork_rng():
+        told = losses(Declared, c)
+        assert losses(Own, c) == losses(Own, PerSample(c)) == told
+        assert losses(Own, c, val=Validation(X[:40] + 1e-3, context=c[:40])) == told
+        assert losses(Own, c, table=Shared(torch.zeros(32, 3))) == told
+        assert losses(Own, torch.zeros_like(c)) != told
 
 
 # --- what is refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +20,10 @@ from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.distillation import Consistency, MeanFlow, Progressive, Shortcut, Trajectory, mean_flow
 from sde_diffusion.distillation.draws import Batch, Place, gain, pairs
+from sde_diffusion.distillation.objective import MapObjective
 from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import MLP
+from sde_diffusion.training import Recipe, Training
 
 LEVELS = (80.0, 5.0, 1.0, 0.3, 0.0)
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * VARIANCES.sqrt()
@@ -301,3 +304,11 @@ def test_an_objective_is_written_with_what_it_was_given():
     guide = Network(mlp(), EDMSDE(), predict.EDM(C), shape=(3,)).eval()
     assert repr(Trajectory(guide, steps=3)) == "Trajectory(teacher=Network, steps=3)"
     assert repr(Consistency()) == "Consistency()"
+
+    @dataclass(frozen=True)
+    class Plain(MapObjective):
+        def target(self, batch: Batch) -> Tensor:
+            return torch.zeros_like(batch.x)
+
+    done = Training(guide, [], 0, 0.0, Plain(guide), Recipe())
+    assert "objective=Plain(teacher=Network, diagonal=0.25, drop=None), recipe" in repr(done)

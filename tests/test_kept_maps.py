@@ -177,11 +177,10 @@ def test_a_distillation_goes_on_with_the_same_teacher_objective_and_reach_alone(
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
     again: Any = {"out": tmp_path, "steps": 2, "resume": True}
-    with pytest.raises(
-        ValueError, match=r"loss is Shortcut\(teacher=Network \w+, diagonal=0.25, drop=None\), but .* begun with"
-    ):
+    same = r"loss.teacher is Network \w+, but .* begun with Network \w+: go on with the same teacher, or begin anew"
+    with pytest.raises(ValueError, match=same):
         run(small(), other, **again)
-    with pytest.raises(ValueError, match=r"loss is Trajectory\(.*steps=2\), but the run in .* begun with Shortcut"):
+    with pytest.raises(ValueError, match=r"loss is Trajectory\(teacher=Network\), but the run in .* with Shortcut"):
         run(small(), loss=Trajectory(TEACHER), **again)
     with pytest.raises(ValueError, match=r"model is .*reaches 'data', but .*reaches 'any'"):
         run(small(reach="data"), **again)
@@ -196,5 +195,8 @@ def test_a_validation_never_ends_a_distillation_nor_brings_back_the_map_that_was
     assert len(nats) == 6
     assert nats[-1] > min(nats)
     assert (done.best, done.stopped) == (6, None)
+    sparse = Validation(X[:40] + 0.01, draws=8)
+    assert [step for step in range(1, 501) if sparse.due(step, 500, of_map=True)] == [100, 200, 300, 400, 500]
+    assert [each["step"] for each in run(small(), val=sparse, steps=41).validations] == [20, 40, 41]
     kept = load_checkpoint(tmp_path).model
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), done.model.parameters(), strict=True))

@@ -195,8 +195,13 @@ class Conditions:
 
         return self._handed(taken)
 
-    def rows(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """The conditions of samples by number, each as often as it is named."""
+    def rows(self, numbers: Sequence[int], *, marked: bool = False) -> dict[str, Any]:
+        """The conditions of samples by number, each as often as it is named; with their marks on, if asked for."""
+
+        def kept(leaf: _Leaf) -> Any:
+            if not marked or leaf.rows is None:
+                return taken(leaf)
+            return PerSample(taken(leaf)) if leaf.rows else Shared(leaf.value)
 
         def taken(leaf: _Leaf) -> Any:
             value = leaf.value
@@ -208,7 +213,7 @@ class Conditions:
                 return value[torch.as_tensor(numbers, device=value.device)]
             return value[list(numbers)] if isinstance(value, np.ndarray) else _like(value, (value[i] for i in numbers))
 
-        return self._handed(taken)
+        return self._handed(kept)
 
     def stacked(self, k: int) -> dict[str, Any]:
         """The conditions of all samples, `k` times one after the other."""

@@ -50,6 +50,7 @@ class MapObjective(ABC):
     diagonal: float = 0.25
     drop: float | None = None
     reaches: ClassVar[tuple[str, ...]] = ("any", "data", "levels")
+    marked: ClassVar[bool] = True  # `train` says which of the conditions have rows, of a network that does not
 
     def __post_init__(self) -> None:
         if self.teacher is not None and not isinstance(self.teacher, Denoiser):

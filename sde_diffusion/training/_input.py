@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import WIDE, check_real
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.training.ema import Decay, horizon
 
@@ -71,9 +72,11 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def placed(value: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
-    """Tensors, alone or in a mapping, on a device, and real numbers in a dtype; all else as it is."""
+    """Tensors, alone, marked or in a mapping, on a device, and real numbers in a dtype; all else as it is."""
     if isinstance(value, Mapping):
         return {name: placed(part, device, dtype) for name, part in value.items()}
+    if isinstance(value, PerSample | Shared):
+        return type(value)(placed(value.value, device, dtype))
     if not isinstance(value, Tensor):
         return value
     return value.to(device=device, dtype=dtype if value.is_floating_point() else None)

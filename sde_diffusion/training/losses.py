@@ -7,10 +7,11 @@ matching, a value that holds a draw of noise levels and a weight; any function o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives.matching import DenoisingScoreMatching
@@ -33,6 +34,7 @@ from sde_diffusion.denoiser.objectives.weights import (
     Weighting,
     data_weight,
     likelihood_weight,
+    name_of,
     noise_weight,
 )
 
@@ -64,7 +66,8 @@ Objective = Callable[..., Tensor]
 """What is minimised: called as `loss(model, x0, generator=generator, **cond)`, it answers a scalar with a graph to the
 parameters of the model. `x0` are data `(B, *)` on the device of the model, `generator` is the source of all it draws,
 on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given.
-One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken."""
+One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken;
+one with an attribute `marked` gets its conditions as `PerSample` or `Shared`, since it takes batches apart."""
 
 
 def denoising_score_matching(
@@ -100,3 +103,17 @@ def denoising_score_matching(
     """
     loss = DenoisingScoreMatching(times, weight)
     return loss(model, x0, generator=generator, t=t, eps=eps, reduction=reduction, **cond)
+
+
+def said(objective: object) -> str:
+    """An objective in a word: its name or repr, in which a network stands by its class alone."""
+    if isinstance(objective, nn.Module):
+        return type(objective).__name__
+    made: Any = getattr(objective, "__dataclass_params__", None)
+    if made is None or not made.repr or isinstance(objective, type):
+        return name_of(objective)
+    parts = {each.name: getattr(objective, each.name) for each in fields(cast(Any, objective)) if each.repr}
+    if not any(isinstance(part, nn.Module) for part in parts.values()):
+        return name_of(objective)
+    words = {name: type(part).__name__ if isinstance(part, nn.Module) else repr(part) for name, part in parts.items()}
+    return f"{type(objective).__name__}({', '.join(f'{name}={word}' for name, word in words.items())})"

@@ -28,6 +28,7 @@ from sde_diffusion._tensors import rows as flat
 from sde_diffusion.data.source import Source, source_of
 from sde_diffusion.data.sources.rows import taken
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.stopping import GROUPS, Measured, standard_error
@@ -40,6 +41,8 @@ STATES = 2048
 """How many states a validation has at least: rows by draws."""
 AT_ONCE, NUMBERS = 1024, 2**20
 """At most so many states, and numbers in them, in one pass of the network."""
+OF_A_MAP = 5
+"""How often a flow map is measured in a run, if nothing is said: it ends no run early and chooses no weights."""
 FIRST = 20
 """The step of the first validation, if nothing is said."""
 SEED, GOLDEN = 20_210_704, 0.6180339887498949
@@ -56,7 +59,8 @@ class Validation:
     Args:
         data: Rows in any form that `train` takes and that has a length: a tensor `(N, *)`, a data set.
         every: Steps from one validation to the next. By default a sixth of the steps so far, and at most a 25th of
-            the run: early on models change fast, and of a small table the best is often among the first hundred.
+            the run: early on models change fast, and of a small table the best is often among the first hundred. A
+            `FlowMap`, whose validation decides nothing, is measured five times in a run.
         patience: After how many validations in a row that are clearly worse than the best a run ends, see
             `EarlyStopping`; None to go through in any case.
         draws: Noise levels for each row, spread evenly over the log-SNR; by default as many as make 2048 states.
@@ -91,11 +95,18 @@ class Validation:
         numbers = f"every={self.every}, patience={self.patience}, draws={self.draws}"
         return f"Validation({len(self.source)} rows {self.source.shape}, {numbers})"
 
-    def due(self, step: int, steps: int) -> bool:
-        """Whether there is a validation after a step of a run, counted from 1; after the last one always."""
+    def due(self, step: int, steps: int, *, of_map: bool = False) -> bool:
+        """Whether there is a validation after a step of a run, counted from 1; after the last one always.
+
+        Args:
+            step: The step.
+            steps: Those of the run.
+            of_map: Whether a flow map is trained.
+        """
         if step == steps:
             return True
-        return step % self.every == 0 if self.every is not None else step in _marks(steps)
+        every = max(FIRST, -(-steps // OF_A_MAP)) if of_map and self.every is None else self.every
+        return step % every == 0 if every is not None else step in _marks(steps)
 
     @torch.no_grad()
     def measure(
@@ -133,7 +144,10 @@ class Validation:
     def _loss(self, model: Denoiser, objective: Objective, transform: Transform | None) -> float:
         """The mean of the objective over the rows."""
         total = count = 0.0
+        marked = getattr(objective, "marked", False)
         for x, cond, _, generator in self._passes(model, -(-self.draws // 4), transform):
+            if marked:
+                cond = {name: PerSample(value) for name, value in cond.items()}  # noqa: PLW2901
             total += len(x) * float(objective(model, x, generator=generator, **cond))
             count += len(x)
         return total / count

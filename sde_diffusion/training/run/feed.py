@@ -45,6 +45,13 @@ class Staged(Protocol):
     staged: bool
 
 
+@runtime_checkable
+class Marked(Protocol):
+    """An objective that takes a batch apart: its conditions come with their marks, `PerSample` or `Shared`."""
+
+    marked: bool
+
+
 class Part(NamedTuple):
     """A micro-batch.
 
@@ -81,11 +88,11 @@ class Inputs(NamedTuple):
             own = set(self.data.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond)
         return own | (set() if self.given is None else self.given.with_rows)
 
-    def with_given(self, numbers: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
+    def with_given(self, numbers: Tensor, cond: dict[str, Any], *, marked: bool = False) -> dict[str, Any]:
         """The conditions of some rows, which have these numbers, by what they came with and what the call came with."""
         if self.given is None:
             return cond
-        return {**cond, **self.given.rows(cast(Sequence[int], numbers))}
+        return {**cond, **self.given.rows(cast(Sequence[int], numbers), marked=marked)}
 
 
 def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
@@ -303,8 +310,11 @@ class Feed:
                 draws["t"] = times[rows.start : rows.stop].to(device)
                 draws["eps"] = self.streams.noise(place, rows, n, part).to(device)
             told = {name: _cut(value, here) for name, value in cond.items()}
+            marked = isinstance(objective, Marked)
+            if marked:
+                told = {name: PerSample(value) for name, value in told.items()}
             if numbers is not None:
-                told = self.inputs.with_given(numbers[here], told)
+                told = self.inputs.with_given(numbers[here], told, marked=marked)
             found.append(
                 Part(part.to(device), draws, placed(told, device), len(rows) / len(x), [share[i] for i in broken])
             )

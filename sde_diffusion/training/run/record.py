@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.objectives.weights import name_of
-from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.losses import Objective, said
 from sde_diffusion.training.recipe import Recipe
 
 
@@ -50,7 +49,7 @@ class Training:
             f", stopped={self.stopped!r}" if self.stopped else ""
         )
         return (
-            f"Training(objective={name_of(self.objective)}, recipe={self.recipe!r}, steps={len(self.losses)}, "
+            f"Training(objective={said(self.objective)}, recipe={self.recipe!r}, steps={len(self.losses)}, "
             f"skipped={self.skipped}, seconds={self.seconds:.1f}, loss={self.loss:.4g}{more})"
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.objectives.weights import name_of
-from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.losses import Objective, said
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.feed import Inputs
 from sde_diffusion.training.run.marks import mark_of
@@ -97,7 +97,8 @@ def configuration(
     return {
         "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}",
         "net": f"{name_of(type(of))}({built})",
-        "loss": _loss(objective),
+        "loss": said(objective),
+        **{f"loss.{name}": word for name, word in _held_by(objective).items()},
         **{f"recipe.{name}": word for name, word in recipe.words().items()},
         "steps": str(steps),
         "seed": str(seed),
@@ -112,22 +113,17 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object)
         if before.get(name) != now[name]:
             raise ValueError(
                 f"{name} is {now[name]}, but the run in {where} was begun with {before.get(name, 'none')}: go on with "
-                f"the same {name.removeprefix('recipe.')}, or begin anew from its weights, train(load_checkpoint"
+                f"the same {name.rpartition('.')[2]}, or begin anew from its weights, train(load_checkpoint"
                 f"({str(where)!r}).model, ..., out=another folder)"
             )
 
 
-def _loss(objective: Any) -> str:
-    """An objective in a word; a model that it holds, such as a teacher, by its class and its weights."""
-    if isinstance(objective, nn.Module):
-        return type(objective).__name__
-    if not is_dataclass(objective) or isinstance(objective, type):
-        return name_of(objective)
+def _held_by(objective: Any) -> dict[str, str]:
+    """The models that an objective holds, such as a teacher, by name: their classes and weights."""
+    if isinstance(objective, nn.Module) or not is_dataclass(objective) or isinstance(objective, type):
+        return {}
     parts = {each.name: getattr(objective, each.name) for each in fields(objective)}
-    if not any(isinstance(part, nn.Module) for part in parts.values()):
-        return name_of(objective)
-    words = {name: _weights(part) if isinstance(part, nn.Module) else repr(part) for name, part in parts.items()}
-    return f"{type(objective).__name__}({', '.join(f'{name}={word}' for name, word in words.items())})"
+    return {name: _weights(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def _weights(model: nn.Module) -> str:

@@ -48,7 +48,8 @@ class Watch:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether a validation is to be made after a step, and was not."""
-        return self.val.due(step, steps) and not (self.found and self.found[-1]["step"] == step)
+        of_map = isinstance(self.best, FlowMap)
+        return self.val.due(step, steps, of_map=of_map) and not (self.found and self.found[-1]["step"] == step)
 
     def measure(self, model: Denoiser, loss: Objective, recipe: Recipe, step: int) -> tuple[dict[str, float], bool]:
         """The numbers of a validation, and whether it is the best so far; of a map, the last is."""
