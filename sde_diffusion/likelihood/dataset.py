@@ -69,8 +69,8 @@ def dataset_log_prob(
     solve sees on its way, the velocity and divergence at each evaluation, and only the rest of it is sampled.
 
     The mean of 2,000 rows of mixtures in 2 to 64 dimensions has a standard error of .002 to .02 nats at the default
-    budget, a tenth of what `log_prob` spends, and the digits one of .002 bits; single rows are not known so well, and are not handed out. Needs a model
-    of a Gaussian SDE.
+    budget, a tenth of what `log_prob` spends, and that of the digits one of .002 bits. Single rows are not known so
+    well, and are not handed out. Needs a model of a Gaussian SDE.
 
     Args:
         of: A sampler, which gives the model, the range of times and the prior; or a `Problem`, on all of its times.
