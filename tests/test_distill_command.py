@@ -15,7 +15,7 @@ from checkpoints import model, standard
 from sde_diffusion import EDMSDE, Network, predict
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli.plan import running
-from sde_diffusion.data import moons
+from sde_diffusion.data import moons, open_data, split
 from sde_diffusion.distillation import FlowMap
 from sde_diffusion.training import load_checkpoint, save_checkpoint, train
 from sde_diffusion.training.checkpoints.own_code import load_class
@@ -131,30 +131,78 @@ def test_labels_go_along_and_a_guided_teacher_makes_a_map_of_its_own(images, tmp
     assert np.load(tmp_path / "x.npz")["label"].tolist() == [2, 2, 2]
 
 
-def test_a_run_that_was_cut_short_goes_on_by_the_same_command(vectors, tmp_path, capsys, monkeypatch):
+def stopping(patch: Any, step: int) -> None:
+    """Lets the next training be cut short after a step."""
     true = train
 
     def stopped(*given: Any, callbacks: Any, **more: Any) -> Any:
         def stop(event: Any) -> None:
-            if event.kind == "step" and event.step == 2:
+            if event.kind == "step" and event.step == step:
                 raise KeyboardInterrupt
 
         return true(*given, callbacks=[*callbacks, stop], **more)
 
+    patch.setattr(running, "train", stopped)
+
+
+def test_a_run_that_was_cut_short_goes_on_by_the_configuration_that_it_kept(vectors, tmp_path, capsys, monkeypatch):
     words = ("distill", "--checkpoint", vectors / "model", "--out", tmp_path / "fast", *FEW)
     with monkeypatch.context() as patch:
-        patch.setattr(running, "train", stopped)
+        stopping(patch, 2)
         assert call(*words) == 130
     said = capsys.readouterr().out
     assert "ended after 2 of 4 steps, all of them saved" in said
-    assert "to go on: the same command with --resume" in said
-    assert call(*words, "--resume") == 0
+    config = tmp_path / "fast" / "config.toml"
+    assert f"to go on: sde-diffusion distill {config} --resume" in said
+    assert config.read_text().splitlines()[:4] == [
+        "# What this run was asked for. The same again: sde-diffusion distill THIS_FILE --out ANOTHER_FOLDER",
+        f'checkpoint = "{vectors / "model"}"',
+        'loss = "shortcut"',
+        "guidance = 1.0",
+    ]
+    assert call("distill", config, "--resume") == 0
     whole, rest = (load_checkpoint(folder).model for folder in (vectors / "fast", tmp_path / "fast"))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), rest.parameters(), strict=True))
-    other = ("--loss", "trajectory", "--resume")
-    said = error_of(capsys, *words, *other)
+    said = error_of(capsys, "distill", "--loss", "trajectory", "--resume", config)
     assert "loss is Trajectory(" in said
     assert said.endswith("go on with the same loss, or begin anew in another --out")
+
+
+def test_a_teacher_still_in_training_is_told_of_and_named_where_it_has_moved_on(vectors, tmp_path, capsys, monkeypatch):
+    teacher, fast = tmp_path / "model", tmp_path / "fast"
+    with monkeypatch.context() as patch:
+        stopping(patch, 3)
+        words = ("--data", vectors / "x.npy", "--out", teacher, "--steps", 5, "--hidden", 16, "--val", 0)
+        assert call("train", *words) == 130
+    assert call("distill", "--checkpoint", teacher, "--out", fast, *FEW) == 0
+    assert f"the run in --checkpoint {teacher} is at step 3 of 5: the map learns of" in capsys.readouterr().out
+    assert call("train", teacher / "config.toml", "--resume") == 0
+    said = error_of(capsys, "distill", fast / "config.toml", "--resume")
+    assert f"--checkpoint {teacher} is not the teacher that the run was begun with, or has been trained on" in said
+    assert call("distill", fast / "config.toml", "--overwrite") == 0
+    assert "is at step" not in capsys.readouterr().out
+
+
+def test_rows_kept_out_of_the_training_of_the_teacher_are_kept_out_here(images, tmp_path, capsys, monkeypatch):
+    given: list[Any] = []
+
+    def noted(model: Any, rows: Any, **more: Any) -> Any:
+        given.append(rows)
+        return train(model, rows, **more)
+
+    monkeypatch.setattr(running, "train", noted)
+    words = ("--checkpoint", images / "model", *FEW, "--seed", 3)
+    source = open_data(images / "x.npz")
+    rows, _ = split(source, None, 0)
+    assert call("distill", *words, "--out", tmp_path / "fast") == 0
+    assert f"{60 - len(rows)} rows are kept out, as in the training of" in capsys.readouterr().out
+    labels = [each.rows(torch.arange(len(each))).cond["label"].tolist() for each in (given[0], rows)]
+    assert labels[0] == labels[1]
+    assert len(given[0]) == len(rows) < 60
+    shutil.copy(images / "x.npz", tmp_path / "other.npz")
+    assert call("distill", *words, "--data", tmp_path / "other.npz", "--out", tmp_path / "all") == 0
+    assert len(given[1]) == 60
+    assert "kept out" not in capsys.readouterr().out
 
 
 # --- bad input
@@ -194,6 +242,31 @@ def test_bad_input_is_one_line_and_nothing_is_written(words, message, vectors, c
     before = sorted(vectors.rglob("*"))
     assert message in error_of(capsys, "distill", *here, *(() if "--accumulate" in words else FEW))
     assert sorted(vectors.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "give --checkpoint, the folder of the teacher, as a flag or in a configuration file"),
+        ("checkpoint = 3", "checkpoint: wanted a folder, got 3"),
+        ('loss = "progressive"', "loss: wanted one of shortcut, trajectory, consistency, meanflow, got 'progressive'"),
+        ("guidance = true", "guidance: wanted a number, got True"),
+        ("steeps = 3", "unknown key 'steeps', did you mean 'steps'?"),
+        ("patience = 3", "a distillation has no 'patience': leave it out"),
+        ("steps", "is no TOML"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused_in_a_line(text, message, tmp_path, capsys):
+    (tmp_path / "c.toml").write_text(text)
+    assert message in error_of(capsys, "distill", tmp_path / "c.toml", "--out", tmp_path / "fast")
+
+
+def test_a_configuration_is_that_of_its_command(vectors, capsys):
+    said = error_of(capsys, "train", vectors / "fast" / "config.toml")
+    assert "is the configuration of a distillation: sde-diffusion distill" in said
+    said = error_of(capsys, "distill", vectors / "model", "--out", vectors / "new")
+    assert "there is no configuration file" in said
+    assert "the teacher is given as --checkpoint" in said
 
 
 def test_no_steps_are_refused_by_the_parser(vectors, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,24 @@ from typing import Any, cast
 
 import torch
 
+from sde_diffusion._files import write_files
 from sde_diffusion.cli._arguments import Say, add_command, path
 from sde_diffusion.cli.limits import check_checkpoint
 from sde_diffusion.cli.machine import device_named
-from sde_diffusion.cli.plan.config import NAME, add_options, own_file, plan_of, read_config
+from sde_diffusion.cli.plan.config import (
+    NAME,
+    add_options,
+    fields_of,
+    own_file,
+    plan_of,
+    table_of,
+    write_config,
+)
 from sde_diffusion.cli.plan.design import made_with, own_classes
 from sde_diffusion.cli.plan.inputs import read_inputs
-from sde_diffusion.cli.plan.options import DATA, KEEPING, MACHINE, TRAINING, Option, Plan, number
+from sde_diffusion.cli.plan.options import DATA, KEEPING, MACHINE, TRAINING, Option, Plan, names_of, number
 from sde_diffusion.cli.plan.running import Course, next_line, recipe_of, run_plan
+from sde_diffusion.cli.plan.teacher import kept_out, recorded, unfinished
 from sde_diffusion.cli.target.options import Target, model_of
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
@@ -26,6 +37,7 @@ from sde_diffusion.distillation import distilling
 from sde_diffusion.distillation.objective import MapObjective
 from sde_diffusion.distillation.progressive import Progressive
 from sde_diffusion.guidance.extrapolation import check_scale
+from sde_diffusion.training.callbacks import Event
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint
 
 LOSSES: Mapping[str, type[MapObjective]] = {name: cls for name, cls in distilling.LOSSES.items() if cls != Progressive}
@@ -47,24 +59,32 @@ def add_parser(group: Any) -> None:
         shared=False,
         epilog="examples:\n  sde-diffusion distill --checkpoint model --out fast --steps 1000\n"
         "  sde-diffusion sample --checkpoint fast --nfe 1 --out samples.npz\n"
-        "  sde-diffusion distill --checkpoint model --guidance 2 --data faces.npz --out guided",
+        "  sde-diffusion distill --checkpoint model --guidance 2 --data faces.npz --out guided\n"
+        "  sde-diffusion distill fast/config.toml --resume",
     )
-    need = command.add_argument_group("required")
-    need.add_argument("--checkpoint", required=True, type=path, metavar="DIR", help="folder of the teacher")
+    command.add_argument(
+        "config",
+        nargs="?",
+        type=path,
+        metavar="CONFIG",
+        help="a file of TOML with the options below, as it is kept with a run; flags go before it",
+    )
+    need = command.add_argument_group("required, here or in CONFIG")
+    need.add_argument("--checkpoint", type=path, metavar="DIR", help="folder of the teacher")
     how = command.add_argument_group("what is learnt")
     how.add_argument(
         "--loss",
         choices=tuple(LOSSES),
-        default="shortcut",
-        help="what a jump is to be: two of the map's, trajectory some steps of the teacher's solver and a jump from "
-        "there, consistency and meanflow as in their papers",
+        help="what a jump is to be: shortcut, two of the map's; trajectory, some steps of the teacher's solver and a "
+        "jump from there; consistency and meanflow as in their papers (default: shortcut). Progressive distillation "
+        "is a run for each halving of the calls, in Python: distillation.Progressive",
     )
     how.add_argument(
         "--guidance",
         type=number,
-        default=1.0,
         metavar="W",
-        help="scale of classifier-free guidance of the teacher: the map is guided then, at one pass of the network",
+        help="scale of classifier-free guidance of the teacher: the map is guided then, at one pass of the network "
+        "(default: 1.0)",
     )
     add_options(command, _groups(), USUAL)
     own = command.add_argument_group("classes of your own in the checkpoint, whose files are run")
@@ -86,10 +106,49 @@ def _groups() -> dict[str, dict[str, Option]]:
 
 def run(args: argparse.Namespace, say: Say) -> None:
     """Distils a model as the arguments say."""
+    kept, own = _kept(args.config)
+    own |= {key: value for key in own if (value := getattr(args, key)) is not None}
+    if own["checkpoint"] is None:
+        raise ValueError("give --checkpoint, the folder of the teacher, as a flag or in a configuration file")
     given = {key: value for key, value in vars(args).items() if key != "lr" or value is not None}
-    plan = plan_of(vars(USUAL) | {"start": args.checkpoint} | given, None)
+    plan = plan_of(vars(USUAL) | kept | given | {"start": own["checkpoint"]}, None)
     torch.set_num_threads(plan.threads)
-    distill_file(plan, loss=args.loss, guidance=args.guidance, say=say)
+    distill_file(plan, loss=own["loss"], guidance=own["guidance"], say=say)
+
+
+def _kept(file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a configuration says: fields of `Plan`, and what a distillation is told besides."""
+    own: dict[str, Any] = {"checkpoint": None, "loss": "shortcut", "guidance": 1.0}
+    if file is None:
+        return {}, own
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file {file}; the teacher is given as --checkpoint {file}")
+    about = table_of(file)
+    own |= {key: about.pop(key) for key in own if key in about}
+    if own["checkpoint"] is not None:
+        if not isinstance(own["checkpoint"], str) or not own["checkpoint"]:
+            raise ValueError(f"{file}: checkpoint: wanted a folder, got {own['checkpoint']!r}")
+        own["checkpoint"] = Path(own["checkpoint"])
+    if own["loss"] not in LOSSES:
+        raise ValueError(f"{file}: loss: wanted one of {', '.join(LOSSES)}, got {own['loss']!r}")
+    if type(own["guidance"]) not in (int, float):
+        raise ValueError(f"{file}: guidance: wanted a number, got {own['guidance']!r}")
+    found = fields_of(about, file)
+    if strange := sorted(found.keys() - _fields()):
+        raise ValueError(f"{file}: a distillation has no {names_of(strange[0])[0]!r}: leave it out")
+    return found, own
+
+
+def _fields() -> set[str]:
+    """The fields of `Plan` that a distillation has."""
+    return {key for group in _groups().values() for key in group} | set(OWN)
+
+
+def _config(plan: Plan, start: Path, loss: str, guidance: float) -> bytes:
+    """The configuration that is kept with a run, which `_kept` reads."""
+    own = {"checkpoint": start, "loss": loss, "guidance": float(guidance)}
+    among = _fields() - {key for key in OWN if not own_file(getattr(plan, key))}
+    return write_config(plan, "distill", own, among).encode()
 
 
 def distill_file(plan: Plan, *, loss: str = "shortcut", guidance: float = 1.0, say: Say) -> None:
@@ -119,26 +178,37 @@ def distill_file(plan: Plan, *, loss: str = "shortcut", guidance: float = 1.0, s
             "it was made of"
         )
     fast = _map_of(loaded.model, loss, plan.seed)
-    plan = plan if plan.data is not None else _recorded(plan, start)
+    plan = plan if plan.data is not None else recorded(plan, start)
     data = plan.data or Path()
     cond = plan.cond or tuple(str(word) for word in loaded.extra.get("cond", ()))
-    inputs = read_inputs(replace(plan, cond=cond), data, loaded, "--checkpoint")
+    inputs = read_inputs(replace(plan, cond=cond, **kept_out(data, start)), data, loaded, "--checkpoint")
+    if inputs.held_out is not None:
+        say(f"{len(inputs.held_out):,} rows are kept out, as in the training of {start}")
+        inputs = replace(inputs, held_out=None)
+    if text := unfinished(start, loaded.extra.get("steps")):
+        say(text)
     told = inputs.rows.rows(torch.zeros(1, dtype=torch.int64)).cond
     _check_labels(told, loaded, data)
     loaded.model.to(device_named(plan.device))
     teacher: Denoiser = model_of(Target(guidance), None, loaded, told, say).eval()
     inputs.extra["distilled"] = {"checkpoint": str(start), "loss": loss, "guidance": guidance}
     name = LOSSES[loss].__name__
+
+    def keep_plan(event: Event) -> None:
+        if event.kind == "start":
+            write_files({out / NAME: _config(plan, start, loss, guidance)})
+
     course = Course(
         lambda _: LOSSES[loss](teacher),
         recipe_of(plan, inputs),
         lambda _: f"{name} of the model in {start}",
-        again="the same command with --resume",
+        told=(keep_plan,),
+        again=f"sde-diffusion distill {shlex.quote(str(out / NAME))} --resume",
     )
     try:
         run_plan(plan, inputs, fast, out, course, say=say)
     except ValueError as error:
-        raise ValueError(_in_words(str(error))) from error
+        raise ValueError(_in_words(str(error), start)) from error
     say(next_line(plan, inputs, out, " --nfe 1"))
 
 
@@ -169,21 +239,6 @@ def _map_of(model: Network, loss: str, seed: int) -> FlowMap:
     return cast(FlowMap, made)
 
 
-def _recorded(plan: Plan, start: Path) -> Plan:
-    """The plan with the data that a checkpoint was trained on, by the configuration beside it."""
-    file = start / NAME
-    before = read_config(file) if file.is_file() else {}
-    data = before.get("data")
-    if data is None:
-        raise ValueError(
-            f"--checkpoint {start} does not say what it was trained on, in a {NAME} as `train` writes it: give --data"
-        )
-    if not data.exists():
-        raise FileNotFoundError(f"the data that --checkpoint {start} was trained on, {data}, are gone: give --data")
-    more = {key: before[key] for key in ("cond", "size") if key in before and getattr(plan, key) == getattr(USUAL, key)}
-    return replace(plan, data=data, **more)
-
-
 def _check_labels(told: Mapping[str, Any], loaded: Checkpoint, data: Path) -> None:
     """Refuses data with labels that the teacher does not take, or without those that it does."""
     if loaded.classes and "label" not in told:
@@ -195,7 +250,12 @@ def _check_labels(told: Mapping[str, Any], loaded: Checkpoint, data: Path) -> No
         raise ValueError(f"--data {data} has labels, and the model in --checkpoint has no classes: leave them out")
 
 
-def _in_words(text: str) -> str:
+def _in_words(text: str, start: Path) -> str:
     """An error of a run that was begun otherwise: here, weights are no place to begin from."""
     head, begun, _ = text.partition(", or begin anew from its weights")
+    if begun and text.startswith("loss.teacher "):
+        return (
+            f"--checkpoint {start} is not the teacher that the run was begun with, or has been trained on or guided "
+            "otherwise since: begin anew, in another --out or with --overwrite"
+        )
     return f"{head}, or begin anew in another --out" if begun else text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sde_diffusion.cli.plan import toml
@@ -14,6 +15,8 @@ from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Option, Plan, names_
 
 NAME = "config.toml"
 """What the configuration is called in the folder of a run."""
+TEACHER = "checkpoint"
+"""The key that the configuration of a distillation has, and no other."""
 OF_THE_CALL = ("resume", "overwrite")
 """Fields that are not part of a run, but of how it is called."""
 FREE = (*OF_THE_CALL, "out", "device", "threads", "save_every", "keep", "log_with", "previews")
@@ -78,12 +81,33 @@ def read_config(file: Path) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: A file that is no TOML, an unknown key in it, or a value that does not fit.
     """
+    about = table_of(file)
+    if TEACHER in about:
+        raise ValueError(f"{file} is the configuration of a distillation: sde-diffusion distill {file}")
+    return fields_of(about, file)
+
+
+def table_of(file: Path) -> dict[str, Any]:
+    """What a file of TOML holds, as it is there.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that is no TOML.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {file}; data are given as --data {file}")
     try:
-        about = toml.loads(file.read_text(encoding="utf-8"))
+        return toml.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is no TOML: {error}") from None
+
+
+def fields_of(about: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What a file holds, as fields of `Plan`.
+
+    Raises:
+        ValueError: An unknown key, or a value that does not fit.
+    """
     known = {name: key for key in OPTIONS for name in names_of(key)}
     found: dict[str, Any] = {}
     for name, value in about.items():
@@ -98,12 +122,22 @@ def read_config(file: Path) -> dict[str, Any]:
     return found
 
 
-def write_config(plan: Plan) -> str:
-    """A plan as TOML, from which it can be made again: what is set, with whole paths; not how this run was called."""
-    lines = ["# What this run was asked for. The same again: sde-diffusion train THIS_FILE --out ANOTHER_FOLDER"]
+def write_config(
+    plan: Plan, command: str = "train", more: Mapping[str, Any] = MappingProxyType({}), among: Container[str] = OPTIONS
+) -> str:
+    """A plan as TOML, from which it can be made again: what is set, with whole paths; not how this run was called.
+
+    Args:
+        plan: The plan.
+        command: The command that reads it.
+        more: What that command is told besides, by key.
+        among: The fields that it has.
+    """
+    lines = [f"# What this run was asked for. The same again: sde-diffusion {command} THIS_FILE --out ANOTHER_FOLDER"]
+    lines += [f"{key} = {toml.value(_whole(key, value))}" for key, value in more.items()]
     for each in fields(Plan):
         value = getattr(plan, each.name)
-        if each.name not in OF_THE_CALL and value not in UNSET:
+        if each.name in among and each.name not in OF_THE_CALL and value not in UNSET:
             lines.append(f"{names_of(each.name)[0]} = {toml.value(_whole(each.name, value))}")
     return "\n".join(lines) + "\n"
 
