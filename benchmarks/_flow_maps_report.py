@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,17 @@ def table(name: str, rows: list[Row]) -> str:
                 cells.append(_cell(mine, "semigroup") if some else "")
             body.append([f"{method}{trained}", "" if k == "0" else k, *cells])
     return "\n".join(f"| {' | '.join(one)} |" for one in (head, ["---"] * len(head), *body))
+
+
+def told(page: str, result: Result) -> str:
+    """A page with the tables of a result in the place of those below its titles."""
+    for name in TITLES:
+        if name in result:
+            title = f"### {TITLES[name][0].upper()}{TITLES[name][1:]}"
+            below = rf"({re.escape(title)}\n(?:(?!\||#).*\n)*)(?:\|.*\n)*"
+            made = table(name, result[name]["rows"]).replace("\\", r"\\")
+            page = re.sub(below, rf"\g<1>{made}\n", page)
+    return page
 
 
 def _cell(rows: list[Row], what: str) -> str:

@@ -1,11 +1,11 @@
 """How close does a flow map come to its teacher in one, two and four calls, and what do samplers reach without one?
 
-    python benchmarks/flow_maps.py                                       # writes results/flow_maps.json and a picture
-    python benchmarks/flow_maps.py --only digits --ways shortcut --seeds 1   # some rows anew, the others kept
-    python benchmarks/flow_maps.py --table                               # prints the tables of the committed figures
-    python benchmarks/flow_maps.py --quick                               # a few steps, nothing written
+    python benchmarks/flow_maps.py                      # writes results/flow_maps.json, tables and picture of the page
+    python benchmarks/flow_maps.py --only digits --seeds 1  # some rows anew, the others kept
+    python benchmarks/flow_maps.py --table              # prints the tables of what is committed
+    python benchmarks/flow_maps.py --quick              # a few steps, nothing written
 
-Parts, each at fixed steps of training, over seeds of weights, batches and noise:
+The page is docs/flow-maps.md. Parts, each at fixed steps of training, over seeds of weights, batches and noise:
 
 * `plane`: eight Gaussians, exact teacher, a fresh map of 2,000 steps by each objective.
 * `sixteen`: rotated Gaussians in 16 dimensions, covariances from .01 to 1, exact teacher, 8,000 steps.
@@ -36,6 +36,7 @@ from _flow_maps_objectives import WAYS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PICTURE = ROOT / "benchmarks" / "results" / "flow_maps.json", ROOT / "docs" / "images" / "flow_maps.png"
+PAGE = ROOT / "docs" / "flow-maps.md"
 Row = dict[str, Any]
 
 
@@ -101,7 +102,11 @@ def _found() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few steps of the first part; writes nothing")
-    parser.add_argument("--table", action="store_true", help="print the tables of the committed figures alone")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the tables of the committed figures alone",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="the parts to measure anew; the others are kept")
     parser.add_argument("--ways", nargs="+", choices=WAYS, help="the ways of training to measure anew, without rivals")
     parser.add_argument("--seeds", nargs="+", type=int, help="the seeds to measure anew")
@@ -129,6 +134,7 @@ def main() -> None:
     if not given.quick:
         print(*report.checks(result), sep="\n")
         report.draw(result, PICTURE)
+        PAGE.write_text(report.told(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
 
 
 if __name__ == "__main__":

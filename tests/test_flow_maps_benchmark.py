@@ -103,3 +103,12 @@ def test_the_page_shows_the_committed_figures(bench):
     for name in bench.report.TITLES:
         if name in result:
             assert bench.report.table(name, result[name]["rows"]) in page, f"{result['command']} --table"
+
+
+def test_tables_take_the_place_of_those_below_their_titles(bench):
+    rows = [{"method": "default", "seed": None, "calls": {"2": {"rms": 1.0, "median": 2.0, "energy": 3.0}}}]
+    page = "# One\n\n### Eight Gaussians in the plane\n\nWords, $|x|$.\n\n| old |\n| --- |\n\n### Other\n\n| kept |\n"
+    made = bench.report.told(page, {"plane": {"rows": rows}})
+    table = bench.report.table("plane", rows)
+    assert made == page.replace("| old |\n| --- |\n", table + "\n")
+    assert bench.report.told(made, {"plane": {"rows": rows}}) == made
