@@ -12,7 +12,7 @@ from maps import VP, awake, flow_map, normal
 from processes import run_processes
 from refusals import T, V, check, refuses, wrong
 
-from sde_diffusion import EDMSDE, FlowMap, FlowSDE, Network, SDESampler, predict
+from sde_diffusion import EDMSDE, VPSDE, FlowMap, FlowSDE, Network, SDESampler, predict
 from sde_diffusion._tensors import as_float64
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.denoiser.base import Denoiser
@@ -29,7 +29,7 @@ from sde_diffusion.distillation import (
     recipe,
     reflow_pairs,
 )
-from sde_diffusion.guidance import Guided
+from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import RK4, Angle, EulerMaruyama, Heun
 from sde_diffusion.training import PowerDecay, Recipe, Validation, train
@@ -77,7 +77,8 @@ def test_a_map_is_trained_by_each_objective_under_its_name_and_the_model_stays(l
 def test_the_map_of_a_wrapped_model_follows_the_wrapped_flow_and_takes_its_conditions():
     label = torch.arange(300) % 3
     first = model(classes=3)
-    guided = Guided(first, 2.0).eval()
+    guided = Guided(first, 2.0)
+    guided.training = True  # the flag of a wrapper alone, as a fresh one may have it
     found: Any = distill(guided, X, steps=2, recipe=SMALL, seed=0, label=label)
     assert found.objective.teacher is guided
     by_hand = train(FlowMap.from_teacher(first), X, steps=2, loss=Shortcut(guided), recipe=SMALL, seed=0, label=label)
@@ -133,6 +134,70 @@ def test_conditions_with_rows_stay_with_their_samples_where_the_network_declares
         assert losses(Own, c, val=Validation(X[:40] + 1e-3, context=c[:40])) == told
         assert losses(Own, c, table=Shared(torch.zeros(32, 3))) == told
         assert losses(Own, torch.zeros_like(c)) != told
+
+
+def test_two_calls_of_one_seed_give_the_same_weights_and_leave_the_state_of_torch_alone():
+    first = model(VPSDE(t_max=0.5))
+    for loss, reach in (("shortcut", None), ("progressive", (math.inf, 1.0, 0.0))):
+        runs = []
+        for _ in range(2):
+            before = torch.get_rng_state()
+            runs.append(distill(first, X, steps=2, loss=loss, reach=reach, recipe=SMALL, seed=3).model.state_dict())
+            assert torch.equal(torch.get_rng_state(), before)
+            torch.rand(1)
+        assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_a_teacher_whose_errors_are_amplified_at_the_prior_teaches_a_map_of_another_kind():
+    for kind, made in (
+        (predict.noise, predict.EDM(1.0)),
+        (predict.score, predict.EDM(1.0)),
+        (predict.velocity, predict.EDM(1.0)),
+        (predict.v, predict.v),
+        (predict.data, predict.data),
+        (predict.EDM(0.7), predict.EDM(0.7)),
+    ):
+        first = model(kind=kind)
+        found: Any = distill(first, X, steps=1, recipe=SMALL, seed=0).model
+        assert found.kind == made
+        assert found.clock is first.clock
+    assert distill(model(FlowSDE(), predict.velocity), X, steps=1, recipe=SMALL).model.kind == predict.velocity
+    assert distill(model(kind=predict.v), X, steps=1, kind=predict.edm, recipe=SMALL).model.kind == predict.edm
+
+
+def test_a_map_of_such_a_kind_is_warned_of_once():
+    fast = FlowMap.from_teacher(model(kind=predict.noise))
+    with pytest.warns(UserWarning, match=r"Noise\(\), counts up to 15\d times in .*kind=predict.EDM\(data_std=1.0\)\)"):
+        Shortcut()(fast, X)
+    Shortcut()(fast, X)
+    Shortcut()(FlowMap.from_teacher(model(kind=predict.noise), kind=predict.edm), X)
+
+
+def test_a_copy_of_another_kind_has_the_weights_and_the_clock_of_its_teacher():
+    first = model(kind=predict.noise)
+    fast = FlowMap.from_teacher(first, kind=predict.EDM(2.0))
+    assert (fast.kind, fast.data_std, fast.clock) == (predict.EDM(2.0), 2.0, first.clock)
+    for name, value in first.net.state_dict().items():
+        assert torch.equal(fast.net.state_dict()[name], value)
+    learned = predict.LearnedVariance(predict.noise)
+    check(
+        lambda: FlowMap.from_teacher(model(kind=learned, answers=2), kind=predict.edm),
+        V,
+        "wants 1 numbers of the net for each of the state, and the net of the teacher",
+    )
+    assert distill(model(kind=learned, answers=2), X, steps=1, recipe=SMALL).model.kind == predict.LearnedVariance(
+        predict.EDM(1.0)
+    )
+
+
+def test_a_wrapper_that_was_just_made_around_a_network_in_evaluation_mode_teaches():
+    first = model()
+    for made in (Clipped(first, -3.0, 3.0), Network(first.net, VP, predict.edm)):
+        made.training = True
+        assert math.isfinite(Shortcut(made)(flow_map(VP, dtype=torch.float32), X).item())
+    first.net.layers[0].train()
+    with pytest.raises(ValueError, match="the teacher is in training mode"):
+        Shortcut(Clipped(first, -3.0, 3.0))(flow_map(VP, dtype=torch.float32), X)
 
 
 # --- what is refused

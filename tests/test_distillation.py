@@ -84,6 +84,7 @@ def test_the_exact_map_solves_every_equation_on_every_process(sde):
         assert loss < most, (objective, loss)
 
 
+@pytest.mark.filterwarnings("ignore:an error of what this map answers")  # which is what is asked of the noise
 @pytest.mark.parametrize("kind", [predict.noise, predict.data], ids=repr)
 def test_the_exact_map_solves_them_whatever_the_network_answers(kind):
     exact = teacher(EDMSDE())
@@ -177,6 +178,7 @@ def test_progressive_is_two_jumps_of_a_teacher_by_the_level_between():
     assert seen == {80.0, 1.0}
 
 
+@pytest.mark.filterwarnings("ignore:an error of what this map answers")
 def test_the_loss_is_the_mean_square_of_the_error_over_what_the_answer_is_multiplied_by():
     model, exact = rough(), teacher(EDMSDE())
     model.kind = predict.noise

@@ -235,7 +235,7 @@ def _checked(plan: Plan) -> tuple[Path, Path]:
 def _map_of(model: Network, loss: str, seed: int) -> FlowMap:
     """The map that begins as a model, its second time with the initial weights of a seed."""
     reach = "any" if "any" in LOSSES[loss].reaches else "data"
-    made = made_with(lambda: FlowMap.from_teacher(model, reach=reach), seed)
+    made = made_with(lambda: distilling.map_of(model, reach), seed)
     return cast(FlowMap, made)
 
 

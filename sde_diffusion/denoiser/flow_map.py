@@ -92,17 +92,20 @@ class FlowMap(Network):
         self.reach = check_reach(reach)
 
     @classmethod
-    def from_teacher(cls, teacher: Network, *, reach: Reach = "any") -> FlowMap:
+    def from_teacher(cls, teacher: Network, *, kind: Parametrisation | None = None, reach: Reach = "any") -> FlowMap:
         """A flow map that begins as its teacher: its net is a copy, which ignores the second time until it is trained.
 
         Before training it carries as one step of Euler in the angle does, `Angle(Euler(), data_std)`.
 
         Args:
             teacher: A `Network`. Of another `FlowMap`, the copy keeps what it has learnt.
+            kind: What the map answers, the kind of the teacher by default. The net keeps its weights and its clock, but
+                its answer is read otherwise: with another kind, a map that is not trained yet leads nowhere.
             reach: As in the class.
 
         Raises:
             TypeError: No `Network`; a net that has no second time, with how to give it one.
+            ValueError: A kind that wants more answers of the net than it gives, or fewer.
         """
         given: object = teacher
         if not isinstance(given, Network):
@@ -111,7 +114,13 @@ class FlowMap(Network):
                 "wrapper such as Guided(model, 2) to the loss, as its teacher"
             )
         net = copy.deepcopy(teacher.net) if isinstance(teacher, FlowMap) else with_until(teacher.net)
-        made = cls(net, teacher.sde, teacher.kind, shape=teacher.shape, reach=reach)
+        kind = teacher.kind if kind is None else kind
+        made = cls(net, teacher.sde, kind, shape=teacher.shape, reach=reach)
+        if kind.answers != teacher.kind.answers:
+            raise ValueError(
+                f"kind={kind!r} wants {kind.answers} numbers of the net for each of the state, and the net of the "
+                f"teacher, {teacher.kind!r}, gives {teacher.kind.answers}: predict.LearnedVariance(predict.edm) wants 2"
+            )
         made.tell(teacher.clock)
         made.training = teacher.training  # the net has the mode of the one it is a copy of
         return made

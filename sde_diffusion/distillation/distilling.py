@@ -9,10 +9,11 @@ import torch
 from sde_diffusion.denoiser.base import Denoiser, Wrapper
 from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
+from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.reach import Reach
 from sde_diffusion.distillation.consistency import Consistency
 from sde_diffusion.distillation.mean_flow import MeanFlow
-from sde_diffusion.distillation.objective import MapObjective, check_map
+from sde_diffusion.distillation.objective import MapObjective, check_map, steadier
 from sde_diffusion.distillation.progressive import Progressive
 from sde_diffusion.distillation.shortcut import Shortcut
 from sde_diffusion.distillation.trajectory import Trajectory
@@ -49,6 +50,7 @@ def distill(
     steps: int,
     loss: str | MapObjective = "shortcut",
     reach: Reach | None = None,
+    kind: Parametrisation | None = None,
     recipe: Recipe | None = None,
     seed: int | None = None,
     **options: Any,
@@ -56,7 +58,8 @@ def distill(
     """Trains a flow map of a model, which draws in one to four evaluations; the model stays as it is.
 
     The map starts as a copy of the network and needs data as the model was trained on. It follows the flow of the
-    teacher, guided where that is `Guided`.
+    teacher, guided where that is `Guided`. Of a network whose errors are amplified at the prior, as those of noise or
+    score are, it takes the weights alone, and learns to answer as `predict.EDM` does.
 
     Args:
         teacher: A `Network`, or a wrapper around one, in evaluation mode.
@@ -65,6 +68,8 @@ def distill(
         loss: `"shortcut"`, `"trajectory"`, `"consistency"`, `"meanflow"`, `"progressive"`, or an objective.
         reach: Which jumps are trained, see `FlowMap`: `"data"` for `"consistency"`, else `"any"` by default;
             `"progressive"` wants noise levels.
+        kind: What the map answers: by default what the network does, or `predict.EDM(data_std)` where an error of that
+            counts more than ten times in a jump from the prior.
         recipe: By default `recipe()`: batches of 256 at a rate of 1e-3.
         seed: As in `train`, and of the weights for the second time, which the model has not.
         **options: Whatever else `train` takes, `val`, `out`, `resume`, `callbacks`, `progress`; conditions by name.
@@ -81,18 +86,25 @@ def distill(
         >>> fast = distill(model, x0, steps=2000, seed=0).model
         >>> x = SDESampler(sde, fast, nfe=1).sample(64, seed=0)
     """
-    objective = _objective(loss, teacher)
-    if reach is None:
-        reach = "any" if "any" in objective.reaches else "data"
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(*seed_list(seed, 1))
-        fast = FlowMap.from_teacher(_network_in(teacher), reach=reach)
+        objective = _objective(loss, teacher)
+        if reach is None:
+            reach = "any" if "any" in objective.reaches else "data"
+        fast = map_of(_network_in(teacher), reach, kind)
     check_map(fast, objective)
     return train(fast, data, steps=steps, loss=objective, recipe=recipe or _suited(), seed=seed, **options)
 
 
 _suited = recipe
+
+
+def map_of(model: Network, reach: Reach, kind: Parametrisation | None = None) -> FlowMap:
+    """The flow map of a network before it is trained, of a kind that learns to jump from the prior."""
+    if kind is None and not isinstance(model, FlowMap):
+        kind = steadier(model)
+    return FlowMap.from_teacher(model, kind=kind, reach=reach)
 
 
 def _objective(loss: object, teacher: Denoiser) -> MapObjective:

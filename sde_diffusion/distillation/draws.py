@@ -6,6 +6,7 @@ Gaussian process. Times from noise to data fall, $u \ge r \ge s$.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,10 +18,11 @@ from sde_diffusion._tensors import rows as flat
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.flow_map import FlowMap, angular, angular_weights
+from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.sde.angle import AngleSDE
 from sde_diffusion.sde.base import GaussianSDE
-from sde_diffusion.sde.level import Level
+from sde_diffusion.sde.level import Level, Scalar
 
 POWER = 1.5
 """Angles are drawn as $(\\pi/2)\\,U^{1.5}$: denser where there is little noise."""
@@ -181,6 +183,22 @@ def gain(model: FlowMap, at: Level) -> Tensor:
     times at the end of `VPSDE`, and one of the data where there is little noise. The square error of $G$ is divided by
     it: by its square, as if the answer were regressed, a map of the noise never learnt to jump from the prior.
     """
-    c, u = model.kind.coefficients(at), model.angle(at)
-    on_data, on_noise = angular_weights(u, model.data_std)
-    return cast(Tensor, on_data * c.data_f + on_noise * c.noise_f).abs().clamp(min=1.0)
+    return cast(Tensor, slope(model.kind, at, model.angle(at), model.data_std)).abs().clamp(min=1.0)
+
+
+def slope(kind: Parametrisation, at: Level, u: Scalar, c: float) -> Scalar:
+    r"""$\partial G/\partial F$ at a level, of angle $u$, for data of standard deviation $c$."""
+    k = kind.coefficients(at)
+    on_data, on_noise = angular_weights(u, c)
+    return on_data * k.data_f + on_noise * k.noise_f
+
+
+def steepest(kind: Parametrisation, sde: GaussianSDE, c: float) -> float:
+    r"""The largest $|\partial G/\partial F|$ at the noisy half of a process; infinite where an answer tells nothing."""
+    times = [sde.t_min + (sde.t_max - sde.t_min) * k / 16 for k in range(17)]
+    circle = AngleSDE(c)
+    noisy = [at for at in sde.levels(times) if at.sigma >= c * at.alpha]
+    try:
+        return max(abs(cast(float, slope(kind, at, circle.angle(at), c))) for at in noisy)
+    except ValueError:
+        return math.inf
