@@ -84,7 +84,7 @@ def test_the_exact_map_solves_every_equation_on_every_process(sde):
         assert loss < most, (objective, loss)
 
 
-@pytest.mark.filterwarnings("ignore:an error of what this map answers")  # which is what is asked of the noise
+@pytest.mark.filterwarnings("ignore:an error of what this map answers")  # noise and data
 @pytest.mark.parametrize("kind", [predict.noise, predict.data], ids=repr)
 def test_the_exact_map_solves_them_whatever_the_network_answers(kind):
     exact = teacher(EDMSDE())

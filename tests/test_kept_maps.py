@@ -25,7 +25,9 @@ from sde_diffusion.training import (
 )
 
 X = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
-TEACHER = model()
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    TEACHER = model()
 
 
 def small(teacher: Network = TEACHER, **options: Any) -> FlowMap:

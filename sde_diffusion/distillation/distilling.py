@@ -58,8 +58,8 @@ def distill(
     """Trains a flow map of a model, which draws in one to four evaluations; the model stays as it is.
 
     The map starts as a copy of the network and needs data as the model was trained on. It follows the flow of the
-    teacher, guided where that is `Guided`. Of a network whose errors are amplified at the prior, as those of noise or
-    score are, it takes the weights alone, and learns to answer as `predict.EDM` does.
+    teacher, guided where that is `Guided`. Of a network whose errors are amplified in jumps, as those of noise, score
+    or data are, it takes the weights alone, and learns to answer as `predict.EDM` does.
 
     Args:
         teacher: A `Network`, or a wrapper around one, in evaluation mode.
@@ -69,7 +69,7 @@ def distill(
         reach: Which jumps are trained, see `FlowMap`: `"data"` for `"consistency"`, else `"any"` by default;
             `"progressive"` wants noise levels.
         kind: What the map answers: by default what the network does, or `predict.EDM(data_std)` where an error of that
-            counts more than ten times in a jump from the prior.
+            counts more than ten times in a jump.
         recipe: By default `recipe()`: batches of 256 at a rate of 1e-3.
         seed: As in `train`, and of the weights for the second time, which the model has not.
         **options: Whatever else `train` takes, `val`, `out`, `resume`, `callbacks`, `progress`; conditions by name.
@@ -101,7 +101,7 @@ _suited = recipe
 
 
 def map_of(model: Network, reach: Reach, kind: Parametrisation | None = None) -> FlowMap:
-    """The flow map of a network before it is trained, of a kind that learns to jump from the prior."""
+    """The flow map of a network before it is trained, of a kind that learns to jump."""
     if kind is None and not isinstance(model, FlowMap):
         kind = steadier(model)
     return FlowMap.from_teacher(model, kind=kind, reach=reach)

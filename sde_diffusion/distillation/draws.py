@@ -194,11 +194,10 @@ def slope(kind: Parametrisation, at: Level, u: Scalar, c: float) -> Scalar:
 
 
 def steepest(kind: Parametrisation, sde: GaussianSDE, c: float) -> float:
-    r"""The largest $|\partial G/\partial F|$ at the noisy half of a process; infinite where an answer tells nothing."""
+    r"""The largest $|\partial G/\partial F|$ on a process; infinite where an answer tells nothing of the data."""
     times = [sde.t_min + (sde.t_max - sde.t_min) * k / 16 for k in range(17)]
     circle = AngleSDE(c)
-    noisy = [at for at in sde.levels(times) if at.sigma >= c * at.alpha]
     try:
-        return max(abs(cast(float, slope(kind, at, circle.angle(at), c))) for at in noisy)
+        return max(abs(cast(float, slope(kind, at, circle.angle(at), c))) for at in sde.levels(times))
     except ValueError:
         return math.inf

@@ -29,7 +29,7 @@ from sde_diffusion.guidance.classifier_free import SIZES, Guided
 DROP = 0.1
 """How often a condition is left out that the network was trained to do without."""
 STEEP = 10.0
-"""How many times an error of an answer may count in a jump from the prior."""
+"""How many times an error of an answer may count in a jump."""
 SCALES = 1.1
 """Factor between the scales of the data of map and teacher from which they do not fit."""
 _LOOKED_AT: WeakSet[FlowMap] = WeakSet()  # maps that were warned of, or need not be
@@ -46,7 +46,8 @@ class MapObjective(ABC):
 
     A map learns best that answers `predict.edm`, or `v`. One of the noise has its errors amplified at the prior, 150
     times on `VPSDE`: after 2,000 steps on eight Gaussians its jumps in one call were off by .94 in the median, those of
-    a map with the same weights that answers `edm` by .09, `FlowMap.from_teacher(model, kind=predict.edm)`.
+    a map with the same weights that answers `edm` by .09, `FlowMap.from_teacher(model, kind=predict.edm)`. One of the
+    data has them amplified where there is little noise, and diverged.
 
     Args:
         teacher: The model whose flow is learnt, a `Denoiser` of the same process; None to learn from the data alone. It
@@ -97,7 +98,7 @@ class MapObjective(ABC):
                 another process or scale of the data, or in training mode; a map of another reach than is trained here.
 
         Warns:
-            UserWarning: A map with an answer of which the errors are amplified more than ten times at the prior; once.
+            UserWarning: A map with an answer of which the errors are amplified more than ten times; once.
         """
         check_map(model, self)
         check_call(model, x0, generator, "mean")
@@ -164,7 +165,7 @@ def check_map(model: object, objective: MapObjective) -> None:
 
 
 def steadier(model: Network) -> Parametrisation | None:
-    """`EDM`, where an error of what a network answers is amplified in jumps from the prior; None where it is not."""
+    """`EDM`, where an error of what a network answers is amplified in its jumps; None where it is not."""
     if steepest(model.kind, model.sde, model.data_std) <= STEEP:
         return None
     made = predict.EDM(model.data_std)
@@ -178,8 +179,8 @@ def _warn_of_steep(model: FlowMap) -> None:
     if (kind := steadier(model)) is not None:
         most = steepest(model.kind, model.sde, model.data_std)
         warnings.warn(
-            f"an error of what this map answers, {model.kind!r}, counts up to {most:.3g} times in a jump from the "
-            f"prior of {model.sde!r}, and it hardly learns those: let it answer otherwise, as distill does by itself, "
+            f"an error of what this map answers, {model.kind!r}, counts up to {most:.3g} times in a jump on "
+            f"{model.sde!r}, and it learns those badly: let it answer otherwise, as distill does by itself, "
             f"FlowMap.from_teacher(model, kind=predict.{kind!r})",
             stacklevel=3,
         )
