@@ -29,6 +29,7 @@ from sde_diffusion.distillation import (
     recipe,
     reflow_pairs,
 )
+from sde_diffusion.distillation.draws import Batch
 from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import RK4, Angle, EulerMaruyama, Heun
@@ -214,6 +215,13 @@ class Deaf(torch.nn.Module):
         return wrong(self.layer(x))
 
 
+class AsksTheTeacher(Shortcut):
+    """An objective that does not look whether it has one."""
+
+    def target(self, batch: Batch) -> torch.Tensor:
+        return batch.slope(batch.x, batch.start)
+
+
 MIXTURE = GaussianMixture(VP, torch.ones(1), torch.zeros(1, 2), 1.0)
 FAST = flow_map(VP)
 X64 = X.double()
@@ -275,6 +283,7 @@ X64 = X.double()
         "0.9 of 1 rows leaves none to be carried: a larger batch",
     ),
     (lambda: Shortcut()(FAST, X64 * math.nan), V, "x0"),
+    (lambda: AsksTheTeacher()(FAST, X64), T, "slope asks the teacher, and the objective was made without one: give it"),
     (lambda: Reflow()(model(), X), T, "Reflow trains on pairs, and no noise came"),
     (
         lambda: Reflow()(wrong(Deaf()), X, noise=X),

@@ -16,6 +16,7 @@ from torch import nn
 
 from sde_diffusion import EDMSDE, FlowSDE, Network, predict
 from sde_diffusion.denoiser.analytic import Gaussian
+from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.distillation import FlowMap
 from sde_diffusion.guidance import Clipped
 from sde_diffusion.testing import check_flow_map
@@ -143,6 +144,12 @@ MODEL: Any = exact()
     (lambda: check_flow_map(MODEL, KNOWN, calls=[]), V, "calls are numbers of calls that the map was trained for"),
     (lambda: check_flow_map(MODEL, KNOWN, calls=[0]), V, "each of calls must be at least 1, got 0"),
     (lambda: check_flow_map(exact(reach=(9.0, 0.0)), KNOWN, calls=[2]), V, "such as [1], got [2]"),
+    (
+        lambda: check_flow_map(MODEL, KNOWN, n=64, label=PerSample(torch.arange(9))),
+        V,
+        "and 9 rows came for 64 samples: give 64, or one for all. What the network takes whole goes in as "
+        "label=Shared(...); check_flow_map measures n=64 rows, and takes another n=",
+    ),
     (lambda: check_flow_map(MODEL, KNOWN, tolerance=-1.0), V, "tolerance"),
     (
         lambda: check_flow_map(awake(FlowMap(Exact(), VP)), awake(Network(Exact(), VP))),

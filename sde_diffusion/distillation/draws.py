@@ -98,7 +98,7 @@ def drawn(model: FlowMap, n: int, still: int, generator: torch.Generator | None)
 
 
 class Batch:
-    """The states of one batch of data, from which the maps to be compared start.
+    r"""The states of one batch of data, from which the maps to be compared start.
 
     Args:
         model: The flow map.
@@ -110,9 +110,13 @@ class Batch:
         done: Share of the steps of the run that were taken.
 
     Attributes:
-        start, end: Where each of the other rows starts, and to where it is carried.
-        x: The states of those rows, shape `(n, *)`.
-        cond: Their conditions.
+        model: The map, in evaluation mode: `average(x, at, to, **cond)` is $G$, `jump(x, at, to, **cond)` is $X$ as a
+            state, `radius(at)` is $\sqrt{\alpha^2c^2 + \sigma^2}$, so that $y = x/$`radius`.
+        teacher, generator, done: As given.
+        start, end: The places, `Place`, where each of the other rows starts, and to where it is carried.
+        x: The states of those rows, $\alpha x_0 + \sigma\varepsilon$, shape `(n, *)`.
+        cond: Their conditions, for map and teacher.
+        moved: Which rows of `x0` and `eps` these are, a slice.
     """
 
     def __init__(
@@ -144,11 +148,24 @@ class Batch:
         return self.at(s + (u - s) * torch.rand(len(u), generator=self.generator, dtype=torch.float64, device="cpu"))
 
     def column(self, value: Tensor) -> Tensor:
-        """Numbers, one for each row that is carried, as a tensor that broadcasts against the states."""
+        """Numbers `(n,)`, one for each row that is carried, `start.u - end.u` say, as `(n, 1, ...)` like the states."""
         return value.to(self.x).reshape(-1, *[1] * (self.x.ndim - 1))
 
     def slope(self, y: Tensor, here: Place) -> Tensor:
-        """The velocity in the angle of the teacher at normalised states $y$ of the rows that are carried."""
+        """The velocity in the angle, $dy/du$, of the teacher at a place, shape `(n, *)`, one evaluation.
+
+        Args:
+            y: States of all rows that are carried, normalised: a state `x` there over `model.radius(here.at)`.
+            here: Where they are: `start`, `end`, or what `at` and `between` answer.
+
+        Raises:
+            TypeError: The objective has no teacher.
+        """
+        if self.teacher is None:
+            raise TypeError(
+                "slope asks the teacher, and the objective was made without one: give it, Shortcut(teacher), or take "
+                "velocity(moved), of data and noise"
+            )
         return self._of_teacher(y * self.model.radius(here.at), here, self.cond)
 
     def velocity(self, rows: slice) -> Tensor:

@@ -121,7 +121,12 @@ class MapObjective(ABC):
 
     @abstractmethod
     def target(self, batch: Batch) -> Tensor:
-        """What $G$ is to be from `batch.start` to `batch.end` at `batch.x`, shape `(n, *)`; without gradients."""
+        """What $G$ is to be from `batch.start` to `batch.end` at `batch.x`, shape `(n, *)`; without gradients.
+
+        Args:
+            batch: States and places of the `n` rows that are carried, the map, the teacher: see `draws.Batch`. An
+                example is under "an objective of your own" on the page of flow maps.
+        """
 
     def _drop(self, model: FlowMap, name: str) -> float:
         """How often a condition is left out."""

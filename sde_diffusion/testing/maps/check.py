@@ -50,6 +50,9 @@ def check_flow_map(
     * Its samples have the law of the teacher's: energy distance, in standard deviations, beyond twice its chance.
     * Two jumps lead where one does (semigroup), in states of unit variance.
 
+    The energy rows tell whether samples are of the right law. Where these alone matter, the others may fail: they hold
+    each sample to the one that the teacher makes of the same noise, and a map may err there between two modes.
+
     A map with `reach="data"` noises its data anew between two calls, so that only its first is held to the flow; one of
     some noise levels is asked for as many calls as it has. Neither is asked for the semigroup.
 
@@ -61,7 +64,7 @@ def check_flow_map(
         tolerance: The bound of the first distance. Those of two calls and more are 3/4 of it, the medians .12 and .06
             of .3, that of the semigroup .05.
         seed: Of all that is drawn.
-        **cond: Conditions, handed to both by name: of `n` rows, or what all samples share.
+        **cond: Conditions, handed to both by name: of `n` rows, `n=len(labels)`, or what all samples share.
 
     Returns:
         The report, with a curve of the distance. Nothing that it finds is raised unless `raise_for_failures` is called.
@@ -76,7 +79,7 @@ def check_flow_map(
     """
     wanted = _checked(model, teacher, calls, n)
     limit = check_positive(tolerance, "tolerance")
-    subject = Measured(model, teacher.on(model.sde), n, check_seed(seed), Conditions.of(model, cond, n))
+    subject = Measured(model, teacher.on(model.sde), n, check_seed(seed), _conditions(model, cond, n))
     found = Checklist(f"check_flow_map({type(model).__name__}, {type(teacher).__name__})")
     rounding = 0.0 if isinstance(model, FlowMap) else 1e-6  # a view of a map goes through another state
     found.at_most("where it stays, it is the identity: largest |X(x, t, t) - x|, relative", rounding, subject.moved)
@@ -130,6 +133,14 @@ def _add_curve(found: Checklist, held: Sequence[int], distances: Any) -> None:
         found.curves.append(
             Curve("distance from the flow", name, tuple(map(float, held)), values, ("calls", "over the std"))
         )
+
+
+def _conditions(model: Denoiser, cond: dict[str, Any], n: int) -> Conditions:
+    """The conditions of `n` rows."""
+    try:
+        return Conditions.of(model, cond, n)
+    except ValueError as error:
+        raise ValueError(f"{error}; check_flow_map measures n={n} rows, and takes another n=") from error
 
 
 def _reach(model: Denoiser) -> Any:
