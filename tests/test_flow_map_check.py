@@ -148,7 +148,7 @@ MODEL: Any = exact()
         lambda: check_flow_map(MODEL, KNOWN, n=64, label=PerSample(torch.arange(9))),
         V,
         "and 9 rows came for 64 samples: give 64, or one for all. What the network takes whole goes in as "
-        "label=Shared(...); check_flow_map measures n=64 rows, and takes another n=",
+        "label=Shared(label); check_flow_map measures n=64 rows, and takes another n=",
     ),
     (lambda: check_flow_map(MODEL, KNOWN, tolerance=-1.0), V, "tolerance"),
     (
