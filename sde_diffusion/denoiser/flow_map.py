@@ -20,17 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_state, is_real
+from sde_diffusion._checks import check_finite, check_state, is_real
 from sde_diffusion._tensors import as_float64, linear
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.base import Denoiser, On
 from sde_diffusion.denoiser.clocks import Clock
 from sde_diffusion.denoiser.conditions import Conditions
+from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.prediction import Coefficients, Prediction
-from sde_diffusion.denoiser.reach import Reach, check_reach, check_within
-from sde_diffusion.nets.second_time import check_until, with_until
+from sde_diffusion.denoiser.reach import Reach, check_levels, check_reach, check_within
+from sde_diffusion.nets.second_time import check_copy, check_until, ignores_until, with_until
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level, Scalar
 from sde_diffusion.sde.times import as_time
@@ -63,9 +64,14 @@ class FlowMap(Network):
         reach: Which jumps are trained: `"any"` later time, `"data"` alone, or those between neighbours of some noise
             levels $\sigma/\alpha$ that fall to 0, such as `(80.0, 1.0, 0.0)`; one beyond the process is its largest.
             Others are refused.
+        guidance: What guided the teacher, in words, since such a map is not to be guided again; objectives fill it in.
 
     Raises:
-        TypeError, ValueError: As `Network`; a net that is told one time alone; an unknown `reach`.
+        TypeError, ValueError: As `Network`; a net that is told one time alone; an unknown `reach`, or one with levels
+            that the process has not.
+
+    Warns:
+        UserWarning: Levels that begin where much of the data is left.
 
     References:
         Kim et al., Consistency Trajectory Models, 2024; Boffi et al., Flow Map Matching, 2025; Frans et al., One Step
@@ -86,10 +92,13 @@ class FlowMap(Network):
         clock: Clock | str | None = None,
         shape: Iterable[int] | None = None,
         reach: Reach = "any",
+        guidance: str = "",
     ) -> None:
         super().__init__(net, sde, kind, clock=clock, shape=shape)
         check_until(self.net)
-        self.reach = check_reach(reach)
+        self.reach = check_levels(check_reach(reach), sde, self.data_std)
+        self.guidance = guidance
+        self._hears = False  # known to heed the second time
 
     @classmethod
     def from_teacher(cls, teacher: Network, *, kind: Parametrisation | None = None, reach: Reach = "any") -> FlowMap:
@@ -105,7 +114,8 @@ class FlowMap(Network):
 
         Raises:
             TypeError: No `Network`; a net that has no second time, with how to give it one.
-            ValueError: A kind that wants more answers of the net than it gives, or fewer.
+            ValueError: A kind that wants more answers of the net than it gives, or fewer; a copy that answers otherwise
+                than the net, where it can be asked without a condition.
         """
         given: object = teacher
         if not isinstance(given, Network):
@@ -123,7 +133,28 @@ class FlowMap(Network):
             )
         made.tell(teacher.clock)
         made.training = teacher.training  # the net has the mode of the one it is a copy of
+        if isinstance(teacher, FlowMap):
+            made.guidance = teacher.guidance
+        else:
+            begun = made if kind == teacher.kind else cls(net, teacher.sde, teacher.kind, shape=teacher.shape)
+            begun.tell(teacher.clock)
+            if (own := _asked(teacher)) and torch.equal(*own) and (told := _asked(begun)):
+                check_copy(teacher.net, own[0], told)
         return made
+
+    def untrained(self) -> bool:
+        """Whether the second time counts nothing, as before any training: each jump is a step of Euler in the angle.
+
+        Read off the weights of a network of this package; another is asked in one row, where it answers without a
+        condition and the event shape is known. What cannot be found out counts as trained.
+        """
+        if not self._hears:
+            found = ignores_until(self.net)
+            if found is None:
+                told = _asked(self)
+                found = told is not None and torch.equal(*told)
+            self._hears = not found
+        return not self._hears
 
     # --- a denoiser, where both times are the same
 
@@ -240,8 +271,13 @@ def _carry(
     model: FlowMap | _MapOn, x: Tensor, t: float | Tensor, s: float | Tensor | None, cond: dict[str, object]
 ) -> Tensor:
     sde, to = model.sde, None
-    check_state(x, "x", shape=model.shape)
+    check_finite(check_state(x, "x", shape=model.shape), "x")
     if s is not None:
+        if isinstance(s, int | float) and s == 0 < sde.t_min:
+            raise ValueError(
+                f"s = 0 is outside the [t_min, t_max] = [{sde.t_min:g}, {sde.t_max:g}] of the SDE: to carry to the "
+                "data themselves, leave s out, carry(x, t)"
+            )
         if isinstance(t, Tensor) != isinstance(s, Tensor):  # a float is rounded as the tensor is
             t, s = _alike(t, s), _alike(s, t)
         as_time(s, x, sde.t_min, sde.t_max, index=sde.time_is_index, name="s")
@@ -249,6 +285,25 @@ def _carry(
     at = sde.level(t, x)
     model.check_jump(at, to)
     return model.jump(x, at, to, **Conditions.of(model, cond, len(x)).whole)
+
+
+def _asked(model: Network) -> tuple[Tensor, Tensor] | None:
+    """Two answers of a network to one row of noise, of a map with both its second times; None where it has none."""
+    if model.shape is None:
+        return None
+    (at,) = model.sde.levels([model.sde.t_max])
+    dtype, device = home(model)
+    z = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0), dtype=dtype, device="cpu")
+    x = at.sigma * z.to(device)
+    conds: list[dict[str, object]] = [{}, {}]
+    if isinstance(model, FlowMap):
+        conds[1] = {"until": _spread(model.told(0.0), x)}
+    try:
+        with torch.no_grad(), Evaluation(model):
+            one, other = (model.output(x, at, **cond) for cond in conds)
+    except Exception:  # noqa: BLE001 - a network of the user, which may want a condition
+        return None
+    return one, other
 
 
 def angular(p: Prediction, u: Scalar, c: float) -> Tensor:

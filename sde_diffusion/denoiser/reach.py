@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,8 @@ from sde_diffusion._tensors import as_float64
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
 
+SIGNAL_LEFT = 0.05
+"""What a prior may leave out of the data: their standard deviation over that of the noise."""
 Reach = str | tuple[float, ...]
 """`"any"`, `"data"`, or falling noise levels that end with 0."""
 
@@ -33,6 +36,33 @@ def check_reach(reach: object) -> Reach:
         "reach is 'any', 'data', or noise levels that fall to 0, the data, such as (80.0, 1.0, 0.0), between which the "
         f"map jumps, got {reach!r}"
     )
+
+
+def check_levels(reach: Reach, sde: GaussianSDE, data_std: float) -> Reach:
+    """Returns what a map may carry between, if the process has all of its levels, and warns if it begins low.
+
+    Raises:
+        ValueError: A level, but for the last, below the least of the process, or several beyond its largest.
+    """
+    if isinstance(reach, str):
+        return reach
+    most, least = (math.exp(-lam) for lam in sde.ends())
+    low = [level for level in reach[:-1] if level < least * (1 - 1e-4)]
+    if low or sum(level >= most * (1 - 1e-4) for level in reach) > 1:
+        raise ValueError(
+            f"{sde!r} has noise levels from {least:.4g} to {most:.4g}, and of the levels in reach "
+            + (f"{low[0]:g} is below them" if low else "several are beyond them, which are one to it")
+            + ": leave it out" * bool(low)
+            + ": keep one of them" * (not low)
+        )
+    if reach[0] < most * (1 - 1e-4) and data_std >= SIGNAL_LEFT * reach[0]:
+        warnings.warn(
+            f"the map is to jump from noise level {reach[0]:g}, where {data_std / reach[0]:.2g} of the data is left, "
+            f"and samples are drawn from noise alone: begin at that of the process, {most:.4g}, reach=(inf, ...)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return reach
 
 
 def check_within(reach: Reach, sde: GaussianSDE, at: Level, to: Level | None) -> None:

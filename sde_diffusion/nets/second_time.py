@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["check_until", "with_until"]
+__all__ = ["check_copy", "check_until", "ignores_until", "with_until"]
 
 HOW = (
     "give it a method with_until() that answers a copy which takes until=, a tensor (B,), and ignores it as long as it "
@@ -32,11 +33,42 @@ def with_until(net: Any) -> Any:
     net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
     new = _told(net)
     if isinstance(net, nn.Module) and isinstance(new, nn.Module):
+        new = copy.deepcopy(new) if _shared(net, new) else new  # or training it would change the original
         old = dict(net.named_parameters())
         frozen = not any(p.requires_grad for p in old.values())  # as teachers often are: the copy is to be trained
         for name, p in new.named_parameters():
             p.requires_grad_(frozen or name not in old or old[name].requires_grad)
     return new
+
+
+def ignores_until(net: Any) -> bool | None:
+    """Whether a network of this package was never trained with its second time, by weights that are zero at first.
+
+    Args:
+        net: A module or function; None is answered for one of another's.
+    """
+    named = net.named_parameters() if isinstance(net, nn.Module) else ()
+    leaving = [p for name, p in named if ".until.leave." in name]
+    return not any(bool(p.any()) for p in leaving) if leaving else None
+
+
+def check_copy(net: Any, own: Tensor, told: Sequence[Tensor]) -> None:
+    """Raises `ValueError` unless a copy that is told a second time answers as the original does.
+
+    Args:
+        net: The original.
+        own: What it answers.
+        told: What the copy answers in the same state, told one second time and another.
+    """
+    size = float(own.abs().max())
+    off = max(float((one - own).abs().max()) for one in told)
+    if not off <= 0.01 * size + 1e-6:
+        name = type(net).__name__
+        fault = "is no copy of it" if torch.equal(*told) else "is changed by the second time before any training"
+        raise ValueError(
+            f"the network that is made of {name} to be told a second time {fault}: off by {off:.2g} in answers of up "
+            f"to {size:.2g}. Either {HOW}; or begin with a network of your own, FlowMap(net, sde, kind)"
+        )
 
 
 def check_until(net: Any) -> None:
@@ -66,14 +98,30 @@ def check_until(net: Any) -> None:
 
 def _told(net: Any) -> Any:
     make = getattr(net, "with_until", None)
+    name = type(net).__name__
     if callable(make):
-        return make()
+        try:
+            new = make()
+        except Exception as error:
+            raise TypeError(
+                f"{name}.with_until() raised {type(error).__name__}: {error}. It is the method of the network that "
+                "makes a flow map of it: it answers a copy which takes until="
+            ) from error
+        if not callable(new):
+            raise TypeError(f"{name}.with_until() answered {type(new).__name__}, wanted a copy that takes until=")
+        return new
     config = getattr(net, "config", None)
     if isinstance(net, nn.Module) and isinstance(config, Mapping) and "until" in config:
         return _rebuilt(net, config)
     if "until" in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters:
         return copy.deepcopy(net)
-    raise TypeError(f"{type(net).__name__} is not told a second time, which a flow map needs: {HOW}")
+    raise TypeError(f"{name} is not told a second time, which a flow map needs: {HOW}")
+
+
+def _shared(net: nn.Module, new: nn.Module) -> bool:
+    """Whether two networks have a weight or a buffer in common."""
+    own = {id(t) for t in (*net.parameters(), *net.buffers())}
+    return any(id(t) in own for t in (*new.parameters(), *new.buffers()))
 
 
 def _rebuilt(net: nn.Module, config: Mapping[str, Any]) -> nn.Module:
