@@ -12,6 +12,7 @@ from sde_diffusion.problem import Problem
 from sde_diffusion.sampler import SamplingWarning, SDESampler
 from sde_diffusion.sde import SDE, GaussianSDE, Level, Matched, Standard, grids, processes
 from sde_diffusion.sde.processes import *  # noqa: F403 - all that the list of processes names
+from sde_diffusion.solvers.jump import UntrainedWarning
 from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 
 if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
@@ -75,6 +76,7 @@ __all__ = [
     "SolverError",
     "Standard",
     "UnfinishedWarning",
+    "UntrainedWarning",
     "Wrapper",
     "clocks",
     "grids",

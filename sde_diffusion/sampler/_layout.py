@@ -15,6 +15,7 @@ from sde_diffusion.sde.base import SDE
 from sde_diffusion.sde.grids import Grid
 from sde_diffusion.sde.times import as_grid
 from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.jump import why_hidden
 
 
 def angle_grid(data_std: float) -> Grid:
@@ -70,7 +71,7 @@ def lay_out(
             )
     else:
         if nfe is not None:
-            steps = _steps_for(nfe, solver, problem.price, problem.price if jump else 0, least)
+            steps = _steps_for(nfe, solver, problem, jump, least)
         elif steps is None:
             steps = int(sde.t_max) if grid is grids.integers else solver.facts.default_steps
         times = (
@@ -121,9 +122,10 @@ def _own_times(
     return own
 
 
-def _steps_for(nfe: int, solver: Solver, cost: int, jump: int, least: int) -> int:
+def _steps_for(nfe: int, solver: Solver, problem: Problem, last: bool, least: int) -> int:
     """As many steps as fit into a budget with the final jump."""
-    per_step = solver.facts.evaluations
+    per_step, cost = solver.facts.evaluations, problem.price
+    jump = cost if last else 0
     if per_step is None:
         raise ValueError(
             f"{solver!r} chooses its own evaluations: nfe= has no meaning, give steps= "
@@ -134,5 +136,6 @@ def _steps_for(nfe: int, solver: Solver, cost: int, jump: int, least: int) -> in
         raise ValueError(
             f"a budget of {nfe} evaluations is too small: one step of {solver!r} takes {per_step * cost}"
             + (f" and the final jump {jump}" if jump else "")
+            + (f". {why}" if (why := why_hidden(problem.model)) else "")
         )
     return steps

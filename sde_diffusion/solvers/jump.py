@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling as is_compiling
 
 from sde_diffusion._checks import check_flag
 from sde_diffusion._tensors import scale
+from sde_diffusion.denoiser.base import Denoiser, On
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sde.level import Level
 from sde_diffusion.solvers.base import Facts, Interval, Solver
 from sde_diffusion.solvers.equation import GaussianReverseSDE
+
+
+class UntrainedWarning(UserWarning):
+    """A flow map jumps that was never trained to."""
 
 
 @runtime_checkable
@@ -38,6 +46,9 @@ class Jump(Solver[GaussianReverseSDE, None]):
     Args:
         renoise: Whether each jump goes to the data.
 
+    Warns:
+        UntrainedWarning: The second time counts nothing in the map yet, so that its jumps are steps of Euler.
+
     References:
         Song et al., Consistency Models, 2023 (Algorithm 1: renoise); Kim et al., Consistency Trajectory Models, 2024.
     """
@@ -59,6 +70,7 @@ class Jump(Solver[GaussianReverseSDE, None]):
         carrier = _carrier(eq)
         for t, s in intervals:
             carrier.check_jump(eq.level(t), None if self.renoise else eq.level(s))
+        _warn_of_untrained(eq.denoiser)
 
     def step(
         self, eq: GaussianReverseSDE, x: Tensor, t: Level, s: Level, state: None, noise: NoiseSource
@@ -81,14 +93,37 @@ def _carrier(eq: GaussianReverseSDE) -> Carries:
     model = eq.denoiser
     if isinstance(model, Carries):
         return cast(Any, model)
-    if any(isinstance(part, Carries) for part in model.modules()):
-        raise TypeError(
-            f"Jump asks a flow map where it leads, which the {type(model).__name__} around it does not change: hand "
-            "over the map itself. What the wrapper does belongs into the training, as the teacher of the loss, "
-            "Shortcut(Guided(model, 2)); bounds may be put on the samples, x.clamp(-1, 1). Solvers such as Adams() and "
-            "DPMSolverPP() take it as it is, for more evaluations"
-        )
+    if why := why_hidden(model):
+        raise TypeError(f"{why}. Solvers such as Adams() and DPMSolverPP() take it as it is, for more evaluations")
     raise TypeError(
         f"Jump works with a FlowMap, and the model is a {type(model).__name__}: make one of a Network, "
         "FlowMap.from_teacher(model), and train it, or take a solver such as Adams() or DPMSolverPP()"
     )
+
+
+def why_hidden(model: object) -> str:
+    """What to do about a flow map inside a wrapper, by which nothing jumps; empty where there is none.
+
+    Args:
+        model: The model of a sampler.
+    """
+    if not isinstance(model, Denoiser) or isinstance(model, Carries):
+        return ""
+    if not any(isinstance(part, Carries) for part in model.modules()):
+        return ""
+    return (
+        f"Jump asks a flow map where it leads, which the {type(model).__name__} around it does not change: hand over "
+        "the map itself. What the wrapper does belongs into the training, as the teacher of the loss, "
+        "Shortcut(Guided(model, 2)); bounds may be put on the samples, x.clamp(-1, 1)"
+    )
+
+
+def _warn_of_untrained(model: Denoiser) -> None:
+    inner = model.inner if isinstance(model, On) else model
+    if not is_compiling() and isinstance(inner, FlowMap) and inner.untrained():
+        warnings.warn(
+            "this flow map was never trained to jump: the second time counts nothing in its network yet, and each jump "
+            "is a step of Euler. Train it, train(map, x0, steps=1000, loss=Shortcut(teacher)), or sample its teacher",
+            UntrainedWarning,
+            stacklevel=3,
+        )
