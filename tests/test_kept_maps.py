@@ -185,7 +185,7 @@ def test_a_distillation_goes_on_with_the_same_teacher_objective_and_reach_alone(
     with pytest.raises(ValueError, match=r"loss is Trajectory\(teacher=Network\), but the run in .* with Shortcut"):
         run(small(), loss=Trajectory(TEACHER), **again)
     with pytest.raises(ValueError, match=r"model is .*reaches 'data', but .*reaches 'any'"):
-        run(small(reach="data"), **again)
+        run(small(reach="data"), loss=Trajectory(TEACHER), **again)
     assert len(run(small(), **again).losses) == 2
 
 

@@ -32,6 +32,7 @@ from sde_diffusion.cli.target.options import (
 )
 from sde_diffusion.cli.target.weighed import weigh
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.plots import picture
 from sde_diffusion.sampler.distributed import sample_to
 from sde_diffusion.sampler.sampler import SDESampler
@@ -259,7 +260,16 @@ def _sampler(loaded: Checkpoint, model: Denoiser, tables: Path, draw: Draw, say:
     if named is None and draw.target.inpaint is not None:
         named, steps = LED_BY, LED_STEPS if steps is None and draw.nfe is None else steps
     solver = None if named is None else SOLVERS[named]
-    return SDESampler(model.sde, model, solver=solver, steps=steps, nfe=draw.nfe)
+    try:
+        return SDESampler(model.sde, model, solver=solver, steps=steps, nfe=draw.nfe)
+    except ValueError as error:
+        if draw.target.guidance == 1 or not isinstance(loaded.model, FlowMap):
+            raise
+        w = f"{draw.target.guidance:g}"
+        raise ValueError(
+            f"--guidance {w}: a flow map jumps as it was trained, and by it alone: distil the model it was made of "
+            f"with --guidance {w}, or take a larger --nfe. {error}"
+        ) from error
 
 
 def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler | None:

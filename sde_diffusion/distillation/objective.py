@@ -25,6 +25,7 @@ from sde_diffusion.denoiser.objectives.regressed import check_call
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.distillation.draws import Batch, steepest
 from sde_diffusion.guidance.classifier_free import SIZES, Guided
+from sde_diffusion.guidance.extrapolation import Extrapolation
 
 DROP = 0.1
 """How often a condition is left out that the network was trained to do without."""
@@ -100,10 +101,12 @@ class MapObjective(ABC):
         Warns:
             UserWarning: A map with an answer of which the errors are amplified more than ten times; once.
         """
-        check_map(model, self)
+        self.look_at(model)
         check_call(model, x0, generator, "mean")
         _warn_of_steep(model)
         cond = merged(cond)
+        if self.drop and not cond:
+            raise ValueError(f"drop={self.drop} leaves conditions out, and none came: give label=, or leave drop out")
         kept = {name: value for name, value in cond.items() if not _leaves_out(self._drop(model, name), generator)}
         teacher = self.teacher
         if teacher is not None:
@@ -118,6 +121,16 @@ class MapObjective(ABC):
                 batch = Batch(model, x0, given, generator, still, teacher, done)
                 target = self.target(batch)
             return batch.loss(target)
+
+    def look_at(self, model: FlowMap) -> None:
+        """Looks at a map before a run, and writes into it what guides its teacher; `train` calls it.
+
+        Raises:
+            TypeError, ValueError: As a call, of the map and its teacher.
+        """
+        check_map(model, self)
+        if self.teacher is not None:
+            model.guidance = guidance_of(self.teacher)
 
     @abstractmethod
     def target(self, batch: Batch) -> Tensor:
@@ -147,6 +160,15 @@ def unguided(model: Denoiser) -> Denoiser:
     return model._around(unguided) if isinstance(model, Wrapper) else model
 
 
+def guidance_of(model: Denoiser) -> str:
+    """What guides a model, in words; empty where nothing does."""
+    while isinstance(model, Wrapper):
+        if isinstance(model, Extrapolation) and model.acts():
+            return f"{type(model).__name__}({model.extra_repr()})"
+        model = model.inner
+    return model.guidance if isinstance(model, FlowMap) else ""
+
+
 def check_map(model: object, objective: MapObjective) -> None:
     """Raises unless a flow map can be trained by an objective."""
     name = type(objective).__name__
@@ -165,6 +187,7 @@ def check_map(model: object, objective: MapObjective) -> None:
             f"{name} trains maps of {wanted}, and this one has reach={model.reach!r}: make it so, "
             "FlowMap.from_teacher(model, reach=...), or take another objective"
         )
+    _check_prior(model, "the map")
     if objective.teacher is not None:
         check_teacher(objective.teacher, model)
 
@@ -198,6 +221,7 @@ def check_teacher(teacher: Denoiser, model: FlowMap) -> None:
             f"the teacher is a model of {teacher.sde!r} and the map of {model.sde!r}: see the teacher through the "
             "process of the map, teacher.on(map.sde)"
         )
+    _check_prior(teacher, "the teacher")
     low, high = sorted((teacher.data_std, model.data_std))
     if high > SCALES * low:
         raise ValueError(
@@ -211,3 +235,13 @@ def check_teacher(teacher: Denoiser, model: FlowMap) -> None:
 def _has_mode(module: nn.Module) -> bool:
     """Whether the mode of a module may count: that of a wrapper, in training mode when it is made, does not."""
     return isinstance(module, _DropoutNd | _NormBase) or any(True for _ in module.parameters(recurse=False))
+
+
+def _check_prior(model: Denoiser, name: str) -> None:
+    """Raises `ValueError` for a model that says nothing of the data where its process ends in noise alone."""
+    try:
+        model.check_pure_noise()
+    except ValueError as error:
+        raise ValueError(
+            f"a flow map jumps from where its process ends, and there {name} says nothing: {error}"
+        ) from error

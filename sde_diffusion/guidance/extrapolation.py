@@ -22,6 +22,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_positive, check_real
 from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.prediction import Prediction
 from sde_diffusion.guidance.limits import Limits
 from sde_diffusion.guidance.product import Several
@@ -168,6 +169,16 @@ class Optimised(GuidanceRule):
         return Prediction(lambda: c.data - at.sigma * step, lambda: c.noise + at.alpha * step, mix=c.mix)
 
 
+def check_unguided(model: Denoiser) -> None:
+    """Raises `ValueError` for a flow map that was made of a guided model, or what is around one."""
+    for part in model.modules():
+        if isinstance(part, FlowMap) and part.guidance:
+            raise ValueError(
+                f"this flow map was made of a guided model, {part.guidance}, and draws guided samples by itself: leave "
+                "the guidance out, or distil the model without it"
+            )
+
+
 class Extrapolation(Several):
     """What `Guided` and `AutoGuided` share: a scale, the levels where it acts, and a rule.
 
@@ -177,6 +188,9 @@ class Extrapolation(Several):
         w: The scale, a float or a function of the noise level.
         limits: The levels where it acts; outside, `inner` is asked alone.
         rule: What is made of both predictions.
+
+    Raises:
+        ValueError: A flow map of a guided model, which is guided already.
     """
 
     def __init__(self, inner: Denoiser, *others: Denoiser, w: Scale, limits: Limits, rule: GuidanceRule) -> None:
@@ -188,6 +202,8 @@ class Extrapolation(Several):
         self.limits, self.rule, self.of_data = limits, rule, rule.of_data
         self._constant = isinstance(self.w, float) and limits.none and rule.zero_above is None
         self._off = self._constant and self.w == 1.0
+        if not self._off:
+            check_unguided(inner)
         self.even = self.even and self._constant
         if self._off:
             self.cost, self.vjps = inner.cost, inner.vjps
@@ -217,6 +233,10 @@ class Extrapolation(Several):
             if isinstance(w, Tensor):
                 found = chosen(w == 1, c, found)
         return found if still is False else chosen(still, at_rest(x, at), found)
+
+    def acts(self) -> bool:
+        """Whether anything is changed: not by a scale of 1."""
+        return not self._off
 
     def strength(self, at: Level) -> Scalar:
         """The scale at a level: a float, or of levels per sample that differ in it a tensor of their shape."""

@@ -21,6 +21,7 @@ from torch import nn
 from sde_diffusion._checks import check_callable, check_count, check_flag
 from sde_diffusion.data.source import Source
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.objectives.weights import name_of
 from sde_diffusion.noise.seeds import seed_list
@@ -31,7 +32,7 @@ from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
 from sde_diffusion.training.run.engine import Engine
-from sde_diffusion.training.run.feed import Feed, Inputs, inputs_of
+from sde_diffusion.training.run.feed import Feed, Inputs, Looks, inputs_of
 from sde_diffusion.training.run.folder import METRICS, Folder, Saving
 from sde_diffusion.training.run.record import Training, TrainingInterrupted
 from sde_diffusion.training.run.state import check_same, configuration
@@ -77,10 +78,12 @@ def train(
         model: A `Network`, or another `Denoiser` with parameters; it is trained in place, the average is a copy.
         data: Data `(N, *)`, each column of vectors and each channel of images of mean about 0 and about the standard
             deviation the model expects (that of `EDM`; 1 otherwise): a tensor, or anything of which
-            `data.source_of` makes a source. All of them are looked at before the first step.
+            `data.source_of` makes a source. All of them are looked at before the first step. A tensor has the dtype of
+            the model; the numbers of anything else are brought to it.
         steps: Gradient steps.
         loss: The objective, called as `loss(model, x0, generator=generator, **cond)`; it answers a scalar. One that is
-            a module is trained as well. By default `model.objective()`, denoising score matching as it suits the model.
+            a module is trained as well. By default `model.objective()`, denoising score matching as it suits the model;
+            a `FlowMap` wants one of its own, from `distillation`.
         recipe: The batch size, the optimiser and its schedule, the averages, the transform: `Recipe()` by default, with
             the batch size of a `DataLoader` that the data come in.
         val: Data kept out of the training, a `Validation` or rows as `data` are. The averaged model is measured on
@@ -105,8 +108,9 @@ def train(
         TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`, a
             loss that is no function, or answers no tensor or one without a graph.
         ValueError: Empty or non-finite data, another event shape, conditions that do not fit; a process and a
-            parametrisation that do not train well, where no `loss` is given (see `Denoiser.objective`); a loss that
-            answers no scalar; a batch size that does not split; a folder that holds another run, or takes no files.
+            parametrisation that do not train well, where no `loss` is given (see `Denoiser.objective`), or a
+            `FlowMap`; a loss that answers no scalar; a batch size that does not split; a folder that holds another run,
+            or takes no files.
         FileNotFoundError: Nothing to resume.
         ImportError: `accelerate` is not installed.
         SolverError: No finite batch or gradient for 50 steps in a row.
@@ -180,6 +184,12 @@ def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> 
         raise TypeError(f"recipe must be a Recipe, such as Recipe(batch_size=256, lr=1e-3), got {given!r}")
     device_of(model)
     if loss is None:
+        if isinstance(model, FlowMap):
+            raise ValueError(
+                "a FlowMap learns to jump by an objective of its own, loss=Shortcut(teacher), or Shortcut() without a "
+                "teacher: the default, denoising score matching, leaves the jumps as they are. Where that is wanted, "
+                "say so, loss=model.objective()"
+            )
         loss = model.objective()
     check_callable(loss, "loss", "a function (model, x0, generator=...) -> scalar, such as model.objective()")
     if isinstance(loss, type) or isinstance(getattr(loss, "__self__", None), Denoiser):
@@ -187,6 +197,9 @@ def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> 
             f"loss is called as loss(model, x0, generator=...), which {name_of(loss)} is not made for: write "
             "loss=losses.DenoisingScoreMatching(...), an instance, or leave loss out for what model.loss is"
         )
+    shown: object = loss
+    if isinstance(shown, Looks):
+        shown.look_at(model)
     return loss
 
 

@@ -66,8 +66,9 @@ Objective = Callable[..., Tensor]
 """What is minimised: called as `loss(model, x0, generator=generator, **cond)`, it answers a scalar with a graph to the
 parameters of the model. `x0` are data `(B, *)` on the device of the model, `generator` is the source of all it draws,
 on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given.
-One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken;
-one with an attribute `marked` gets its conditions as `PerSample` or `Shared`, since it takes batches apart."""
+One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken; one
+with an attribute `marked` gets its conditions as `PerSample` or `Shared`, since it takes batches apart; and one with a
+method `look_at(model)` is shown the model before the run, and may refuse it."""
 
 
 def denoising_score_matching(

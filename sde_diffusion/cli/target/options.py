@@ -12,6 +12,7 @@ from sde_diffusion.cli._arguments import Say, count, path
 from sde_diffusion.cli.plan.options import number
 from sde_diffusion.cli.target.known import NOISE, Known
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.guidance.classifier_free import SIZES, Guided, null_of
 from sde_diffusion.guidance.extrapolation import check_scale
 from sde_diffusion.guidance.posterior.images import Mask
@@ -220,6 +221,11 @@ def default_label(label: str | None, target: Target, loaded: Checkpoint) -> str:
 
 def _check_guided(w: float, loaded: Checkpoint, told: Mapping[str, Any]) -> None:
     """Refuses a model that cannot be guided, or no condition to guide by, in the words of the command line."""
+    if isinstance(loaded.model, FlowMap) and loaded.model.guidance:
+        raise ValueError(
+            f"--guidance {w:g}: the map in --checkpoint was made of a guided model, {loaded.model.guidance}, and draws "
+            "guided samples by itself: leave it out"
+        )
     try:
         null = null_of(loaded.model)
     except ValueError as error:

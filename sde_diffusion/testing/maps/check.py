@@ -58,7 +58,7 @@ def check_flow_map(
 
     Args:
         model: The map.
-        teacher: The model whose flow it learnt, a `Denoiser`, on its own process or another.
+        teacher: The model whose flow it learnt, a `Denoiser`, on the process of the map or another that reaches as far.
         calls: Numbers of calls; by default 1, 2 and 4.
         n: Rows of each figure, at least 32; the teacher is solved on twice as many.
         tolerance: The bound of the first distance. Those of two calls and more are 3/4 of it, the medians .12 and .06
@@ -70,8 +70,9 @@ def check_flow_map(
         The report, with a curve of the distance. Nothing that it finds is raised unless `raise_for_failures` is called.
 
     Raises:
-        TypeError: No flow map, or no `Denoiser` as its teacher.
-        ValueError: Calls that the map was not trained for, too few rows, or an event shape that is not known.
+        TypeError: No flow map, or no `Denoiser` as its teacher; a condition that one of them does not take.
+        ValueError: Calls that the map was not trained for, too few rows, an event shape that is not known, or a teacher
+            of which not all noise levels of the map can be asked.
 
     Example:
         >>> print(check_flow_map(fast, model))
@@ -80,6 +81,7 @@ def check_flow_map(
     wanted = _checked(model, teacher, calls, n)
     limit = check_positive(tolerance, "tolerance")
     subject = Measured(model, teacher.on(model.sde), n, check_seed(seed), _conditions(model, cond, n))
+    subject.ask()
     found = Checklist(f"check_flow_map({type(model).__name__}, {type(teacher).__name__})")
     rounding = 0.0 if isinstance(model, FlowMap) else 1e-6  # a view of a map goes through another state
     found.at_most("where it stays, it is the identity: largest |X(x, t, t) - x|, relative", rounding, subject.moved)

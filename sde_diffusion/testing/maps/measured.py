@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from sde_diffusion.problem import Problem
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers import Angle, DormandPrince, Jump
+from sde_diffusion.solvers.jump import UntrainedWarning
 
 SHUFFLES = 64
 """Permutations by which the chance of an energy distance is found."""
@@ -87,7 +89,9 @@ class Measured:
     def jumped(self, calls: int) -> Tensor:
         """Samples of the map from the first half of `start`, in float64."""
         sampler = SDESampler(Problem(self.sde, self.model, self.shape), solver=self.solver, nfe=calls)
-        return sampler.sample(x_T=self.start[: self.n], seed=self.seed, **self.given.whole).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrainedWarning)  # which the report tells
+            return sampler.sample(x_T=self.start[: self.n], seed=self.seed, **self.given.whole).double()
 
     @property
     def solver(self) -> Jump:
@@ -125,6 +129,16 @@ class Measured:
         eps = torch.randn(x0.shape, generator=self.stream(), dtype=torch.float64, device="cpu").to(x0)
         noised: Tensor = place.at.alpha * x0 + place.at.sigma * eps
         return noised
+
+    @torch.no_grad()
+    def ask(self) -> None:
+        """Asks map and teacher where the flow begins and where it ends, so that a fault is raised once."""
+        for model in (self.teacher, self.model):
+            dtype, device = home(model)
+            x = self.start[: self.n].to(device, dtype)
+            with Evaluation(model):
+                for at in model.levels([self.sde.t_max, self.sde.t_min]):
+                    model.predict(x, at, **self.given.whole)
 
     @torch.no_grad()
     def moved(self) -> float:

@@ -71,8 +71,12 @@ def describe(model: Network) -> dict[str, Any]:
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
-        **({"map": {"reach": _written(model.reach)}} if isinstance(model, FlowMap) else {}),
+        **({"map": _map_entry(model)} if isinstance(model, FlowMap) else {}),
     }
+
+
+def _map_entry(model: FlowMap) -> dict[str, Any]:
+    return {"reach": _written(model.reach), **({"guidance": model.guidance} if model.guidance else {})}
 
 
 def _written(reach: Reach) -> str | list[float | str]:
@@ -176,7 +180,10 @@ def _put_together(net: nn.Module, sde: GaussianSDE, kind: Parametrisation, about
     reach = about["map"].get("reach")
     if isinstance(reach, list):
         reach = [math.inf if level == "inf" else level for level in reach]
-    return FlowMap(net, sde, kind, shape=about["shape"], reach=reach)
+    guidance = about["map"].get("guidance", "")
+    if not isinstance(guidance, str):
+        raise ValueError(f"it says of its guidance {type(guidance).__name__}, wanted words")
+    return FlowMap(net, sde, kind, shape=about["shape"], reach=reach, guidance=guidance)
 
 
 def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:

@@ -34,6 +34,14 @@ class Failures:
             return "gradient"
         return "batch" if self._batches == self.skipped else f"gradient, or in {self._batches} of them the batch,"
 
+    def told(self, steps: int) -> str:
+        """What is said of them after a run of some steps."""
+        text = f"{self.skipped} of {steps} steps were skipped: {self.why} not finite"
+        if 2 * self.skipped > steps:
+            text += ". So the model is hardly trained, and its weights may be lost: lower lr, or look for NaN in what "
+            text += "the network answers or is given"
+        return text
+
     def note(self, finite: bool, broken: list[int]) -> None:
         """Takes note of a step, in every process alike.
 

@@ -52,6 +52,14 @@ class Marked(Protocol):
     marked: bool
 
 
+@runtime_checkable
+class Looks(Protocol):
+    """An objective that is shown the model before the run."""
+
+    def look_at(self, model: Any) -> None:
+        """Raises for a model that it does not train, and writes into it what is to be kept with it."""
+
+
 class Part(NamedTuple):
     """A micro-batch.
 

@@ -108,7 +108,7 @@ class Run:
         with suppress(StopTraining):
             self.tell("end")
         if self.failures.skipped and engine.first:
-            warn(f"{self.failures.skipped} of {len(done)} steps were skipped: {self.failures.why} not finite", 3)
+            warn(self.failures.told(len(done)), 3)
 
     def step(self, parts: list[Part], signals: Signals) -> bool:
         """One step on a batch, or none, counted, where the batch or its gradient is not finite.
