@@ -19,7 +19,7 @@ from sde_diffusion._tensors import as_float64
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.distillation import Consistency, MeanFlow, Progressive, Shortcut, Trajectory, mean_flow
-from sde_diffusion.distillation.draws import Batch, Place, gain, pairs
+from sde_diffusion.distillation.draws import Batch, Place, angles, gain, pairs
 from sde_diffusion.distillation.objective import MapObjective
 from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import MLP
@@ -215,6 +215,21 @@ def test_a_place_is_that_of_its_angle():
         place = Place.of(model, u, X[:9])
         torch.testing.assert_close(as_float64(model.angle(place.at))[:, 0], u, rtol=1e-8, atol=0)
         assert float(gain(model, place.at).max()) == pytest.approx(1.0)  # of EDM
+
+
+@pytest.mark.parametrize("sde", [FlowSDE(), VPSDE(), EDMSDE()], ids=repr)
+def test_the_pairs_that_start_at_the_prior_are_told_what_a_sampler_tells_there(sde):
+    """On `FlowSDE` the clock leaps from 1.7 to 5 where alpha is 0, which times that are drawn never meet."""
+    model = rough(sde)
+    u = torch.full((2,), angles(sde, model.data_std)[1], dtype=torch.float64)
+    place, (last,) = Place.of(model, u, X[:2]), sde.levels([sde.t_max])
+    torch.testing.assert_close(place.at.t[:, 0], torch.full((2,), sde.t_max, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        as_float64(model.clock(place.at))[:, 0],
+        as_float64(model.clock(last)).expand(2),
+        rtol=1e-7,
+        atol=0,
+    )
 
 
 # --- conditions, modes, teachers

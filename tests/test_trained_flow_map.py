@@ -1,6 +1,7 @@
-"""Claim: 2,000 steps on an exact teacher make a map of one or two calls, which still is a denoiser with a likelihood.
+"""Claim: a short run on an exact teacher makes a map of one or two calls, which still is a denoiser with a likelihood.
 
-Eight Gaussians in the plane, the shortcut objective, a fresh net; the figures of the prototype are beside the bounds.
+Eight Gaussians in the plane, the shortcut objective, a fresh net that is smaller than the default, 1,400 steps; the
+bounds are those of 2,000 steps of the default, which `benchmarks/flow_maps.py` runs, the figures are those found here.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ TEACHER = isotropic_mixture(SDE, [[math.cos(a), math.sin(a)] for a in (k * math.
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    fresh = FlowMap(MLP(2, until=True), SDE, predict.EDM(TEACHER.data_std), shape=(2,))
+    fresh = FlowMap(MLP(2, hidden=96, layers=3, until=True), SDE, predict.EDM(TEACHER.data_std), shape=(2,))
     x0 = TEACHER.sample(20_000, seed=0).float()
-    return train(fresh, x0, steps=2000, loss=Shortcut(TEACHER), recipe=Recipe(256, 2e-3), seed=0).model
+    return train(fresh, x0, steps=1400, loss=Shortcut(TEACHER), recipe=Recipe(256, 4e-3), seed=0).model
 
 
 def figure(report, start):
@@ -40,9 +41,9 @@ def figure(report, start):
 def test_it_leads_where_the_flow_does_and_does_not_contradict_itself(trained):
     report = check_flow_map(trained, TEACHER, calls=[1, 2], tolerance=0.15)
     print(report)
-    assert figure(report, "1 call: distance") <= 0.15  # .092, and .057 here
-    assert figure(report, "2 calls: distance") <= 0.12  # .060, and .046
-    assert figure(report, "two jumps lead where one does") <= 0.05  # .029, and .015
+    assert figure(report, "1 call: distance") <= 0.15  # .071
+    assert figure(report, "2 calls: distance") <= 0.12  # .057
+    assert figure(report, "two jumps lead where one does") <= 0.05  # .019
     assert figure(report, "where it stays") == 0.0
 
 
@@ -52,7 +53,7 @@ def test_its_samples_have_the_law_of_the_data(trained, nfe):
     floor = energy_distance(TEACHER.sample(8192, seed=1), TEACHER.sample(8192, seed=2))
     found = energy_distance(samples, TEACHER.sample(8192, seed=3))
     print(f"energy distance {found:.5f}, that of two samples of the data {floor:.5f}")
-    assert found <= 0.004  # .0006, and .0002 here
+    assert found <= 0.004  # .0003
 
 
 def test_its_likelihood_is_that_of_the_data(trained):

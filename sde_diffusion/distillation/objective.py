@@ -50,6 +50,9 @@ class MapObjective(ABC):
     a map with the same weights that answers `edm` by .09, `FlowMap.from_teacher(model, kind=predict.edm)`. One of the
     data has them amplified where there is little noise, and diverged.
 
+    Angles, noise and what is left out are drawn for the rows of a call: a run on several processes, or with
+    `accumulate`, draws others for each share of a batch than one process draws for the whole. Either repeats itself.
+
     Args:
         teacher: The model whose flow is learnt, a `Denoiser` of the same process; None to learn from the data alone. It
             is moved to the device of the data.

@@ -69,7 +69,7 @@ def train(
     the seed and the number of the step. So a run that was cut short and goes on, `resume=True`, ends with the weights
     of one that was not. Launched by `torchrun` or `accelerate launch`, every process works on its share of each batch;
     batches, times and noise are the same on any number of them, and the weights are up to the order of sums, where
-    the model draws nothing by itself.
+    neither the model nor the objective draws by itself. Objectives of flow maps do: for each share they draw anew.
 
     Whatever ends the run early, Ctrl-C (`TrainingInterrupted`), an error of the network or of the transform, carries
     the `Training` up to there as its attribute `training`, and with `out` saves the run. A closed stderr ends nothing.
