@@ -129,6 +129,16 @@ def test_labels_go_along_and_a_guided_teacher_makes_a_map_of_its_own(images, tmp
     draw = ("--checkpoint", tmp_path / "fast", "--nfe", 1, "--label", 2, "--n", 3, "--out", tmp_path / "x.npz")
     assert call("sample", *draw) == 0
     assert np.load(tmp_path / "x.npz")["label"].tolist() == [2, 2, 2]
+    said = error_of(capsys, "sample", *draw, "--guidance", 2)
+    assert "--guidance 2: the map in --checkpoint was made of a guided model, Guided(w=2.0), and draws guided" in said
+
+
+def test_guidance_of_a_map_that_has_none_is_refused_where_it_would_have_to_jump(images, tmp_path, capsys):
+    assert call("distill", "--checkpoint", images / "model", "--out", tmp_path / "fast", *FEW) == 0
+    draw = ("sample", "--checkpoint", tmp_path / "fast", "--n", 3, "--out", tmp_path / "x.npz", "--guidance", 2)
+    said = error_of(capsys, *draw, "--nfe", 1)
+    assert "by it alone: distil the model it was made of with --guidance 2, or take a larger --nfe" in said
+    assert call(*draw, "--nfe", 8) == 0  # as a denoiser
 
 
 def stopping(patch: Any, step: int) -> None:

@@ -114,6 +114,7 @@ def test_a_network_is_still_written_for_those_who_read_no_maps(tmp_path):
         (None, "has no sound entry 'map': it was edited"),
         ("any", "has no sound entry 'map': it was edited"),
         ({}, "cannot be put together: reach is 'any', 'data', or noise levels that fall"),
+        ({"reach": "any", "guidance": 2.0}, r"cannot be put together: guidance says in words .* got 2.0"),
         ({"reach": "all"}, "cannot be put together: reach is .* got 'all'"),
         ({"reach": [1.0, 2.0]}, r"cannot be put together: reach is .* got \[1.0, 2.0\]"),
         ({"reach": [2.0, "nan"]}, "cannot be put together: reach is"),

@@ -97,6 +97,9 @@ class FlowMap(Network):
         super().__init__(net, sde, kind, clock=clock, shape=shape)
         check_until(self.net)
         self.reach = check_levels(check_reach(reach), sde, self.data_std)
+        given: object = guidance
+        if not isinstance(given, str):
+            raise TypeError(f"guidance says in words what guided the teacher, 'Guided(w=2.0)', got {guidance!r}")
         self.guidance = guidance
         self._hears = False  # known to heed the second time
 

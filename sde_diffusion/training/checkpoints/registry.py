@@ -180,10 +180,7 @@ def _put_together(net: nn.Module, sde: GaussianSDE, kind: Parametrisation, about
     reach = about["map"].get("reach")
     if isinstance(reach, list):
         reach = [math.inf if level == "inf" else level for level in reach]
-    guidance = about["map"].get("guidance", "")
-    if not isinstance(guidance, str):
-        raise ValueError(f"it says of its guidance {type(guidance).__name__}, wanted words")
-    return FlowMap(net, sde, kind, shape=about["shape"], reach=reach, guidance=guidance)
+    return FlowMap(net, sde, kind, shape=about["shape"], reach=reach, guidance=about["map"].get("guidance", ""))
 
 
 def _build_kind(entry: Mapping[str, Any], own: Own) -> Any:
