@@ -360,6 +360,7 @@ def eight(sde: Any = None, dtype: torch.dtype = torch.float32) -> GaussianMixtur
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this flow map was never trained")  # with which another is compared
 def test_a_short_run_learns_jumps_that_lead_where_the_flow_does():
     """Of 300 steps; figures of 2,000 are in `benchmarks/flow_maps.py`."""
     exact = eight()
