@@ -140,15 +140,18 @@ def draw(result: Result, path: Path) -> None:
         "teacher": "sliced Wasserstein to the teacher",
         "frechet": "Frechet distance to test digits",
     }
-    figure = Figure(figsize=(4.0 * len(names), 3.4), dpi=120, layout="constrained")
+    down, across = (len(names) + 1) // 2, min(2, len(names))
+    figure = Figure(figsize=(4.0 * across, 3.2 * down), dpi=120, layout="constrained")
     colours = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
     styles: dict[str, Any] = {"default": {"color": "#999999", "ls": "--"}, "tuned": {"color": "#444444", "ls": "--"}}
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    for axes, name in zip(figure.subplots(down, across, squeeze=False).flat, names, strict=False):
         for method, rows in methods(result[name]["rows"]).items():
             if "steps" not in rows[0] and method not in ("default", "tuned"):
                 continue
             style = styles.setdefault(method, {"color": colours[len(styles) - 2], "marker": "o", "ms": 4})
             calls = [int(k) for k in rows[0]["calls"]]
+            if method == "consistency" and shown[name] == "rms":
+                calls = calls[:1]  # from the second on it has noise of its own
             mean = [over([row["calls"][str(k)] for row in rows], shown[name])[0] for k in calls]
             axes.plot(calls, mean, label=method, lw=1.4, **style)
         axes.set(xscale="log", yscale="log", title=TITLES[name], xlabel="evaluations", ylabel=words[shown[name]])
