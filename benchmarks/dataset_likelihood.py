@@ -45,7 +45,7 @@ def coverage(d: int, k: int, low: float, high: float, n: int, trials: int) -> Ro
     model = mixture(d, k, low, high)
     pool = Pool.of(SDESampler(VPSDE(), model), model, 2 * n, seed=1000, batch_size=BATCH)
     found = [pool.trial(seed, BUDGET) for seed in range(trials)]
-    errors, stated, bias = torch.tensor(found, dtype=torch.float64).T
+    errors, stated, bias, _ = torch.tensor(found, dtype=torch.float64).T
     return {
         "rows": n,
         "trials": trials,

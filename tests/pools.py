@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sde_diffusion import SDESampler
 from sde_diffusion.denoiser.analytic import GaussianMixture
 from sde_diffusion.likelihood import Density, Exact
 from sde_diffusion.likelihood.dataset import FINER, POWER, fixed
+from sde_diffusion.likelihood.draws import t_quantile
 from sde_diffusion.likelihood.flow import Flow, Part, solve
 from sde_diffusion.likelihood.levels import Telescope
 from sde_diffusion.likelihood.route import route_of
@@ -49,19 +51,22 @@ class Pool:
                     readings.append(found.readings)
         return cls([torch.cat(v) for v in values], torch.cat(readings), model.data_log_prob(x))
 
-    def trial(self, seed: int, budget: float = 15.0) -> tuple[float, float, float]:
-        """Error, standard error and bias of the mean of half the rows: all that chance decides in a call."""
-        n = len(self.truth) // 2
-        rows = torch.randperm(len(self.truth), generator=torch.Generator().manual_seed(seed))[:n]
-        own = [v[rows] for v in self.values]
-        levels = Telescope(lambda level, i, j: own[level][i:j], own[0], self.readings[rows], STEPS)
+    def trial(self, seed: int, budget: float = 15.0, n: int | None = None) -> tuple[float, float, float, float]:
+        """Error, standard error, bias and half an interval of the mean of `n` rows, by default half of them."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(self.truth), generator=generator)[: n or len(self.truth) // 2]
+        own, n = [v[rows] for v in self.values], len(rows)
+        chance = torch.rand(len(STEPS) - 1, n, generator=generator, dtype=torch.float64)
+        ratios = [(a / b) ** 2 for a, b in pairwise(STEPS[:-1])]
+        levels = Telescope(lambda level, i: own[level][i], own[0], self.readings[rows], STEPS, chance, ratios)
         levels.spend(budget * n)
         found = levels.estimate()
-        bias = (abs(found.last) + math.sqrt(found.last_variance)) / 3
-        return found.value - float(self.truth[rows].mean()), math.sqrt(found.variance), bias
+        stated, bias = math.sqrt(found.variance), found.rest(STEPS)
+        error = found.value - float(self.truth[rows].mean())
+        return error, stated, bias, t_quantile(0.95, found.freedom) * stated + bias
 
 
-def covered(trials: list[tuple[float, float, float]]) -> float:
-    """The share of 95 % intervals, with the bias on either side, that hold the truth."""
-    error, stated, bias = torch.tensor(trials, dtype=torch.float64).T
-    return float((error.abs() <= 1.96 * stated + bias).double().mean())
+def covered(trials: list[tuple[float, float, float, float]]) -> float:
+    """The share of 95 % intervals that hold the truth."""
+    error, _, _, half = torch.tensor(trials, dtype=torch.float64).T
+    return float((error.abs() <= half).double().mean())

@@ -15,6 +15,7 @@ from twists import SDE, Powers, given, line, measured, product_on_a_line
 from sde_diffusion import VESDE, VPSDE, CosineSDE, DiscreteVPSDE, FlowSDE, Problem, SDESampler, grids
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.guidance import AutoGuided, Matrix, Reward, Within
+from sde_diffusion.likelihood.draws import t_quantile
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.noise import Streams
 from sde_diffusion.particles import Particles, ParticleSampler, importance_evidence
@@ -22,7 +23,6 @@ from sde_diffusion.particles.filter import Course, run
 from sde_diffusion.particles.kernel import step_row
 from sde_diffusion.particles.laws import TwistedLaw
 from sde_diffusion.particles.resampling import effective, log_mean, systematic
-from sde_diffusion.particles.result import t_quantile
 from sde_diffusion.solvers import DormandPrince, SDEDPMSolverPP
 
 TWO = line([0.3, 0.7], [-1.0, 1.0], 0.25), line([0.6, 0.4], [-1.0, 1.0], 0.25)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_real
 from sde_diffusion.likelihood.bits import bits_per_dim, check_no_width
+from sde_diffusion.likelihood.draws import t_quantile
 
 PER_ROW = ("value", "standard_error", "solver_error", "truncation", "latent", "converged")
 
@@ -159,8 +159,9 @@ class DatasetLogProb:
             and from random probes of the divergence. No error of the data: were all rows weighed finely, it is 0.
         population_standard_error: Of `value` as the expectation over the law that the rows were drawn from; it holds
             the sampling error of the data as well.
-        bias: What the finest solves may be off on average: $(|\bar D_L| + \mathrm{se})/3$ of the last difference, which
-            a method of order two leaves at twice the steps, and more where the last steps are less than twice as many.
+        bias: What the finest solves may be off on average: a third of the last difference, $(\overline{|D_L|} +
+            \mathrm{se})/3$, which a method of order two leaves at twice the steps, and more where the differences fall
+            more slowly, or one alone cannot tell. Rows that are off either way do not cancel.
         rows: Rows that were weighed at each level, all of them at the first.
         steps: Steps of a solve at each level.
         evaluations: Network passes spent at each level, each with its divergence.
@@ -168,6 +169,7 @@ class DatasetLogProb:
             exact, `k` with `k` probes.
         dim: $D$, coordinates per sample.
         level: Noise level $S = \sigma/\alpha$ of the density.
+        freedom: Degrees of freedom of the standard error: few where few rows hold most of it.
     """
 
     value: float
@@ -180,6 +182,7 @@ class DatasetLogProb:
     products: tuple[int, ...]
     dim: int
     level: float
+    freedom: float = math.inf
 
     @property
     def evaluations_per_row(self) -> float:
@@ -187,7 +190,8 @@ class DatasetLogProb:
         return sum(self.evaluations) / self.rows[0]
 
     def interval(self, coverage: float = 0.95, *, population: bool = False) -> tuple[float, float]:
-        r"""An interval for the mean, $\hat\mu \pm (z\,\mathrm{se} + \mathrm{bias})$, in nats.
+        r"""An interval for the mean, $\hat\mu \pm (t\,\mathrm{se} + \mathrm{bias})$, in nats, with $t$ the quantile of
+        Student's distribution of `freedom`.
 
         Args:
             coverage: The share of such intervals that hold it.
@@ -196,7 +200,7 @@ class DatasetLogProb:
         if not 0 < check_real(coverage, "coverage") < 1:
             raise ValueError(f"coverage must lie between 0 and 1, got {coverage!r}")
         error = self.population_standard_error if population else self.standard_error
-        half = NormalDist().inv_cdf(0.5 + 0.5 * coverage) * error + self.bias
+        half = t_quantile(coverage, self.freedom) * error + self.bias
         return self.value - half, self.value + half
 
     def bits_per_dim(self, bin_width: float) -> float:

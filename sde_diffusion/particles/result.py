@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_real
+from sde_diffusion.likelihood.draws import t_quantile
 from sde_diffusion.noise.seeds import one_stream
 from sde_diffusion.particles.resampling import effective, log_mean, systematic
 
@@ -182,27 +183,3 @@ class Particles:
 def least(n: int) -> float:
     """Effective particles of `n` below which, at any time, a system goes on with too few."""
     return min(0.5 * FEW, 0.25 * n)
-
-
-def t_quantile(level: float, freedom: int) -> float:
-    """The $t$ within which, on both sides of 0, Student's law of some degrees of freedom holds a probability."""
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < level:
-        high *= 2
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
-    return 0.5 * (low + high)
-
-
-def _within(t: float, freedom: int) -> float:
-    """The probability of $|T| < t$, by its finite series in the angle (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan2(t, math.sqrt(freedom))
-    cos, sin = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term = cos if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= cos * cos * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + sin * total) if odd else sin * total
