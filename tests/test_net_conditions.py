@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -133,7 +133,7 @@ def test_conditions_that_a_net_was_not_built_for_are_refused():
         MLP(2)(X, T, context=C)
     for name, text in (("context", "at least 1, got -1"), ("context_drop", "probability"), ("entry_drop", "probab")):
         with pytest.raises(ValueError, match=f"{name} .*{text}"):
-            MLP(2, **{"context": 2, name: -1})
+            MLP(2, **cast(Any, {"context": 2, name: -1}))
 
 
 def beside(**arguments: Any) -> Any:
