@@ -123,7 +123,8 @@ def main() -> None:
         parts.pop("images")
     for name, part in parts.items():
         found = result.get(name, {}).get("rows", [])
-        for row in rows(name, part, given.ways, given.seeds):
+        only = list(part.ways) if given.quick and name == "digits" else given.ways  # whose rivals take a minute
+        for row in rows(name, part, only, given.seeds):
             found = kept(found, row)
             result |= _found() if some else {}
             result[name] = {"samples": part.n, "rows": found}
