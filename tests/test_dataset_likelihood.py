@@ -240,7 +240,7 @@ def test_a_finer_level_is_held_to_have_some_variance_if_the_one_before_has():
     finest = fine + 1.0  # the same in all rows: of 20 none tells of another
     telescope = told([rough, fine, finest], rough[:, None], [1, 2, 4])
     telescope.draw([500, 20], math.inf)
-    assert math.sqrt(telescope.estimate().variance) == pytest.approx(0.01 / math.sqrt(20), rel=0.3)
+    assert math.sqrt(telescope.estimate().variance) == pytest.approx(0.5 * 0.01 / math.sqrt(20), rel=0.3)
 
 
 def test_degrees_of_freedom_are_few_where_one_row_holds_most_of_a_variance():

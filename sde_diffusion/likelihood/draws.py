@@ -51,11 +51,6 @@ class Drawn(NamedTuple):
         one = torch.ones(n, dtype=like.dtype, device=like.device)
         return cls(torch.arange(n, device=like.device), one, one, one)
 
-    def of(self, rows: Tensor) -> Drawn:
-        """The part of these that are `rows`, which are among them."""
-        at = torch.searchsorted(self.rows, rows)
-        return self._replace(rows=rows, given=self.given[at], chance=self.chance[at])
-
 
 def draw(before: Drawn, sizes: Tensor, chance: Tensor, n: int) -> Drawn:
     """The `n` rows of `before` of the least `chance / sizes`, of numbers `chance` uniform on (0, 1)."""

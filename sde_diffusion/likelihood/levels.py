@@ -15,8 +15,8 @@ taken for certain. Inclusions are uncorrelated, and the variance of a level is
 
 $$ V_l = \frac1{N^2}\sum_{i \in S_l}\frac{(1 - q_i)(D_l - f_l)(i)^2}{P_l(i)^2} $$
 
-plus what the finer differences add by the same draw. It is taken to be no less than what $D_l = \kappa D_{l-1}$ would
-have, with $\kappa = (s_{l-2}/s_{l-1})^2$ the theory of order two: few rows without a rare one would tell of none.
+plus what the finer differences add by the same draw. It is taken to be no less than what $D_l = \tfrac12\kappa D_{l-1}$
+would have, with $\kappa = (s_{l-2}/s_{l-1})^2$ the theory of order two: few rows without a rare one would tell of none.
 
 References: Giles, Multilevel Monte Carlo Methods, 2015; Duffield, Lund & Thorup, Priority sampling for estimation of
 arbitrary subset sums, 2007; Särndal et al., Model Assisted Survey Sampling, 1992 (Chapters 6 and 9); Chernozhukov et
@@ -40,6 +40,8 @@ PILOT = 16
 """The least number of rows at a finer level."""
 FLOOR = 1.0
 """Added to the sizes of rows by their difference before, in means of it."""
+LEAST = 0.5
+"""Part of what the theory of order two expects of a difference that its variance is held to."""
 SAFETY = 2.0
 """Rows of a level over those that the theory of order two would give it, before it is known."""
 
@@ -195,7 +197,7 @@ class Telescope:
             fold = self.fold[level - 1][before.rows]
             left = predicted(known, self._difference(level, now.rows), before, now, fold, len(self.rough))
             if level > 1:
-                least = self.ratios[level - 2] * found[-1].left / before.chance / len(self.rough)
+                least = LEAST * self.ratios[level - 2] * found[-1].left / before.chance / len(self.rough)
                 floor = float(((1 / now.offered - 1) * least.square()).sum())
                 left = left._replace(variance=max(left.variance, floor))
             found.append(left)
@@ -207,12 +209,13 @@ class Telescope:
         value = float(self.rough.mean()) + sum(v.mean for v in levels)
         variances = []
         for i, (own, drawn) in enumerate(zip(levels, self.drawn[1:], strict=True)):
-            parts = [math.sqrt(own.variance)]
+            variance = own.variance
             for later, finer in zip(levels[i + 1 :], self.drawn[i + 2 :], strict=True):
-                inside = drawn.of(finer.rows)
-                share = ((1 - inside.given) / (inside.chance * finer.chance)).sqrt() * later.left
-                parts.append(float(share.norm()) / n)
-            variances.append(sum(parts) ** 2)
+                at = torch.searchsorted(drawn.rows, finer.rows)
+                weight = ((1 - drawn.given[at]) / (drawn.chance[at] * finer.chance)).sqrt()
+                share, both = weight * later.left, weight * own.left[at]
+                variance += float(share.square().sum() + 2 * (share * both).sum().clamp_min(0)) / n**2
+            variances.append(variance)
         total = sum(variances)
         lost = sum(v**2 / w.freedom for v, w in zip(variances, levels, strict=True))
         sizes = [
