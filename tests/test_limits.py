@@ -12,8 +12,8 @@ import torch
 from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
 from sde_diffusion.cli import likelihood as likelihood_command
 from sde_diffusion.cli import main as cli
-from sde_diffusion.cli import train as train_command
 from sde_diffusion.cli.limits import check_batch, classes_of, parameters_of
+from sde_diffusion.cli.plan import running
 from sde_diffusion.data import memory
 from sde_diffusion.likelihood import Method
 from sde_diffusion.nets import MLP, DiT, UNet
@@ -45,7 +45,7 @@ def no_work(monkeypatch):
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(memory, "memory", lambda: 2**35)
-    monkeypatch.setattr(train_command, "train", begun)
+    monkeypatch.setattr(running, "train", begun)
     monkeypatch.setattr(SDESampler, "_solve", begun)
     monkeypatch.setattr(likelihood_command, "log_prob", begun)
     monkeypatch.setattr("sde_diffusion.demo.table.Bench.prepare", begun)
@@ -156,12 +156,12 @@ def test_memory_that_runs_out_all_the_same_is_one_line(error, place, capsys, mon
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(train_command, "train", fails)
+    monkeypatch.setattr(running, "train", fails)
     monkeypatch.chdir(place)
     assert cli.main(list(TRAIN)) == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("sde-diffusion: error: out of memory: take a smaller --batch-size")
-    monkeypatch.setattr(train_command, "train", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr(running, "train", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):  # a fault of ours is not hidden
         cli.main(list(TRAIN))
 
