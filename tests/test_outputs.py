@@ -19,7 +19,7 @@ import pytest
 import torch
 from checkpoints import tensors_of
 
-from sde_diffusion import VPSDE, Network, SDESampler, _files, predict
+from sde_diffusion import VPSDE, FlowMap, Network, SDESampler, _files, predict
 from sde_diffusion._checks import SolverError
 from sde_diffusion._files import write_files
 from sde_diffusion.cli import likelihood as likelihood_command
@@ -281,15 +281,16 @@ def test_a_result_for_a_full_disk_is_kept_in_the_current_folder(name, place, ful
 def test_the_demo_goes_on_when_the_disk_is_full_and_runs_again_into_its_folder(place, full, capsys):
     here = Path.cwd()
     found = line_of(capsys, *commands_to(place, full / "out")["demo"])
-    for name in ("checkpoint", "samples.png", "guided.png", "film.png", "nfe.png", "metrics.json"):
+    for name in ("checkpoint", "fast", "samples.png", "guided.png", "fast.png", "film.png", "nfe.png", "metrics.json"):
         assert f"{full / 'out' / name} cannot be written (No space left on device): it is in {here}" in found
-    assert sorted(p.suffix for p in here.iterdir()) == ["", ".json", ".json", ".png", ".png", ".png", ".png"]
-    (checkpoint,) = [p for p in here.iterdir() if p.is_dir()]
-    assert load_checkpoint(checkpoint).classes == 10
+    assert sorted(p.suffix for p in here.iterdir()) == ["", "", ".json", ".json", *[".png"] * 5]
+    kept = [p for p in here.iterdir() if p.is_dir()]
+    assert [load_checkpoint(p).classes for p in kept] == [10, 10]
+    (checkpoint,) = [p for p in kept if not isinstance(load_checkpoint(p).model, FlowMap)]
     assert not results_in(full)
     shutil.copytree(checkpoint, here / "again" / "checkpoint")
     assert call(*commands_to(place, here / "again")["demo"]) == 0
-    assert len(list((here / "again").iterdir())) == 6
+    assert len(list((here / "again").iterdir())) == 8
 
 
 def test_a_result_goes_to_the_temporary_folder_where_the_current_one_is_full_too(place, full, capsys, monkeypatch):
