@@ -348,3 +348,11 @@ def test_general_processes_keep_theirs() -> None:
     sampler = SDESampler(zoo.DoubleWell(), lambda x, t: -x, shape=(1,))
     assert sampler.solver == EulerMaruyama()
     assert sampler.grid is grids.uniform
+
+
+@pytest.mark.parametrize(("evaluations", "excess"), [(20, 0.07), (30, 0.03), (60, 0.01)])
+def test_noise_in_the_steps_of_a_posterior_widens_gaussian_data_by_what_the_page_says(evaluations, excess):
+    times = grids.log_snr(VPSDE(), evaluations - 1).tolist()
+    found = misfit(VPSDE(), SDEDPMSolverPP(2), times, 0.0, 1.0)
+    assert found is not None
+    assert round(found.std**2 - 1, 2) == excess

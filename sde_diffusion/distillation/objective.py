@@ -46,9 +46,9 @@ class MapObjective(ABC):
     what is inside is the teacher then. Single entries of a context are left out where they are NaN in the data alone.
 
     A map learns best that answers `predict.edm`, or `v`. One of the noise has its errors amplified at the prior, 150
-    times on `VPSDE`: after 2,000 steps on eight Gaussians its jumps in one call were off by .94 in the median, those of
-    a map with the same weights that answers `edm` by .09, `FlowMap.from_teacher(model, kind=predict.edm)`. One of the
-    data has them amplified where there is little noise, and diverged.
+    times on `VPSDE`, and hardly learns to jump from there; one of the data has them amplified where there is little
+    noise, and may diverge. Such a network starts a map that answers otherwise with the same weights,
+    `FlowMap.from_teacher(model, kind=predict.edm)`.
 
     Angles, noise and what is left out are drawn for the rows of a call: a run on several processes, or with
     `accumulate`, draws others for each share of a batch than one process draws for the whole. Either repeats itself.
