@@ -475,3 +475,43 @@ def test_without_safetensors_the_error_names_the_extra(saved, monkeypatch):
         load_checkpoint(saved)
     with pytest.raises(ImportError, match=r"pip install 'sde-diffusion\[train\]'"):
         save_checkpoint(saved, model())
+
+
+class Halved(nn.Module):
+    """A net around another, half of whose answer it gives."""
+
+    per_sample = ("label",)
+
+    def __init__(self, net, factor=0.5):
+        super().__init__()
+        self.net, self.config = net, {"net": net, "factor": factor}
+
+    def forward(self, x, t, **cond):
+        return self.config["factor"] * self.net(x, t, **cond)
+
+
+def test_a_net_around_a_net_comes_back_with_both(tmp_path):
+    first = Network(Halved(awake(UNet(1, width=8, classes=3))), schedules.EDMSDE(), predict.edm, shape=(1, 4, 4)).eval()
+    save_checkpoint(tmp_path, first)
+    with pytest.raises(ValueError, match=r"names the net 'Halved', which is not known here"):
+        load_checkpoint(tmp_path)
+    loaded = load_checkpoint(tmp_path, known=[Halved])
+    assert loaded.classes == loaded.model.built_with()["classes"] == 3
+    assert loaded.model.built_with()["factor"] == 0.5
+    a, b = (SDESampler(m.sde, m, steps=3).sample(2, seed=1, label=2) for m in (first, loaded.model))
+    assert torch.equal(a, b)
+
+
+def test_a_net_around_one_that_cannot_be_described_is_refused(tmp_path):
+    model = Network(Halved(nn.Linear(2, 2)), schedules.EDMSDE(), predict.edm, shape=(2,))
+    with pytest.raises(TypeError, match=r"Halved is built around Linear, which has no `config` property"):
+        save_checkpoint(tmp_path / "model", model)
+
+
+def test_nets_described_inside_one_another_without_end_are_refused(saved):
+    deep = {"name": "UNet", "fields": {"channels": 1}}
+    for _ in range(20):
+        deep = {"name": "Halved", "fields": {"net": {"a net": deep}}}
+    edit(saved, net=deep)
+    with pytest.raises(ValueError, match=r"at most 8 deep"):
+        load_checkpoint(saved, known=[Halved])

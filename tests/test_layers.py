@@ -20,7 +20,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parents[1]
 PACKAGE, ROOT = "sde_diffusion", HERE / "sde_diffusion"
-OPTIONAL = ("sklearn", "matplotlib", "torchdiffeq", "torchsde", "safetensors", "scipy")
+OPTIONAL = ("sklearn", "skimage", "matplotlib", "torchdiffeq", "torchsde", "safetensors", "scipy")
 MOST_MODULES = 15
 
 

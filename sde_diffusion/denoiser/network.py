@@ -215,8 +215,7 @@ class Network(Denoiser):
         )
 
     def built_with(self) -> Mapping[str, object]:
-        config = getattr(self.net, "config", None)
-        return config if isinstance(config, Mapping) else {}
+        return _built_with(self.net)
 
 
 def _names(*nets: object) -> tuple[str, ...] | None:
@@ -225,6 +224,16 @@ def _names(*nets: object) -> tuple[str, ...] | None:
     if found is not None and not (isinstance(found, tuple | list) and all(isinstance(name, str) for name in found)):
         raise TypeError(f"per_sample names the conditions of a network that have rows, ('label',), got {found!r}")
     return None if found is None else tuple(found)
+
+
+def _built_with(net: object) -> Mapping[str, object]:
+    """The arguments of a network, and what it leaves to those that it is built around."""
+    config = getattr(net, "config", None)
+    if not isinstance(config, Mapping):
+        return {}
+    inside = [value for value in config.values() if isinstance(value, nn.Module)]
+    own = {name: value for name, value in config.items() if not isinstance(value, nn.Module)}
+    return {name: value for part in inside for name, value in _built_with(part).items()} | own
 
 
 def _said(thing: object) -> str:

@@ -169,7 +169,8 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
             warn_of_changed(code, model, found.path)
         scaling, conditions = _scalings(about, model.shape, own)
         _fill(cast("nn.Module", model.net), found.tensors())
-    return Checkpoint(model, scaling, conditions, about["net"]["fields"].get("classes", 0), levels, about["extra"])
+    classes = cast(int, model.built_with().get("classes", 0))
+    return Checkpoint(model, scaling, conditions, classes, levels, about["extra"])
 
 
 def checkpoint_files(path: str | Path) -> list[Path]:

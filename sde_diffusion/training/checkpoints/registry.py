@@ -45,6 +45,10 @@ _LIBRARY: dict[str, Any] = {**_NETS, **_SDES, **_KINDS, **_CLOCKS, **_SCALINGS}
 _BASES = (nn.Module, GaussianSDE, Parametrisation, Scaling)
 _OPTIONS = {"net": "--net", "SDE": "--sde"}
 
+NET = "a net"
+"""The key by which the net inside another is known among its fields."""
+DEEP = 8
+"""How many nets may stand around one another."""
 CALLS = 200
 """How many calls of torch the construction of a net may make, for each tensor that it is to hold."""
 
@@ -66,13 +70,27 @@ def describe(model: Network) -> dict[str, Any]:
             "as a dict"
         )
     return {
-        "net": _entry(type(net), "net", dict(config)),
+        "net": _net_entry(net, config),
         "sde": _named(model.sde, "SDE"),
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
         **({"map": _map_entry(model)} if isinstance(model, FlowMap) else {}),
     }
+
+
+def _net_entry(net: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes a net, and those that it is built around, which its `config` holds as they are."""
+    fields = {}
+    for name, value in config.items():
+        inner = getattr(value, "config", None) if isinstance(value, nn.Module) else None
+        if isinstance(value, nn.Module) and not isinstance(inner, Mapping):
+            raise TypeError(
+                f"{type(net).__name__} is built around {type(value).__name__}, which has no `config` property: give it "
+                "one that returns its constructor's arguments, as a dict"
+            )
+        fields[name] = value if inner is None else {NET: _net_entry(value, inner)}
+    return _entry(type(net), "net", fields)
 
 
 def _map_entry(model: FlowMap) -> dict[str, Any]:
@@ -207,7 +225,7 @@ def build_scaling(entry: object, own: Own) -> Scaling:
 def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
-            net: nn.Module = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
+            net: nn.Module = _made(entry, own)
             wanted = _shapes(net)
     except Exception as error:
         if str(entry.get("name")) not in _by_name(own, nn.Module, {}) or isinstance(error, _TooMuchError):
@@ -216,9 +234,26 @@ def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
     if wanted is not None:
         _check_fit(wanted, held)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _build(entry, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
+        net = _made(entry, own)
     _check_fit(_shapes(net), held)
     return net
+
+
+def _made(entry: Mapping[str, Any], own: Own, deep: int = 0) -> Any:
+    """Builds a net, and first those that it is built around."""
+    fields = entry.get("fields")
+    if isinstance(fields, Mapping):
+        fields = {k: _inner(v, own, deep) for k, v in fields.items()}
+    return _build({**entry, "fields": fields}, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
+
+
+def _inner(value: Any, own: Own, deep: int) -> Any:
+    """A field of a net: the net that it describes, where it does."""
+    if not (isinstance(value, Mapping) and set(value) == {NET}):
+        return value
+    if deep >= DEEP or not isinstance(value[NET], Mapping):
+        raise ValueError(f"a net inside a net must be described by name and fields, at most {DEEP} deep")
+    return _made(value[NET], own, deep + 1)
 
 
 def _shapes(net: nn.Module) -> Shapes:
