@@ -402,7 +402,7 @@ def test_a_wrong_value_is_refused_before_the_work(tmp_path, text):
 
 def test_a_wrong_kind_is_refused_before_the_work(tmp_path):
     for options, text in (
-        ({"sampler": MODEL}, "sampler must be an SDESampler, got Network"),
+        ({"sampler": MODEL}, "sampler must be an SDESampler, or another Sampler, got Network"),
         ({"x_T": WANTED}, r"x_T= is no argument here: write sampler.sample\(x_T=...\)"),
         ({"seed": None}, "seed must be an integer"),
         ({"scaling": object()}, r"scaling must be one with undo\(z\), such as data.Standardise, got object"),

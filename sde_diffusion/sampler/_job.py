@@ -13,11 +13,10 @@ from torch import Tensor
 from sde_diffusion._checks import SolverError, check_count, check_samples, check_seed
 from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions
-from sde_diffusion.denoiser.modules import home
 from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.noise.sources import NoiseSource
 from sde_diffusion.sampler._fingerprint import digest, model_digest, wrappers_of
-from sde_diffusion.sampler.sampler import SDESampler
+from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.shards import Array, Form
 from sde_diffusion.solvers.loop import NonFiniteWarning, UnfinishedWarning
 
@@ -36,7 +35,7 @@ class Scaling(Protocol):
 class Job:
     """What is drawn, the same in every process."""
 
-    sampler: SDESampler
+    sampler: Sampler
     form: Form
     seed: int
     batch_size: int
@@ -48,7 +47,7 @@ class Job:
     def about(self, cond: Mapping[str, Any]) -> dict[str, Any]:
         """What the array depends on, as the manifest has it."""
         form, sampler = self.form, self.sampler
-        around = wrappers_of(sampler.model)
+        around = ", ".join(filter(None, map(wrappers_of, sampler.models)))
         return {
             "n": form.n,
             "shape": list(form.shape),
@@ -57,10 +56,10 @@ class Job:
             "batch_size": self.batch_size,
             "shard_size": form.shard_size,
             "sampler": f"{sampler!r} with {around}" if around else repr(sampler),
-            "details": digest([sampler.solver, sampler.problem.prior, sampler.times], "sampler", loose=True),
+            "details": digest(sampler.details, "sampler", loose=True),
             "noise": getattr(self.noise, "__name__", repr(self.noise)),
             "nonfinite": self.nonfinite,
-            "model": model_digest(sampler.model),
+            "model": ", ".join(map(model_digest, sampler.models)),
             "conditions": digest(dict(cond), "the condition"),
             "scaling": digest(self.scaling, "scaling"),
         }
@@ -87,11 +86,13 @@ class Job:
 
 
 def form_of(
-    sampler: SDESampler, n: int, seed: int, batch_size: int, shard_size: int | None, scaling: Scaling | None
+    sampler: Sampler, n: int, seed: int, batch_size: int, shard_size: int | None, scaling: Scaling | None
 ) -> Form:
     """The array that is asked for, and how it is cut."""
-    if not isinstance(sampler, SDESampler):
-        raise TypeError(f"sampler must be an SDESampler, got {type(sampler).__name__}: SDESampler(sde, model)")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"sampler must be an SDESampler, or another Sampler, got {type(sampler).__name__}: SDESampler(sde, model)"
+        )
     seed_list([check_seed(seed), seed + check_samples(n) - 1], 2)  # which are in range
     size = check_count(batch_size, "batch_size")
     if shard_size is None:
@@ -103,8 +104,7 @@ def form_of(
         raise ValueError("the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32))")
     if scaling is not None and not hasattr(scaling, "undo"):
         raise TypeError(f"scaling must be one with undo(z), such as data.Standardise, got {type(scaling).__name__}")
-    dtype, _ = home(sampler.model)
-    one = torch.zeros((1, *sampler.shape), dtype=dtype, device="cpu")
+    one = torch.zeros((1, *sampler.shape), dtype=sampler.dtype, device="cpu")
     one = one if scaling is None else scaling.undo(one)
     return Form(n, tuple(one.shape[1:]), one.numpy().dtype.str, shard_size)
 

@@ -33,6 +33,7 @@ from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler._job import Job, Scaling, form_of
 from sde_diffusion.sampler._processes import Processes
+from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.sampler import SDESampler, kept
 from sde_diffusion.sampler.shards import Shards, shards_of
 from sde_diffusion.sampler.stored import Samples, begun, finish, promised, read_samples
@@ -48,7 +49,7 @@ ONLY_HERE = {"x_T": "sampler.sample(x_T=...)", "grad": "sampler.sample(grad=True
 
 
 def sample_to(
-    sampler: SDESampler,
+    sampler: Sampler,
     n: int,
     out: str | Path,
     *,
@@ -64,7 +65,7 @@ def sample_to(
     """Draws `n` samples to the disk, over all processes of the run; the same call goes on after a kill.
 
     Args:
-        sampler: Draws them, in each process on its own device.
+        sampler: An `SDESampler` or another `Sampler`, which draws them, in each process on its own device.
         n: Number of samples.
         out: A folder, new or empty or of this same job, for `shard-000000.npy` and on; or a file, `x.npy`.
         seed: `k` gives sample `i` the random stream `k + i`.
@@ -96,7 +97,7 @@ def sample_to(
         check_options(cond, ONLY_HERE)
         kept(nonfinite)
         form = form_of(sampler, n, seed, batch_size, shard_size, scaling)
-        given = Conditions.of(sampler.model, cond, n)
+        given = sampler.conditions(cond, n)
         if batch_size < n:
             given.check_apart(f"in batches of {batch_size}")
         job = Job(sampler, form, int(seed), batch_size, scaling, noise, nonfinite, given)

@@ -2,7 +2,7 @@ r"""The sampler: a process, a model, a solver and a grid, ready to draw, encode 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
@@ -15,7 +15,7 @@ from sde_diffusion._checks import check_count, check_finite, check_flag, check_s
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.chunks import Chunk, chunks
 from sde_diffusion.denoiser.conditions import Conditions, check_options
-from sde_diffusion.denoiser.modules import Evaluation
+from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
@@ -25,6 +25,7 @@ from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._defaults import default_grid, default_solver, trained_times
 from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
+from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.editing import noised, times_below
 from sde_diffusion.sampler.forecast import Forecast
 from sde_diffusion.sde.base import SDE, GaussianSDE
@@ -39,7 +40,7 @@ LOG_PROB = {name: f"sample_with_log_prob(n, method=Method({name}=...))" for name
 SAMPLE = {"return_log_prob": "sample_with_log_prob(n)", **LOG_PROB}
 
 
-class SDESampler:
+class SDESampler(Sampler):
     r"""Draws samples of a model by a solver on a grid of times.
 
     Args:
@@ -128,6 +129,25 @@ class SDESampler:
     def shape(self) -> tuple[int, ...] | None:
         """The event shape of the problem, None if it is not known."""
         return self.problem.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return home(self.model)[0]
+
+    @property
+    def models(self) -> tuple[object, ...]:
+        """The model of the problem alone."""
+        return (self.model,)
+
+    @property
+    def details(self) -> list[Any]:
+        """The solver, the prior and the times."""
+        return [self.solver, self.problem.prior, self.times]
+
+    def conditions(self, cond: Mapping[str, Any], n: int) -> Conditions:
+        """The conditions of `n` samples, sorted by what the model says of them."""
+        return Conditions.of(self.model, cond, n)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -408,7 +428,7 @@ class SDESampler:
         """The number of samples, how many are drawn at once, and the batches of them."""
         n = check_samples(n) if x_T is None else self._check_x_T(x_T, n).shape[0]
         size = n if batch_size is None else check_count(batch_size, "batch_size")
-        given = Conditions.of(self.model, cond, n)
+        given = self.conditions(cond, n)
         if size < n:
             given.check_apart(f"in batches of {size}")
         return n, size, chunks(n, size, seed, x_T, given)
