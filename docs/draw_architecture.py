@@ -49,7 +49,7 @@ ROWS: list[dict[str, str]] = [
         "_sealed": "How does a file notice that it was changed?",
     },
 ]
-TO_COME = {"interop", "latent"}
+TO_COME = {"interop"}
 
 # What a call passes through on its way from the sampler to the network: the folder, and what is called there.
 WAY = [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
     from sde_diffusion import data as data
     from sde_diffusion import distillation as distillation
     from sde_diffusion import guidance as guidance
+    from sde_diffusion import latent as latent
     from sde_diffusion import likelihood as likelihood
     from sde_diffusion import metrics as metrics
     from sde_diffusion import nets as nets
@@ -44,7 +45,7 @@ __version__ = "0.1.0"
 # the module and what it has under the name.
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
-    **{name: name for name in ("distillation", "particles", "testing", "training", "tuning")},
+    **{name: name for name in ("distillation", "latent", "particles", "testing", "training", "tuning")},
     "FlowMap": "denoiser.flow_map:FlowMap",
     "Clipped": "guidance.clipping:Clipped",
     "analytic": "denoiser.analytic",

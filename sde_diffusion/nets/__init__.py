@@ -11,15 +11,21 @@ with it (`label_drop > 0` and so on) answers. What they mean is in `nets.conditi
 
 Rows never mix (no batch norm), so in `eval()` mode row i of the result depends on row i of the input alone. The last
 layer starts at zero: a fresh net answers 0.
+
+`Autoencoder` is none of them: it takes fields to smaller ones and back, for `sde_diffusion.latent`.
 """
 
+from sde_diffusion.nets.autoencoder import Autoencoder
 from sde_diffusion.nets.conditions import Condition
 from sde_diffusion.nets.dit import DiT
 from sde_diffusion.nets.embedding import FourierEmbedding
 from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.unet import UNet
 
-__all__ = ["MLP", "Condition", "DiT", "FourierEmbedding", "UNet"]
+__all__ = ["MLP", "Autoencoder", "Condition", "DiT", "FourierEmbedding", "UNet"]
 
 CLASSES = (MLP, UNet, DiT)
 """The networks that a checkpoint can name and the command line can make: the only list of them."""
+
+CODECS = (Autoencoder,)
+"""The nets that encode and decode, which a checkpoint of a codec can name."""
