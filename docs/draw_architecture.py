@@ -27,6 +27,7 @@ ROWS: list[dict[str, str]] = [
         "interop": "How do foreign models come in, and our solvers go out?",
         "tuning": "How does a solve fit itself to a model?",
         "latent": "How is all this done in a code space?",
+        "cascade": "How do I draw coarse to fine?",
     },
     {"particles": "How do I draw from a law that no model answers exactly, and how likely is it?"},
     {"sampler": "How do I draw and encode?"},

@@ -16,6 +16,7 @@ from sde_diffusion.solvers.jump import UntrainedWarning
 from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWarning, integrate
 
 if TYPE_CHECKING:  # a type checker reads here what `_LATER` loads
+    from sde_diffusion import cascade as cascade
     from sde_diffusion import data as data
     from sde_diffusion import distillation as distillation
     from sde_diffusion import guidance as guidance
@@ -45,7 +46,7 @@ __version__ = "0.1.0"
 # the module and what it has under the name.
 _LATER = {
     **{name: name for name in ("cli", "data", "demo", "guidance", "likelihood", "metrics", "nets", "plots")},
-    **{name: name for name in ("distillation", "latent", "particles", "testing", "training", "tuning")},
+    **{name: name for name in ("cascade", "distillation", "latent", "particles", "testing", "training", "tuning")},
     "FlowMap": "denoiser.flow_map:FlowMap",
     "Clipped": "guidance.clipping:Clipped",
     "analytic": "denoiser.analytic",

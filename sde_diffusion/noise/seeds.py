@@ -9,6 +9,8 @@ from numbers import Integral
 import numpy as np
 import torch
 
+from sde_diffusion.noise._tree import GOLDEN, mix
+
 Seed = int | Sequence[int] | torch.Generator | None
 
 
@@ -40,6 +42,22 @@ def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     if seed is None or isinstance(seed, (int, Integral, list, tuple, range)):
         return seed_list(seed, n)
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
+
+
+def apart(seeds: list[int] | torch.Generator, use: int) -> list[int] | torch.Generator:
+    """The seeds of another use of the same samples, such as a later stage: a shared stream goes on for all uses.
+
+    Each seed changes by the same word, one for each use, so that no two samples get one stream; and none has the same
+    stream for two uses, as no two words are alike.
+
+    Args:
+        seeds: As `as_seeds` gives them.
+        use: The number of the use; 0 leaves the seeds as they are.
+    """
+    if isinstance(seeds, torch.Generator) or not use:
+        return seeds
+    word = int(mix(np.array([use], dtype=np.uint64) * np.uint64(GOLDEN))[0] >> np.uint64(32))
+    return [seed ^ word for seed in seeds]
 
 
 def one_stream(seed: int | torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,0 +1,117 @@
+"""How a network learns to make a high resolution of a low one: the objective of `train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_finite, check_state
+from sde_diffusion.cascade.low_resolution import LowResolution
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.denoiser.conditions import PerSample, merged
+from sde_diffusion.training.losses import DenoisingScoreMatching
+
+OWN = ("t", "eps", "reduction")
+"""What denoising score matching is called with that is no condition."""
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """Denoising score matching of data beside their own low resolution, which is made here: `train` gets the data.
+
+    Levels of the low resolution, evenly from 0 to `most`, and its noise are drawn for the rows of a call: a run on
+    several processes, or with `accumulate`, draws others for each share of a batch than one process draws for the
+    whole. Either repeats itself. Rows that come with a low resolution, such as those of a `Validation`, keep it.
+
+    Args:
+        low_resolution: How the low resolution is made, and told.
+        inner: The objective beside it; by default the one that suits the model, `model.objective()`.
+
+    Raises:
+        TypeError: Not a `LowResolution`, or another objective than denoising score matching.
+
+    Example:
+        >>> low = LowResolution(2)
+        >>> target, told = low.pairs(x_val, torch.Generator().manual_seed(0))
+        >>> train(model, x, steps=2500, loss=SuperResolution(low), val=Validation(target, **told))
+    """
+
+    low_resolution: LowResolution
+    inner: DenoisingScoreMatching | None = None
+
+    def __post_init__(self) -> None:
+        low, inner = self.low_resolution, self.inner
+        check_low(low)
+        if not isinstance(inner, DenoisingScoreMatching | None):
+            raise TypeError(f"inner must be a DenoisingScoreMatching, or None for the model's own, got {inner!r}")
+
+    def __call__(
+        self, model: Denoiser, x0: Tensor, *, generator: torch.Generator | None = None, **options: Any
+    ) -> Tensor:
+        """The loss of a model on one batch; one network evaluation.
+
+        Args:
+            model: A `Denoiser` that takes the low resolution.
+            x0: Data, shape `(B, C, *spatial)`.
+            generator: The source of levels and noise, on the CPU; None for torch's global random state.
+            **options: `t`, `eps` and `reduction` as of denoising score matching, and other conditions.
+        """
+        low = self.low_resolution
+        self.look_at(model)
+        check_finite(check_state(x0, "x0", shape=model.shape), "x0")
+        own = {name: options.pop(name) for name in OWN if name in options}
+        cond = merged(options)
+        if low.image not in cond:
+            if low.most and low.context in cond:
+                raise ValueError(taken(low.context, low))
+            x0, told = low.pairs(x0, generator)
+            cond |= {name: PerSample(value) for name, value in told.items()}
+        return self._of(model)(model, x0, generator=generator, cond=cond, **own)
+
+    def look_at(self, model: Denoiser) -> None:
+        """Looks whether the network of a model takes what it is to be told; `train` calls it."""
+        if model.shape is not None:
+            check_fits(model, self.low_resolution, model.shape[0])
+
+    def times_for(self, model: Denoiser, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """The times of a batch of `n`, shape `(n,)`, as denoising score matching draws them."""
+        return self._of(model).times_for(model, n, generator)
+
+    def _of(self, model: Denoiser) -> DenoisingScoreMatching:
+        return model.objective() if self.inner is None else self.inner
+
+
+def check_low(low: object) -> LowResolution:
+    """Returns `low` if it is a `LowResolution`."""
+    if not isinstance(low, LowResolution):
+        raise TypeError(f"wanted a LowResolution, such as LowResolution(2), got {low!r}")
+    return low
+
+
+def check_fits(model: object, low: LowResolution, channels: int) -> None:
+    """Raises `ValueError` for a network that says that it was built without what it is to be told.
+
+    Args:
+        model: A model, of which a `Denoiser` may know how its network was built.
+        low: What it is told.
+        channels: Channels of the data.
+    """
+    built = model.built_with() if isinstance(model, Denoiser) else {}
+    for name, argument, wanted in ((low.image, "image", channels), (low.context, "context", int(low.most > 0))):
+        if name == argument and built.get(name, wanted) != wanted:
+            raise ValueError(
+                f"the network was built with {name}={built[name]}, and {low!r} tells it {name} of {wanted}: build it "
+                f"with image={channels}, context={int(low.most > 0)}"
+            )
+
+
+def taken(name: str, low: LowResolution) -> str:
+    """What to say of a condition that came and is told by the low resolution too."""
+    argument = "image" if name == low.image else "context"
+    return (
+        f"condition {name!r} is told by the low resolution, and came as well: leave it out. One of your own goes to a "
+        f"network that takes the low resolution under another name, LowResolution(..., {argument}='coarse')"
+    )

@@ -1,0 +1,271 @@
+"""Draws high resolutions of given low ones: a sampler whose model is told a low resolution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_finite, check_flag, check_samples, check_state, rows_in_words
+from sde_diffusion._tensors import broken
+from sde_diffusion.cascade.low_resolution import LowResolution
+from sde_diffusion.cascade.objective import check_fits, check_low, taken
+from sde_diffusion.denoiser.conditions import Conditions, PerSample, Shared, merged
+from sde_diffusion.denoiser.modules import home
+from sde_diffusion.noise.seeds import Seed, apart, as_seeds
+from sde_diffusion.noise.sources import NoiseSource, SharedStream, Streams
+from sde_diffusion.sampler.base import Sampler
+from sde_diffusion.sampler.sampler import SDESampler, kept
+from sde_diffusion.sde.base import GaussianSDE
+from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot
+
+AUGMENTATION = 1000
+"""The use of the seeds for the noise on the low resolution; a cascade has fewer stages."""
+
+
+@runtime_checkable
+class Iterates(Protocol):
+    """A sampler that hands out its solve step by step."""
+
+    def iterate(self, n: int = 1, **options: Any) -> Iterator[Snapshot]:
+        """The solve behind `sample`."""
+
+
+class Upsampler(Sampler):
+    r"""Draws $x_0$ given a low resolution: adds the noise of a level to it, and tells a model of the two.
+
+    $$ z = \mathrm{low} + s\,\varepsilon, \quad x_0 \sim p(x_0 \mid z, s) $$
+
+    So the low resolution of what is drawn is `low` up to the noise: by an exact model, on low resolutions of data,
+    it lies $\mathcal N(0, s^2)$ from $z$, and $\sqrt2\,s$ from `low` at most, root mean square.
+
+    Args:
+        sampler: Draws from the model, an `SDESampler` or another `Sampler` of a known event shape `(C, *spatial)`.
+        low_resolution: What the model was trained on.
+        level: $s$, at most `low_resolution.most`: little for low resolutions of data, more for those that a model drew,
+            which the noise makes more alike.
+
+    Raises:
+        TypeError: Something else than these.
+        ValueError: An event shape that is not known or that the factor does not divide, a level out of range, a network
+            built without what it is to be told.
+
+    Example:
+        >>> up = Upsampler(SDESampler(sde, model), LowResolution(2))
+        >>> x = up.sample(low=low, seed=0)  # (B, C, 8, 8) of (B, C, 4, 4)
+    """
+
+    def __init__(self, sampler: Sampler, low_resolution: LowResolution, level: float = 0.1) -> None:
+        given: object = sampler
+        if not isinstance(given, Sampler):
+            raise TypeError(f"Upsampler draws by a sampler, such as SDESampler(sde, model), got {type(given).__name__}")
+        self.sampler, self.low_resolution = sampler, check_low(low_resolution)
+        if sampler.shape is None:
+            raise ValueError("the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32))")
+        self.low_shape = low_resolution.low_shape(sampler.shape)
+        self.level = low_resolution.check_level(level)
+        for model in sampler.models:
+            check_fits(model, low_resolution, sampler.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Upsampler({self.sampler!r}, {self.low_resolution!r}, level={self.level})"
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Event shape of the samples."""
+        return self.sampler.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the samples."""
+        return self.sampler.dtype
+
+    @property
+    def models(self) -> tuple[object, ...]:
+        """Those of the sampler inside."""
+        return self.sampler.models
+
+    @property
+    def details(self) -> list[Any]:
+        """Those of the sampler inside; the rest stands in `repr`."""
+        return self.sampler.details
+
+    def conditions(self, cond: Mapping[str, Any], n: int) -> Conditions:
+        """The conditions of `n` samples: `low`, with a row for each, and what the model takes besides.
+
+        Raises:
+            TypeError: No low resolution, or one that is no tensor of floats.
+            ValueError: A low resolution of another shape; a condition that the low resolution tells already.
+        """
+        named = merged(cond)
+        low = self._as_low(named.pop("low", None))
+        told = (self.low_resolution.image, self.low_resolution.context)
+        if own := next((name for name in told[: 2 if self.low_resolution.most else 1] if name in named), None):
+            raise ValueError(taken(own, self.low_resolution))
+        return Conditions(self.sampler.conditions(named, n).marked(slice(0, n)) | {"low": PerSample(low)}, n)
+
+    def sample(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        nonfinite: str = "raise",
+        **cond: Any,
+    ) -> Tensor:
+        """Draws high resolutions, shape `(n, C, *spatial)`; as of `SDESampler.sample`, but for these.
+
+        Args:
+            n: Number of samples; that of the low resolutions, where several are given.
+            seed: As there. The noise on the low resolution has a stream of its own.
+            x_T: As there.
+            batch_size: As there.
+            progress: Shows a progress bar.
+            noise: As there.
+            grad: Keeps the graph, that to the low resolution too.
+            nonfinite: As there; with `"keep"`, the samples of low resolutions that are not finite are NaN.
+            **cond: `low`, the low resolutions in the units of the model, shape `(n, C, *)` or one for all; and what the
+                model takes besides.
+
+        Raises:
+            TypeError, ValueError: As of `conditions` and of `SDESampler.sample`; a low resolution that is not finite.
+        """
+        begun = self._begin(n, seed, x_T, grad, nonfinite, cond)
+        x = self.sampler.sample(
+            begun.n, batch_size=batch_size, progress=progress, noise=noise, nonfinite=nonfinite, **begun.options
+        )
+        inner = self.sampler
+        alpha = self._alpha(inner.times[-1]) if isinstance(inner, SDESampler) and not inner.denoise else 1.0
+        with torch.set_grad_enabled(grad):
+            return self._data(x, begun, alpha)
+
+    def iterate(
+        self,
+        n: int = 1,
+        *,
+        seed: Seed = None,
+        x_T: Tensor | None = None,
+        noise: Callable[..., NoiseSource] = Streams,
+        grad: bool = False,
+        nonfinite: str = "raise",
+        **cond: Any,
+    ) -> Iterator[Snapshot]:
+        """The solve behind `sample`, step by step; arguments as there. Of residuals, the states are those of the data.
+
+        Raises:
+            TypeError: As `sample`, or a sampler inside that has no `iterate`.
+            ValueError: As `sample`.
+        """
+        if not isinstance(self.sampler, Iterates):
+            raise TypeError(f"{type(self.sampler).__name__} has no iterate: draw by sample")
+        begun = self._begin(n, seed, x_T, grad, nonfinite, cond)
+        solve = self.sampler.iterate(begun.n, noise=noise, nonfinite=nonfinite, **begun.options)
+        return (now._replace(x=self._data(now.x, begun, self._alpha(now.t, now.index))) for now in solve)
+
+    def rows_of(self, cond: Mapping[str, Any]) -> int:
+        """The number of low resolutions among conditions."""
+        return len(self._as_low(merged(cond).get("low")))
+
+    def told(self, low: Tensor, *, seed: Seed = None) -> dict[str, PerSample]:
+        """What the model is told of low resolutions with their noise, as `sample` with this seed tells it.
+
+        For what a sampler does besides: `up.sampler.log_prob(x0, **up.told(low, seed=0))`, given the noised one.
+        """
+        low = check_finite(self._as_low(low), "low")
+        return self._marked(self._noised(low, as_seeds(seed, len(low))))
+
+    # --- parts
+
+    def _begin(
+        self, n: int, seed: Seed, x_T: Tensor | None, grad: bool, nonfinite: str, cond: Mapping[str, Any]
+    ) -> _Begun:
+        """The low resolutions with their noise, and what the sampler inside is called with."""
+        check_flag(grad, "grad")
+        keep, n = kept(nonfinite), check_samples(n)
+        if n == 1:
+            n = self.rows_of(cond) if x_T is None else len(check_state(x_T, "x_T"))
+        given, seeds = self.conditions(cond, n), as_seeds(seed, n)
+        rest = given.marked(slice(0, n))
+        del rest["low"]
+        with torch.set_grad_enabled(grad):
+            low, lost = given.whole["low"], None
+            if keep and bool((bad := broken(low)).any()):
+                low, lost = torch.where(_columns(bad, low), torch.zeros_like(low), low), bad
+                warnings.warn(
+                    f"{rows_in_words(bad)} have a low resolution that is not finite, and are NaN", NonFiniteWarning, 3
+                )
+            z = self._noised(check_finite(low, "low"), seeds)
+        options: dict[str, Any] = {"seed": seeds, "cond": rest | self._marked(z)}
+        options |= {"grad": True} if grad else {}
+        options |= {} if x_T is None else {"x_T": x_T}
+        return _Begun(n, z, lost, options)
+
+    def _as_low(self, low: object) -> Tensor:
+        """Low resolutions `(B, C, *)` in the dtype and on the device of the model."""
+        if isinstance(low, PerSample | Shared):
+            low = low.value
+        if low is None:
+            raise TypeError(f"an Upsampler wants low=, the low resolutions, of shape (B, *{self.low_shape})")
+        if isinstance(low, Tensor) and tuple(low.shape) == self.low_shape:
+            low = low[None]
+        found = check_state(low, "low")
+        if tuple(found.shape[1:]) != self.low_shape:
+            raise ValueError(
+                f"low has event shape {tuple(found.shape[1:])}, wanted {self.low_shape}: samples of {self.shape} with "
+                f"factor={self.low_resolution.factor}"
+            )
+        return found.to(dtype=self.dtype, device=home(self.models[0])[1])
+
+    def _marked(self, z: Tensor) -> dict[str, PerSample]:
+        return {name: PerSample(value) for name, value in self.low_resolution.told(z, self.level).items()}
+
+    def _noised(self, low: Tensor, seeds: list[int] | torch.Generator) -> Tensor:
+        """Low resolutions with the noise of the level, from streams of their own."""
+        if not self.level:
+            return low
+        own = apart(seeds, AUGMENTATION)
+        source: NoiseSource = (
+            SharedStream(own, len(low), self.low_shape, low.dtype, low.device)
+            if isinstance(own, torch.Generator)
+            else Streams(own, self.low_shape, low.dtype, low.device)
+        )
+        return low.add(source.prior(), alpha=self.level)
+
+    def _alpha(self, t: float, index: int = 0) -> float:
+        """Alpha of a state; 1 of data, which come after all steps, and of samplers whose process is not known."""
+        sampler = self.sampler
+        if not isinstance(sampler, SDESampler) or not isinstance(sampler.sde, GaussianSDE) or index > sampler.steps:
+            return 1.0
+        return float(sampler.sde.levels([t])[0].alpha)
+
+    def _data(self, x: Tensor, begun: _Begun, alpha: float) -> Tensor:
+        """Data, or states of data, of what the sampler answered; NaN where there was no low resolution."""
+        x = self.low_resolution.restored(x, begun.z, alpha)
+        return x if begun.lost is None else torch.where(_columns(begun.lost, x), torch.full_like(x, torch.nan), x)
+
+
+class _Begun(NamedTuple):
+    """What a call of an `Upsampler` draws from.
+
+    Attributes:
+        n: How many.
+        z: Low resolutions with their noise.
+        lost: Which of them were not finite.
+        options: What the sampler inside is called with.
+    """
+
+    n: int
+    z: Tensor
+    lost: Tensor | None
+    options: dict[str, Any]
+
+
+def _columns(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
