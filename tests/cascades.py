@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from sde_diffusion import Denoiser, Prediction, SDESampler, analytic
+import torch
+from torch import Tensor
+
+from sde_diffusion import Denoiser, Level, Prediction, SDESampler, analytic
 from sde_diffusion.cascade import Cascade, Upsampler
 from sde_diffusion.sde import schedules
 
@@ -43,7 +46,8 @@ class Told(Denoiser):
         self.sde, self.shape, self.low = sde, tuple(mean.shape), low
         self.mean, self.covariance = torch.nn.Buffer(mean), torch.nn.Buffer(covariance)
 
-    def predict(self, x, at, image, haze=None):
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        image, haze = cond["image"], cond.get("haze")
         z = self.low.shrink(image)
         s = torch.zeros(len(x), 1, dtype=WIDE) if haze is None else (haze + 1) / 2 * self.low.most
         data = []
@@ -62,7 +66,8 @@ class Told(Denoiser):
 class Batched(Told):
     """The same for one level for all, without a loop."""
 
-    def predict(self, x, at, image, haze=None):
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        image, haze = cond["image"], cond.get("haze")
         s = 0.0 if haze is None else float(haze[0, 0] + 1) / 2 * self.low.most
         p, c = pooling(self.low, self.shape), self.covariance
         gain = c @ p.T @ torch.linalg.inv(p @ c @ p.T + s**2 * torch.eye(len(p), dtype=WIDE))
@@ -75,7 +80,8 @@ class Batched(Told):
         return Prediction(lambda: found, lambda: (x - at.alpha * found) / at.sigma)
 
 
-def stage(mean, covariance, low, *, level=0.2, kind=Batched, **options):
+def stage(law, low, *, level=0.2, kind: type[Told] = Batched, **options):
+    mean, covariance = law
     model = kind(mean, covariance, low)
     return Upsampler(SDESampler(SDE, model, **options), low, level=level)
 
@@ -92,7 +98,7 @@ def cascade(lows, shape=(1, 8), levels=0.2, **options):
         p = pooling(low, mean.shape)
         laws.insert(0, (low.shrink(mean[None])[0], p @ covariance @ p.T))
     base = SDESampler(SDE, analytic.Gaussian(SDE, *laws[0]), **options)
-    ups = [stage(*law, low, level=levels, **options) for law, low in zip(laws[1:], lows, strict=True)]
+    ups = [stage(law, low, level=levels, **options) for law, low in zip(laws[1:], lows, strict=True)]
     return Cascade([base, *ups]), laws
 
 

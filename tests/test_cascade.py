@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cascades import SDE, WIDE, Batched, Told, cascade, conditional, gaussian, pooling, stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import fork, wait
+from processes import run_processes
+from torch import Tensor
 
-from sde_diffusion import NonFiniteWarning, SDESampler, SolverError, analytic
+from sde_diffusion import Level, NonFiniteWarning, Prediction, SDESampler, SolverError, analytic
 from sde_diffusion.cascade import Cascade, LowResolution, Upsampler
 from sde_diffusion.data import Standardise
 from sde_diffusion.noise import BrownianPath, seeds
@@ -22,7 +23,6 @@ from sde_diffusion.sampler.distributed import sample_to
 from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama, Heun, SDEDPMSolverPP
 
 LOWS = [LowResolution(2, context="haze"), LowResolution(2, context="haze")]
-POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children start no threads
 
 
@@ -55,7 +55,7 @@ def test_the_law_of_high_resolutions_given_a_low_one_is_the_one_of_the_textbook(
     """By impulses, as the solver is affine: the offset is the mean, the response a root of the covariance."""
     mean, covariance = gaussian(shape)
     low = LowResolution(factor, residual=residual, context="haze")
-    up = stage(mean, covariance, low, level=level, kind=Told, solver=RK4(), steps=30)
+    up = stage((mean, covariance), low, level=level, kind=Told, solver=RK4(), steps=30)
     given_low = torch.linspace(-1, 1, low.shrink(mean[None]).numel(), dtype=WIDE).reshape(low.low_shape(shape))
     z = low.shrink(up.told(given_low, seed=3)["image"].value)
     assert torch.equal(z[0], given_low) == (level == 0)
@@ -72,7 +72,7 @@ def test_the_law_of_high_resolutions_given_a_low_one_is_the_one_of_the_textbook(
 def test_a_model_that_is_told_no_level_knows_that_there_is_none():
     low = LowResolution(2, most=0)
     mean, covariance = gaussian((1, 4))
-    assert set(stage(mean, covariance, low, level=0.0).told(torch.zeros(1, 1, 2))) == {"image"}
+    assert set(stage((mean, covariance), low, level=0.0).told(torch.zeros(1, 1, 2))) == {"image"}
 
 
 # --- all stages
@@ -141,8 +141,8 @@ def test_the_solves_step_by_step_end_with_the_samples():
 
 def test_the_states_of_a_residual_are_those_of_the_data():
     mean, covariance = gaussian((1, 4))
-    plain = stage(mean, covariance, LowResolution(2, context="haze"), solver=RK4(), steps=30)
-    rest = stage(mean, covariance, LowResolution(2, residual=0.5, context="haze"), solver=RK4(), steps=30)
+    plain = stage((mean, covariance), LowResolution(2, context="haze"), solver=RK4(), steps=30)
+    rest = stage((mean, covariance), LowResolution(2, residual=0.5, context="haze"), solver=RK4(), steps=30)
     low = torch.randn(2, 1, 2, dtype=WIDE)
     a, b = (list(up.iterate(low=low, seed=0, noise=BrownianPath)) for up in (plain, rest))
     assert torch.equal(b[-1].x, rest.sample(low=low, seed=0, noise=BrownianPath))
@@ -157,8 +157,8 @@ def test_the_states_of_a_residual_are_those_of_the_data():
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3, unique=True))
 @settings(max_examples=20, deadline=None)
 def test_no_two_uses_of_a_seed_have_one_stream_and_no_two_seeds_in_one_use(some):
-    uses = [seeds.apart(some, k) for k in range(1000)]
-    noised = [seeds.apart(own, 1000) for own in uses]
+    uses: list[Any] = [seeds.apart(some, k) for k in range(1000)]
+    noised: list[Any] = [seeds.apart(own, 1000) for own in uses]
     for i in range(len(some)):
         assert len({own[i] for own in uses + noised}) == 2000
     assert all(len(set(own)) == len(some) and max(own) < 2**32 for own in uses)
@@ -167,18 +167,18 @@ def test_no_two_uses_of_a_seed_have_one_stream_and_no_two_seeds_in_one_use(some)
 
 def test_gradients_lead_through_all_stages():
     mean, covariance = gaussian((1, 4))
-    up = stage(mean, covariance, LOWS[0], solver=Heun(), steps=5)
+    up = stage((mean, covariance), LOWS[0], solver=Heun(), steps=5)
     low = torch.randn(1, 1, 2, dtype=WIDE, requires_grad=True)
     torch.autograd.gradcheck(lambda low: up.sample(low=low, seed=0, grad=True), low)
     assert not up.sample(low=low, seed=0).requires_grad
-    model = Cascade([up, stage(*gaussian((1, 8)), LOWS[1], steps=3, solver=Heun())])
+    model = Cascade([up, stage(gaussian((1, 8)), LOWS[1], steps=3, solver=Heun())])
     assert torch.autograd.grad(model.sample(low=low, seed=0, grad=True).sum(), low)[0].abs().min() > 0
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), DDIM(0.5)])
 def test_paths_and_lost_rows_are_those_of_the_samplers(solver):
     mean, covariance = gaussian((1, 4))
-    up = stage(mean, covariance, LOWS[0], solver=solver, steps=6)
+    up = stage((mean, covariance), LOWS[0], solver=solver, steps=6)
     low = torch.randn(3, 1, 2, dtype=WIDE)
     x = up.sample(low=low, seed=0, noise=BrownianPath)
     low[1, 0, 0] = math.nan
@@ -190,16 +190,16 @@ def test_paths_and_lost_rows_are_those_of_the_samplers(solver):
 
 def test_an_error_names_its_stage():
     class Sick(Batched):
-        def predict(self, x, at, **told):
-            return super().predict(x * math.nan, at, **told)
+        def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+            return super().predict(x * math.nan, at, **cond)
 
-    sick = Cascade([SMALL.stages[0], stage(*gaussian((1, 4)), LOWS[0], kind=Sick, steps=4)])
+    sick = Cascade([SMALL.stages[0], stage(gaussian((1, 4)), LOWS[0], kind=Sick, steps=4)])
     with pytest.raises(SolverError, match=r"in stage 1 of the cascade, samples 0 to 1, .*: non-finite"):
         sick.sample(4, seed=0, batch_size=2)
 
 
 def test_a_cascade_is_drawn_by_processes_and_goes_on_after_a_kill(tmp_path):
-    job = {"seed": 7, "batch_size": 2, "shard_size": 4}
+    job: dict[str, Any] = {"seed": 7, "batch_size": 2, "shard_size": 4}
     wanted = SMALL.sample(10, seed=7, batch_size=2)
     calls, draw = count(), SMALL.stages[2].sample
 
@@ -212,9 +212,8 @@ def test_a_cascade_is_drawn_by_processes_and_goes_on_after_a_kill(tmp_path):
         patch.setattr(SMALL.stages[2], "sample", failing)
         with pytest.raises(OSError, match="on fire"):
             sample_to(SMALL, 10, tmp_path / "a", **job)
-    child = fork(lambda: sample_to(SMALL, 10, tmp_path / "a", **job))
-    assert wait(child) == 0
-    assert torch.equal(sample_to(SMALL, 10, tmp_path / "a", **job).tensor(), wanted)
+    for found in run_processes(2, lambda rank: sample_to(SMALL, 10, tmp_path / "a", **job).tensor(), tmp_path / "two"):
+        assert torch.equal(found, wanted)
     low = torch.randn(10, 1, 2, dtype=WIDE)
     up = SMALL.stages[1]
     found = sample_to(up, 10, tmp_path / "b", low=low, **job).tensor()
@@ -232,14 +231,15 @@ class Labelled(analytic.Gaussian):
 
     per_sample = ("label",)
 
-    def predict(self, x, at, label):
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        label = cond["label"]
         p = super().predict(x - at.alpha * label.reshape(-1, 1, 1), at)
         return type(p)(lambda: p.data + label.reshape(-1, 1, 1), lambda: p.noise)
 
 
 def test_conditions_go_to_the_stages_that_take_them_each_with_its_rows():
     base = SDESampler(SDE, Labelled(SDE, *gaussian((1, 2))), steps=4)
-    up = stage(*gaussian((1, 4)), LOWS[0], steps=4)
+    up = stage(gaussian((1, 4)), LOWS[0], steps=4)
     model = Cascade([base, up], takes=[("label",), ()])
     label = torch.tensor([0, 1, 2])
     x = model.sample(3, seed=0, label=label)

@@ -94,20 +94,18 @@ def test_the_objective_is_the_loss_of_the_model_beside_the_low_resolution_drawn_
     image, context = z.repeat_interleave(2, 2), 4 * s[:, None] - 1
     wanted = model.loss(x, generator=generator, image=image, context=context)
     assert torch.equal(SuperResolution(LOW)(model, x, generator=seeded(3)), wanted)
-    kept = SuperResolution(LOW)(model, x, generator=seeded(4), image=image, context=context)
-    assert torch.equal(kept, model.loss(x, generator=seeded(4), image=image, context=context))
-    assert not torch.equal(kept, SuperResolution(LOW, losses.DenoisingScoreMatching())(model, x, generator=seeded(4)))
+    plain = losses.DenoisingScoreMatching()
+    assert not torch.equal(SuperResolution(LOW, plain)(model, x, generator=seeded(3)), wanted)
 
 
 def test_a_stage_is_trained_goes_on_after_a_kill_and_is_sampled_from_its_folder_alone(tmp_path):
     x = torch.randn(64, 1, 8, generator=seeded()).cumsum(2) / 2
     low = LowResolution(2, residual=0.5)
-    target, told = low.pairs(x[:8], seeded(1))
     options: dict[str, Any] = {
         "loss": SuperResolution(low),
         "recipe": Recipe(batch_size=16),
         "seed": 0,
-        "val": Validation(target, every=10, patience=None, **told),
+        "val": Validation(x[:8] + 0.01, every=10, patience=None, draws=4),
     }
 
     def stop(event):
@@ -179,7 +177,7 @@ REFUSED = [
         "condition 'context' is told by the low resolution, and came as well",
     ),
     (lambda: Upsampler(network(), LOW), TypeError, "Upsampler draws by a sampler"),  # type: ignore[arg-type] # on purpose
-    (lambda: Upsampler(UP.sampler, 2), TypeError, "wanted a LowResolution"),
+    (lambda: Upsampler(UP.sampler, 2), TypeError, "wanted a LowResolution"),  # type: ignore[arg-type] # on purpose
     (lambda: Upsampler(UP.sampler, LowResolution(3)), ValueError, "factor=3 must divide"),
     (lambda: Upsampler(UP.sampler, LOW, level=0.7), ValueError, "trained from 0 to most=0.5"),
     (lambda: Upsampler(SDESampler(VPSDE(), network(context=0)), LOW), ValueError, "built with context=0, and"),

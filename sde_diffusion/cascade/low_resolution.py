@@ -161,6 +161,22 @@ class LowResolution:
             )
         return float(level)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the conditions that a network is told here."""
+        return (self.image, self.context) if self.most else (self.image,)
+
+    def check_free(self, cond: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if one of them comes with others."""
+        for name in self.names:
+            if name in cond:
+                argument = "image" if name == self.image else "context"
+                raise ValueError(
+                    f"condition {name!r} is told by the low resolution, and came as well: leave it out. One of your "
+                    "own goes to a network that takes the low resolution under another name, "
+                    f"LowResolution(..., {argument}='coarse')"
+                )
+
     def told(self, z: Tensor, level: float | Tensor) -> dict[str, Tensor]:
         """The conditions of a network by name, each with a row for each sample, or one for all.
 
@@ -178,8 +194,6 @@ class LowResolution:
         self, x0: Tensor, generator: torch.Generator | None = None, *, level: float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a model is to answer of data, and what it is told: their low resolution with drawn noise.
-
-        For a validation, `Validation(target, **told)`, whose noise is drawn once; training draws it in every step.
 
         Args:
             x0: Data, shape `(B, C, *spatial)`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class SuperResolution:
 
     Levels of the low resolution, evenly from 0 to `most`, and its noise are drawn for the rows of a call: a run on
     several processes, or with `accumulate`, draws others for each share of a batch than one process draws for the
-    whole. Either repeats itself. Rows that come with a low resolution, such as those of a `Validation`, keep it.
+    whole. Either repeats itself. A `Validation` is of data too, and draws the same for them at every call.
 
     Args:
         low_resolution: How the low resolution is made, and told.
@@ -34,9 +35,7 @@ class SuperResolution:
         TypeError: Not a `LowResolution`, or another objective than denoising score matching.
 
     Example:
-        >>> low = LowResolution(2)
-        >>> target, told = low.pairs(x_val, torch.Generator().manual_seed(0))
-        >>> train(model, x, steps=2500, loss=SuperResolution(low), val=Validation(target, **told))
+        >>> train(model, x, steps=2500, loss=SuperResolution(LowResolution(2)), val=x_val)
     """
 
     low_resolution: LowResolution
@@ -59,17 +58,24 @@ class SuperResolution:
             generator: The source of levels and noise, on the CPU; None for torch's global random state.
             **options: `t`, `eps` and `reduction` as of denoising score matching, and other conditions.
         """
-        low = self.low_resolution
         self.look_at(model)
         check_finite(check_state(x0, "x0", shape=model.shape), "x0")
         own = {name: options.pop(name) for name in OWN if name in options}
-        cond = merged(options)
-        if low.image not in cond:
-            if low.most and low.context in cond:
-                raise ValueError(taken(low.context, low))
-            x0, told = low.pairs(x0, generator)
-            cond |= {name: PerSample(value) for name, value in told.items()}
+        x0, cond = self.shown(x0, merged(options), generator)
         return self._of(model)(model, x0, generator=generator, cond=cond, **own)
+
+    @property
+    def tells(self) -> tuple[str, ...]:
+        """The conditions that are made here."""
+        return self.low_resolution.names
+
+    def shown(
+        self, x0: Tensor, cond: Mapping[str, Any], generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What a model is to answer of data, and what it is told, the low resolution among it."""
+        self.low_resolution.check_free(cond)
+        x0, told = self.low_resolution.pairs(x0, generator)
+        return x0, dict(cond) | {name: PerSample(value) for name, value in told.items()}
 
     def look_at(self, model: Denoiser) -> None:
         """Looks whether the network of a model takes what it is to be told; `train` calls it."""
@@ -106,12 +112,3 @@ def check_fits(model: object, low: LowResolution, channels: int) -> None:
                 f"the network was built with {name}={built[name]}, and {low!r} tells it {name} of {wanted}: build it "
                 f"with image={channels}, context={int(low.most > 0)}"
             )
-
-
-def taken(name: str, low: LowResolution) -> str:
-    """What to say of a condition that came and is told by the low resolution too."""
-    argument = "image" if name == low.image else "context"
-    return (
-        f"condition {name!r} is told by the low resolution, and came as well: leave it out. One of your own goes to a "
-        f"network that takes the low resolution under another name, LowResolution(..., {argument}='coarse')"
-    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_finite, check_flag, check_samples, check_state, rows_in_words
 from sde_diffusion._tensors import broken
 from sde_diffusion.cascade.low_resolution import LowResolution
-from sde_diffusion.cascade.objective import check_fits, check_low, taken
+from sde_diffusion.cascade.objective import check_fits, check_low
 from sde_diffusion.denoiser.conditions import Conditions, PerSample, Shared, merged
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.noise.seeds import Seed, apart, as_seeds
@@ -102,9 +102,7 @@ class Upsampler(Sampler):
         """
         named = merged(cond)
         low = self._as_low(named.pop("low", None))
-        told = (self.low_resolution.image, self.low_resolution.context)
-        if own := next((name for name in told[: 2 if self.low_resolution.most else 1] if name in named), None):
-            raise ValueError(taken(own, self.low_resolution))
+        self.low_resolution.check_free(named)
         return Conditions(self.sampler.conditions(named, n).marked(slice(0, n)) | {"low": PerSample(low)}, n)
 
     def sample(

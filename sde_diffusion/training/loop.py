@@ -28,7 +28,7 @@ from sde_diffusion.noise.seeds import seed_list
 from sde_diffusion.training._input import check_callbacks, check_horizon, device_of
 from sde_diffusion.training.callbacks import JSONL, Callback
 from sde_diffusion.training.checkpoints.registry import warn_of_changed
-from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.losses import Objective, Tells
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
 from sde_diffusion.training.run.engine import Engine
@@ -143,7 +143,7 @@ def train(
                 warn_of_changed(before[0].get("code", {}), cast(Network, model), folder and folder.path)
         else:
             with _speaking(engine.first):
-                _look_at(model, inputs, held_out, recipe, steps, feed.streams)
+                _look_at(model, loss, inputs, held_out, recipe, steps, feed.streams)
         if folder:
             callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000), replace=True), *callbacks]
         with _ready(model, loss, engine.device):
@@ -156,14 +156,22 @@ def train(
 
 
 def _look_at(
-    model: Denoiser, inputs: Inputs, val: Validation | None, recipe: Recipe, steps: int, streams: Streams
+    model: Denoiser,
+    loss: object,
+    inputs: Inputs,
+    val: Validation | None,
+    recipe: Recipe,
+    steps: int,
+    streams: Streams,
 ) -> None:
     """All that can be told of the data and of the recipe before the first step."""
-    seen = check_inputs(model, inputs, recipe.transform, streams.of("door"), None if val is None else val.source)
+    told = loss.tells if isinstance(loss, Tells) else ()
+    source = None if val is None else val.source
+    seen = check_inputs(model, inputs, recipe.transform, streams.of("door"), source, told)
     if val is None:
         check_passes(inputs, steps, recipe.batch_size)
     else:
-        check_held_out(model, val.source, recipe.transform, streams.of("door"), seen)
+        check_held_out(model, val.source, recipe.transform, streams.of("door"), seen, told)
     for decay in recipe.decays:
         check_horizon(decay, steps)
 

@@ -6,9 +6,9 @@ matching, a value that holds a draw of noise levels and a weight; any function o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ __all__ = [
     "LogitNormal",
     "MinSNR",
     "Objective",
+    "Tells",
     "TimeSampler",
     "Uncertainty",
     "Weighting",
@@ -67,8 +68,26 @@ Objective = Callable[..., Tensor]
 parameters of the model. `x0` are data `(B, *)` on the device of the model, `generator` is the source of all it draws,
 on the CPU, so that a run can be repeated, and `cond` holds the conditions by name: `label=`, where labels are given.
 One with an attribute `staged` is called with `done=` as well, the share of the steps of the run that were taken; one
-with an attribute `marked` gets its conditions as `PerSample` or `Shared`, since it takes batches apart; and one with a
-method `look_at(model)` is shown the model before the run, and may refuse it."""
+with an attribute `marked` gets its conditions as `PerSample` or `Shared`, since it takes batches apart; one with a
+method `look_at(model)` is shown the model before the run, and may refuse it; and one that `Tells` makes conditions of
+the data itself."""
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """An objective that makes conditions of the data, such as their low resolution, so that none need come with them.
+
+    Attributes:
+        tells: Their names.
+    """
+
+    @property
+    def tells(self) -> tuple[str, ...]: ...
+
+    def shown(
+        self, x0: Tensor, cond: Mapping[str, Any], generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What a model is to answer of data `(B, *)`, and what it is told, those conditions among it."""
 
 
 def denoising_score_matching(

@@ -30,7 +30,7 @@ from sde_diffusion.data.sources.rows import taken
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
-from sde_diffusion.training.losses import Objective
+from sde_diffusion.training.losses import Objective, Tells
 from sde_diffusion.training.stopping import GROUPS, Measured, standard_error
 
 RANGE = (2e-3, 100.0)
@@ -122,9 +122,12 @@ class Validation:
         Raises:
             ValueError: Rows of another shape than the model works on.
         """
-        n, span = len(self.source), _span(model)
+        loss, n, span = model.objective() if loss is None else loss, len(self.source), _span(model)
+        shown: object = loss
         rows, bands = (torch.zeros(k, dtype=torch.float64, device="cpu") for k in (n, LEVELS))
         for x, cond, state, generator in self._passes(model, self.draws, transform):
+            if isinstance(shown, Tells):
+                x, cond = shown.shown(x, cond, generator)  # noqa: PLW2901
             row, draw = state // self.draws, state % self.draws
             u = (row * GOLDEN % 1 + draw) / self.draws  # one in each of `draws` slices, elsewhere in every row
             gained = _against_gaussian(model, x, cond, span, u, generator) / self.draws
@@ -134,7 +137,7 @@ class Validation:
         return Measured(
             nats=math.fsum(sums) / n,
             standard_error=standard_error(sums, n),
-            loss=self._loss(model, model.objective() if loss is None else loss, transform),
+            loss=self._loss(model, loss, transform),
             levels=tuple(torch.linspace(-span[1], -span[0], LEVELS + 1, device="cpu").exp().tolist()),
             by_level=tuple(bands.tolist()),
             rows=n,

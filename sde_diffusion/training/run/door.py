@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -57,8 +57,11 @@ def check_inputs(
     transform: Transform | None,
     generator: torch.Generator,
     val: Source | None = None,
+    told: Collection[str] = (),
 ) -> Seen:
     """Looks at all rows, or at the first ones of a stream, and at their conditions; and for rows of `val` among them.
+
+    The objective makes the conditions named in `told`.
 
     Returns:
         What was seen of them.
@@ -72,7 +75,7 @@ def check_inputs(
             rows of the null label; rows of `val`.
     """
     overlap = None if val is None else Overlap(val)
-    seen, look, labels = _looked_at(model, inputs, transform, generator, overlap=overlap)
+    seen, look, labels = _looked_at(model, inputs, transform, generator, told, overlap=overlap)
     faults = look.faults()
     _warn_of_data(model, seen.columns, {i for fault in faults if fault.far for i in fault.columns})
     warn_of(faults, 4)
@@ -94,7 +97,12 @@ def check_inputs(
 
 
 def check_held_out(
-    model: Denoiser, data: Source, transform: Transform | None, generator: torch.Generator, trained: Seen
+    model: Denoiser,
+    data: Source,
+    transform: Transform | None,
+    generator: torch.Generator,
+    trained: Seen,
+    told: Collection[str] = (),
 ) -> None:
     """Looks at all rows that a model is to be validated on, as `check_inputs` does.
 
@@ -104,6 +112,7 @@ def check_held_out(
         transform: As in training.
         generator: Its stream.
         trained: What was seen of the rows that are trained on.
+        told: The conditions that the objective makes.
 
     Raises:
         TypeError, ValueError: As `check_inputs`; other conditions than the rows trained on have; entries of the context
@@ -113,7 +122,7 @@ def check_held_out(
         UserWarning: Rows in other units than those trained on.
     """
     try:
-        seen, _, _ = _looked_at(model, Inputs(data, None), transform, generator, trained.columns)
+        seen, _, _ = _looked_at(model, Inputs(data, None), transform, generator, told, trained.columns)
     except (TypeError, ValueError) as error:
         raise type(error)(f"val: {error}") from error
     if missing := sorted(trained.names - seen.names):
@@ -148,6 +157,7 @@ def _looked_at(
     inputs: Inputs,
     transform: Transform | None,
     generator: torch.Generator,
+    told: Collection[str],
     among: Columns | None = None,
     overlap: Overlap | None = None,
 ) -> tuple[Seen, Look, _Labels]:
@@ -177,7 +187,7 @@ def _looked_at(
         names |= set(cond)
     labels.check()
     for name in ("context", "image"):
-        if (size := model.built_with().get(name)) and name not in names:
+        if (size := model.built_with().get(name)) and name not in names | set(told):
             raise ValueError(
                 f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
             )
