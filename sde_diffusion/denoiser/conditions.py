@@ -7,8 +7,8 @@ repeats those rows; all else reaches the model whole. What is per sample is told
 1. a mark of the caller, `PerSample(value)` or `Shared(value)`, the innermost one in a mapping;
 2. a wrapper that knows the shape of a condition of its own, such as a measurement, in its method `mark`;
 3. the network, in an attribute `per_sample`, the names of its conditions that have rows: all others are shared, and so
-   is a number, a string or None under such a name, which is one for all, and a `context` or an `image` of the shape of
-   one row, if the network has a `config` that tells it, `{"context": 3}`;
+   is a number, a string or None under such a name, which is one for all, and a `context`, an `image` or `tokens` of the
+   shape of one row, if the network has a `config` that tells it, `{"context": 3}`;
 4. the shape, if neither says anything: a tensor or array of one dimension, a list and a tuple with as many entries as
    there are samples are per sample. A tensor or array of two or more dimensions with that many rows may be either, and
    is refused where samples are split or stacked. All else is shared.
@@ -108,13 +108,13 @@ class Conditions:
         return found
 
     def _sort(
-        self, named: Mapping[str, Any], declared: Iterable[str] | None, rows: Mapping[str, tuple[int, ...]]
+        self, named: Mapping[str, Any], declared: Iterable[str] | None, rows: Mapping[str, tuple[int | None, ...]]
     ) -> None:
         """Sorts conditions; of those declared, what has the shape of one row is one for all."""
         names = None if declared is None else set(declared)
         for name, value in named.items():
             meant = "unsaid" if names is None else "declared" if name in names else "shared"
-            if meant == "declared" and name in rows and _shape(value) == rows[name]:
+            if meant == "declared" and name in rows and _is_row(value, rows[name]):
                 value = value[None] if isinstance(value, Tensor | np.ndarray) else [value]  # noqa: PLW2901
             self._tree[name] = self._sorted(value, name, meant)
 
@@ -293,16 +293,26 @@ def merged(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _row_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of one context and of one image, where a model was built for them and says so."""
+def _row_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of one context, one image and one sequence of tokens, where a model was built for them and says so."""
     built: Mapping[str, Any] = model.built_with() if hasattr(model, "built_with") else {}
     context, image, shape = built.get("context"), built.get("image"), getattr(model, "shape", None)
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int | None, ...]] = {}
     if isinstance(context, int) and context:
         found["context"] = (context,)
     if isinstance(image, int) and image and shape:
         found["image"] = (image, *shape[1:])
+    if isinstance(tokens := built.get("tokens"), int) and tokens:
+        found["tokens"] = (None, tokens)  # of any length
     return found
+
+
+def _is_row(value: Any, wanted: tuple[int | None, ...]) -> bool:
+    """Whether a value has the shape of one row, in which None is any length."""
+    shape = _shape(value)
+    if shape is None or len(shape) != len(wanted):
+        return False
+    return all(one is None or n == one for n, one in zip(shape, wanted, strict=True))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

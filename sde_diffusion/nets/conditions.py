@@ -28,7 +28,7 @@ from sde_diffusion.nets.embedding import FourierEmbedding, zero
 Labels = Tensor | Sequence[int] | int | None
 Numbers = Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None
 
-__all__ = ["Condition", "ImageCondition", "check_probability", "check_size"]
+__all__ = ["Condition", "ImageCondition", "check_probability", "check_size", "numbers_of", "unexpected"]
 
 
 class Condition(nn.Module):
@@ -93,7 +93,7 @@ class Condition(nn.Module):
             found: Tensor = self.context(context, batch)
             return found
         if context is not None:
-            raise _unexpected("context", "context=d, its number of entries")
+            raise unexpected("context", "context=d, its number of entries")
         return None
 
     def forward(
@@ -113,7 +113,7 @@ class Condition(nn.Module):
         if self.until is not None:
             e = e + self.until(until, batch)
         elif until is not None:
-            raise _unexpected("until", "until=True")
+            raise unexpected("until", "until=True")
         return F.silu(self.mix(e))
 
     def _ids(self, label: Labels, batch: int, device: torch.device) -> Tensor:
@@ -122,7 +122,7 @@ class Condition(nn.Module):
             self._check_null("no label was given to")
             return torch.full((1,), self.classes, device=device)
         if not self.classes:
-            raise _unexpected("label", "classes=K")
+            raise unexpected("label", "classes=K")
         label = check_labels(label, "label").to(device)
         if label.ndim == 0:  # one for all
             label = label.expand(batch)
@@ -235,7 +235,7 @@ class _Vector(nn.Module):
 
     def _numbers(self, context: Numbers, batch: int) -> Tensor:
         """The context, (B, d), or (1, d) for all, in the dtype and on the device of the net."""
-        c = given = _numbers(context, "context", self.null.vector)
+        c = given = numbers_of(context, "context", self.null.vector)
         if c.ndim == 1 and self.size == 1 and len(c) == batch:
             c = c[:, None]
         elif c.ndim == 1:
@@ -284,7 +284,7 @@ class ImageCondition(nn.Module):
     def forward(self, image: Numbers, x: Tensor) -> Tensor:
         if image is None:
             return self.null(None, len(x), x.ndim - 2)
-        y = given = _numbers(image, "image", self.null.vector)
+        y = given = numbers_of(image, "image", self.null.vector)
         y = y[None] if y.ndim == x.ndim - 1 else y
         wanted = (self.channels, *x.shape[2:])
         if y.ndim != x.ndim or y.shape[1:] != wanted or len(y) not in (1, len(x)):
@@ -298,7 +298,7 @@ class ImageCondition(nn.Module):
 def no_image(image: Numbers) -> None:
     """Raises `ValueError` if an image was given to a net that takes none."""
     if image is not None:
-        raise _unexpected("image", "image=C, its number of channels")
+        raise unexpected("image", "image=C, its number of channels")
 
 
 def check_size(n: int, name: str) -> int:
@@ -312,7 +312,7 @@ def check_probability(name: str, value: float) -> None:
         raise ValueError(f"{name} is a probability and must lie in [0, 1], got {value!r}.")
 
 
-def _unexpected(name: str, argument: str) -> ValueError:
+def unexpected(name: str, argument: str) -> ValueError:
     built = f"{argument.partition('=')[0]}={False if argument.endswith('True') else 0}"
     return ValueError(
         f"{name} was given to a net built with {built}. Leave {name} out, or build the net with {argument}."
@@ -328,7 +328,7 @@ def _tensor(value: object) -> Tensor:
     return torch.as_tensor(value, device="cpu")
 
 
-def _numbers(value: Numbers, name: str, weight: Tensor) -> Tensor:
+def numbers_of(value: Numbers, name: str, weight: Tensor) -> Tensor:
     """Numbers as a tensor in the dtype and on the device of a weight."""
     if not isinstance(value, Tensor):
         try:

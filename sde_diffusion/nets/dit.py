@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_count, check_shape
 from sde_diffusion.nets.conditions import Condition, ImageCondition, Labels, Numbers, check_size, no_image
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
+from sde_diffusion.nets.tokens import CrossAttention, Told, TokensCondition, no_tokens
 
 CONV: dict[int, Any] = {
     1: (nn.Conv1d, nn.ConvTranspose1d),
@@ -49,12 +50,15 @@ class DiT(nn.Module):
             NaN is unknown.
         image: Channels of a field beside the sample, of its lengths; 0 for none. Not for vectors: theirs is `context`.
         image_drop: Probability that an image becomes the null image, in training mode only.
+        tokens: Entries d of a token, each with standard deviation about 1, of a sequence beside the sample that the net
+            is told, such as a text; every block listens to it. 0 for none. A token that is NaN is not there.
+        tokens_drop: Probability that a sample is told no token, in training mode only.
         answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
         until: Whether the net is told a second time, `until`, as that of a `FlowMap` is.
 
     Shapes:
-        x (B, *shape), t (B,), label (B,) integer, context (B, d), image (B, image, *spatial); each of them may be one
-        for all, or None -> as x
+        x (B, *shape), t (B,), label (B,) integer, context (B, d), image (B, image, *spatial), tokens (B, L, d); each of
+        them may be one for all, or None -> as x
 
     Raises:
         TypeError, ValueError: A size that does not fit another, a probability outside [0, 1]; `x`, `t` or a condition
@@ -66,7 +70,7 @@ class DiT(nn.Module):
     """
 
     clock: ClassVar[str] = "edm"
-    per_sample: ClassVar[tuple[str, ...]] = ("label", "context", "image")
+    per_sample: ClassVar[tuple[str, ...]] = ("label", "context", "image", "tokens")
 
     def __init__(
         self,
@@ -83,6 +87,8 @@ class DiT(nn.Module):
         entry_drop: float = 0.0,
         image: int = 0,
         image_drop: float = 0.1,
+        tokens: int = 0,
+        tokens_drop: float = 0.1,
         answers: int = 1,
         until: bool = False,
     ) -> None:
@@ -103,6 +109,7 @@ class DiT(nn.Module):
         )
         self._config: Config = dict(patch=sizes, width=width, depth=depth, heads=heads, **told)
         self._config |= dict(image=image, image_drop=image_drop, answers=check_count(answers, "answers"))
+        self._config |= dict(tokens=check_size(tokens, "tokens"), tokens_drop=tokens_drop)
         channels, *spatial = self.field = (1, *self.shape) if len(self.shape) == 1 else self.shape
         conv, back = CONV[len(spatial)]
         self.condition = Condition(64, width, **told)
@@ -111,7 +118,8 @@ class DiT(nn.Module):
         self.image = None if first is None else ImageCondition(image, first, width, image_drop)
         grid = [n // p for n, p in zip(spatial, sizes, strict=True)]
         self.positions = nn.Parameter(_positions(grid, width))
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.tokens = TokensCondition(tokens, tokens_drop) if tokens else None
+        self.blocks = nn.ModuleList(_Block(width, heads, tokens) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = zero(nn.Linear(width, 2 * width))
         self.leave = zero(back(width, answers * channels, sizes, stride=sizes))
@@ -129,8 +137,9 @@ class DiT(nn.Module):
         context: Numbers = None,
         image: Numbers = None,
         until: Tensor | None = None,
+        tokens: Numbers = None,
     ) -> Tensor:
-        """Evaluates the net: x (B, *shape), t (B,), label (B,), context (B, d), image or None -> as x."""
+        """Evaluates the net: x (B, *shape), t (B,), label (B,), context (B, d), image, tokens or None -> as x."""
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
             raise ValueError(
                 f"x must have shape (B, {', '.join(map(str, self.shape))}) for this DiT, got {tuple(x.shape)}. "
@@ -146,8 +155,9 @@ class DiT(nn.Module):
             h = h + self.image(image, field)
         grid = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions
+        told = no_tokens(tokens) if self.tokens is None else self.tokens(tokens, len(x))
         for block in self.blocks:
-            h = block(h, e)
+            h = block(h, e, told)
         shift, scale = self.modulate(e)[:, None].chunk(2, dim=2)
         h = torch.addcmul(shift, 1 + scale, self.norm(h))
         out: Tensor = self.leave(h.transpose(1, 2).unflatten(2, grid))
@@ -157,22 +167,27 @@ class DiT(nn.Module):
 class _Block(nn.Module):
     """Attention and a perceptron, each behind a modulated norm: (B, T, W) and (B, W) -> (B, T, W).
 
+    Between them, in a net that takes tokens, attention to those.
+
     The attention is written out: the fused one has neither forward-mode nor second derivatives.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, tokens: int = 0) -> None:
         super().__init__()
         self.heads = heads
         self.modulate = zero(nn.Linear(width, 6 * width))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
+        self.listen = CrossAttention(width, tokens) if tokens else None
         self.widen = nn.Linear(width, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
 
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+    def forward(self, h: Tensor, e: Tensor, told: Told | None = None) -> Tensor:
         b1, a1, c1, b2, a2, c2 = self.modulate(e)[:, None].chunk(6, dim=2)
         h = torch.addcmul(h, c1, self._attend(torch.addcmul(b1, 1 + a1, self.norm(h))))
+        if self.listen is not None and told is not None:
+            h = h + self.listen(self.norm(h), told)
         g = F.gelu(self.widen(torch.addcmul(b2, 1 + a2, self.norm(h))), approximate="tanh")
         return torch.addcmul(h, c2, self.narrow(g))
 

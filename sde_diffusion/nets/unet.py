@@ -22,6 +22,7 @@ from sde_diffusion.nets.conditions import (
     no_image,
 )
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
+from sde_diffusion.nets.tokens import CrossAttention, Told, TokensCondition, no_tokens
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 GROUPS = 8
@@ -53,14 +54,18 @@ class UNet(nn.Module):
             NaN is unknown.
         image: Channels of a field beside the sample, such as a low resolution or a measurement; 0 for none.
         image_drop: Probability that an image becomes the null image, in training mode only.
+        tokens: Entries d of a token, each with standard deviation about 1, of a sequence that the net is told: a text,
+            a set, or what another network made of one. Listened to wherever there is attention; 0 for none. A token
+            that is NaN is not there.
+        tokens_drop: Probability that a sample is told no token, in training mode only.
         dropout: Dropout inside each residual block, in training mode only, in [0, 1].
         answers: Numbers that the net answers for each of `x`: 2 for `predict.LearnedVariance`, and twice the channels.
         until: Whether the net is told a second time, `until`, as that of a `FlowMap` is.
 
     Shapes:
         x (B, C, L), (B, C, H, W) or (B, C, D, H, W) with lengths that can be halved `len(multipliers) - 1` times, t
-        (B,), label (B,) integer, context (B, d), image (B, image, *spatial); each of them may be one for all, or None
-        -> as x
+        (B,), label (B,) integer, context (B, d), image (B, image, *spatial), tokens (B, L, d); each of them may be one
+        for all, or None -> as x
 
     Raises:
         TypeError, ValueError: `width` is not a multiple of 8, a probability is outside [0, 1], a length cannot be
@@ -69,11 +74,12 @@ class UNet(nn.Module):
 
     References:
         Ronneberger et al., U-Net, 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020 (Appendix B); Perez
-        et al., FiLM, 2018; Wu and He, Group Normalization, 2018; Saharia et al., Palette, 2022 (images beside).
+        et al., FiLM, 2018; Wu and He, Group Normalization, 2018; Saharia et al., Palette, 2022 (images beside); Rombach et al., Latent Diffusion, 2022
+        (attention to tokens).
     """
 
     clock: ClassVar[str] = "edm"
-    per_sample: ClassVar[tuple[str, ...]] = ("label", "context", "image")
+    per_sample: ClassVar[tuple[str, ...]] = ("label", "context", "image", "tokens")
 
     def __init__(
         self,
@@ -91,6 +97,8 @@ class UNet(nn.Module):
         entry_drop: float = 0.0,
         image: int = 0,
         image_drop: float = 0.1,
+        tokens: int = 0,
+        tokens_drop: float = 0.1,
         dropout: float = 0.1,
         answers: int = 1,
         until: bool = False,
@@ -98,6 +106,7 @@ class UNet(nn.Module):
         super().__init__()
         multipliers = _checked(channels, dims, width, multipliers, blocks, attention)
         check_size(image, "image")
+        _check_heard(check_size(tokens, "tokens"), attention)
         check_probability("dropout", dropout)
         told: Config = dict(
             classes=classes,
@@ -110,13 +119,15 @@ class UNet(nn.Module):
         sizes: Config = dict(width=width, multipliers=multipliers, blocks=blocks, attention=attention, dropout=dropout)
         sizes["answers"] = check_count(answers, "answers")
         self._config: Config = dict(channels=channels, dims=dims, **sizes, **told, image=image, image_drop=image_drop)
+        self._config |= dict(tokens=tokens, tokens_drop=tokens_drop)
         self.channels, self.dims, self.halvings = channels, dims, len(multipliers) - 1
         conv, widths = CONV[dims], [width * m for m in multipliers]
         self.condition = Condition(2 * width, 4 * width, **told)
         self.stem = conv(channels, widths[0], 3, padding=1)
         first = conv(image, widths[0], 3, padding=1, bias=False) if image else None
         self.image = None if first is None else ImageCondition(image, first, widths[0], image_drop)
-        _add_levels(self, _Blocks(dims, 4 * width, dropout, blocks), widths, attention)
+        self.tokens = TokensCondition(tokens, tokens_drop) if tokens else None
+        _add_levels(self, _Blocks(dims, 4 * width, dropout, blocks, tokens), widths, attention)
         last = zero(conv(widths[0], answers * channels, 3, padding=1))
         self.head = nn.Sequential(nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), last)
 
@@ -133,8 +144,9 @@ class UNet(nn.Module):
         context: Numbers = None,
         image: Numbers = None,
         until: Tensor | None = None,
+        tokens: Numbers = None,
     ) -> Tensor:
-        """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image or None -> as x."""
+        """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image, tokens or None -> as x."""
         self._check(x)
         same_dtype(x, self.stem.weight)
         e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
@@ -143,7 +155,8 @@ class UNet(nn.Module):
             no_image(image)
         else:
             h = h + self.image(image, x)
-        out: Tensor = self.head(_through(self, h, e, self.halvings))
+        told = no_tokens(tokens) if self.tokens is None else self.tokens(tokens, len(x))
+        out: Tensor = self.head(_through(self, h, e, told, self.halvings))
         return out
 
     def _check(self, x: Tensor) -> None:
@@ -168,6 +181,7 @@ class _Blocks:
     emb: int
     dropout: float
     count: int
+    tokens: int = 0
 
     def block(self, channels: int, out: int) -> _ResBlock:
         return _ResBlock(self, channels, out)
@@ -185,6 +199,7 @@ def _add_levels(level: Any, make: _Blocks, widths: list[int], attention: int) ->
     if len(widths) == 1:
         level.before, level.before_more = make.block(width, width), make.more(width)
         level.attention = _Attention(make, width) if attends else nn.Identity()
+        level.listen = _listening(make, width, 1 if attends else 0)
         level.after, level.after_more = make.block(width, width), make.more(width)
         return
     level.enter, level.enter_more = make.block(width, width), make.more(width)
@@ -194,21 +209,34 @@ def _add_levels(level: Any, make: _Blocks, widths: list[int], attention: int) ->
     level.up = make.conv(widths[1], width)
     level.leave, level.leave_more = make.block(2 * width, width), make.more(width)
     level.attend = nn.ModuleList(_Attention(make, width) for _ in range(2 if attends else 0))
+    level.listen = _listening(make, width, 2 if attends else 0)
 
 
-def _through(level: Any, h: Tensor, e: Tensor, halvings: int) -> Tensor:
+def _listening(make: _Blocks, width: int, count: int) -> nn.ModuleList:
+    """The attention to tokens behind each attention of points to one another; empty in a net that takes none."""
+    return nn.ModuleList(_Listen(width, make.tokens) for _ in range(count if make.tokens else 0))
+
+
+def _through(level: Any, h: Tensor, e: Tensor, told: Told | None, halvings: int) -> Tensor:
     """Carries (B, C, *spatial) through a level and all below it."""
     if not halvings:
         h = level.attention(_each(level.before_more, level.before(h, e), e))
-        return _each(level.after_more, level.after(h, e), e)
+        return _each(level.after_more, level.after(_heard(level.listen, h, told), e), e)
     skip = _each(level.enter_more, level.enter(h, e), e)
     for attend in level.attend[:1]:
         skip = attend(skip)
-    h = _through(level.deeper or level, level.down(skip), e, halvings - 1)
+    skip = _heard(level.listen[:1], skip, told)
+    h = _through(level.deeper or level, level.down(skip), e, told, halvings - 1)
     h = level.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
     h = _each(level.leave_more, level.leave(torch.cat([h, skip], dim=1), e), e)
     for attend in level.attend[1:]:
         h = attend(h)
+    return _heard(level.listen[1:], h, told)
+
+
+def _heard(listen: nn.ModuleList, h: Tensor, told: Told | None) -> Tensor:
+    for each in listen:
+        h = each(h, told)
     return h
 
 
@@ -256,6 +284,25 @@ class _Attention(nn.Module):
         weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), dim=2)
         out: Tensor = x + self.project((v @ weights.transpose(1, 2)).reshape(x.shape))
         return out
+
+
+class _Listen(nn.Module):
+    """Attention of the points of a field to tokens, behind a group norm: (B, C, *) -> same."""
+
+    def __init__(self, channels: int, tokens: int) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.GroupNorm(GROUPS, channels), CrossAttention(channels, tokens)
+
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        heard = self.attend(self.norm(x).flatten(2).transpose(1, 2), told)
+        return x + heard.transpose(1, 2).reshape(x.shape)
+
+
+def _check_heard(tokens: int, attention: int) -> None:
+    if tokens and not attention:
+        raise ValueError(
+            f"tokens={tokens} are listened to where there is attention, and attention=0: build it with attention=1"
+        )
 
 
 def _checked(
