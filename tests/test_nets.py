@@ -43,6 +43,8 @@ def batch(net: Any, n: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         cond["context"] = torch.randn(n, built["context"], generator=generator)
     if built.get("image"):
         cond["image"] = torch.randn(n, built["image"], *shape[1:], generator=generator)
+    if built.get("tokens"):
+        cond["tokens"] = torch.randn(n, 3, built["tokens"], generator=generator)
     return x, t, cond
 
 
@@ -52,10 +54,10 @@ def zoo() -> dict[str, Any]:
     return {
         "mlp": MLP(2, **told),
         "unet": UNet(1, classes=10),
-        "unet-deep": UNet(2, dims=1, width=8, multipliers=(1, 2, 2), blocks=2, attention=2, image=1, **told),
+        "unet-deep": UNet(2, dims=1, width=8, multipliers=(1, 2, 2), blocks=2, attention=2, image=1, tokens=5, **told),
         "unet-3d": UNet(1, dims=3, width=8, multipliers=(1,), classes=10),
         "dit-vector": DiT((6,), patch=2, width=32, depth=2, **told),
-        "dit-image": DiT((1, 8, 8), patch=(4, 2), width=32, depth=2, image=2, **told),
+        "dit-image": DiT((1, 8, 8), patch=(4, 2), width=32, depth=2, image=2, tokens=3, **told),
     }
 
 
@@ -121,6 +123,8 @@ def test_the_embedding_tells_times_apart_and_is_smooth(times):
         (lambda: DiT((1, 8), patch=(2, 2)), ValueError, "or one length for each axis"),
         (lambda: DiT((2,), image=1), ValueError, "a vector has no image beside it, got image=1. Use context="),
         (lambda: DiT((1, 2, 2, 2, 2)), ValueError, r"shape is that of one sample, .* got \(1, 2, 2, 2, 2\)"),
+        (lambda: UNet(1, tokens=4, attention=0), ValueError, "tokens=4 are listened to where there is attention, and"),
+        (lambda: UNet(1, tokens=4, tokens_drop=2), ValueError, "tokens_drop is a probability"),
         (lambda: UNet(1, label_drop=math.nan), ValueError, "label_drop is a probability .* got nan"),
     ],
 )

@@ -1,6 +1,7 @@
 """Classifier-free guidance: away from what a model answers without a condition, and how it is told that there is none.
 
-Our own networks know: no label is the null label, no context and no image are learnt vectors. Of another network it is
+Our own networks know: no label is the null label, no context and no image are learnt vectors, tokens that are all NaN
+are none, and so is an empty caption. Of another network it is
 said, by the value that it was trained with in their place, or by a model of its own.
 """
 
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from sde_diffusion.guidance.limits import Limits
 from sde_diffusion.guidance.product import asked
 from sde_diffusion.sde.level import Level
 
-SIZES = {"label": "classes", "context": "context", "image": "image"}
+SIZES = {"label": "classes", "context": "context", "image": "image", "tokens": "tokens"}
 """The conditions of our networks, each with the argument of the network that gives it."""
 
 
@@ -146,6 +148,9 @@ def _found(model: Denoiser) -> dict[str, Any]:
     for name, size in SIZES.items():
         count = built.get(size)
         if count and built.get(f"{name}_drop"):
+            if name == "tokens":  # NaN is none; of a network that reads captions, a text without words
+                found |= {"caption": ""} if built.get("words") else {name: math.nan}
+                continue
             found[name] = count if name == "label" else None
         elif count and name == "context" and built.get("entry_drop"):
             found[name] = math.nan  # no entry is known, which it has learnt
@@ -166,8 +171,10 @@ def _stacked(model: Denoiser, cond: dict[str, Any], null: Mapping[str, Any], n: 
     return {**kept.stacked(2), **found} if kept.clear else None
 
 
-def _both(value: Any, null: Any, n: int) -> Tensor | None:
-    """The rows of a condition, and behind them as many of what stands for none; None where it is no tensor of rows."""
+def _both(value: Any, null: Any, n: int) -> Tensor | list[str] | None:
+    """The rows of a condition, and behind them as many of what stands for none; None where they are no rows."""
+    if isinstance(null, str):
+        return _both_texts(value, null, n)
     try:
         given = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
         none = torch.as_tensor(null, dtype=given.dtype, device=given.device)
@@ -178,6 +185,13 @@ def _both(value: Any, null: Any, n: int) -> Tensor | None:
     if len(given) != n or (none.ndim and given.shape[1:] != none.shape):
         return None
     return torch.cat([given, none.expand(given.shape)])
+
+
+def _both_texts(value: Any, null: str, n: int) -> list[str] | None:
+    """The strings of `n` samples, and behind them as many of what stands for none."""
+    given = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple | np.ndarray) else []
+    given = given * n if len(given) == 1 else given
+    return [*given, *[null] * n] if len(given) == n else None
 
 
 def _instead(value: Any, null: Any, n: int) -> Any:

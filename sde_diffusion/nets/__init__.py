@@ -5,9 +5,10 @@ All answer `net(x, t, **cond)` with a tensor shaped like `x`. What they are aske
 `log(sigma / alpha) / 4` in about [-3, 3], which `clock = "edm"` asks `Network` for, or a time in [0, 1]. Integer time
 steps (0 ... 1000) must be divided down first.
 
-Conditions go in by name: `label`, a class, `context`, a vector whose entries may be unknown, and `image`, a field
-beside the sample, to `UNet` and `DiT`. None is the null condition, unconditional, which only a net that was trained
-with it (`label_drop > 0` and so on) answers. What they mean is in `nets.conditions`.
+Conditions go in by name: `label`, a class, `context`, a vector whose entries may be unknown, and to `UNet` and `DiT`
+`image`, a field beside the sample, and `tokens`, a sequence of vectors; `Captioned` makes those of text. None is the
+null condition, unconditional, which only a net that was trained with it (`label_drop > 0` and so on) answers. What they
+mean is in `nets.conditions`, `nets.tokens` and `nets.text`.
 
 Rows never mix (no batch norm), so in `eval()` mode row i of the result depends on row i of the input alone. The last
 layer starts at zero: a fresh net answers 0.
@@ -20,12 +21,16 @@ from sde_diffusion.nets.conditions import Condition
 from sde_diffusion.nets.dit import DiT
 from sde_diffusion.nets.embedding import FourierEmbedding
 from sde_diffusion.nets.mlp import MLP
+from sde_diffusion.nets.text import Captioned, TextEncoder
 from sde_diffusion.nets.unet import UNet
 
-__all__ = ["MLP", "Autoencoder", "Condition", "DiT", "FourierEmbedding", "UNet"]
+__all__ = ["MLP", "Autoencoder", "Captioned", "Condition", "DiT", "FourierEmbedding", "TextEncoder", "UNet"]
 
 CLASSES = (MLP, UNet, DiT)
 """The networks that a checkpoint can name and the command line can make: the only list of them."""
+
+PARTS = (Captioned, TextEncoder)
+"""What a checkpoint can name besides: what stands around a network, or inside of what does."""
 
 CODECS = (Autoencoder,)
 """The nets that encode and decode, which a checkpoint of a codec can name."""

@@ -313,6 +313,7 @@ def check_probability(name: str, value: float) -> None:
 
 
 def unexpected(name: str, argument: str) -> ValueError:
+    """The error for a condition that a net was not built for, and the argument that builds one."""
     built = f"{argument.partition('=')[0]}={False if argument.endswith('True') else 0}"
     return ValueError(
         f"{name} was given to a net built with {built}. Leave {name} out, or build the net with {argument}."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_count, check_shape
 from sde_diffusion.nets.conditions import Condition, ImageCondition, Labels, Numbers, check_size, no_image
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
-from sde_diffusion.nets.tokens import CrossAttention, Told, TokensCondition, no_tokens
+from sde_diffusion.nets.tokens import CrossAttention, TokensCondition, Told, heard
 
 CONV: dict[int, Any] = {
     1: (nn.Conv1d, nn.ConvTranspose1d),
@@ -155,7 +155,7 @@ class DiT(nn.Module):
             h = h + self.image(image, field)
         grid = h.shape[2:]
         h = h.flatten(2).transpose(1, 2) + self.positions
-        told = no_tokens(tokens) if self.tokens is None else self.tokens(tokens, len(x))
+        told = heard(self.tokens, tokens, len(x))
         for block in self.blocks:
             h = block(h, e, told)
         shift, scale = self.modulate(e)[:, None].chunk(2, dim=2)

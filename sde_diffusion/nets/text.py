@@ -14,7 +14,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,16 +204,15 @@ class Captioned(nn.Module):
             both a caption and tokens; as the network.
 
     Example:
-        >>> model = Network(Captioned(UNet(1, tokens=64), TextEncoder.of(captions)), sde, predict.edm, shape=(1, 16, 16))
-        >>> train(model, images, 2000, caption=captions)
+        >>> net = Captioned(UNet(1, tokens=64), TextEncoder.of(captions))
+        >>> train(Network(net, sde, predict.edm, shape=(1, 16, 16)), images, steps=2000, caption=captions)
         >>> SDESampler(sde, model).sample(2, seed=0, caption=["a thick seven", "a thin one, shifted left"])
     """
 
-    clock: ClassVar[str]
-
     def __init__(self, net: nn.Module, encoder: TextEncoder) -> None:
         super().__init__()
-        if not isinstance(net, nn.Module) or not isinstance(encoder, TextEncoder):
+        given: tuple[object, object] = (net, encoder)
+        if not isinstance(given[0], nn.Module) or not isinstance(given[1], TextEncoder):
             raise TypeError(
                 f"Captioned takes a network and a TextEncoder, got {type(net).__name__} and {type(encoder).__name__}"
             )
@@ -225,8 +224,7 @@ class Captioned(nn.Module):
             )
         self.net, self.encoder = net, encoder
         self.per_sample = ("caption", *getattr(net, "per_sample", ("tokens",)))
-        if (clock := getattr(net, "clock", None)) is not None:
-            self.clock = clock  # type: ignore[misc]
+        self.clock = getattr(net, "clock", None)
 
     @property
     def config(self) -> Config:
@@ -234,16 +232,18 @@ class Captioned(nn.Module):
         return {"net": self.net, "encoder": self.encoder}
 
     def forward(
-        self, x: Tensor, t: Tensor, caption: Captions = None, *, tokens: Numbers = None, **cond: Any
+        self, x: Tensor, t: Tensor, caption: Captions = None, *, tokens: Numbers = None, **others: Any
     ) -> Tensor:
         """Evaluates the net: x (B, *), t (B,), caption, B strings, or one for all, or None -> as x."""
         if caption is not None:
             if tokens is not None:
-                raise ValueError("both caption= and tokens= were given, and the tokens are made of the caption: one of them")
+                raise ValueError("caption= and tokens= were given, and tokens are made of a caption: give one of them")
             tokens = self.encoder(caption)
             if not isinstance(caption, str) and len(tokens) not in (1, len(x)):
-                raise ValueError(f"{len(tokens)} captions came for {len(x)} rows of x: give one for each, or one string")
-        out: Tensor = self.net(x, t, tokens=tokens, **cond)
+                raise ValueError(
+                    f"{len(tokens)} captions came for {len(x)} rows of x: give one for each, or one string"
+                )
+        out: Tensor = self.net(x, t, tokens=tokens, **others)
         return out
 
     def with_until(self) -> Captioned:

@@ -3,14 +3,14 @@ r"""Tokens, a sequence of vectors that a network is told, and the attention by w
 * `tokens`, `(B, L, d)`, numbers: the embeddings of the words of a text, of the rows of a table, of anything. A row of
   NaN is a token that is not there, so that sequences of any length stand in one tensor.
 
-One learnt token is always there beside them. A sample that has no other, because it was told none, because all its rows
-are NaN or because they were dropped in training, is under the null condition, unconditional: those are one and the same.
+One learnt token is always there beside them. A sample that has no other, because it was told none, because all its
+rows are NaN or because they were dropped in training, is under the null condition, unconditional: all are the same.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from sde_diffusion.nets.embedding import zero
 HEADS = 4
 """Heads of every attention to tokens."""
 
-__all__ = ["HEADS", "CrossAttention", "Told", "TokensCondition", "no_tokens"]
+__all__ = ["HEADS", "CrossAttention", "TokensCondition", "Told", "heard"]
 
 
 class Told(NamedTuple):
@@ -134,7 +134,11 @@ class CrossAttention(nn.Module):
         return out
 
 
-def no_tokens(tokens: Any) -> None:
-    """Raises `ValueError` if tokens were given to a net that takes none."""
+def heard(condition: TokensCondition | None, tokens: Numbers, batch: int) -> Told | None:
+    """The tokens as a net listens to them; raises `ValueError` if some were given to one that takes none."""
+    if condition is not None:
+        found: Told = condition(tokens, batch)
+        return found
     if tokens is not None:
         raise unexpected("tokens", "tokens=d, the entries of one")
+    return None

@@ -22,7 +22,7 @@ from sde_diffusion.nets.conditions import (
     no_image,
 )
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
-from sde_diffusion.nets.tokens import CrossAttention, Told, TokensCondition, no_tokens
+from sde_diffusion.nets.tokens import CrossAttention, TokensCondition, Told, heard
 
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 GROUPS = 8
@@ -74,8 +74,8 @@ class UNet(nn.Module):
 
     References:
         Ronneberger et al., U-Net, 2015; Ho et al., Denoising Diffusion Probabilistic Models, 2020 (Appendix B); Perez
-        et al., FiLM, 2018; Wu and He, Group Normalization, 2018; Saharia et al., Palette, 2022 (images beside); Rombach et al., Latent Diffusion, 2022
-        (attention to tokens).
+        et al., FiLM, 2018; Wu and He, Group Normalization, 2018; Saharia et al., Palette, 2022 (images beside);
+        Rombach et al., Latent Diffusion, 2022 (attention to tokens).
     """
 
     clock: ClassVar[str] = "edm"
@@ -106,7 +106,7 @@ class UNet(nn.Module):
         super().__init__()
         multipliers = _checked(channels, dims, width, multipliers, blocks, attention)
         check_size(image, "image")
-        _check_heard(check_size(tokens, "tokens"), attention)
+        _check_listened(check_size(tokens, "tokens"), attention)
         check_probability("dropout", dropout)
         told: Config = dict(
             classes=classes,
@@ -155,7 +155,7 @@ class UNet(nn.Module):
             no_image(image)
         else:
             h = h + self.image(image, x)
-        told = no_tokens(tokens) if self.tokens is None else self.tokens(tokens, len(x))
+        told = heard(self.tokens, tokens, len(x))
         out: Tensor = self.head(_through(self, h, e, told, self.halvings))
         return out
 
@@ -199,7 +199,7 @@ def _add_levels(level: Any, make: _Blocks, widths: list[int], attention: int) ->
     if len(widths) == 1:
         level.before, level.before_more = make.block(width, width), make.more(width)
         level.attention = _Attention(make, width) if attends else nn.Identity()
-        level.listen = _listening(make, width, 1 if attends else 0)
+        level.listening = _listening(make, width, 1 if attends else 0)
         level.after, level.after_more = make.block(width, width), make.more(width)
         return
     level.enter, level.enter_more = make.block(width, width), make.more(width)
@@ -221,20 +221,20 @@ def _through(level: Any, h: Tensor, e: Tensor, told: Told | None, halvings: int)
     """Carries (B, C, *spatial) through a level and all below it."""
     if not halvings:
         h = level.attention(_each(level.before_more, level.before(h, e), e))
-        return _each(level.after_more, level.after(_heard(level.listen, h, told), e), e)
+        return _each(level.after_more, level.after(_listened(level.listening, h, told), e), e)
     skip = _each(level.enter_more, level.enter(h, e), e)
     for attend in level.attend[:1]:
         skip = attend(skip)
-    skip = _heard(level.listen[:1], skip, told)
+    skip = _listened(level.listen[:1], skip, told)
     h = _through(level.deeper or level, level.down(skip), e, told, halvings - 1)
     h = level.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
     h = _each(level.leave_more, level.leave(torch.cat([h, skip], dim=1), e), e)
     for attend in level.attend[1:]:
         h = attend(h)
-    return _heard(level.listen[1:], h, told)
+    return _listened(level.listen[1:], h, told)
 
 
-def _heard(listen: nn.ModuleList, h: Tensor, told: Told | None) -> Tensor:
+def _listened(listen: nn.ModuleList, h: Tensor, told: Told | None) -> Tensor:
     for each in listen:
         h = each(h, told)
     return h
@@ -294,11 +294,11 @@ class _Listen(nn.Module):
         self.norm, self.attend = nn.GroupNorm(GROUPS, channels), CrossAttention(channels, tokens)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        heard = self.attend(self.norm(x).flatten(2).transpose(1, 2), told)
-        return x + heard.transpose(1, 2).reshape(x.shape)
+        taken = self.attend(self.norm(x).flatten(2).transpose(1, 2), told)
+        return x + taken.transpose(1, 2).reshape(x.shape)
 
 
-def _check_heard(tokens: int, attention: int) -> None:
+def _check_listened(tokens: int, attention: int) -> None:
     if tokens and not attention:
         raise ValueError(
             f"tokens={tokens} are listened to where there is attention, and attention=0: build it with attention=1"

@@ -62,6 +62,7 @@ def wrappers_of(model: object) -> str:
 
 def _add(found: Any, thing: Any, name: str, loose: bool = False) -> None:
     """Adds a thing, and what it is called, to a digest; entries are marked off so that none passes for another."""
+    thing = thing.tolist() if isinstance(thing, np.ndarray) and thing.dtype.kind == "U" else thing
     found.update(f"\0{name}\0{type(thing).__name__}\0".encode())
     if isinstance(thing, np.ndarray) and thing.dtype.kind in "biufc":
         thing = torch.from_numpy(np.ascontiguousarray(thing))

@@ -1,6 +1,6 @@
 """Conditions by name: checked to have a row for each row of the data, and their rows taken.
 
-A condition is a tensor, an array of numbers, a list, or a mapping of such at any depth.
+A condition is a tensor, an array of numbers or of strings, a list, or a mapping of such at any depth.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _with_rows(value: Any, n: int, what: str, path: str) -> Any:
         return {k: _with_rows(v, n, f"{kind} '{path}.{k}'", f"{path}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         value = _listed(value)
+    elif (texts := texts_of(value)) is not None:
+        value = texts
     elif not isinstance(value, Tensor) and hasattr(value, "__array__"):  # arrays, columns of pandas
         value = as_tensor(value, what)
     count = value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value) if _is_list(value) else None
@@ -90,6 +92,16 @@ def _with_rows(value: Any, n: int, what: str, path: str) -> Any:
     if count != n:
         raise ValueError(f"{what} has {count} rows, and the data have {n}: give one row for each")
     return value
+
+
+def texts_of(value: Any) -> list[str] | None:
+    """The strings of an array, or of a column of pandas, as a list; None of what holds something else."""
+    if isinstance(value, Tensor | str) or not hasattr(value, "__array__"):
+        return None
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "UOT" or not all(isinstance(each, str) for each in array):
+        return None
+    return [str(each) for each in array]
 
 
 def _listed(value: Sequence[Any]) -> Any:

@@ -20,6 +20,9 @@ from sde_diffusion.data.sources.arrays import Rows
 Cond = Sequence[str] | Mapping[str, str | Sequence[str]] | None
 """Conditions by the names of columns: a list of them, or by the name that the network knows them by."""
 
+SINGLE = ("label", "caption")
+"""Conditions of one column each: classes, and text."""
+
 
 def read_table(path: Path) -> Any:
     """The table of a `.csv` or `.parquet` file, as a `DataFrame` of pandas.
@@ -70,10 +73,11 @@ def table(frame: Any, cond: Cond = None, columns: Sequence[str] | None = None, n
 
     Args:
         frame: A `DataFrame` of pandas.
-        cond: Columns that are conditions. In a list, one called `label` holds classes, and the others together make the
-            vector `context`, in this order. A mapping says which is which: `{"label": "species", "context": ["age",
-            "ph"]}`; a name other than `label` gets a vector of its columns. A value that is missing in such a vector is
-            NaN, one that is not known. Classes may be integers `0, 1, ...`, or words, numbered in sorted order.
+        cond: Columns that are conditions. In a list, one called `label` holds classes, one called `caption` text, and
+            the others together make the vector `context`, in this order. A mapping says which is which: `{"label":
+            "species", "context": ["age", "ph"]}`; a name other than `label` and `caption` gets a vector of its columns.
+            A value that is missing in such a vector is NaN, one that is not known. Classes may be integers
+            `0, 1, ...`, or words, numbered in sorted order.
         columns: Columns that are data, in this order; by default all that are no conditions.
         name: What an error calls it.
 
@@ -111,11 +115,13 @@ def table(frame: Any, cond: Cond = None, columns: Sequence[str] | None = None, n
             UserWarning,
             stacklevel=2,
         )
-    found: dict[str, Tensor] = {}
+    found: dict[str, Tensor | list[str]] = {}
     about: dict[str, Any] = {"columns": data}
     for group, members in wanted.items():
         if group == "label":
             found[group], about["labels"] = _classes(frame, members[0], name)
+        elif group == "caption":
+            found[group] = _captions(frame, members[0], name)
         else:
             found[group] = _numbers(frame, members, name, missing=True)
             about[group] = members
@@ -130,8 +136,8 @@ def _wanted(cond: Cond, names: list[str], name: str) -> dict[str, list[str]]:
         cond = [cond]
     if cond is None or isinstance(cond, Sequence):
         given = list(cond or ())
-        groups: dict[str, str | Sequence[str]] = {"label": "label"} if "label" in given else {}
-        if rest := [column for column in given if column != "label"]:
+        groups: dict[str, str | Sequence[str]] = {column: column for column in SINGLE if column in given}
+        if rest := [column for column in given if column not in SINGLE]:
             groups["context"] = rest
     else:
         groups = dict(cond)
@@ -139,7 +145,7 @@ def _wanted(cond: Cond, names: list[str], name: str) -> dict[str, list[str]]:
     for group, members in found.items():
         for column in members:
             _check_there(column, names, name)
-        if not members or (group == "label" and len(members) != 1):
+        if not members or (group in SINGLE and len(members) != 1):
             raise ValueError(f"condition {group!r} of {name} has {len(members)} columns, wanted one")
     return found
 
@@ -256,6 +262,17 @@ def _classes(frame: Any, column: str, name: str) -> tuple[Tensor, list[str] | No
         )
     words, numbers = np.unique(values.astype(str), return_inverse=True)
     return torch.from_numpy(numbers.astype(np.int64)), words.tolist()
+
+
+def _captions(frame: Any, column: str, name: str) -> list[str]:
+    """Text, as it stands in a column; a cell without any is an empty one."""
+    cells = ["" if missing else cell for cell, missing in zip(frame[column], frame[column].isna(), strict=True)]
+    other = next((i for i, cell in enumerate(cells) if not isinstance(cell, str)), None)
+    if other is not None:
+        raise TypeError(
+            f"column {column!r} of {name} holds {cells[other]!r} in {_place(frame, other)}, and a caption is text"
+        )
+    return cells
 
 
 def _check_fields(path: Path, frame: Any, names: list[str]) -> None:

@@ -36,7 +36,7 @@ __all__ = ["build", "build_scaling", "code_in", "describe", "describe_scaling", 
 Shapes = Mapping[str, tuple[int, ...]]
 Own = tuple[type, ...]
 
-_NETS = {c.__name__: c for c in nets.CLASSES}
+_NETS = {c.__name__: c for c in (*nets.CLASSES, *nets.PARTS)}
 _SDES = {c.__name__: c for c in processes.CLASSES}
 _KINDS: dict[str, Any] = {c.__name__: c for c in predict.CLASSES}
 _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}

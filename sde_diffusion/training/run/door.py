@@ -15,6 +15,7 @@ from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.faults.overlap import Overlap
 from sde_diffusion.data.source import Batch, Source
 from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.nets.text import Vocabulary
 from sde_diffusion.training._input import Transform, transformed, warn
 from sde_diffusion.training.run.feed import Inputs
 
@@ -163,6 +164,7 @@ def _looked_at(
 ) -> tuple[Seen, Look, _Labels]:
     """One pass over the rows and their conditions."""
     columns, context, labels, first = Columns(among), Columns(), _Labels(model), 0
+    words = _vocabulary(model)
     look = Look(names=getattr(inputs.data, "columns", ()))
     names: set[str] = set()
     for x, cond in _chunks(inputs):
@@ -178,6 +180,8 @@ def _looked_at(
             look.add(seen)
         for name, value in cond.items():
             _check_condition(model, name, value, first)
+        if words is not None and "caption" in cond:
+            words.numbers(cond["caption"], first)
         if "label" in cond:
             labels.add(cond["label"], first)
         found = cond.get("context")
@@ -186,13 +190,33 @@ def _looked_at(
         first += len(x)
         names |= set(cond)
     labels.check()
+<<<<<<< HEAD
     for name in ("context", "image"):
         if (size := model.built_with().get(name)) and name not in names | set(told):
+=======
+    _check_came(model, names)
+    whole = isinstance(inputs.data, Source)
+    return Seen(columns, context, inputs.names if whole else names, whole), look, labels
+
+
+def _check_came(model: Denoiser, names: set[str]) -> None:
+    """Raises `ValueError` for a condition that the net was built for, and that did not come."""
+    built = model.built_with()
+    for name in ("context", "image", "tokens"):
+        if (size := built.get(name)) and name not in names and not (name == "tokens" and "caption" in names):
+            if name == "tokens" and "words" in built:
+                raise ValueError("the net reads captions, and none came: give caption=, a list of strings")
+>>>>>>> 1d3aeda (wip2)
             raise ValueError(
                 f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
             )
-    whole = isinstance(inputs.data, Source)
-    return Seen(columns, context, inputs.names if whole else names, whole), look, labels
+
+
+def _vocabulary(model: Denoiser) -> Vocabulary | None:
+    """The words of a net that reads captions."""
+    built = model.built_with()
+    words, length = built.get("words"), built.get("length")
+    return Vocabulary(words, length) if isinstance(words, list) and isinstance(length, int) else None
 
 
 def check_passes(inputs: Inputs, steps: int, batch_size: int) -> None:
@@ -226,12 +250,12 @@ def _check_finite(x: Tensor, name: str, first: int) -> None:
 
 
 def _check_condition(model: Denoiser, name: str, value: Any, first: int) -> None:
-    """Numbers are finite; but for unknown entries of a context, where the net knows of those."""
+    """Numbers are finite; but for unknown entries of a context and tokens that are not there."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             _check_condition(model, f"{name}.{key}", part, first)
     elif isinstance(value, Tensor) and value.is_floating_point():
-        if name == "context" and isinstance(model.built_with().get("context"), int):
+        if name in ("context", "tokens") and isinstance(model.built_with().get(name), int):
             value = torch.nan_to_num(value, nan=0.0, posinf=math.inf, neginf=-math.inf)
         _check_finite(value if value.ndim else value[None], f"condition {name!r}", first if value.ndim else 0)
 

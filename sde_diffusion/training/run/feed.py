@@ -20,7 +20,7 @@ from sde_diffusion._checks import SolverError
 from sde_diffusion.data.order import Order
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.source import Source, Stream, source_of
-from sde_diffusion.data.sources.rows import check_unmasked
+from sde_diffusion.data.sources.rows import check_unmasked, texts_of
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions, PerSample, Shared, check_options, merged
 from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
@@ -123,6 +123,7 @@ def inputs_of(model: Denoiser, data: object, cond: Mapping[str, Any]) -> Inputs:
             f"{type(data).__name__} is a stream, whose rows have no numbers that condition {next(iter(named))!r} could "
             "be matched by: let every item bring its own, (x, {'label': ...})"
         )
+    named = {name: value if (texts := texts_of(value)) is None else texts for name, value in named.items()}
     if model.per_sample is None:
         named = {name: _per_sample(value) for name, value in named.items()}
     given = Conditions.of(model, {"cond": named}, len(found)).each(lambda value: _as_tensor(value, dtype))
