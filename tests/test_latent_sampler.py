@@ -13,6 +13,7 @@ import torch
 import zoo
 from exact_maps import exact_map
 from linear_codec import CODE, F64, MEAN, NOISE, B, D, Linear, W, codes, draw, latent_sampler, spread
+from processes import run_processes
 from refusals import T, V, check, refuses, wrong
 from torch import nn
 
@@ -248,12 +249,32 @@ class Plain:
         return (2,)
 
 
+class Strict(Plain):
+    """Of one dtype."""
+
+    def encode(self, x):
+        return x @ W, x @ W
+
+
 def test_a_codec_without_a_module_is_known_by_what_it_holds(tmp_path):
     sampler, same, other = (LatentSampler(codes(steps=3), Plain(scale=s)) for s in (1.0, 1.0, 2.0))
     found = distributed.sample_to(sampler, 3, tmp_path / "x", seed=0)
     assert torch.equal(distributed.sample_to(same, 3, tmp_path / "x", seed=0).tensor(), found.tensor())
     with pytest.raises(ValueError, match="holds samples with details = "):
         distributed.sample_to(other, 3, tmp_path / "x", seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children start no threads
+def test_two_processes_draw_what_one_draws(tmp_path):
+    sampler = latent_sampler()
+
+    def draw_to(rank):
+        return distributed.sample_to(sampler, 10, tmp_path / "x", seed=5, batch_size=4, shard_size=4).tensor()
+
+    found = run_processes(2, draw_to, tmp_path / "run")
+    wanted = sampler.sample(10, seed=5, batch_size=4)
+    assert all(torch.equal(x, wanted) for x in found), found
 
 
 @refuses(
@@ -265,6 +286,8 @@ def test_a_codec_without_a_module_is_known_by_what_it_holds(tmp_path):
     (lambda: LatentSampler(codes(), Plain(lambda z: z / 0)), V, "answered data that is not finite"),
     (lambda: LatentSampler(codes(), Plain(scale=0.0)), V, "scale of Plain must be finite and not 0"),
     (lambda: LatentSampler(codes(), Plain()).encode(X), V, "Plain.encode answered codes of shape (2,), and the"),
+    (lambda: LatentSampler(codes(), Strict()).encode(X.float()), V, "Strict.encode does not take data of shape (6,)"),
+    (lambda: distributed.log_prob(wrong(latent_sampler()), X), T, "whose log_prob is exact, got LatentSampler"),
     (lambda: latent_sampler().encode(X[:, :2]), V, "x0 has event shape (2,)"),
     (lambda: latent_sampler().encode(X / 0), V, "x0 holds"),
     (lambda: latent_sampler().edit(X, -1.0), V, "level must"),

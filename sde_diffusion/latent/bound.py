@@ -26,8 +26,7 @@ from sde_diffusion._tensors import rows
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import check_options
-from sde_diffusion.denoiser.modules import Evaluation
-from sde_diffusion.latent.codec import Code, decoded, encoded
+from sde_diffusion.latent.codec import Code
 from sde_diffusion.latent.result import LatentBound
 from sde_diffusion.latent.sampler import LatentSampler
 from sde_diffusion.likelihood.bound import continuous_elbo
@@ -201,14 +200,12 @@ class _Course:
 
     def _code(self, x: Tensor) -> Code:
         """The law of the codes of data, whose standard deviation is above 0."""
-        codec = self.sampler.codec
-        with Evaluation(codec):
-            code = encoded(codec, x)
-        self.sampler.check_code(code.mean)
+        code = self.sampler.law(x)
         if not bool((code.std > 0).all()):
             raise ValueError(
-                f"{type(codec).__name__}.encode answered a standard deviation of 0, of a codec that is a plain "
-                "function: it has no law of codes, and so no bound. Give one that answers mean and standard deviation"
+                f"{type(self.sampler.codec).__name__}.encode answered a standard deviation of 0, of a codec that is a "
+                "plain function: it has no law of codes, and so no bound. Give one that answers mean and standard "
+                "deviation"
             )
         return code
 
@@ -227,8 +224,7 @@ class _Course:
         return _Weighed(-found.total, none, none, math.nan, found.nfe)
 
     def _reconstruction(self, x: Tensor, z: Tensor, v: Tensor | None) -> Tensor:
-        with Evaluation(self.sampler.codec):
-            mean = _wide(decoded(self.sampler.codec, z, self.sampler.shape))
+        mean = _wide(self.sampler.decode(z))
         if v is not None and self.decoder.bins is not None:
             return rows(discretised_gaussian_log_prob(mean, self.std, v, self.decoder.bins)).sum(1)
         off = rows((_wide(x) - mean) / self.std)

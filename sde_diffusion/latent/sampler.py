@@ -9,6 +9,7 @@ The step costs what it costs at the size of a code; the decoder is asked once fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_state
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation, home
-from sde_diffusion.latent.codec import Codec, check_codec, decoded, encoded
+from sde_diffusion.latent.codec import Code, Codec, check_codec, decoded, encoded
 from sde_diffusion.noise.seeds import Seed
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler.base import Sampler
@@ -56,15 +57,8 @@ class LatentSampler(Sampler):
         self.sampler, self.codec = sampler, check_codec(codec)
         dtype, device = home(sampler.model)
         one = torch.zeros(1, *sampler.shape, dtype=dtype, device=device)
-        try:
-            with torch.no_grad(), Evaluation(codec):
-                x = decoded(codec, one)
-        except (RuntimeError, IndexError) as error:  # as torch tells of shapes, dtypes and devices that do not fit
-            raise ValueError(
-                f"{type(codec).__name__}.decode does not take codes of shape {sampler.shape}, {dtype} on {device}, "
-                f"which the sampler draws ({str(error).splitlines()[0]}): they must come from the same codec, dtype "
-                "and device"
-            ) from error
+        with torch.no_grad(), Evaluation(codec), fitting(codec, "decode", one):
+            x = decoded(codec, one)
         self._shape, self._dtype = tuple(x.shape[1:]), x.dtype
 
     @property
@@ -220,7 +214,7 @@ class LatentSampler(Sampler):
         return self.sampler.encode(self.code(x0, grad=grad), progress=progress, grad=grad, **cond)
 
     def code(self, x0: Tensor, *, batch_size: int | None = None, grad: bool = False) -> Tensor:
-        """The codes of data at unit scale, the means of the encoder.
+        """The codes of data at unit scale, the means of their `law`.
 
         Args:
             x0: Data, shape `(B, *)`.
@@ -231,12 +225,30 @@ class LatentSampler(Sampler):
             Codes, shape `(B, *code)`.
 
         Raises:
-            ValueError: Data of another shape, or codes of another shape than the sampler draws.
+            ValueError: Data or codes of another shape.
+        """
+        check_state(x0, "x0", shape=self.shape)
+        with torch.set_grad_enabled(check_flag(grad, "grad")):
+            return torch.cat([self.law(x).mean for x in x0.split(_size(batch_size, len(x0)))])
+
+    def law(self, x0: Tensor) -> Code:
+        """The law of the codes of data at unit scale, their means and standard deviations.
+
+        Args:
+            x0: Data, shape `(B, *)`.
+
+        Raises:
+            ValueError: Data that the encoder does not take, or codes of another shape than the sampler draws.
         """
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
-        with torch.set_grad_enabled(check_flag(grad, "grad")), Evaluation(self.codec):
-            z = torch.cat([encoded(self.codec, x).mean for x in x0.split(_size(batch_size, len(x0)))])
-        return self.check_code(z)
+        with Evaluation(self.codec), fitting(self.codec, "encode", x0):
+            code = encoded(self.codec, x0)
+        if tuple(code.mean.shape[1:]) != self.sampler.shape:
+            raise ValueError(
+                f"{type(self.codec).__name__}.encode answered codes of shape {tuple(code.mean.shape[1:])}, and the "
+                f"sampler draws {self.sampler.shape}: the model must be one of codes of this codec"
+            )
+        return code
 
     def decode(self, z: Tensor, *, batch_size: int | None = None, grad: bool = False) -> Tensor:
         """Data from codes at unit scale; a row that is not finite is not decoded, and is NaN.
@@ -268,21 +280,36 @@ class LatentSampler(Sampler):
             "codes, sampler.decode(z) their data, and latent.elbo(sampler, x) bounds the density of these from below"
         )
 
-    def check_code(self, z: Tensor) -> Tensor:
-        """Returns codes of data if they have the shape that the sampler draws."""
-        if tuple(z.shape[1:]) != self.sampler.shape:
-            raise ValueError(
-                f"{type(self.codec).__name__}.encode answered codes of shape {tuple(z.shape[1:])}, and the sampler "
-                f"draws {self.sampler.shape}: the model must be one of codes of this codec"
-            )
-        return z
-
     def _decoded(self, z: Tensor) -> Tensor:
         good = z.detach().flatten(1).isfinite().all(1)
         if bool(good.all()):
             return decoded(self.codec, z, self.shape)
         x = torch.full((len(z), *self.shape), torch.nan, dtype=z.dtype, device=z.device)
         return x.index_put((good,), decoded(self.codec, z[good], self.shape)) if bool(good.any()) else x
+
+
+@contextmanager
+def fitting(codec: Codec, call: str, x: Tensor) -> Iterator[None]:
+    """Within it, what torch says of shapes, dtypes and devices that do not fit a codec is said of the codec.
+
+    Args:
+        codec: The codec.
+        call: What it is asked for, `"encode"` or `"decode"`.
+        x: What it is given.
+
+    Raises:
+        ValueError: It does not take this.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        what = f"{'data' if call == 'encode' else 'codes'} of shape {tuple(x.shape[1:])}, {x.dtype} on {x.device}"
+        raise ValueError(
+            f"{type(codec).__name__}.{call} does not take {what} ({str(error).splitlines()[0]}): codec, model and data "
+            "must be of one dtype, on one device, and the model one of codes of this codec"
+        ) from error
 
 
 def _size(batch_size: int | None, n: int) -> int:

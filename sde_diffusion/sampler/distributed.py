@@ -148,6 +148,7 @@ def log_prob(
         All rows in order, in every process, on the CPU and without a graph.
 
     Raises:
+        TypeError: No `SDESampler`.
         RuntimeError: Another process has stopped.
     """
 
@@ -155,6 +156,12 @@ def log_prob(
         return sampler.log_prob(x, seed=seeds, density=density, method=method, cond=part).detach().cpu()
 
     check_options(cond, OPTIONS)
+    given: object = sampler
+    if not isinstance(given, SDESampler):
+        raise TypeError(
+            f"sampler must be an SDESampler, whose log_prob is exact, got {type(given).__name__}: the density of what "
+            "a LatentSampler draws has a bound, latent.elbo"
+        )
     return LogProb.join(_in_batches(weigh, sampler.model, x0, batch_size, seed, cond, check_flag(progress, "progress")))
 
 
