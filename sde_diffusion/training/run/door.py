@@ -190,11 +190,7 @@ def _looked_at(
         first += len(x)
         names |= set(cond)
     labels.check()
-<<<<<<< HEAD
-    for name in ("context", "image"):
-        if (size := model.built_with().get(name)) and name not in names | set(told):
-=======
-    _check_came(model, names)
+    _check_came(model, names | set(told))
     whole = isinstance(inputs.data, Source)
     return Seen(columns, context, inputs.names if whole else names, whole), look, labels
 
@@ -206,7 +202,6 @@ def _check_came(model: Denoiser, names: set[str]) -> None:
         if (size := built.get(name)) and name not in names and not (name == "tokens" and "caption" in names):
             if name == "tokens" and "words" in built:
                 raise ValueError("the net reads captions, and none came: give caption=, a list of strings")
->>>>>>> 1d3aeda (wip2)
             raise ValueError(
                 f"the net was built with {name}={size}, and no {name} came: give {name}=, or build the net without it"
             )
