@@ -75,14 +75,11 @@ the data itself."""
 
 @runtime_checkable
 class Tells(Protocol):
-    """An objective that makes conditions of the data, such as their low resolution, so that none need come with them.
-
-    Attributes:
-        tells: Their names.
-    """
+    """An objective that makes conditions of the data, such as their low resolution, so that none come with them."""
 
     @property
-    def tells(self) -> tuple[str, ...]: ...
+    def tells(self) -> tuple[str, ...]:
+        """The names of these conditions."""
 
     def shown(
         self, x0: Tensor, cond: Mapping[str, Any], generator: torch.Generator | None
