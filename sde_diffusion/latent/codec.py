@@ -22,18 +22,22 @@ __all__ = ["Code", "Codec", "check_codec", "decoded", "encoded"]
 
 @runtime_checkable
 class Codec(Protocol):
-    r"""What takes data to codes and back. Any object of this form is one; no base class is asked for.
+    """What takes data to codes and back. Any object of this form is one; no base class is asked for."""
 
-    Attributes:
-        scale: Brings codes to unit scale: a number, or a tensor with one for each channel, `(C,)`; not zero.
-        shift: What is taken from them before, likewise.
-        noise: Standard deviation of the Gaussian decoder around what it answers, `> 0`, which a bound on log p(x)
-            needs; None where it is not known.
-    """
+    @property
+    def scale(self) -> Any:
+        """Brings codes to unit scale: a number, or a tensor with one for each channel, `(C,)`; not zero."""
 
-    scale: Any
-    shift: Any
-    noise: Any
+    @property
+    def shift(self) -> Any:
+        """What is taken from them before, likewise."""
+
+    @property
+    def noise(self) -> Any:
+        """Standard deviation of the Gaussian decoder around what it answers, `> 0`, in the units of the data.
+
+        A bound on log p(x) needs it; None where it is not known.
+        """
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the codes of data `(B, *)`, in the codec's own units: twice `(B, *code)`."""

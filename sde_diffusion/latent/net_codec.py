@@ -1,18 +1,27 @@
-"""A codec made of a net that encodes and decodes, with what brings its codes to unit scale."""
+"""A codec made of a net that encodes and decodes, with what brings its codes to unit scale; `train` takes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_positive, check_shape
+from sde_diffusion.data.scalings import Scaling, Standardise
+from sde_diffusion.latent.objective import Reconstruction
+from sde_diffusion.training import store
+from sde_diffusion.training._input import dtype_of
+from sde_diffusion.training.checkpoint import check_length, check_scaling, tensors_of
+from sde_diffusion.training.checkpoints.registry import describe_net, describe_scaling
+from sde_diffusion.training.trainable import Trainable
 
 RATE = 10.0
 """How many times faster than the weights the log of the decoder's noise is learnt."""
+FORMAT, VERSION = "sde_diffusion codec", 1
 
 __all__ = ["NetCodec"]
 
@@ -27,7 +36,7 @@ class Encodes(Protocol):
         """Data from codes."""
 
 
-class NetCodec(nn.Module):
+class NetCodec(Trainable):
     r"""A codec around a net with `encode(x) -> (mean, std)` and `decode(z)`, such as `nets.Autoencoder`.
 
     Fresh, its codes are the net's own. `latent.train_codec` teaches the net, and measures scale, shift and noise on
@@ -39,15 +48,17 @@ class NetCodec(nn.Module):
         scale: Brings codes to unit scale, a number or one for each channel.
         shift: What is taken from them before, likewise.
         noise: Standard deviation of the Gaussian decoder, in the units of the data; at first that of data of unit
-            scale, of which the decoder knows nothing yet. None where it is not known.
+            scale, of which the decoder knows nothing yet. None where it is not known: such a codec is not trained.
 
     Raises:
         TypeError: `net` is no module that encodes and decodes; numbers that are none.
         ValueError: A `scale` of zero or one that is not finite, a `noise` that is not positive.
     """
 
+    stored: ClassVar[str] = "codec"
     scale: Tensor
     shift: Tensor
+    _codes: dict[tuple[int, ...], tuple[int, ...]]
 
     def __init__(
         self,
@@ -61,22 +72,46 @@ class NetCodec(nn.Module):
         super().__init__()
         found: object = net
         lacking = [name for name in ("encode", "decode") if not callable(getattr(net, name, None))]
-        if not isinstance(found, nn.Module) or isinstance(found, type) or lacking:
+        if not isinstance(found, nn.Module) or lacking:
             raise TypeError(
                 f"NetCodec stands around a module with encode(x) -> (mean, std) and decode(z), got "
                 f"{type(net).__name__}{f', which lacks {lacking[0]}' if lacking else ''}: latent.adapters takes others"
             )
-        self.net = net
+        self.net, self._codes = net, {}
         self.shape = None if shape is None else check_shape(shape)
-        self.register_buffer("scale", _numbers(scale, "scale"), persistent=False)
-        self.register_buffer("shift", _numbers(shift, "shift"), persistent=False)
-        start = None if noise is None else math.log(check_positive(noise, "noise")) / RATE
-        self.log_noise = None if start is None else nn.Parameter(torch.tensor(start))
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
+        self.log_noise: nn.Parameter | None = None
+        self.set_units(scale, shift, noise)
+
+    def set_units(self, scale: Any, shift: Any, noise: float | None) -> None:
+        """Takes other numbers for `scale`, `shift` and `noise`, see the class."""
+        where = next(self.net.parameters(), torch.empty(0, device="cpu")).device
+        dtype = dtype_of(self.net)
+        self.scale, self.shift = _numbers(scale, "scale").to(where), _numbers(shift, "shift").to(where)
+        if noise is None:
+            self.log_noise = None
+            return
+        start = torch.tensor(math.log(check_positive(noise, "noise")) / RATE, dtype=dtype, device=where)
+        if self.log_noise is None:
+            self.log_noise = nn.Parameter(start)
+        else:
+            self.log_noise.data.copy_(start)
 
     @property
     def noise(self) -> float | None:
         """Standard deviation of the Gaussian decoder, in the units of the data; None where it is not known."""
         return None if self.log_noise is None else math.exp(RATE * float(self.log_noise.detach()))
+
+    def learnt_noise(self) -> Tensor:
+        """The log of it, with a graph.
+
+        Raises:
+            ValueError: The codec has none.
+        """
+        if self.log_noise is None:
+            raise ValueError("a codec with noise=None is not trained: give it one to begin with, noise=1.0")
+        return RATE * self.log_noise
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the net answers: mean and standard deviation of the codes of `x`, `(B, *)`, in its own units."""
@@ -88,15 +123,50 @@ class NetCodec(nn.Module):
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a code of data of event shape `shape`: one sample of zeros is encoded to see it."""
+        shape = check_shape(shape)
+        if shape in self._codes:
+            return self._codes[shape]
         like = next((p for p in self.net.parameters() if p.is_floating_point()), self.scale)
         with torch.no_grad():
-            mean, _ = self.encode(torch.zeros(1, *check_shape(shape), dtype=like.dtype, device=like.device))
-        return tuple(mean.shape[1:])
+            mean, _ = self.encode(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+        self._codes[shape] = tuple(mean.shape[1:])
+        return self._codes[shape]
 
-    def built_with(self) -> Mapping[str, object]:
-        """The arguments that the net was built with, where it says so by a `config`; else none."""
-        found = getattr(self.net, "config", {})
-        return found if isinstance(found, Mapping) else {}
+    # --- what `train` asks
+
+    def objective(self) -> Reconstruction:
+        """Reconstruction in nats and a small weight on the information in the codes, see `latent.Reconstruction`."""
+        return Reconstruction()
+
+    def words(self) -> str:
+        """The shape that a run is held to when it goes on."""
+        return f"a codec of {self.shape}"
+
+    def described(self) -> dict[str, Any]:
+        """What it is, for JSON: its net, its units.
+
+        Raises:
+            TypeError: The net has no `config`.
+        """
+        return {
+            "net": describe_net(self.net),
+            "shape": None if self.shape is None else list(self.shape),
+            **{name: getattr(self, name).double().tolist() for name in ("scale", "shift")},
+            "noise": self.noise,
+        }
+
+    def save_to(
+        self, path: str | Path, *, scaling: Scaling | None, extra: Mapping[str, Any] | None = None, keep: int = 0
+    ) -> None:
+        """Writes it to a folder as `codec.json` and its tensors, see `latent.save_codec`."""
+        scaling = check_scaling(Standardise(cast("Tensor", 0.0), cast("Tensor", 1.0)) if scaling is None else scaling)
+        if self.shape is not None:
+            scaling = scaling.fitting(self.shape)
+        about = {"format": FORMAT, "version": VERSION, **self.described()}
+        about |= {"scaling": describe_scaling(scaling), "extra": dict(extra or {})}
+        tensors = tensors_of(self.net)
+        check_length(about)
+        store.write(path, self.stored, about, tensors, keep=keep)
 
     def __repr__(self) -> str:
         noise = "None" if self.noise is None else f"{self.noise:.4g}"

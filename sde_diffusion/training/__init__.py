@@ -10,6 +10,7 @@ from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.snapshots import Snapshots, posthoc
 from sde_diffusion.training.stopping import EarlyStopping, Measured
 from sde_diffusion.training.store import DamagedWarning
+from sde_diffusion.training.trainable import Trainable
 from sde_diffusion.training.validation import Validation
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Snapshots",
     "StopTraining",
     "Tracker",
+    "Trainable",
     "Training",
     "TrainingInterrupted",
     "Validation",

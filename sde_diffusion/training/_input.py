@@ -17,6 +17,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.modules import modules_behind
 from sde_diffusion.training.ema import Decay, horizon
+from sde_diffusion.training.trainable import Trainable
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -31,10 +32,10 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the parameters to be trained lie.
 
     Raises:
-        TypeError: The model is no `Denoiser`.
+        TypeError: The model is no `Denoiser`, and no other `Trainable`.
         ValueError: It has no parameters, or such as are not finite.
     """
-    if not isinstance(model, Denoiser):
+    if not isinstance(model, Denoiser | Trainable):
         raise TypeError(
             f"train needs a Denoiser: wrap the network, Network(net, sde, predict.edm), got {type(model).__name__}"
         )

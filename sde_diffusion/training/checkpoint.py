@@ -123,8 +123,8 @@ def save_checkpoint(
     version = VERSION if "map" in described else OF_NETWORKS
     about = {"format": "sde_diffusion checkpoint", "version": version, **described}
     about |= {"scaling": describe_scaling(scaling), "conditions": others, "extra": dict(extra or {})}
-    tensors = _tensors_of(cast("nn.Module", cast(Network, model).net))
-    _check_length(about)
+    tensors = tensors_of(cast("nn.Module", cast(Network, model).net))
+    check_length(about)
     write(path, NAME, about, tensors, keep=keep)
     (Path(path) / TABLES).unlink(missing_ok=True)  # of the model that was there
 
@@ -168,7 +168,7 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
         if code := code_in(about):
             warn_of_changed(code, model, found.path)
         scaling, conditions = _scalings(about, model.shape, own)
-        _fill(cast("nn.Module", model.net), found.tensors())
+        fill(cast("nn.Module", model.net), found.tensors())
     classes = cast(int, model.built_with().get("classes", 0))
     return Checkpoint(model, scaling, conditions, classes, levels, about["extra"])
 
@@ -185,7 +185,7 @@ def check_scaling(scaling: object, of: str = "of the data") -> Scaling:
     return scaling
 
 
-def _check_length(about: Mapping[str, Any]) -> None:
+def check_length(about: Mapping[str, Any]) -> None:
     """Looks that a description can be written, and read again."""
     try:
         size = len(sealed(about)) + RESERVED
@@ -195,7 +195,7 @@ def _check_length(about: Mapping[str, Any]) -> None:
         raise ValueError(f"the description of the model takes {size:,} bytes of {MOST_MANIFEST:,}: keep less in extra=")
 
 
-def _tensors_of(net: nn.Module) -> dict[str, Tensor]:
+def tensors_of(net: nn.Module) -> dict[str, Tensor]:
     """The tensors of a net, after a look that they are finite."""
     tensors = {}
     for name, t in net.state_dict().items():
@@ -250,7 +250,7 @@ def _scalings(about: Mapping[str, Any], shape: tuple[int, ...] | None, own: Own)
         raise ValueError(f"the checkpoint's scaling is none: {error}") from error
 
 
-def _fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Loads tensors into the net, each in its own dtype."""
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
     net.to(dtype)  # whatever else it holds

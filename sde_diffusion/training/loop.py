@@ -33,18 +33,19 @@ from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.door import check_held_out, check_inputs, check_passes
 from sde_diffusion.training.run.engine import Engine
 from sde_diffusion.training.run.feed import Feed, Inputs, Looks, inputs_of
-from sde_diffusion.training.run.folder import METRICS, Folder, Saving
+from sde_diffusion.training.run.folder import Folder, Saving
 from sde_diffusion.training.run.record import Training, TrainingInterrupted
 from sde_diffusion.training.run.state import check_same, configuration
 from sde_diffusion.training.run.steps import Run, Task
 from sde_diffusion.training.run.streams import Streams
+from sde_diffusion.training.trainable import Trainable
 from sde_diffusion.training.validation import Validation
 
 __all__ = ["Saving", "Training", "TrainingInterrupted", "train"]
 
 
 def train(
-    model: Denoiser,
+    model: Denoiser | Trainable,
     data: Any,
     *,
     steps: int,
@@ -75,7 +76,8 @@ def train(
     the `Training` up to there as its attribute `training`, and with `out` saves the run. A closed stderr ends nothing.
 
     Args:
-        model: A `Network`, or another `Denoiser` with parameters; it is trained in place, the average is a copy.
+        model: A `Network`, or another `Denoiser` with parameters, or a `Trainable` such as a codec; it is trained in
+            place, the average is a copy.
         data: Data `(N, *)`, each column of vectors and each channel of images of mean about 0 and about the standard
             deviation the model expects (that of `EDM`; 1 otherwise): a tensor, or anything of which
             `data.source_of` makes a source. All of them are looked at before the first step. A tensor has the dtype of
@@ -125,12 +127,15 @@ def train(
             others, or columns that follow from others.
     """
     check_count(steps, "steps")
+    device_of(model)  # which looks whether it is one of the two, and a run asks nothing that not both have
+    model = cast(Denoiser, model)
     loss, callbacks = _checked(model, recipe, loss), check_callbacks(callbacks)
     folder = _folder(out, resume)
     inputs, held_out = inputs_of(model, data, cond), _validation(val)
     if recipe is None:
         recipe = Recipe(batch_size=inputs.data.batch_size or Recipe().batch_size)
     recipe = recipe.of_run(steps, len(inputs.data) if isinstance(inputs.data, Source) else None)
+    recipe = recipe.after(inputs.data.transform if isinstance(inputs.data, Source) else None)
     (start,) = seed_list(seed, 1)
     with Engine(device_of(model), recipe.precision) as engine, ExitStack() as stack:
         before = engine.from_first(lambda: stack.enter_context(folder.opened(model, resume)) if folder else None)
@@ -145,7 +150,7 @@ def train(
             with _speaking(engine.first):
                 _look_at(model, loss, inputs, held_out, recipe, steps, feed.streams)
         if folder:
-            callbacks = [JSONL(folder.path / METRICS, every=max(1, steps // 1000), replace=True), *callbacks]
+            callbacks = [JSONL(folder.metrics, every=max(1, steps // 1000), replace=True), *callbacks]
         with _ready(model, loss, engine.device):
             task = Task(model, loss, recipe, steps, feed, engine, config)
             run = Run(task, callbacks, folder if engine.first else None, held_out)

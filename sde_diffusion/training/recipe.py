@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_diffusion._checks import check_callable, check_count, check_positive
 from sde_diffusion.denoiser.objectives.weights import name_of
@@ -22,6 +22,22 @@ WARM_UP = 100
 RATE, PASSES, LEAST = 2e-3, 300, 0.25
 """The highest learning rate if none is given, the passes over the rows from which it is less, and how much at least."""
 PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Then:
+    """One transform after another.
+
+    Args:
+        first, second: The transforms.
+    """
+
+    first: Transform
+    second: Transform
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """What the second makes of what the first does."""
+        return self.second(self.first(rows, generator), generator)
 
 
 def adamw(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
@@ -100,6 +116,16 @@ class Recipe:
     def decays(self) -> tuple[Decay, ...]:
         """The decay of each average."""
         return tuple(self.averages) if isinstance(self.averages, Sequence) else (self.averages,)
+
+    def after(self, first: Transform | None) -> Recipe:
+        """This recipe, with a transform of the data before its own.
+
+        Args:
+            first: That of a source; None for this recipe as it is.
+        """
+        if first is None:
+            return self
+        return replace(self, transform=first if self.transform is None else Then(first, self.transform))
 
     def of_run(self, steps: int, rows: int | None) -> Recipe:
         """This recipe with a learning rate, where it has none.

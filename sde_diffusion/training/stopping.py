@@ -20,7 +20,8 @@ class Measured:
     r"""What a validation found.
 
     Attributes:
-        nats: The bound on $-\log p$ of a row, the mean over the rows, of the data as the model sees them.
+        nats: The bound on $-\log p$ of a row, the mean over the rows, of the data as the model sees them; of what is no
+            denoiser, its objective.
         standard_error: That of `nats` over rows: how far it may be from that of other data of this kind. The difference
             of two validations is known better, see `gain_over`.
         loss: The objective of the training, on these data.

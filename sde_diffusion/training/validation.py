@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.training._input import Transform, dtype_of, placed, transformed
 from sde_diffusion.training.losses import Objective, Tells
 from sde_diffusion.training.stopping import GROUPS, Measured, standard_error
+from sde_diffusion.training.trainable import Trainable
 
 RANGE = (2e-3, 100.0)
 r"""The noise levels that are measured, $\sigma/\alpha$ over the standard deviation of the data."""
@@ -110,7 +111,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(
-        self, model: Denoiser, loss: Objective | None = None, *, transform: Transform | None = None
+        self, model: Denoiser | Trainable, loss: Objective | None = None, *, transform: Transform | None = None
     ) -> Measured:
         """Measures a model, in the mode that it is in; an averaged one is in evaluation mode.
 
@@ -122,6 +123,8 @@ class Validation:
         Raises:
             ValueError: Rows of another shape than the model works on.
         """
+        if isinstance(model, Trainable):
+            return self._objective(model, model.objective() if loss is None else loss, transform)
         loss, n, span = model.objective() if loss is None else loss, len(self.source), _span(model)
         shown: object = loss
         rows, bands = (torch.zeros(k, dtype=torch.float64, device="cpu") for k in (n, LEVELS))
@@ -143,6 +146,17 @@ class Validation:
             rows=n,
             groups=tuple(sums),
         )
+
+    def _objective(self, model: Trainable, objective: Objective, transform: Transform | None) -> Measured:
+        """The objective of what is no denoiser, row by row: its mean stands for the nats and for the loss."""
+        n = len(self.source)
+        rows = torch.zeros(n, dtype=torch.float64, device="cpu")
+        for x, cond, state, generator in self._passes(cast(Denoiser, model), self.draws, transform):
+            values = objective(model, x, generator=generator, reduction="none", **cond)
+            rows.index_add_(0, state // self.draws, values.to("cpu", torch.float64) / self.draws)
+        sums = [float(rows[g::GROUPS].sum()) for g in range(min(GROUPS, n))]
+        mean = math.fsum(sums) / n
+        return Measured(mean, standard_error(sums, n), mean, (), (), n, tuple(sums))
 
     def _loss(self, model: Denoiser, objective: Objective, transform: Transform | None) -> float:
         """The mean of the objective over the rows."""

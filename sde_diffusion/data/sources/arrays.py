@@ -57,7 +57,7 @@ class With(Source):
     def __init__(self, source: Source, cond: Mapping[str, Any]) -> None:
         self.source, self.cond = source, with_rows(cond, len(source))
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
-        self.about = source.about
+        self.about, self.transform = source.about, source.transform
         together(source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond, self.cond)
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Part(Source):
     def __init__(self, source: Source, numbers: Tensor) -> None:
         self.source, self.numbers = source, numbers
         self.shape, self.columns, self.batch_size = source.shape, source.columns, source.batch_size
-        self.about = source.about
+        self.about, self.transform = source.about, source.transform
 
     def __len__(self) -> int:
         return len(self.numbers)

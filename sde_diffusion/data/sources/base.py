@@ -8,7 +8,7 @@ start where it has no state of its own to go on from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -38,12 +38,15 @@ class Source(ABC):
         columns: Names of the entries of the first axis of a row, where they have any; else empty.
         batch_size: What a `DataLoader` that the data came in was made for; else None.
         about: What is to be kept beside a model: names of `columns`, of those of a condition, of classes (`labels`).
+        transform: What the rows of every batch are to go through before a model sees them, `transform(rows, generator)`
+            with the generator of the step; None for rows as they are.
     """
 
     shape: tuple[int, ...]
     columns: tuple[str, ...] = ()
     batch_size: int | None = None
     about: Mapping[str, Any] = MappingProxyType({})
+    transform: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     def __repr__(self) -> str:
         given = ", ".join(getattr(self, "cond", ()))  # without a look at the rows, which may take work

@@ -31,12 +31,22 @@ from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import code_of, file_of
 
-__all__ = ["build", "build_scaling", "code_in", "describe", "describe_scaling", "own_classes", "warn_of_changed"]
+__all__ = [
+    "build",
+    "build_net",
+    "build_scaling",
+    "code_in",
+    "describe",
+    "describe_net",
+    "describe_scaling",
+    "own_classes",
+    "warn_of_changed",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Own = tuple[type, ...]
 
-_NETS = {c.__name__: c for c in (*nets.CLASSES, *nets.PARTS)}
+_NETS = {c.__name__: c for c in (*nets.CLASSES, *nets.PARTS, *nets.CODECS)}
 _SDES = {c.__name__: c for c in processes.CLASSES}
 _KINDS: dict[str, Any] = {c.__name__: c for c in predict.CLASSES}
 _CLOCKS: dict[str, Any] = {clock.__name__: clock for clock in clocks.ALL}
@@ -63,20 +73,29 @@ def describe(model: Network) -> dict[str, Any]:
         raise TypeError(
             f"a checkpoint holds a Network or a FlowMap; this is a {type(model).__name__}: save the network inside it"
         )
-    net, config = model.net, getattr(model.net, "config", None)
-    if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
-        raise TypeError(
-            f"{type(net).__name__} has no `config` property: give it one that returns its constructor's arguments, "
-            "as a dict"
-        )
     return {
-        "net": _net_entry(net, config),
+        "net": describe_net(model.net),
         "sde": _named(model.sde, "SDE"),
         "kind": _named(model.kind, "parametrisation"),
         "clock": None if model.clock == model.kind.clock else _named(model.clock, "clock"),
         "shape": None if model.shape is None else list(model.shape),
         **({"map": _map_entry(model)} if isinstance(model, FlowMap) else {}),
     }
+
+
+def describe_net(net: object) -> dict[str, Any]:
+    """Describes a net alone, for JSON.
+
+    Raises:
+        TypeError: It has no `config`, or is built around one that has none.
+    """
+    config = getattr(net, "config", None)
+    if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
+        raise TypeError(
+            f"{type(net).__name__} has no `config` property: give it one that returns its constructor's arguments, "
+            "as a dict"
+        )
+    return _net_entry(net, config)
 
 
 def _net_entry(net: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def warn_of_changed(before: Mapping[str, Any], model: Network, where: object) ->
         model: The model as it is now.
         where: What was saved.
     """
-    now = {"net": type(model.net), "sde": type(model.sde), "kind": type(model.kind), "clock": type(model.clock)}
+    now = {what: type(getattr(model, what, None)) for what in ("net", "sde", "kind", "clock")}
     for what, entry in before.items():
         cls = now.get(what, object)
         if cls.__name__ == entry["name"] and code_of(cls) not in (None, entry["code"]):
@@ -173,7 +192,7 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
         if about["clock"] is None
         else _build(about["clock"], _by_name(own, object, _CLOCKS), "clock", object, own)
     )
-    net = _build_net(about["net"], own, held)
+    net = build_net(about["net"], own, held)
     try:
         model = _put_together(net, sde, kind, about)
         model.tell(clock)  # what it was trained on, even where a new network would be refused it
@@ -222,7 +241,8 @@ def build_scaling(entry: object, own: Own) -> Scaling:
     return built
 
 
-def _build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
+def build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
+    """Builds a net alone, as `build` does."""
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
             net: nn.Module = _made(entry, own)

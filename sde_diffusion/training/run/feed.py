@@ -39,6 +39,14 @@ class Timed(Protocol):
 
 
 @runtime_checkable
+class Shaped(Protocol):
+    """A timed objective whose noise has not the shape of the rows."""
+
+    def noise_like(self, model: Any, x: Tensor) -> Tensor:
+        """Anything of the dtype of the rows `x` and with as many rows, each of the shape of the noise."""
+
+
+@runtime_checkable
 class Staged(Protocol):
     """An objective that changes over a run: it is called with `done=`, the share of the steps that were taken."""
 
@@ -317,7 +325,8 @@ class Feed:
             part = x if micro == 1 else x[here]
             if times is not None:
                 draws["t"] = times[rows.start : rows.stop].to(device)
-                draws["eps"] = self.streams.noise(place, rows, n, part).to(device)
+                like = objective.noise_like(self.model, part) if isinstance(objective, Shaped) else part
+                draws["eps"] = self.streams.noise(place, rows, n, like).to(device)
             told = {name: _cut(value, here) for name, value in cond.items()}
             marked = isinstance(objective, Marked)
             if marked:

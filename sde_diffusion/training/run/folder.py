@@ -4,7 +4,9 @@
     state.json      all that a run needs to go on
     metrics.jsonl   the metrics, a line for each event
 
-Each of the first two comes with a file of tensors, and is replaced as a whole, see `store`.
+Of another `Trainable`, a codec, they are called `codec.json`, `codec_state.json` and `codec_metrics.jsonl`: it may lie
+beside the model that is trained on its codes. Each of the first two comes with a file of tensors, and is replaced as a
+whole, see `store`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training import store
 from sde_diffusion.training.checkpoint import check_scaling, save_checkpoint
 from sde_diffusion.training.checkpoints.registry import describe
+from sde_diffusion.training.trainable import Trainable
 
 Found = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -87,7 +90,14 @@ class Folder:
     def __init__(self, saving: Saving) -> None:
         self.saving, self.path = saving, Path(saving.path)
         self._last, self._pause = time.monotonic(), FIRST
-        self._keep = {STATE: saving.keep, MODEL: saving.keep}
+        self.name_after(None)
+
+    def name_after(self, model: object) -> None:
+        """Calls what is kept as it is called of such a model."""
+        other = model.stored if isinstance(model, Trainable) else None
+        self.model, self.state = other or MODEL, f"{other}_{STATE}" if other else STATE
+        self.metrics = self.path / (f"{other}_{METRICS}" if other else METRICS)
+        self._keep = {self.state: self.saving.keep, self.model: self.saving.keep}
 
     @contextmanager
     def opened(self, model: Denoiser, resume: bool) -> Iterator[Found | None]:
@@ -101,30 +111,34 @@ class Folder:
             FileNotFoundError: No run where one is to be.
             BlockingIOError: Another process has the folder.
         """
+        self.name_after(model)
         check_folder(self.path, "out", size=COPIES * (self.saving.keep + 2) * sum(map(_bytes, model.parameters())))
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with store.locked(self.path):
                 self._check(model, resume)
-                yield store.read(self.path, STATE) if resume else None
+                yield store.read(self.path, self.state) if resume else None
         finally:
             remove_empty(made)
 
     def _check(self, model: Denoiser, resume: bool) -> None:
         """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved."""
-        if not isinstance(model, Network):
+        if not isinstance(model, Network | Trainable):
             raise TypeError(f"out keeps a Network, got {type(model).__name__}: train the Network inside of it")
-        describe(model)
-        there = any((self.path / f"{name}.json").exists() for name in (STATE, MODEL))
-        for name in (STATE, MODEL):
+        described(model)
+        names = (self.state, self.model)
+        there = any((self.path / f"{name}.json").exists() for name in names)
+        for name in names:
             store.check_place(self.path, name)
-        if (self.path / METRICS).is_dir():
-            raise IsADirectoryError(f"{self.path} holds a folder {METRICS}, where a file is to go: move it away")
-        if resume and not any(path.suffix == ".json" for path in store.files_of(self.path, STATE)):
+        if self.metrics.is_dir():
+            raise IsADirectoryError(
+                f"{self.path} holds a folder {self.metrics.name}, where a file is to go: move it away"
+            )
+        if resume and not any(path.suffix == ".json" for path in store.files_of(self.path, self.state)):
             raise FileNotFoundError(f"there is no run to resume in {self.path}: leave resume out to begin one there")
         if not resume:
-            self._keep = {STATE: 0, MODEL: 0}  # of what another run has left there
+            self._keep = dict.fromkeys(names, 0)  # of what another run has left there
         if there and not resume and not self.saving.overwrite:
             raise ValueError(
                 f"{self.path} holds a run already: go on with it, resume=True; or give another folder, or "
@@ -139,17 +153,29 @@ class Folder:
 
     def save(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Saves what a run has to remember."""
-        store.write(self.path, STATE, about, tensors, keep=self._keep[STATE])
-        self._keep[STATE] = self.saving.keep
+        store.write(self.path, self.state, about, tensors, keep=self._keep[self.state])
+        self._keep[self.state] = self.saving.keep
         self._last, self._pause = time.monotonic(), min(2 * self._pause, 60 * MINUTES)
 
-    def save_model(self, model: Network, extra: Mapping[str, Any]) -> None:
-        """Saves the model, as `load_checkpoint` reads it."""
+    def save_model(self, model: Denoiser | Trainable, extra: Mapping[str, Any]) -> None:
+        """Saves the model, as `load_checkpoint` reads it, or as another `Trainable` says."""
         saving, about = self.saving, {**extra, **self.saving.extra}
         scaling, conditions = saving.scaling, saving.conditions
-        keep = self._keep[MODEL]
-        save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep)
-        self._keep[MODEL] = saving.keep
+        keep = self._keep[self.model]
+        if isinstance(model, Trainable):
+            model.save_to(self.path, scaling=scaling, extra=about, keep=keep)
+        else:
+            save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep)
+        self._keep[self.model] = saving.keep
+
+
+def described(model: Denoiser | Trainable) -> dict[str, Any]:
+    """What a model is, for JSON.
+
+    Raises:
+        TypeError: A model that cannot be rebuilt from its description.
+    """
+    return model.described() if isinstance(model, Trainable) else describe(cast(Network, model))
 
 
 def _bytes(p: Tensor) -> int:

@@ -19,6 +19,7 @@ from sde_diffusion.training.losses import Objective, said
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.feed import Inputs
 from sde_diffusion.training.run.marks import mark_of
+from sde_diffusion.training.trainable import Trainable
 from sde_diffusion.training.validation import Validation
 
 
@@ -88,14 +89,12 @@ def configuration(
     seed: int,
 ) -> dict[str, str]:
     """What a run that goes on must have in common with the run that was begun, field by field."""
-    kind = "" if model.kind is None else f", {model.kind!r}"
-    kind += f", a map that reaches {model.reach!r}" if isinstance(model, FlowMap) else ""
     of = getattr(model, "net", model)
     weights = " ".join(f"{name}{tuple(p.shape)}" for name, p in model.named_parameters())
     size = sum(p.numel() for p in model.parameters())
     built = ", ".join(f"{name}={value!r}" for name, value in sorted(model.built_with().items()))
     return {
-        "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {model.sde!r}{kind}",
+        "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {_said_of(model)}",
         "net": f"{name_of(type(of))}({built})",
         "loss": said(objective),
         **{f"loss.{name}": word for name, word in _held_by(objective).items()},
@@ -105,6 +104,14 @@ def configuration(
         "data": mark_of(inputs),
         "val": "none" if val is None else f"{mark_of(Inputs(val.source, None))}, {val!r}",
     }
+
+
+def _said_of(model: Denoiser | Trainable) -> str:
+    """A model in words, beside its network."""
+    if isinstance(model, Trainable):
+        return model.words()
+    kind = "" if model.kind is None else f", {model.kind!r}"
+    return f"{model.sde!r}{kind}" + (f", a map that reaches {model.reach!r}" if isinstance(model, FlowMap) else "")
 
 
 def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object) -> None:

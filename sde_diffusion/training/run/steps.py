@@ -8,23 +8,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training._input import check_factor, warn
 from sde_diffusion.training.callbacks import Callback, Event, StopTraining
-from sde_diffusion.training.checkpoints.registry import code_in, describe
+from sde_diffusion.training.checkpoints.registry import code_in
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.bar import bar_of
 from sde_diffusion.training.run.engine import Engine, ProcessLostError
 from sde_diffusion.training.run.failures import Failures, Weights
 from sde_diffusion.training.run.feed import Feed, Part
-from sde_diffusion.training.run.folder import Folder
+from sde_diffusion.training.run.folder import Folder, described
 from sde_diffusion.training.run.learner import Learner
 from sde_diffusion.training.run.record import Training, TrainingInterrupted, mean_loss
 from sde_diffusion.training.run.signals import Signals, name_in
@@ -257,7 +256,7 @@ class Run:
         held = Packed()
         about = {
             "config": self.task.config,
-            "code": code_in(describe(cast(Network, self.task.model))),
+            "code": code_in(described(self.task.model)),
             "run": held.add(
                 {
                     **self.learner.state(),
@@ -272,8 +271,7 @@ class Run:
             ),
         }
         self.folder.save(about, held.tensors)
-        model = cast(Network, self.record().model)
-        self.folder.save_model(model, {"steps": len(self.losses), "seed": self.task.feed.streams.seed})
+        self.folder.save_model(self.record().model, {"steps": len(self.losses), "seed": self.task.feed.streams.seed})
         self.saved = len(self.losses)
 
     def restore(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,156 @@
+"""Codecs of autoencoders that come from elsewhere: modules, functions, and `AutoencoderKL` of diffusers.
+
+Nothing is imported for them. What an encoder answers may be a tensor, of a plain autoencoder; a pair of mean and
+standard deviation; or an object with these as `mean` and `std`, in `latent_dist` where there is one. What a decoder
+answers is a tensor, or has it as `sample`, or first in a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._checks import check_callable
+from sde_diffusion.denoiser.modules import modules_behind
+from sde_diffusion.latent.net_codec import NetCodec
+
+__all__ = ["Adapted", "from_autoencoder", "from_diffusers", "from_functions"]
+
+
+class Adapted(nn.Module):
+    """Two functions as a net that encodes and decodes; the modules behind them are its parts.
+
+    Args:
+        encoder: Data to a code, see `latent.adapters`.
+        decoder: A code to data.
+    """
+
+    def __init__(self, encoder: Callable[[Tensor], Any], decoder: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        check_callable(encoder, "encode", "a function from data to codes")
+        check_callable(decoder, "decode", "a function from codes to data")
+        self._functions = encoder, decoder
+        found = {id(module): module for function in self._functions for module in modules_behind(function)}
+        self.parts = nn.ModuleList(found.values())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the codes of `x`; zero where the encoder is a plain function."""
+        return _law(self._functions[0](self._own(x)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Data from codes."""
+        answer = self._functions[1](self._own(z))
+        if isinstance(answer, tuple) and answer:
+            answer = answer[0]
+        found: Any = answer if isinstance(answer, Tensor) else getattr(answer, "sample", None)
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"the decoder answered {type(answer).__name__}, wanted a tensor, or an object that has it as .sample"
+            )
+        return found
+
+    def _own(self, x: Tensor) -> Tensor:
+        """In the dtype of the parts, which may be half precision."""
+        return x.to(next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype))
+
+
+def from_functions(
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Any],
+    *,
+    shape: tuple[int, ...] | None = None,
+    scale: Any = 1.0,
+    shift: Any = 0.0,
+    noise: float | None = None,
+) -> NetCodec:
+    """A codec of two functions, whose units `latent.measure` finds from data, if they are not known.
+
+    Args:
+        encode: Data `(B, *)` to codes, see `latent.adapters`.
+        decode: Codes `(B, *code)` to data.
+        shape: As in `NetCodec`, as `scale`, `shift` and `noise` are.
+        scale: See there.
+        shift: See there.
+        noise: See there; a bound on log p(x) wants it, and `measure` finds it where it has a first value.
+
+    Raises:
+        TypeError: No functions; answers of another kind, when they are called.
+    """
+    return NetCodec(Adapted(encode, decode), shape=shape, scale=scale, shift=shift, noise=noise)
+
+
+def from_autoencoder(net: Any, **options: Any) -> NetCodec:
+    """A codec of an object with `encode` and `decode`, which may answer in any of the forms of `latent.adapters`.
+
+    Args:
+        net: A module, for instance.
+        **options: As in `from_functions`.
+
+    Raises:
+        TypeError: It lacks one of the two.
+    """
+    for name in ("encode", "decode"):
+        if not callable(getattr(net, name, None)):
+            raise TypeError(
+                f"{type(net).__name__} has no {name}: from_functions(encode, decode) takes functions of any name"
+            )
+    return from_functions(net.encode, net.decode, **options)
+
+
+def from_diffusers(vae: Any, **options: Any) -> NetCodec:
+    r"""A codec of an `AutoencoderKL` of diffusers, with the scaling and shift of its configuration.
+
+    $$ z = (u - \text{shift\_factor}) \cdot \text{scaling\_factor} $$
+
+    Where it has `latents_mean` and `latents_std`, one for each channel, these are the shift, and the scale is divided
+    by them. Quantised codes are not made unit by any of it: `latent.measure` does that for any codec.
+
+    Args:
+        vae: The autoencoder.
+        **options: As in `from_functions`; `scale=` and `shift=` take the place of what the configuration says.
+
+    Raises:
+        TypeError: It lacks `encode`, `decode` or `config`.
+        ValueError: Its configuration has no `scaling_factor`.
+    """
+    config = getattr(vae, "config", None)
+    if config is None:
+        raise TypeError(f"{type(vae).__name__} has no config, as AutoencoderKL has: from_autoencoder takes any other")
+
+    def said(name: str) -> Any:
+        return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+    factor = said("scaling_factor")
+    if factor is None and "scale" not in options:
+        raise ValueError(
+            f"the configuration of {type(vae).__name__} has no scaling_factor: give scale=, or measure it on data, "
+            "latent.measure(from_autoencoder(vae), data)"
+        )
+    scale, shift = factor, said("shift_factor") or 0.0
+    if said("latents_mean") is not None and said("latents_std") is not None:
+        shift = torch.tensor(said("latents_mean"))
+        scale = (1.0 if factor is None else factor) / torch.tensor(said("latents_std"))
+    return from_autoencoder(vae, **{"scale": scale, "shift": shift, **options})
+
+
+def _law(answer: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, from whatever an encoder answers."""
+    if isinstance(answer, tuple) and len(answer) == 1:
+        answer = answer[0]
+    answer = getattr(answer, "latent_dist", answer)
+    if isinstance(answer, Tensor):
+        return answer, torch.zeros_like(answer)
+    if isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, Tensor) for part in answer):
+        return answer
+    mean, std = getattr(answer, "mean", None), getattr(answer, "std", getattr(answer, "stddev", None))
+    if isinstance(mean, Tensor) and isinstance(std, Tensor):
+        return mean, std
+    if isinstance(found := getattr(answer, "latents", None), Tensor):
+        return found, torch.zeros_like(found)
+    raise TypeError(
+        f"the encoder answered {type(answer).__name__}, wanted a tensor, a pair of mean and standard deviation, or an "
+        "object that has them as .mean and .std, in .latent_dist or itself"
+    )

@@ -1,0 +1,108 @@
+r"""Codes of data, encoded once and kept: a source of training data for the model of the codes.
+
+Kept are mean and standard deviation, and every batch draws fresh codes from them,
+$$ z = m + s\,\varepsilon, $$
+by the generator of its step. So a run over them can be cut short and shared out as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._checks import check_count
+from sde_diffusion.data.source import Batch, Source, source_of
+from sde_diffusion.data.sources.rows import taken
+from sde_diffusion.denoiser.modules import Evaluation
+from sde_diffusion.latent.codec import Code, Codec, check_codec, encoded
+
+__all__ = ["Codes", "cached", "drawn"]
+
+
+def drawn(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Codes `(B, *code)` from rows of mean and standard deviation, `(B, 2, *code)`."""
+    mean, std = rows.unbind(1)
+    return mean + std * torch.randn(mean.shape, dtype=mean.dtype, generator=generator, device="cpu")
+
+
+class Codes(Source):
+    """The codes of data at unit scale, as rows of mean and standard deviation with the conditions of the data.
+
+    `train(model, codes, ...)` draws from them in every batch.
+
+    Args:
+        code: Mean and standard deviation, `(N, *code)`, on the CPU.
+        cond: Conditions by name.
+
+    Attributes:
+        code_shape: The shape of one code, which the model of the codes has as its `shape`.
+    """
+
+    def __init__(self, code: Code, cond: Mapping[str, Any]) -> None:
+        self.code, self.cond = code, dict(cond)
+        self.code_shape = tuple(code.mean.shape[1:])
+        self.shape = (2, *self.code_shape)
+        self.transform = drawn
+
+    def __len__(self) -> int:
+        return len(self.code.mean)
+
+    def rows(self, numbers: Tensor) -> Batch:
+        x = torch.stack([self.code.mean[numbers], self.code.std[numbers]], 1)
+        return Batch(x, taken(self.cond, numbers))
+
+    def labels(self) -> Tensor | None:
+        return self.cond.get("label")
+
+
+@torch.no_grad()
+def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype = torch.float32) -> Codes:
+    """Encodes all data once; twice the numbers of a code are kept in memory for each row.
+
+    Args:
+        codec: Any codec, on any device.
+        data: What `data.source_of` takes, but no stream: as the codec is to see them.
+        batch_size: Rows that are encoded at once.
+        dtype: In which the codec sees the data, and the codes are kept.
+
+    Returns:
+        A source for `train`, with the conditions that the data have.
+
+    Raises:
+        TypeError: No codec; a stream.
+        ValueError: As `encoded`.
+
+    Example:
+        >>> codes = cached(codec, {"x": x, "label": y})
+        >>> model = Network(UNet(4, classes=10), EDMSDE(), predict.edm, shape=codes.code_shape)
+        >>> train(model, codes, steps=2000)
+    """
+    check_codec(codec)
+    source = source_of(data)
+    if not isinstance(source, Source):
+        raise TypeError(f"{type(data).__name__} is a stream, which has no end: encode its items as they come")
+    device = (
+        next(codec.parameters(), torch.empty(0, device="cpu")).device if isinstance(codec, torch.nn.Module) else None
+    )
+    found: list[Code] = []
+    conds: list[dict[str, Any]] = []
+    with Evaluation(codec):
+        for x, cond in source.chunks(check_count(batch_size, "batch_size")):
+            code = encoded(codec, x.to(device, dtype))
+            found.append(Code(*(part.to("cpu") for part in code)))
+            conds.append(cond)
+    codes = Codes(Code(*(torch.cat(parts) for parts in zip(*found, strict=True))), _joined(conds))
+    codes.about, codes.batch_size = source.about, source.batch_size
+    return codes
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Conditions of all rows, from those of some: tensors, lists and mappings of such."""
+    if isinstance(parts[0], Mapping):
+        return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return [entry for part in parts for entry in part]
