@@ -119,7 +119,7 @@ def test_an_autoencoder_halves_fields_of_any_dimension_row_by_row_and_is_rebuilt
     [
         (lambda: nets.Autoencoder(1, width=12), ValueError, "width must be a multiple of 8"),
         (lambda: nets.Autoencoder(1, dims=4), ValueError, "dims must be 1, 2 or 3"),
-        (lambda: nets.Autoencoder(1, multipliers=3), TypeError, "multipliers must be a sequence of integers"),
+        (lambda: nets.Autoencoder(1, multipliers=3), TypeError, "multipliers must be a sequence"),  # type: ignore[arg-type]  # on purpose
         (lambda: small().encode(torch.zeros(1, 2, 5, 4)), ValueError, r"multiple of 2, got \(5, 4\).*to \(6, 4\)"),
         (lambda: small().encode(torch.zeros(1, 1, 4, 4)), ValueError, r"x must have shape \(B, 2, H, W\)"),
         (lambda: small().decode(torch.zeros(1, 2, 4, 4)), ValueError, r"z must have shape \(B, 3, H, W\)"),
@@ -177,10 +177,8 @@ def test_training_measures_units_by_channel_and_the_noise_of_the_decoder():
 
 def test_micro_batches_see_the_same_noise_and_learn_the_same():
     one, four = (run(recipe=Recipe(16, accumulate=k)).codec for k in (1, 4))
-    assert (
-        max(float((p - q).detach().abs().max()) for p, q in zip(one.parameters(), four.parameters(), strict=True))
-        < 1e-9
-    )
+    pairs = zip(one.parameters(), four.parameters(), strict=True)
+    assert max(float((p - q).detach().abs().max()) for p, q in pairs) < 1e-9
 
 
 def test_a_run_that_was_cut_short_ends_with_the_same_codec_and_a_model_may_lie_beside_it(tmp_path):
@@ -216,9 +214,9 @@ def test_a_validation_goes_by_the_objective_on_rows_kept_out():
     found = done.training.validations
     assert [each["step"] for each in found] == [6, 12]
     assert found[1]["val_loss"] == found[1]["val_nats"]
-    mean = Reconstruction()(done.codec, signals(32, 1).double(), generator=torch.Generator().manual_seed(0))
     assert done.training.best == 12
-    assert math.isfinite(float(mean))
+    values = Reconstruction()(done.codec, signals(32, 1).double(), reduction="none").detach()
+    assert abs(found[1]["val_loss"] - float(values.mean())) < 0.2  # of the average before it was measured
 
 
 @pytest.mark.parametrize(
@@ -230,7 +228,7 @@ def test_a_validation_goes_by_the_objective_on_rows_kept_out():
             "noise=None is not trained",
         ),
         (lambda: latent.train_codec(nn.Identity(), X, steps=1), TypeError, "lacks encode"),
-        (lambda: latent.save_codec("x", small()), TypeError, "save_codec writes a NetCodec, got Autoencoder"),
+        (lambda: latent.save_codec("x", small()), TypeError, "writes a NetCodec, got Autoencoder"),  # type: ignore[arg-type]  # on purpose
         (lambda: latent.load_codec("nowhere"), FileNotFoundError, "give a folder written by train_codec or save_codec"),
         (lambda: latent.cached(Linear(), Endless()), TypeError, "Endless is a stream"),
         (
@@ -287,7 +285,7 @@ def test_cached_codes_keep_their_law_and_conditions_and_every_batch_draws_afresh
     assert batch.cond["label"].tolist() == [7, 1, 7]
     assert len(codes) == 10
     assert codes.code_shape == (2, 4)
-    assert torch.equal(codes.labels(), torch.arange(10))
+    assert codes.cond["label"] is codes.labels()
     z = drawn(batch.x, torch.Generator().manual_seed(5))
     eps = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(z, law.mean[numbers] + law.std[numbers] * eps)
