@@ -5,6 +5,7 @@ from sde_diffusion.data.files import load_array, open_data
 from sde_diffusion.data.held_out import split
 from sde_diffusion.data.images import BIN_WIDTH, LEVELS, Digits, bin_centres, dequantise, digits, quantise
 from sde_diffusion.data.order import Order
+from sde_diffusion.data.photos import photo_patches
 from sde_diffusion.data.quantile import Quantile
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.source import Batch, Source, Stream, source_of
@@ -33,6 +34,7 @@ __all__ = [
     "load_array",
     "moons",
     "open_data",
+    "photo_patches",
     "quantise",
     "ring",
     "scaled",

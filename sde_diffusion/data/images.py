@@ -30,11 +30,11 @@ Seed = int | torch.Generator | None
 
 @dataclass(frozen=True, eq=False)
 class Digits:
-    """Images with their labels.
+    """Images with their labels: digits, or the patches of `photo_patches`.
 
     Args:
-        images: (N, 1, 8, 8) float32 in [-1, 1].
-        labels: (N,) int64, 0 ... 9.
+        images: (N, 1, 8, 8) float32 in [-1, 1]; patches have a size of their own.
+        labels: (N,) int64, 0 ... 9; of a patch, the number of its picture.
     """
 
     images: Tensor
