@@ -1,5 +1,6 @@
 """How do data come in?  As rows of your tensors, data sets and files, as digits or toys, brought to unit scale."""
 
+from sde_diffusion.data.captioned import CaptionedDigits, captioned_digits
 from sde_diffusion.data.dequantised import Dequantised
 from sde_diffusion.data.files import load_array, open_data
 from sde_diffusion.data.held_out import split
@@ -18,6 +19,7 @@ __all__ = [
     "BIN_WIDTH",
     "LEVELS",
     "Batch",
+    "CaptionedDigits",
     "Condition",
     "Dequantised",
     "Digits",
@@ -29,6 +31,7 @@ __all__ = [
     "Standardise",
     "Stream",
     "bin_centres",
+    "captioned_digits",
     "dequantise",
     "digits",
     "load_array",
