@@ -294,7 +294,7 @@ def merged(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of one context, one image and one sequence of tokens, where a model was built for them and says so."""
+    """The shapes of one context, image, sequence of tokens or control, where a model was built for them and says so."""
     built: Mapping[str, Any] = model.built_with() if hasattr(model, "built_with") else {}
     context, image, shape = built.get("context"), built.get("image"), getattr(model, "shape", None)
     found: dict[str, tuple[int | None, ...]] = {}
@@ -304,6 +304,9 @@ def _row_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
         found["image"] = (image, *shape[1:])
     if isinstance(tokens := built.get("tokens"), int) and tokens:
         found["tokens"] = (None, tokens)  # of any length
+    control, finer = built.get("control"), built.get("finer", 1)
+    if isinstance(control, Mapping) and isinstance(finer, int) and shape:
+        found |= {name: (channels, *(finer * n for n in shape[1:])) for name, channels in control.items()}
     return found
 
 

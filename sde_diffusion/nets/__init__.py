@@ -14,22 +14,39 @@ Rows never mix (no batch norm), so in `eval()` mode row i of the result depends 
 layer starts at zero: a fresh net answers 0.
 
 `Autoencoder` is none of them: it takes fields to smaller ones and back, for `sde_diffusion.latent`.
+`Controlled` and `LoRA` stand around a trained network, which stays as it is.
 """
 
 from sde_diffusion.nets.autoencoder import Autoencoder
 from sde_diffusion.nets.conditions import Condition
+from sde_diffusion.nets.control import Controlled, joined
 from sde_diffusion.nets.dit import DiT
 from sde_diffusion.nets.embedding import FourierEmbedding
+from sde_diffusion.nets.lora import LoRA, merge, unmerge
 from sde_diffusion.nets.mlp import MLP
 from sde_diffusion.nets.text import Captioned, TextEncoder
 from sde_diffusion.nets.unet import UNet
 
-__all__ = ["MLP", "Autoencoder", "Captioned", "Condition", "DiT", "FourierEmbedding", "TextEncoder", "UNet"]
+__all__ = [
+    "MLP",
+    "Autoencoder",
+    "Captioned",
+    "Condition",
+    "Controlled",
+    "DiT",
+    "FourierEmbedding",
+    "LoRA",
+    "TextEncoder",
+    "UNet",
+    "joined",
+    "merge",
+    "unmerge",
+]
 
 CLASSES = (MLP, UNet, DiT)
 """The networks that a checkpoint can name and the command line can make: the only list of them."""
 
-PARTS = (Captioned, TextEncoder)
+PARTS = (Captioned, TextEncoder, Controlled, LoRA)
 """What a checkpoint can name besides: what stands around a network, or inside of what does."""
 
 CODECS = (Autoencoder,)

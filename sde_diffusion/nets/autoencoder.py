@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
-from sde_diffusion.nets.unet import CONV, GROUPS
+from sde_diffusion.nets.levels import CONV, GROUPS
 
 BOUND = 6.0
 """Largest absolute value of the log of a standard deviation that the encoder answers."""

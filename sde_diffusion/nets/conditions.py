@@ -28,7 +28,7 @@ from sde_diffusion.nets.embedding import FourierEmbedding, zero
 Labels = Tensor | Sequence[int] | int | None
 Numbers = Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None
 
-__all__ = ["Condition", "ImageCondition", "check_probability", "check_size", "numbers_of", "unexpected"]
+__all__ = ["Condition", "ImageCondition", "check_probability", "check_size", "numbers_of", "rows_of", "unexpected"]
 
 
 class Condition(nn.Module):
@@ -128,7 +128,7 @@ class Condition(nn.Module):
             label = label.expand(batch)
         if label.shape != (batch,):
             raise ValueError(f"label must have shape ({batch},), one per row of x, got {tuple(label.shape)}.")
-        label = _rows(label)
+        label = rows_of(label)
         if not torch.compiler.is_compiling():  # in a graph, the table refuses them in its own words
             self._check_range(label)
         if self.training and self.label_drop:
@@ -245,7 +245,7 @@ class _Vector(nn.Module):
                 f"context must have shape ({batch}, {self.size}), one row per row of x, or ({self.size},), one for "
                 f"all, got {tuple(given.shape)}."
             )
-        return _rows(c)
+        return rows_of(c)
 
     def _check_learnt(self, missing: Tensor) -> None:
         new = missing.any(0) & ~self.missed
@@ -292,7 +292,7 @@ class ImageCondition(nn.Module):
                 f"image must have shape {(len(x), *wanted)}, one per row of x, or {wanted}, one for all, got "
                 f"{tuple(given.shape)}. Another size: torch.nn.functional.interpolate(image, size={wanted[1:]})."
             )
-        return self.null(self.first(check_finite(_rows(y), "image")), len(x), x.ndim - 2)
+        return self.null(self.first(check_finite(rows_of(y), "image")), len(x), x.ndim - 2)
 
 
 def no_image(image: Numbers) -> None:
@@ -338,9 +338,9 @@ def numbers_of(value: Numbers, name: str, weight: Tensor) -> Tensor:
             raise TypeError(f"{name} must hold numbers, in a tensor or an array, got {type(value).__name__}") from None
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-    return _rows(value).to(weight).expand(value.shape)
+    return rows_of(value).to(weight).expand(value.shape)
 
 
-def _rows(value: Tensor) -> Tensor:
+def rows_of(value: Tensor) -> Tensor:
     """A tensor (B, *), or its one row (1, *) where it is an expanded view of one."""
     return value[:1] if value.ndim and len(value) and value.stride(0) == 0 else value

@@ -2,6 +2,7 @@ r"""A small transformer for vectors, sequences, images and volumes, by patches. 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_shape
+from sde_diffusion.nets.base import Encoder, plus
 from sde_diffusion.nets.conditions import Condition, ImageCondition, Labels, Numbers, check_size, no_image
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
 from sde_diffusion.nets.tokens import CrossAttention, TokensCondition, Told, heard
@@ -138,8 +140,52 @@ class DiT(nn.Module):
         image: Numbers = None,
         until: Tensor | None = None,
         tokens: Numbers = None,
+        added: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Evaluates the net: x (B, *shape), t (B,), label (B,), context (B, d), image, tokens or None -> as x."""
+        """Evaluates the net: x (B, *shape), t (B,), label (B,), context (B, d), image, tokens or None -> as x.
+
+        `added` is what a control adds behind each of the first blocks, (B, width, T), see `nets.control`.
+        """
+        h, e, told, grid = self._entered(x, t, label, context, image, until, tokens)
+        for i, block in enumerate(self.blocks):
+            h = block(h, e, told)
+            if i < len(added):
+                (h,) = plus([h], [added[i].transpose(1, 2)])
+        shift, scale = self.modulate(e)[:, None].chunk(2, dim=2)
+        h = torch.addcmul(shift, 1 + scale, self.norm(h))
+        out: Tensor = self.leave(h.transpose(1, 2).unflatten(2, grid))
+        return out.reshape(len(x), -1, *self.shape[1:])
+
+    def features(self, x: Tensor, t: Tensor, hint: Tensor, **told: Any) -> list[Tensor]:
+        """What each block makes of the state, (B, width, T), with a hint (B, width, *grid) beside it."""
+        h, e, listened, _ = self._entered(x, t, **told)
+        h, found = h + hint.flatten(2).transpose(1, 2), []
+        for block in self.blocks:
+            h = block(h, e, listened)
+            found.append(h.transpose(1, 2))
+        return found
+
+    def encoder_copy(self) -> Encoder:
+        """A copy of the first half of the blocks, for a control."""
+        if len(self.shape) == 1:
+            raise TypeError("a DiT of vectors has no field that a control could be laid beside: tell it by context=")
+        half = copy.deepcopy(self)
+        half.blocks = half.blocks[: max(1, len(half.blocks) // 2)]
+        del half.leave, half.modulate
+        width, patch = self._config["width"], self._config["patch"]
+        return Encoder(half, dims=len(patch), hint=width, widths=[width] * len(half.blocks), stride=patch)
+
+    def _entered(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Labels = None,
+        context: Numbers = None,
+        image: Numbers = None,
+        until: Tensor | None = None,
+        tokens: Numbers = None,
+    ) -> tuple[Tensor, Tensor, Told | None, torch.Size]:
+        """The state in pieces, (B, T, width), the embedding of time and vectors, what is listened to, and the grid."""
         if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
             raise ValueError(
                 f"x must have shape (B, {', '.join(map(str, self.shape))}) for this DiT, got {tuple(x.shape)}. "
@@ -153,15 +199,8 @@ class DiT(nn.Module):
             no_image(image)
         else:
             h = h + self.image(image, field)
-        grid = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2) + self.positions
         told = heard(self.tokens, tokens, len(x))
-        for block in self.blocks:
-            h = block(h, e, told)
-        shift, scale = self.modulate(e)[:, None].chunk(2, dim=2)
-        h = torch.addcmul(shift, 1 + scale, self.norm(h))
-        out: Tensor = self.leave(h.transpose(1, 2).unflatten(2, grid))
-        return out.reshape(len(x), -1, *self.shape[1:])
+        return h.flatten(2).transpose(1, 2) + self.positions, e, told, h.shape[2:]
 
 
 class _Block(nn.Module):

@@ -37,7 +37,7 @@ def with_until(net: Any) -> Any:
         old = dict(net.named_parameters())
         frozen = not any(p.requires_grad for p in old.values())  # as teachers often are: the copy is to be trained
         for name, p in new.named_parameters():
-            p.requires_grad_(frozen or name not in old or old[name].requires_grad)
+            p.requires_grad_(frozen or name not in old or old[name].requires_grad or not _stays(new))
     return new
 
 
@@ -79,6 +79,8 @@ def check_until(net: Any) -> None:
     """
     net = getattr(net, "_orig_mod", net)
     config = getattr(net, "config", None)
+    while isinstance(config, Mapping) and isinstance(inner := config.get("net"), nn.Module):  # that it stands on
+        net, config = inner, getattr(inner, "config", None)
     name = type(net).__name__
     if isinstance(net, nn.Module) and isinstance(config, Mapping) and config.get("until") is False:
         raise TypeError(
@@ -116,6 +118,11 @@ def _told(net: Any) -> Any:
     if "until" in inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters:
         return copy.deepcopy(net)
     raise TypeError(f"{name} is not told a second time, which a flow map needs: {HOW}")
+
+
+def _stays(net: Any) -> bool:
+    """Whether what is frozen in a network stays so; not where a control no longer stands on a base."""
+    return getattr(net, "frozen", True) is not False
 
 
 def _shared(net: nn.Module, new: nn.Module) -> bool:

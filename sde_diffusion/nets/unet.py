@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
+from sde_diffusion.nets.base import Encoder, plus
 from sde_diffusion.nets.conditions import (
     Condition,
     ImageCondition,
@@ -22,11 +20,8 @@ from sde_diffusion.nets.conditions import (
     no_image,
 )
 from sde_diffusion.nets.embedding import Config, same_dtype, zero
-from sde_diffusion.nets.tokens import CrossAttention, TokensCondition, Told, heard
-
-CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-GROUPS = 8
-"""Groups of every group norm."""
+from sde_diffusion.nets.levels import CONV, GROUPS, Blocks, add_levels, down, take_way_back, up
+from sde_diffusion.nets.tokens import TokensCondition, Told, heard
 
 
 class UNet(nn.Module):
@@ -127,7 +122,7 @@ class UNet(nn.Module):
         first = conv(image, widths[0], 3, padding=1, bias=False) if image else None
         self.image = None if first is None else ImageCondition(image, first, widths[0], image_drop)
         self.tokens = TokensCondition(tokens, tokens_drop) if tokens else None
-        _add_levels(self, _Blocks(dims, 4 * width, dropout, blocks, tokens), widths, attention)
+        add_levels(self, Blocks(dims, 4 * width, dropout, blocks, tokens), widths, attention)
         last = zero(conv(widths[0], answers * channels, 3, padding=1))
         self.head = nn.Sequential(nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), last)
 
@@ -145,8 +140,40 @@ class UNet(nn.Module):
         image: Numbers = None,
         until: Tensor | None = None,
         tokens: Numbers = None,
+        added: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image, tokens or None -> as x."""
+        """Evaluates the net: x (B, C, *spatial), t (B,), label (B,), context (B, d), image, tokens or None -> as x.
+
+        `added` is what a control adds to the `features`, see `nets.control`.
+        """
+        h, e, told = self._entered(x, t, label, context, image, until, tokens)
+        out: Tensor = self.head(up(self, plus(down(self, h, e, told, self.halvings), added), e, told))
+        return out
+
+    def features(self, x: Tensor, t: Tensor, hint: Tensor, **told: Any) -> list[Tensor]:
+        """What the way down hands to the way back, the finest first, with a hint (B, width, *spatial) at the stem."""
+        h, e, listened = self._entered(x, t, **told)
+        return down(self, h + hint, e, listened, self.halvings)
+
+    def encoder_copy(self) -> Encoder:
+        """A copy of the way down, for a control."""
+        half = copy.deepcopy(self)
+        del half.head
+        take_way_back(half)
+        widths = [self._config["width"] * m for m in self._config["multipliers"]]
+        return Encoder(half, dims=self.dims, hint=widths[0], widths=widths)
+
+    def _entered(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Labels = None,
+        context: Numbers = None,
+        image: Numbers = None,
+        until: Tensor | None = None,
+        tokens: Numbers = None,
+    ) -> tuple[Tensor, Tensor, Told | None]:
+        """The state behind the first layer, the embedding of time and vectors, and what is listened to."""
         self._check(x)
         same_dtype(x, self.stem.weight)
         e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
@@ -155,9 +182,7 @@ class UNet(nn.Module):
             no_image(image)
         else:
             h = h + self.image(image, x)
-        told = heard(self.tokens, tokens, len(x))
-        out: Tensor = self.head(_through(self, h, e, told, self.halvings))
-        return out
+        return h, e, heard(self.tokens, tokens, len(x))
 
     def _check(self, x: Tensor) -> None:
         axes = {1: "L", 2: "H, W", 3: "D, H, W"}[self.dims]
@@ -171,131 +196,6 @@ class UNet(nn.Module):
                 f"UNet halves {axes} {many}, so each must be a multiple of {parts}, got {tuple(x.shape[2:])}. Pad or "
                 f"crop, to {fits} for instance, or build it with fewer multipliers."
             )
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Makes the parts of a level: convolutions and residual blocks of one kind."""
-
-    dims: int
-    emb: int
-    dropout: float
-    count: int
-    tokens: int = 0
-
-    def block(self, channels: int, out: int) -> _ResBlock:
-        return _ResBlock(self, channels, out)
-
-    def more(self, width: int) -> nn.ModuleList:
-        return nn.ModuleList(self.block(width, width) for _ in range(self.count - 1))
-
-    def conv(self, channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Module:
-        return CONV[self.dims](channels, out, size, stride=stride, padding=size // 2)
-
-
-def _add_levels(level: Any, make: _Blocks, widths: list[int], attention: int) -> None:
-    """Gives a module the layers of one resolution, and of all below it, in a module `deeper` where there are two."""
-    width, attends = widths[0], attention >= len(widths)
-    if len(widths) == 1:
-        level.before, level.before_more = make.block(width, width), make.more(width)
-        level.attention = _Attention(make, width) if attends else nn.Identity()
-        level.listening = _listening(make, width, 1 if attends else 0)
-        level.after, level.after_more = make.block(width, width), make.more(width)
-        return
-    level.enter, level.enter_more = make.block(width, width), make.more(width)
-    level.down = make.conv(width, widths[1], stride=2)
-    level.deeper = nn.Module() if len(widths) > 2 else None
-    _add_levels(level.deeper or level, make, widths[1:], attention)
-    level.up = make.conv(widths[1], width)
-    level.leave, level.leave_more = make.block(2 * width, width), make.more(width)
-    level.attend = nn.ModuleList(_Attention(make, width) for _ in range(2 if attends else 0))
-    level.listen = _listening(make, width, 2 if attends else 0)
-
-
-def _listening(make: _Blocks, width: int, count: int) -> nn.ModuleList:
-    """The attention to tokens behind each attention of points to one another; empty in a net that takes none."""
-    return nn.ModuleList(_Listen(width, make.tokens) for _ in range(count if make.tokens else 0))
-
-
-def _through(level: Any, h: Tensor, e: Tensor, told: Told | None, halvings: int) -> Tensor:
-    """Carries (B, C, *spatial) through a level and all below it."""
-    if not halvings:
-        h = level.attention(_each(level.before_more, level.before(h, e), e))
-        return _each(level.after_more, level.after(_listened(level.listening, h, told), e), e)
-    skip = _each(level.enter_more, level.enter(h, e), e)
-    for attend in level.attend[:1]:
-        skip = attend(skip)
-    skip = _listened(level.listen[:1], skip, told)
-    h = _through(level.deeper or level, level.down(skip), e, told, halvings - 1)
-    h = level.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-    h = _each(level.leave_more, level.leave(torch.cat([h, skip], dim=1), e), e)
-    for attend in level.attend[1:]:
-        h = attend(h)
-    return _listened(level.listen[1:], h, told)
-
-
-def _listened(listen: nn.ModuleList, h: Tensor, told: Told | None) -> Tensor:
-    for each in listen:
-        h = each(h, told)
-    return h
-
-
-def _each(blocks: nn.ModuleList, h: Tensor, e: Tensor) -> Tensor:
-    for block in blocks:
-        h = block(h, e)
-    return h
-
-
-class _ResBlock(nn.Module):
-    """Two convolutions with a shift and a scale from the embedding: (B, C, *) and (B, E) -> (B, C', *)."""
-
-    def __init__(self, make: _Blocks, channels: int, out: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, channels), nn.GroupNorm(GROUPS, out)
-        self.conv1 = make.conv(channels, out)
-        self.conv2 = zero(make.conv(out, out))
-        self.film = nn.Linear(make.emb, 2 * out)
-        self.dropout = nn.Dropout(make.dropout)
-        self.skip = nn.Identity() if channels == out else make.conv(channels, out, 1)
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        a, b = self.film(e).unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(torch.addcmul(b, 1 + a, self.norm2(h)))))
-        out: Tensor = self.skip(x) + h
-        return out
-
-
-class _Attention(nn.Module):
-    """Self-attention over the points of one field, (B, C, *) -> same. Memory grows as the square of their number.
-
-    Written out rather than with `scaled_dot_product_attention`, whose fused CPU kernel has neither forward-mode nor
-    second derivatives; likelihoods need them.
-    """
-
-    def __init__(self, make: _Blocks, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels)
-        self.qkv = make.conv(channels, 3 * channels, 1)
-        self.project = zero(make.conv(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)
-        weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), dim=2)
-        out: Tensor = x + self.project((v @ weights.transpose(1, 2)).reshape(x.shape))
-        return out
-
-
-class _Listen(nn.Module):
-    """Attention of the points of a field to tokens, behind a group norm: (B, C, *) -> same."""
-
-    def __init__(self, channels: int, tokens: int) -> None:
-        super().__init__()
-        self.norm, self.attend = nn.GroupNorm(GROUPS, channels), CrossAttention(channels, tokens)
-
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        taken = self.attend(self.norm(x).flatten(2).transpose(1, 2), told)
-        return x + taken.transpose(1, 2).reshape(x.shape)
 
 
 def _check_listened(tokens: int, attention: int) -> None:

@@ -26,6 +26,7 @@ from sde_diffusion._sealed import sealed
 from sde_diffusion.data.scalings import Scaling, Standardise
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
+from sde_diffusion.training.checkpoints.bases import Base, base_entry, filled, found_base, own_tensors
 from sde_diffusion.training.checkpoints.manifests import MOST_MANIFEST, RESERVED
 from sde_diffusion.training.checkpoints.registry import (
     Own,
@@ -40,10 +41,10 @@ from sde_diffusion.training.checkpoints.registry import (
 from sde_diffusion.training.checkpoints.tensor_file import safetensors
 from sde_diffusion.training.store import Found, files_of, find, write
 
-VERSION = 4
+VERSION = 5
 """The version of the format. Of versions 1 and 2, read as well, each had one mean and one std, and 1 no digest."""
-OF_NETWORKS = 3
-"""The version that a `Network` is written in, for those who read no flow maps yet: version 4 is that with a map."""
+OF_NETWORKS, OF_MAPS = 3, 4
+"""The versions that a `Network` and a `FlowMap` are written in, for those who read no more; 5 is that with a base."""
 NAME = "model"
 TABLES = "tables.json"
 """What `sde-diffusion tune` keeps beside them, of no account to the model: a save of another model removes it."""
@@ -91,8 +92,12 @@ def save_checkpoint(
     conditions: Mapping[str, Scaling] | None = None,
     extra: Mapping[str, Any] | None = None,
     keep: int = 0,
+    base: Base = None,
 ) -> None:
     """Writes a model to the folder `path`, which is made if need be; a checkpoint already there is replaced.
+
+    Of a model that stands on a frozen base, `Controlled` or `LoRA`, what was trained is kept alone, and the base is
+    named by its digest.
 
     Tables that were tuned for the model that was there, `tables.json`, are removed: tune again, or save them again.
 
@@ -104,12 +109,14 @@ def save_checkpoint(
         conditions: What continuous conditions went through, by their names.
         extra: Anything JSON can hold, kept beside the model.
         keep: How many of the checkpoints before this one stay in the folder, to be used where this one is damaged.
+        base: The folder of the checkpoint of the base, which is written down, relative to `path`, so that it is found
+            when this one is loaded.
 
     Raises:
         TypeError: A model, net, SDE, parametrisation, clock or scaling that cannot be described by name, or an `extra`
             that is not JSON.
-        ValueError: Parameters that are not finite, a scaling that does not fit such samples, or a description that is
-            too long to be read again.
+        ValueError: Parameters that are not finite, a scaling that does not fit such samples, a description that is too
+            long to be read again, or a `base` that is another.
         ImportError: safetensors is not installed.
         BlockingIOError: Another process writes to the folder.
         OSError: The folder cannot be written to; what was there is left as it was.
@@ -120,16 +127,18 @@ def save_checkpoint(
     if model.shape is not None:
         scaling = scaling.fitting(model.shape)
     others = {name: describe_scaling(check_scaling(s, f"of {name!r}")) for name, s in dict(conditions or {}).items()}
-    version = VERSION if "map" in described else OF_NETWORKS
+    net = cast("nn.Module", cast(Network, model).net)
+    described |= named_base(model, path, base)
+    version = VERSION if "base" in described else OF_MAPS if "map" in described else OF_NETWORKS
     about = {"format": "sde_diffusion checkpoint", "version": version, **described}
     about |= {"scaling": describe_scaling(scaling), "conditions": others, "extra": dict(extra or {})}
-    tensors = tensors_of(cast("nn.Module", cast(Network, model).net))
+    tensors = tensors_of(net)
     check_length(about)
     write(path, NAME, about, tensors, keep=keep)
     (Path(path) / TABLES).unlink(missing_ok=True)  # of the model that was there
 
 
-def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, known: Iterable[type] = (), base: Base = None) -> Checkpoint:
     """Reads a model from a folder written by `save_checkpoint`; torch's global random state is left alone.
 
     Where the newest is damaged and one before it was kept, that one is read, with a `DamagedWarning`.
@@ -138,6 +147,8 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
         path: The folder.
         known: Classes of your own that may be built: nets, SDEs (dataclasses), parametrisations, clocks, scalings. They
             are called with what the file names as their fields. `load_class("mine.py:Net")` takes one from a file.
+        base: Of a checkpoint of a control or of adapters, where the base is, which its digest is held to: the folder of
+            its checkpoint, or the model. By default where the checkpoint says.
 
     Returns:
         The model and its scalings.
@@ -146,7 +157,7 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
         FileNotFoundError: The folder or one of its files is missing.
         TypeError: `known` holds something else than classes.
         ValueError: A damaged or edited file, an unknown format version or class, tensors that do not fit the net or are
-            not finite, or a scaling that is none.
+            not finite, a scaling that is none, or a base that is another, or cannot be found.
         ImportError: safetensors is not installed.
 
     Warns:
@@ -164,13 +175,31 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = ()) -> Checkpoi
         ) from error
     about = _checked(found)
     with torch.device("cpu"):
-        model, levels = build(about, own, found.shapes)
+        below = found_base(about, found.path, base, lambda folder: _net_in(folder, known))
+        model, levels = build(about, own, found.shapes, below)
         if code := code_in(about):
             warn_of_changed(code, model, found.path)
         scaling, conditions = _scalings(about, model.shape, own)
         fill(cast("nn.Module", model.net), found.tensors())
     classes = cast(int, model.built_with().get("classes", 0))
     return Checkpoint(model, scaling, conditions, classes, levels, about["extra"])
+
+
+def named_base(model: Denoiser, path: str | Path, base: Base) -> dict[str, Any]:
+    """What the description of a model, in the folder `path`, says of what it stands on; nothing where that is nothing.
+
+    Raises:
+        ValueError: A `base` that is another.
+    """
+    of = cast(Network, model)
+    parts = of.net.modules() if isinstance(of.net, nn.Module) else ()
+    known = [type(part) for part in (of.sde, of.kind, *parts) if hasattr(part, "config") or part is of.sde]
+    return base_entry(of.net, path, base, lambda folder: _net_in(folder, known))
+
+
+def _net_in(path: str | Path, known: Iterable[type] = ()) -> nn.Module:
+    """The network of a checkpoint."""
+    return cast("nn.Module", load_checkpoint(path, known=known).model.net)
 
 
 def checkpoint_files(path: str | Path) -> list[Path]:
@@ -198,7 +227,7 @@ def check_length(about: Mapping[str, Any]) -> None:
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
     """The tensors of a net, after a look that they are finite."""
     tensors = {}
-    for name, t in net.state_dict().items():
+    for name, t in own_tensors(net, net.state_dict()).items():
         if not isinstance(t, Tensor):
             raise TypeError(f"the net holds {name}, a {type(t).__name__}: a checkpoint keeps tensors alone")
         tensors[name] = t.detach()
@@ -221,7 +250,9 @@ def _checked(found: Found) -> dict[str, Any]:
             f"{path} has format version {reprlib.repr(version)}, and this is version {VERSION}: "
             "load it with the version of sde-diffusion that wrote it, or upgrade"
         )
-    wanted = _ENTRIES | (_SCALED_BEFORE if version < 3 else _SCALED) | (_MAP if version > OF_NETWORKS else {})
+    wanted = _ENTRIES | (_SCALED_BEFORE if version < 3 else _SCALED) | (_MAP if version == OF_MAPS else {})
+    wanted |= {"base": dict} if version > OF_MAPS else {}
+    wanted |= _MAP if version > OF_MAPS and "map" in about else {}
     for key, kinds in wanted.items():
         if key not in about or not isinstance(about[key], kinds) or isinstance(about[key], bool):
             raise ValueError(f"{path} has no sound entry {key!r}: it was edited; save the model again")
@@ -262,4 +293,4 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             t.data = t.data.to(given)
         if name in tensors and given.is_floating_point:
             check_finite(tensors[name], f"tensor {name!r} of the checkpoint")
-    net.load_state_dict(tensors)
+    net.load_state_dict(filled(net, tensors))

@@ -8,11 +8,11 @@ is mostly the initial noise.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from types import ModuleType
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_callable, check_count, check_real
+from sde_diffusion.nets.base import copied_but, kept_names
 
 Decay = Callable[[int], float]
 M = TypeVar("M", bound=nn.Module)
@@ -91,7 +92,7 @@ class ConstantDecay:
 
 
 class EMA(Generic[M]):
-    """A running average of a model's parameters; its buffers are copied.
+    """A running average of a model's parameters; its buffers are copied. What is frozen below a control is shared.
 
     The average is kept in float32 or wider, whatever the dtype of the model: in half precision its last steps, of
     about `1 - b` times the change, would be rounded away. The copy in `model`, which is what one calls and saves, has
@@ -116,7 +117,9 @@ class EMA(Generic[M]):
             check_callable(decay, "decay", "a function of the step, such as PowerDecay() or ConstantDecay(0.999)")
         self.model: M = copied(model).eval()
         self.model.zero_grad()
-        self._wide = [_widened(p) for p in self.model.parameters()]
+        kept = kept_names(model)
+        self._follows = [name not in kept for name, _ in self.model.named_parameters()]
+        self._wide = [_widened(p) for p in self._followed(self.model)]
         self.decay: Decay = decay or PowerDecay()
         self.steps = 0
 
@@ -126,7 +129,7 @@ class EMA(Generic[M]):
         self.steps += 1
         b = self.decay(self.steps)
         plain: tuple[list[Tensor], list[Tensor]] = [], []
-        for kept, wide, new in zip(self.model.parameters(), self._wide, model.parameters(), strict=True):
+        for kept, wide, new in zip(self._followed(self.model), self._wide, self._followed(model), strict=True):
             if wide is not None:
                 wide.follow(kept, new, 1 - b)
             elif kept.is_floating_point() or kept.is_complex():
@@ -139,15 +142,22 @@ class EMA(Generic[M]):
         for copied, now in zip(self.model.buffers(), model.buffers(), strict=True):
             copied.copy_(now)
 
+    def _followed(self, model: nn.Module) -> Iterator[nn.Parameter]:
+        """The parameters that change: all but those of a frozen base."""
+        return compress(model.parameters(), self._follows)
+
+    def _averages(self) -> Iterator[tuple[tuple[str, nn.Parameter], _Wide | None]]:
+        """The parameters of the average that change, by name, and what is kept of each in float32."""
+        return zip(compress(self.model.named_parameters(), self._follows), self._wide, strict=True)
+
     def state(self) -> dict[str, Tensor]:
         """All that the average goes on from, as tensors by name: its own, not copies of them.
 
         The parameters and buffers of the averaged model under `model.`, the float32 averages of those in half precision
-        under `wide.`, and `steps`.
+        under `wide.`, and `steps`. What belongs to a frozen base is left out.
         """
         inside = {f"model.{name}": value.detach() for name, value in tensors_of(self.model).items()}
-        named = zip(self.model.named_parameters(), self._wide, strict=True)
-        wide = {f"wide.{name}": at.present(p).detach() for (name, p), at in named if at is not None}
+        wide = {f"wide.{name}": at.present(p).detach() for (name, p), at in self._averages() if at is not None}
         return {**inside, **wide, "steps": torch.tensor(self.steps, device="cpu")}
 
     @torch.no_grad()
@@ -167,15 +177,17 @@ class EMA(Generic[M]):
                 )
         for name, value in tensors_of(self.model).items():
             value.copy_(state[f"model.{name}"])
-        for (name, kept), wide in zip(self.model.named_parameters(), self._wide, strict=True):
+        for (name, kept), wide in self._averages():
             if wide is not None:
                 wide.mean, wide.version = state[f"wide.{name}"].to(kept.device, torch.float32, copy=True), kept._version
         self.steps = int(state["steps"])
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those among them that a state dict leaves out."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters and buffers by name, with those that a state dict leaves out, without those of a frozen base."""
+    kept = kept_names(model)
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {name: value for name, value in named if name not in kept}
 
 
 class _Wide:
@@ -201,10 +213,15 @@ def _widened(p: Tensor) -> _Wide | None:
 
 
 def copied(model: M) -> M:
-    """A deep copy; torch refuses that of a tensor that was computed, which modules may keep as a cache."""
+    """A deep copy, which shares the tensors of a frozen base.
+
+    Torch refuses to copy a tensor that was computed, which modules may keep as a cache.
+    """
     computed = {id(t): t.detach().clone() for t in _computed(model, set())}
+    kept = kept_names(model)
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     try:
-        new = copy.deepcopy(model, dict(computed))
+        new = copied_but(model, [value for name, value in named if name in kept], computed)
     except (RuntimeError, TypeError) as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied for its average ({error}): give the module that holds it a "

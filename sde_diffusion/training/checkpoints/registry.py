@@ -20,6 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sde_diffusion import nets
+from sde_diffusion._sealed import sealed
 from sde_diffusion.data import scalings
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser import clocks, predict
@@ -27,6 +28,7 @@ from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.reach import Reach
+from sde_diffusion.nets.base import OnBase, kept_names
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import code_of, file_of
@@ -171,13 +173,16 @@ def _by_name(own: Own, base: type, shipped: Mapping[str, Any]) -> dict[str, Any]
     return dict(shipped) | {c.__name__: c for c in own if issubclass(c, base) or not issubclass(c, _BASES)}
 
 
-def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tuple[float, float]]:
+def build(
+    about: Mapping[str, Any], own: Own, held: Shapes, base: nn.Module | None = None
+) -> tuple[Network, tuple[float, float]]:
     """Builds the model of a description, with the weights of its construction, on the CPU.
 
     Args:
         about: What `describe` gave.
         own: Classes besides those of this library.
         held: Names and shapes of the tensors that are to fill the net.
+        base: The network that it stands on, which has its weights already, where it stands on one.
 
     Returns:
         The model, and the least and greatest sigma / alpha of its process.
@@ -192,7 +197,7 @@ def build(about: Mapping[str, Any], own: Own, held: Shapes) -> tuple[Network, tu
         if about["clock"] is None
         else _build(about["clock"], _by_name(own, object, _CLOCKS), "clock", object, own)
     )
-    net = build_net(about["net"], own, held)
+    net = build_net(about["net"], own, held, base)
     try:
         model = _put_together(net, sde, kind, about)
         model.tell(clock)  # what it was trained on, even where a new network would be refused it
@@ -241,7 +246,7 @@ def build_scaling(entry: object, own: Own) -> Scaling:
     return built
 
 
-def build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
+def build_net(entry: Mapping[str, Any], own: Own, held: Shapes, base: nn.Module | None = None) -> nn.Module:
     """Builds a net alone, as `build` does."""
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
@@ -253,8 +258,12 @@ def build_net(entry: Mapping[str, Any], own: Own, held: Shapes) -> nn.Module:
         wanted = None  # a class of one's own need not be one that builds on the meta device
     if wanted is not None:
         _check_fit(wanted, held)
+    if base is not None and not _same_make(entry["fields"].get("net"), base):
+        raise ValueError(f"the base of the checkpoint was built otherwise than the {type(base).__name__} that is given")
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _made(entry, own)
+        net = _made(entry if base is None else {**entry, "fields": {**entry["fields"], "net": base}}, own)
+    if (base is not None) != (isinstance(net, OnBase) and net.frozen):
+        raise ValueError(f"the checkpoint names {'a' if base is not None else 'no'} base, and its net says otherwise")
     _check_fit(_shapes(net), held)
     return net
 
@@ -267,6 +276,23 @@ def _made(entry: Mapping[str, Any], own: Own, deep: int = 0) -> Any:
     return _build({**entry, "fields": fields}, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
 
 
+def _same_make(entry: object, net: nn.Module) -> bool:
+    """Whether a net is of the class and the fields that a description names, whatever has become of its code."""
+    config = getattr(net, "config", None)
+    if not isinstance(entry, Mapping) or not isinstance(config, Mapping):
+        return False
+    about = entry.get(NET, {})
+    fields = about.get("fields", {})
+    if about.get("name") != type(net).__name__ or fields.keys() != config.keys():
+        return False
+    return all(
+        _same_make(fields[name], value)
+        if isinstance(value, nn.Module)
+        else sealed({"": fields[name]}) == sealed({"": value})
+        for name, value in config.items()
+    )
+
+
 def _inner(value: Any, own: Own, deep: int) -> Any:
     """A field of a net: the net that it describes, where it does."""
     if not (isinstance(value, Mapping) and set(value) == {NET}):
@@ -277,7 +303,8 @@ def _inner(value: Any, own: Own, deep: int) -> Any:
 
 
 def _shapes(net: nn.Module) -> Shapes:
-    return {name: tuple(t.shape) for name, t in net.state_dict().items()}
+    kept = kept_names(net) if isinstance(net, OnBase) else ()  # of a base, which the file does not hold
+    return {name: tuple(t.shape) for name, t in net.state_dict().items() if name not in kept}
 
 
 class _TooMuchError(ValueError):

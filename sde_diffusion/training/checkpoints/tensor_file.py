@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sde_diffusion._files import sync
 
-__all__ = ["digest_of", "header_of", "open_tensors", "safetensors", "write_tensors"]
+__all__ = ["digest_of", "digest_of_tensors", "header_of", "open_tensors", "safetensors", "write_tensors"]
 
 BLOCK = 2**20
 """How many bytes of a file are in memory while it is held to its digest."""
@@ -80,6 +80,14 @@ def write_tensors(path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> d
         sync(file)
         size = file.tell()
     return {"sha256": digest.hexdigest(), "bytes": size}
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the file that tensors would be in."""
+    digest = hashlib.sha256(header_of(tensors))
+    for name in _ordered(tensors):
+        digest.update(_bytes_of(tensors[name]))
+    return digest.hexdigest()
 
 
 def _bytes_of(t: Tensor) -> memoryview:

@@ -26,7 +26,7 @@ from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training import store
-from sde_diffusion.training.checkpoint import check_scaling, save_checkpoint
+from sde_diffusion.training.checkpoint import check_scaling, named_base, save_checkpoint
 from sde_diffusion.training.checkpoints.registry import describe
 from sde_diffusion.training.trainable import Trainable
 
@@ -52,6 +52,7 @@ class Saving:
         scaling: The scaling that brought the data to what the model sees, kept with the model.
         conditions: Those of its continuous conditions, by name.
         extra: Anything JSON can hold, kept with the model.
+        base: Of a control or of adapters, the folder of the checkpoint of what they stand on, see `save_checkpoint`.
 
     Raises:
         TypeError: `path` is no path, or what is to be a scaling is none.
@@ -65,6 +66,7 @@ class Saving:
     scaling: Scaling | None = None
     conditions: Mapping[str, Scaling] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    base: str | Path | None = None
 
     def __post_init__(self) -> None:
         path: object = self.path
@@ -122,11 +124,15 @@ class Folder:
         finally:
             remove_empty(made)
 
-    def _check(self, model: Denoiser, resume: bool) -> None:
+    def _check(self, model: Denoiser | Trainable, resume: bool) -> None:
         """Raises unless the folder holds a run if one is to be resumed, and none if not, and the model can be saved."""
         if not isinstance(model, Network | Trainable):
             raise TypeError(f"out keeps a Network, got {type(model).__name__}: train the Network inside of it")
         described(model)
+        if isinstance(model, Network):
+            named_base(model, self.path, self.saving.base)
+        elif self.saving.base is not None:
+            raise ValueError(f"base= is that of a control or of adapters, and {type(model).__name__} has none")
         names = (self.state, self.model)
         there = any((self.path / f"{name}.json").exists() for name in names)
         for name in names:
@@ -165,7 +171,9 @@ class Folder:
         if isinstance(model, Trainable):
             model.save_to(self.path, scaling=scaling, extra=about, keep=keep)
         else:
-            save_checkpoint(self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep)
+            save_checkpoint(
+                self.path, model, scaling=scaling, conditions=conditions, extra=about, keep=keep, base=saving.base
+            )
         self._keep[self.model] = saving.keep
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import OPTIONS
+from sde_diffusion.nets.base import kept_names
 from sde_diffusion.training._input import check_loss, floating
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.losses import Objective
@@ -52,6 +53,12 @@ class Learner:
 
     def __init__(self, model: Denoiser, objective: Objective, recipe: Recipe, engine: Engine) -> None:
         self.model, self.objective, self.recipe, self.engine = model, objective, recipe, engine
+        self._kept = kept_names(model)  # of a base, which a run does not keep
+        if any(p.requires_grad for name, p in model.named_parameters() if name in self._kept):
+            raise ValueError(
+                "the base of a control, or of adapters, was set to be trained, and is shared with the network that it "
+                "was made of: to train all of it, build Controlled(net, ..., frozen=False), or merge the adapters"
+            )
         loss = Loss(model, objective)
         self._parameters = [p for p in loss.parameters() if p.requires_grad]
         if engine.ranks > 1:  # torch writes to stderr of a network that happens to use all of its parameters
@@ -121,7 +128,7 @@ class Learner:
         """All that it goes on from."""
         scaler = self.engine.scaler
         return {
-            "model": self.model.state_dict(),
+            "model": {name: value for name, value in self.model.state_dict().items() if name not in self._kept},
             "objective": self.objective.state_dict() if isinstance(self.objective, nn.Module) else None,
             "optimiser": self._optimiser.state_dict(),
             "rates": self._rates,
@@ -131,7 +138,8 @@ class Learner:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up the state of another: what follows is the same."""
-        self.model.load_state_dict(state["model"])
+        base = {name: value for name, value in self.model.state_dict().items() if name in self._kept}
+        self.model.load_state_dict({**base, **state["model"]})
         if isinstance(self.objective, nn.Module):
             self.objective.load_state_dict(state["objective"])
         self._optimiser.load_state_dict(state["optimiser"])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.objectives.weights import name_of
+from sde_diffusion.nets.base import kept_names
+from sde_diffusion.training.checkpoints.tensor_file import digest_of_tensors
 from sde_diffusion.training.losses import Objective, said
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.run.feed import Inputs
@@ -97,6 +99,7 @@ def configuration(
         "model": f"{name_of(type(of))} of {size:,} parameters ({_short(weights.encode())}), {_said_of(model)}",
         "net": f"{name_of(type(of))}({built})",
         "loss": said(objective),
+        **_base(model),
         **{f"loss.{name}": word for name, word in _held_by(objective).items()},
         **{f"recipe.{name}": word for name, word in recipe.words().items()},
         "steps": str(steps),
@@ -112,6 +115,13 @@ def _said_of(model: Denoiser | Trainable) -> str:
         return model.words()
     kind = "" if model.kind is None else f", {model.kind!r}"
     return f"{model.sde!r}{kind}" + (f", a map that reaches {model.reach!r}" if isinstance(model, FlowMap) else "")
+
+
+def _base(model: nn.Module) -> dict[str, str]:
+    """A digest of the frozen weights that a model stands on, where it does: a run does not keep them."""
+    kept = kept_names(model)
+    tensors = {name: value for name, value in model.state_dict().items() if name in kept}
+    return {"base": f"of digest {digest_of_tensors(tensors)[:16]}"} if tensors else {}
 
 
 def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object) -> None:

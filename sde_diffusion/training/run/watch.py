@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
-from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.ema import EMA, tensors_of
 from sde_diffusion.training.losses import Objective
 from sde_diffusion.training.recipe import Recipe
 from sde_diffusion.training.stopping import EarlyStopping
@@ -82,7 +82,7 @@ class Watch:
         return {
             "found": self._numbers(),
             "stopping": self.stopping.state(),
-            "best": {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())},
+            "best": tensors_of(self.best),
         }
 
     def _numbers(self) -> dict[str, Tensor]:
@@ -96,14 +96,13 @@ class Watch:
         rows = zip(*columns.values(), strict=True)
         self.found = [{**dict(zip(columns, row, strict=True)), "step": int(row[0])} for row in rows]
         self.stopping.load_state(state["stopping"])
-        inside = {**dict(self.best.named_parameters()), **dict(self.best.named_buffers())}
         with torch.no_grad():
-            for name, value in inside.items():
+            for name, value in tensors_of(self.best).items():
                 value.copy_(state["best"][name])
 
 
 @torch.no_grad()
 def _copy(source: nn.Module, target: nn.Module) -> None:
-    pairs = zip((*target.parameters(), *target.buffers()), (*source.parameters(), *source.buffers()), strict=True)
-    for kept, new in pairs:
-        kept.copy_(new)
+    new = tensors_of(source)
+    for name, kept in tensors_of(target).items():
+        kept.copy_(new[name])

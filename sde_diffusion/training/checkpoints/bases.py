@@ -1,0 +1,153 @@
+"""Small checkpoints: those of a network that stands on a base keep what was trained, and name the base by its digest.
+
+The entry `base` of a description holds the digest of the base's tensors, as they would be in a file, and, where it was
+told, the folder of the base's own checkpoint, relative to that of this one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sde_diffusion.nets.base import OnBase, kept_names
+from sde_diffusion.training.checkpoints.manifests import entry_of, read_manifest
+from sde_diffusion.training.checkpoints.tensor_file import digest_of_tensors
+
+__all__ = ["Base", "base_entry", "filled", "found_base", "own_tensors"]
+
+Base = str | Path | nn.Module | None
+"""Where the base of a checkpoint is: the folder of its own checkpoint, or the model or network itself."""
+Load = Callable[[str | Path], nn.Module]
+
+
+def base_entry(net: object, path: str | Path, base: Base, load: Load) -> dict[str, Any]:
+    """What a description says of a base; nothing of a network that stands on none.
+
+    Args:
+        net: The network.
+        path: The folder of its checkpoint.
+        base: Where its base is, if that is to be written down.
+        load: Reads the network of a checkpoint.
+
+    Raises:
+        ValueError: A base where there is none, or another than that of the network.
+    """
+    if not isinstance(net, OnBase) or not net.frozen:
+        if base is not None:
+            raise ValueError(
+                f"base= names what a control or adapters stand on, and {type(net).__name__} stands on no frozen base: "
+                "leave base out"
+            )
+        return {}
+    digest = digest_of_tensors(net.base)
+    if base is None:
+        return {"base": {"sha256": digest}}
+    if not isinstance(base, nn.Module) and _written(Path(base)) == digest:  # without reading it
+        return {"base": {"sha256": digest, "folder": _relative(base, path)}}
+    found = _network(base, load)
+    if (other := digest_of_tensors(_tensors(found))) != digest:
+        raise ValueError(
+            f"base={_said(base)} is not what the model stands on: {_difference(_tensors(found), net.base)} (digest "
+            f"{other[:16]}, wanted {digest[:16]}). Give the checkpoint that the base was loaded from"
+        )
+    if isinstance(base, nn.Module):
+        return {"base": {"sha256": digest}}
+    return {"base": {"sha256": digest, "folder": _relative(base, path)}}
+
+
+def found_base(about: Mapping[str, Any], path: Path, base: Base, load: Load) -> nn.Module | None:
+    """The network that a description was written for, None if it needs none.
+
+    Args:
+        about: The description.
+        path: Its file.
+        base: Where the base is, if not where the description says.
+        load: Reads the network of a checkpoint.
+
+    Raises:
+        FileNotFoundError: It is not where it was.
+        ValueError: It is not said where it is, or it is another.
+    """
+    entry = about.get("base")
+    if entry is None:
+        if base is not None:
+            raise ValueError(f"{path} holds a whole model, which stands on no other: leave base out")
+        return None
+    digest, folder = entry.get("sha256"), entry.get("folder")
+    if not isinstance(digest, str) or not isinstance(folder, str | None):
+        raise ValueError(f"{path} has no sound entry 'base': it was edited; save the model again")
+    if base is None and folder is None:
+        raise ValueError(
+            f"{path} holds what was trained upon a base of digest {digest[:16]}, and does not say where that is: "
+            "load_checkpoint(path, base=folder), or the network itself, base=model"
+        )
+    where: str | Path | nn.Module = path.parent / str(folder) if base is None else base
+    try:
+        found = _network(where, load)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} holds what was trained upon a base, which is not in {_said(where)}: say where it is, "
+            f"load_checkpoint(path, base=folder) ({error})"
+        ) from error
+    if (other := digest_of_tensors(_tensors(found))) != digest:
+        raise ValueError(
+            f"{path} was trained upon a base of digest {digest[:16]}, and that in {_said(where)} has {other[:16]}: it "
+            "was trained on since, or is another. Give the base as it was, load_checkpoint(path, base=folder)"
+        )
+    return found
+
+
+def own_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors of a network that a checkpoint keeps: all but those of its base."""
+    kept = kept_names(net) if isinstance(net, OnBase) else ()
+    return {name: t for name, t in tensors.items() if name not in kept}
+
+
+def filled(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, and those of the base that is there already."""
+    kept = kept_names(net) if isinstance(net, OnBase) else ()
+    return {**{name: t for name, t in net.state_dict().items() if name in kept}, **tensors}
+
+
+def _relative(base: str | Path, path: str | Path) -> str:
+    return Path(os.path.relpath(Path(base).resolve(), Path(path).resolve())).as_posix()
+
+
+def _written(base: Path) -> str | None:
+    """The digest of the tensors of a checkpoint, by its description alone."""
+    try:
+        return str(entry_of(read_manifest(base / "model.json")[1], "model").get("sha256"))
+    except (OSError, ValueError):
+        return None
+
+
+def _network(base: str | Path | nn.Module, load: Load) -> nn.Module:
+    if not isinstance(base, nn.Module):
+        return load(base)
+    inside = getattr(base, "net", None)
+    return inside if isinstance(inside, nn.Module) and not isinstance(base, OnBase) else base
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach() for name, t in net.state_dict().items()}
+
+
+def _said(base: object) -> str:
+    return type(base).__name__ if isinstance(base, nn.Module) else str(base)
+
+
+def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first tensor in which two networks differ."""
+    for name in [*wanted, *found]:
+        if name not in found or name not in wanted:
+            return f"{name!r} is in one of them alone"
+        a, b = found[name], wanted[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return f"{name!r} is {tuple(a.shape)} of {a.dtype} there, and {tuple(b.shape)} of {b.dtype} here"
+        if not bool((a.cpu() == b.cpu()).all()):
+            return f"{name!r} has other numbers"
+    return "they differ"
