@@ -334,7 +334,7 @@ def test_whatever_an_entry_is_replaced_by_the_answer_is_a_model_or_a_sentence(wh
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": True}, "has format version True, and this is version 4"),
+        ({"version": True}, "has format version True, and this is version 5"),
         ({"scaling": True}, "has no sound entry 'scaling'"),
         ({"conditions": []}, "has no sound entry 'conditions'"),
         ({"conditions": {"context": None}}, "wanted the name and the fields of a scaling, got None"),

@@ -414,7 +414,7 @@ def test_a_description_that_does_not_parse_is_refused(saved):
 
 def test_an_unknown_format_version_is_refused(saved):
     edit(saved, version=99)
-    with pytest.raises(ValueError, match="has format version 99, and this is version 4: load it with the version"):
+    with pytest.raises(ValueError, match="has format version 99, and this is version 5: load it with the version"):
         load_checkpoint(saved)
 
 
