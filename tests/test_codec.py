@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sde_diffusion import EDMSDE, Network, SDESampler, data, latent, nets, predict, training
 from sde_diffusion.latent import NetCodec, Reconstruction, adapters
 from sde_diffusion.latent.codes import drawn
+from sde_diffusion.nets import autoencoder
 from sde_diffusion.training import Recipe
 
 
@@ -112,6 +113,20 @@ def test_an_autoencoder_halves_fields_of_any_dimension_row_by_row_and_is_rebuilt
     twin.load_state_dict(net.state_dict())
     torch.testing.assert_close(twin(x), net(x))
     assert NetCodec(net).shape_of((2, *[8] * dims)) == (3, *[4] * dims)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_patches_become_channels_and_are_given_back_point_by_point(dims):
+    net = nets.Autoencoder(2, dims=dims, width=8, multipliers=(1,), latent=3, patch=2)
+    x = torch.arange(2.0 * 2 * 4**dims).reshape(2, 2, *[4] * dims)
+    gathered = autoencoder._gathered(x, 2)
+    assert gathered.shape == (2, 2 * 2**dims, *[2] * dims)
+    assert torch.equal(
+        gathered[:, 0], x[(slice(None), 0, *[slice(None, None, 2)] * dims)]
+    )  # the first point of each patch
+    assert torch.equal(autoencoder._spread(gathered, 2), x)
+    assert net(x).shape == x.shape
+    assert NetCodec(net).shape_of((2, *[4] * dims)) == (3, *[2] * dims)
 
 
 @pytest.mark.parametrize(

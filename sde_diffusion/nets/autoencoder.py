@@ -21,7 +21,7 @@ BOUND = 6.0
 
 
 class Autoencoder(nn.Module):
-    r"""A KL autoencoder: a Gaussian code of each field, `(latent, *spatial / 2^k)`, and the field from a code.
+    r"""A KL autoencoder: a Gaussian code of each field, `(latent, *spatial / f)`, and the field from a code.
 
     $$ q(z \mid x) = N\big(m(x), \operatorname{diag} s(x)^2\big), \quad
        \log s = b \tanh(v / b), \ b = 6, \qquad \hat x = d(z) $$
@@ -37,10 +37,12 @@ class Autoencoder(nn.Module):
         multipliers: Channels at each resolution, in widths; each but the first has half the lengths of the one before.
         latent: Channels of the code.
         blocks: Residual blocks at each resolution, on either way.
+        patch: Side of the patches whose points are taken for channels before all else, and given back at the end: with
+            2, images cost a quarter, and their codes are half as long again.
 
     Shapes:
-        x (B, C, L), (B, C, H, W) or (B, C, D, H, W), lengths multiples of `2^(len(multipliers) - 1)`
-        -> mean and standard deviation (B, latent, *spatial / 2^k) -> x
+        x (B, C, L), (B, C, H, W) or (B, C, D, H, W), lengths multiples of `f = patch * 2^(len(multipliers) - 1)`
+        -> mean and standard deviation (B, latent, *spatial / f) -> x
 
     Raises:
         TypeError, ValueError: A size that is no positive integer, a `width` that is no multiple of 8, other `dims`, a
@@ -60,15 +62,16 @@ class Autoencoder(nn.Module):
         multipliers: Sequence[int] = (1, 2, 2),
         latent: int = 4,
         blocks: int = 1,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         multipliers = _checked(channels, dims, width, multipliers, latent, blocks)
-        self._config: Config = dict(
-            channels=channels, dims=dims, width=width, multipliers=multipliers, latent=latent, blocks=blocks
-        )
-        self.channels, self.dims, self.latent, self.halvings = channels, dims, latent, len(multipliers) - 1
+        sizes: Config = dict(width=width, multipliers=multipliers, latent=latent, blocks=blocks)
+        self._config: Config = dict(channels=channels, dims=dims, **sizes, patch=check_count(patch, "patch"))
+        self.channels, self.dims, self.latent, self.patch = channels, dims, latent, patch
+        self.halvings, points = len(multipliers) - 1, channels * patch**dims
         conv, widths = CONV[dims], [width * m for m in multipliers]
-        down: list[nn.Module] = [conv(channels, widths[0], 3, padding=1)]
+        down: list[nn.Module] = [conv(points, widths[0], 3, padding=1)]
         up: list[nn.Module] = [conv(latent, widths[-1], 3, padding=1)]
         for i, w in enumerate(widths):
             down += [_Block(dims, w) for _ in range(blocks)]
@@ -77,7 +80,7 @@ class Autoencoder(nn.Module):
             up += [_Block(dims, w) for _ in range(blocks)]
             up += [_Double(), conv(w, widths[i - 1], 3, padding=1)] if i else []
         self.encoder = nn.Sequential(*down, *_head(conv, widths[-1], 2 * latent))
-        self.decoder = nn.Sequential(*up, *_head(conv, widths[0], channels))
+        self.decoder = nn.Sequential(*up, *_head(conv, widths[0], points))
 
     @property
     def config(self) -> Config:
@@ -85,16 +88,15 @@ class Autoencoder(nn.Module):
         return self._config | {"multipliers": list(self._config["multipliers"])}
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the codes of fields: (B, C, *spatial) -> twice (B, latent, *spatial / 2^k)."""
-        self._check(x, "x", self.channels, 2**self.halvings)
-        mean, v = self.encoder(x).chunk(2, dim=1)
+        """Mean and standard deviation of the codes of fields: (B, C, *spatial) -> twice (B, latent, *spatial / f)."""
+        self._check(x, "x", self.channels, self.patch * 2**self.halvings)
+        mean, v = self.encoder(_gathered(x, self.patch)).chunk(2, dim=1)
         return mean, (BOUND * torch.tanh(v / BOUND)).exp()
 
     def decode(self, z: Tensor) -> Tensor:
-        """Fields from codes: (B, latent, *spatial / 2^k) -> (B, C, *spatial)."""
+        """Fields from codes: (B, latent, *spatial / f) -> (B, C, *spatial)."""
         self._check(z, "z", self.latent, 1)
-        x: Tensor = self.decoder(z)
-        return x
+        return _spread(self.decoder(z), self.patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fields from the means of their codes, as x."""
@@ -109,7 +111,7 @@ class Autoencoder(nn.Module):
         if not x.shape[2:].numel() or any(n % parts for n in x.shape[2:]):
             fits = tuple(max(1, -(-n // parts)) * parts for n in x.shape[2:])
             raise ValueError(
-                f"Autoencoder halves {axes} {self.halvings} times, so each must be a multiple of {parts}, got "
+                f"Autoencoder makes {axes} {parts} times smaller, so each must be a multiple of {parts}, got "
                 f"{tuple(x.shape[2:])}. Pad or crop, to {fits} for instance, or build it with fewer multipliers."
             )
         same_dtype(x, next(self.parameters()))
@@ -127,6 +129,25 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         return out
+
+
+def _gathered(x: Tensor, p: int) -> Tensor:
+    """The points of each patch as channels: (B, C, *spatial) -> (B, C p^d, *spatial / p)."""
+    d = x.ndim - 2
+    if p == 1:
+        return x
+    x = x.reshape(*x.shape[:2], *(m for n in x.shape[2:] for m in (n // p, p)))
+    return x.permute(0, 1, *range(3, 3 + 2 * d, 2), *range(2, 2 + 2 * d, 2)).flatten(1, 1 + d)
+
+
+def _spread(x: Tensor, p: int) -> Tensor:
+    """What undoes `_gathered`: (B, C p^d, *spatial) -> (B, C, *p spatial)."""
+    d = x.ndim - 2
+    if p == 1:
+        return x
+    x = x.unflatten(1, (-1, *[p] * d))
+    x = x.permute(0, 1, *(axis for i in range(d) for axis in (2 + d + i, 2 + i)))
+    return x.reshape(*x.shape[:2], *(x.shape[2 + 2 * i] * p for i in range(d)))
 
 
 class _Double(nn.Module):
