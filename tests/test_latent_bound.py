@@ -140,6 +140,12 @@ def test_bins_make_it_a_bound_on_a_probability_in_bits():
         density.bits_per_dim()
 
 
+def test_an_encoder_that_is_too_narrow_is_drawn_from_as_wide_as_the_posterior():
+    wide = elbo(latent_sampler(stretch=0.5), X[:5], seed=0, stretch=2.0, method=CHEAP)
+    assert torch.allclose(wide.draws, elbo(latent_sampler(), X[:5], seed=0, method=CHEAP).draws)
+    assert "4 draws 2 times as wide" in str(wide)
+
+
 def test_it_says_in_words_what_it_is():
     found = elbo(latent_sampler(0.1, 1.1), X[:4], seed=0)
     assert str(found).startswith("log p >= ")
@@ -189,6 +195,7 @@ GENERAL = SDESampler(DoubleWell(), lambda x, t: -x, shape=(CODE,), steps=5)
     (lambda: elbo(latent_sampler(), X, density=wrong(0.0)), T, "density must be a Density"),
     (lambda: elbo(latent_sampler(), X, entropy="none"), V, "entropy must be one of 'exact', 'drawn', got 'none'"),
     (lambda: elbo(latent_sampler(), X, decoder=wrong(CategoricalDecoder(Bins.tiling(4)))), T, "a GaussianDecoder"),
+    (lambda: elbo(latent_sampler(), X, stretch=0.0), V, "stretch must be positive and finite, got 0.0"),
     (lambda: elbo(latent_sampler(), X, draws=0), V, "draws must be at least 1, got 0"),
     (lambda: elbo(latent_sampler(), X, noise=0.1), T, "noise= is no argument here: write decoder=GaussianDecoder(std"),
     (lambda: elbo(latent_sampler(), X, level=0.1), T, "level= is no argument here: write density=Density(level=...)"),

@@ -246,7 +246,7 @@ OPTIONS = frozenset({
 ARGUMENTS = OPTIONS | frozenset(OWN) | frozenset({
     "cond", "t", "x0", "n", "noise", "level", "systems", "model", "prior", "lam", "of", "sampler",
     "data", "recipe", "loss", "val", "callbacks", "out", "resume", "fraction", "scaling", "shard_size", "continuous",
-    "s", "to", "done", "reach", "teacher", "calls", "tolerance", "kind", "budget", "draws", "entropy",
+    "s", "to", "done", "reach", "teacher", "calls", "tolerance", "kind", "budget", "draws", "entropy", "stretch",
 })
 # fmt: on
 """All arguments of calls that hand conditions on: no wrapper may call a condition of its own so."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -60,6 +60,7 @@ def elbo(
     decoder: GaussianDecoder = GaussianDecoder(),
     draws: int = 4,
     entropy: str = "drawn",
+    stretch: float = 1.0,
     seed: int | Sequence[int] | None = None,
     batch_size: int | None = None,
     **cond: Any,
@@ -82,6 +83,9 @@ def elbo(
         entropy: `"drawn"`, $-\log q$ at the draws of the other terms, whose noise it cancels where the encoder is near
             the posterior: at the posterior all of it; or `"exact"`, in closed form, the better where the encoder is far
             too narrow. Both are unbiased.
+        stretch: How many times as wide as the encoder says the codes are drawn. Whatever the width it is a bound, and
+            the tightest is at that of the posterior: a codec that was trained with `Reconstruction(kl=w)` is narrower,
+            by about $\sqrt w$, so $1/\sqrt w$.
         seed: `k` gives sample `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
         batch_size: Rows of the data at once, all by default; changes memory and nothing else.
         **cond: Conditions by name, handed to the model of the codes; see `conditions`. Those that are called as an
@@ -103,7 +107,11 @@ def elbo(
         >>> print(latent.elbo(LatentSampler(SDESampler(sde, model), codec), x0, seed=0))
     """
     check_options(cond, OPTIONS)
-    course = _Course.of(sampler, method, estimate, density, decoder, check_count(draws, "draws"), entropy)
+    course = _Course.of(sampler, method, estimate, density, decoder)
+    one_of("entropy", entropy, "exact", "drawn")
+    course = replace(
+        course, draws=check_count(draws, "draws"), entropy=entropy, stretch=check_positive(stretch, "stretch")
+    )
     check_finite(check_state(x0, "x0", shape=sampler.shape), "x0")
     n = len(x0)
     given, seeds = sampler.conditions(cond, n), seed_list(seed, n)
@@ -137,8 +145,9 @@ class _Course:
     density: Density
     decoder: GaussianDecoder
     std: float
-    draws: int
-    entropy: str
+    draws: int = 4
+    entropy: str = "drawn"
+    stretch: float = 1.0
 
     @classmethod
     def of(
@@ -148,8 +157,6 @@ class _Course:
         estimate: Estimate | None,
         density: Density,
         decoder: GaussianDecoder,
-        draws: int,
-        entropy: str,
     ) -> _Course:
         given: object = sampler
         if not isinstance(given, LatentSampler):
@@ -166,11 +173,10 @@ class _Course:
             raise ValueError("correct=True makes the prior no density, and the sum no bound: leave it out")
         if estimate is not None:
             _check_estimate(sampler, estimate, density)
-        one_of("entropy", entropy, "exact", "drawn")
         law: object = decoder
         if not isinstance(law, GaussianDecoder):
             raise TypeError(f"decoder must be a GaussianDecoder, with or without bins, got {law!r}")
-        return cls(sampler, method, estimate, density, decoder, _std(sampler, decoder), draws, entropy)
+        return cls(sampler, method, estimate, density, decoder, _std(sampler, decoder))
 
     def bound(self, x: Tensor, seeds: list[int], cond: dict[str, Any]) -> LatentBound:
         """The bound of one batch, whose conditions are marked."""
@@ -195,6 +201,7 @@ class _Course:
             dim=x[0].numel(),
             code_dim=code.mean[0].numel(),
             discrete=v is not None,
+            stretch=self.stretch,
             nfe=sum(prior.nfe for prior in priors),
         )
 
@@ -207,7 +214,7 @@ class _Course:
                 "plain function: it has no law of codes, and so no bound. Give one that answers mean and standard "
                 "deviation"
             )
-        return code
+        return code._replace(std=code.std * self.stretch)
 
     def _exact(self, z: Tensor, seeds: list[int], cond: dict[str, Any]) -> _Weighed:
         """Codes weighed by their density."""

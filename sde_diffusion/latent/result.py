@@ -41,6 +41,7 @@ class LatentBound:
         code_dim: Coordinates of one code.
         discrete: Whether it bounds the log-probability of discrete values, not a log-density.
         nfe: Network evaluations per sample, of all draws together.
+        stretch: How many times as wide as the encoder says the codes were drawn.
     """
 
     draws: Tensor
@@ -52,6 +53,7 @@ class LatentBound:
     code_dim: int
     discrete: bool
     nfe: int
+    stretch: float = 1.0
 
     @property
     def reconstruction(self) -> Tensor:
@@ -148,10 +150,10 @@ class LatentBound:
         Raises:
             ValueError: Bounds that were made otherwise.
         """
-        kinds = {(len(p.draws), p.by, str(p.level), p.dim, p.code_dim, p.discrete) for p in parts}
+        kinds = {(len(p.draws), p.by, str(p.level), p.dim, p.code_dim, p.discrete, p.stretch) for p in parts}
         if len(kinds) != 1:
             raise ValueError(
-                f"wanted parts of one bound, got (draws, by, level, dim, code_dim, discrete) = {sorted(kinds)}"
+                f"wanted parts of one bound, got (draws, by, level, dim, code_dim, discrete, stretch) = {sorted(kinds)}"
             )
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_ROW}
         draws = torch.cat([part.draws for part in parts], 1)
@@ -174,10 +176,11 @@ class LatentBound:
             by += f" at noise level {self.level:.3g}"
         if bool((self.solver_error > 0).any()):
             by += f", solver_error {float(self.solver_error.square().mean().sqrt()):.1e}"
+        wide = "" if self.stretch == 1.0 else f" {self.stretch:.4g} times as wide"
         return (
             f"log p >= {self.mean:.4f} +- {self.mean_standard_error:.2g} (draws), +- "
             f"{self.population_standard_error:.2g} (over samples) nats, mean of {n}: {parts}; codes by {by}; "
-            f"{len(self.draws)} draws, {self.nfe} evaluations"
+            f"{len(self.draws)} draws{wide}, {self.nfe} evaluations"
         )
 
 
