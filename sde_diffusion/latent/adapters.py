@@ -82,12 +82,12 @@ def from_functions(
     return NetCodec(Adapted(encode, decode), shape=shape, scale=scale, shift=shift, noise=noise)
 
 
-def from_autoencoder(net: Any, **options: Any) -> NetCodec:
+def from_autoencoder(net: Any, **units: Any) -> NetCodec:
     """A codec of an object with `encode` and `decode`, which may answer in any of the forms of `latent.adapters`.
 
     Args:
         net: A module, for instance.
-        **options: As in `from_functions`.
+        **units: As in `from_functions`.
 
     Raises:
         TypeError: It lacks one of the two.
@@ -97,10 +97,10 @@ def from_autoencoder(net: Any, **options: Any) -> NetCodec:
             raise TypeError(
                 f"{type(net).__name__} has no {name}: from_functions(encode, decode) takes functions of any name"
             )
-    return from_functions(net.encode, net.decode, **options)
+    return from_functions(net.encode, net.decode, **units)
 
 
-def from_diffusers(vae: Any, **options: Any) -> NetCodec:
+def from_diffusers(vae: Any, **units: Any) -> NetCodec:
     r"""A codec of an `AutoencoderKL` of diffusers, with the scaling and shift of its configuration.
 
     $$ z = (u - \text{shift\_factor}) \cdot \text{scaling\_factor} $$
@@ -110,7 +110,7 @@ def from_diffusers(vae: Any, **options: Any) -> NetCodec:
 
     Args:
         vae: The autoencoder.
-        **options: As in `from_functions`; `scale=` and `shift=` take the place of what the configuration says.
+        **units: As in `from_functions`; `scale=` and `shift=` take the place of what the configuration says.
 
     Raises:
         TypeError: It lacks `encode`, `decode` or `config`.
@@ -124,7 +124,7 @@ def from_diffusers(vae: Any, **options: Any) -> NetCodec:
         return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
     factor = said("scaling_factor")
-    if factor is None and "scale" not in options:
+    if factor is None and "scale" not in units:
         raise ValueError(
             f"the configuration of {type(vae).__name__} has no scaling_factor: give scale=, or measure it on data, "
             "latent.measure(from_autoencoder(vae), data)"
@@ -133,7 +133,7 @@ def from_diffusers(vae: Any, **options: Any) -> NetCodec:
     if said("latents_mean") is not None and said("latents_std") is not None:
         shift = torch.tensor(said("latents_mean"))
         scale = (1.0 if factor is None else factor) / torch.tensor(said("latents_std"))
-    return from_autoencoder(vae, **{"scale": scale, "shift": shift, **options})
+    return from_autoencoder(vae, **{"scale": scale, "shift": shift, **units})
 
 
 def _law(answer: Any) -> tuple[Tensor, Tensor]:
