@@ -16,7 +16,7 @@ from sde_diffusion import VPSDE, Clipped, FlowMap, Network, SDESampler, predict
 from sde_diffusion.denoiser import PerSample
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.guidance import Guided, Mask, Posterior
-from sde_diffusion.nets import MLP, Controlled, DiT, UNet, joined
+from sde_diffusion.nets import MLP, Captioned, Controlled, DiT, TextEncoder, UNet, joined
 from sde_diffusion.solvers import Heun, Solver
 from sde_diffusion.training import losses
 
@@ -187,6 +187,18 @@ def test_a_field_may_be_finer_than_the_state() -> None:
     torch.testing.assert_close(shared[0], one[0])
 
 
+def test_a_network_that_reads_captions_is_controlled_and_keeps_its_words() -> None:
+    words = TextEncoder(["a", "thick", "thin", "seven"], size=8, layers=1)
+    base = drawn(Captioned(UNet(1, width=8, tokens=8), words))
+    net: Any = Controlled(base)
+    x, t, said = draws(2, 1, 8, 8), torch.tensor([0.2, 0.7]), ["a thick seven", "a thin seven"]
+    assert torch.equal(net(x, t, caption=said, control=FIELD[:2]), base(x, t, caption=said))
+    drawn(net.controls, seed=1)
+    found = [net(x, t, caption=caption, control=FIELD[:2]) - base(x, t, caption=caption) for caption in (said, "a")]
+    assert not torch.isclose(*found).all()  # the copy is told as well
+    assert "caption" in net.per_sample
+
+
 # --- with what changes a model
 
 
@@ -242,6 +254,11 @@ def test_the_gradient_of_a_loss_reaches_the_copy_alone() -> None:
 # --- what is refused
 
 
+class Deaf(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+
 class Unsaid(GaussianNet):
     per_sample = None  # type: ignore[assignment]  # that is the fault
 
@@ -275,6 +292,11 @@ def controlled(**told: Any) -> Tensor:
     (lambda: Controlled(Lent()), V, "Lent.encoder_copy() shares parameters with the network"),
     (lambda: Controlled(Bare()), T, "Bare.encoder_copy() answered Linear without dims, wanted a module with"),
     (lambda: Controlled(DiT((4,))), T, "a DiT of vectors has no field that a control could be laid beside"),
+    (
+        lambda: Controlled(Captioned(Deaf(), TextEncoder(["a"]))),
+        T,
+        "Deaf has no encoder_copy(), which a control is made",
+    ),
     (lambda: Controlled(unet(), control={}), V, "control names no control: give its channels, control=1"),
     (lambda: Controlled(unet(), control={"label": 1}), V, "a control cannot be called 'label', which is"),
     (lambda: Controlled(unet(), control={"an edge": 1}), V, "a control is called by a name such as"),

@@ -126,7 +126,9 @@ class Controlled(OnBase):
         """A copy that is told a second time, for a flow map, all of which is trained: it stands on no base."""
         new = Controlled(with_until(self.net), self.channels, finer=self.finer, frozen=False)
         own = next(self.parameters())
-        new.to(own.device, own.dtype).controls.load_state_dict(self.controls.state_dict(), strict=False)
+        _, surplus = new.to(own.device, own.dtype).controls.load_state_dict(self.controls.state_dict(), strict=False)
+        if surplus:
+            raise TypeError(f"its encoder_copy() has no {', '.join(surplus)} once it is told a second time")
         return new.train(self.training)
 
     def _strengths(self, strength: Any, x: Tensor) -> dict[str, float | Tensor]:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count
+from sde_diffusion.nets.base import Encoder
 from sde_diffusion.nets.conditions import Numbers
 from sde_diffusion.nets.embedding import Config, zero
 from sde_diffusion.nets.second_time import with_until
@@ -249,6 +250,19 @@ class Captioned(nn.Module):
     def with_until(self) -> Captioned:
         """A copy that is told a second time, as a `FlowMap` does."""
         return Captioned(with_until(self.net), copy.deepcopy(self.encoder))
+
+    def features(self, x: Tensor, t: Tensor, hint: Tensor, **told: Any) -> Any:
+        """What the half of a network makes of a state and a hint, for a control."""
+        return self(x, t, hint=hint, **told)
+
+    def encoder_copy(self) -> Encoder:
+        """A copy of what reads captions and of the encoder of the network, for a control."""
+        make = getattr(self.net, "encoder_copy", None)
+        if make is None:
+            raise TypeError(f"{type(self.net).__name__} has no encoder_copy(), which a control is made of: UNet has it")
+        half = make()
+        reading = Captioned(half, copy.deepcopy(self.encoder))
+        return Encoder(reading, dims=half.dims, hint=half.hint, widths=half.widths, stride=half.stride)
 
 
 def _listed(captions: object, first: int = 0) -> list[str]:
