@@ -30,9 +30,12 @@ from sde_diffusion import (
     grids,
     predict,
 )
+from sde_diffusion.cascade import Cascade, LowResolution, Upsampler
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.guidance import Guided, Matrix, Nonlinear, Posterior
-from sde_diffusion.latent import LatentSampler, decoded
+from sde_diffusion.latent import LatentSampler, NetCodec, decoded, elbo
+from sde_diffusion.likelihood import Estimate
+from sde_diffusion.nets import Autoencoder
 from sde_diffusion.solvers import EulerMaruyama, Heun
 
 SDE = VPSDE()
@@ -84,6 +87,7 @@ def test_tables_flow_maps_and_budgets_work_in_the_code_space(inner):
     assert torch.allclose(sampler.sample(3, seed=1), made_of(z.sample(3, seed=1)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_posterior_in_the_code_space_is_that_of_what_is_measured_of_the_data():
     a = torch.zeros(2, D, dtype=F64)
     a[0, 0] = a[1, 3] = 1.0
@@ -203,6 +207,21 @@ def test_samples_have_the_dtype_of_the_codes_and_the_shape_of_the_data(dtype):
     assert (sampler.shape, sampler.dtype) == ((D,), dtype)
     x = sampler.sample(2, seed=0)
     assert (x.shape, x.dtype) == ((2, D), dtype)
+
+
+def test_a_codec_of_a_net_is_one_and_a_stage_of_a_cascade():
+    torch.manual_seed(0)
+    codec = NetCodec(Autoencoder(1, width=8, multipliers=(1, 2), latent=2), shape=(1, 8, 8), scale=[1.0, 2.0])
+    model = Gaussian(SDE, torch.zeros(2, 4, 4), 1.0)
+    sampler = LatentSampler(SDESampler(SDE, model, steps=3), codec)
+    x = sampler.sample(3, seed=0)
+    assert x.shape == (3, 1, 8, 8)
+    assert torch.allclose(x[2:], sampler.sample(1, seed=2), atol=1e-5)
+    assert sampler.encode(x).shape == (3, 2, 4, 4)
+    assert bool(elbo(sampler, x, seed=0, draws=2, estimate=Estimate(levels=4)).value.isfinite().all())
+    fine = Network(lambda x, t, image, context: 0 * x, SDE, predict.data, shape=(1, 16, 16))
+    stage = Upsampler(SDESampler(SDE, fine, steps=2), LowResolution(2))
+    assert Cascade([sampler, stage]).sample(2, seed=0).shape == (2, 1, 16, 16)
 
 
 def test_it_is_shown_with_the_sampler_inside():
