@@ -116,6 +116,18 @@ def test_an_autoencoder_halves_fields_of_any_dimension_row_by_row_and_is_rebuilt
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_fresh_autoencoder_loses_nothing_with_as_many_channels_as_numbers_and_else_the_highest_waves(dims):
+    x = torch.randn(4, 2, *[4] * dims, generator=torch.Generator().manual_seed(0))
+    whole = nets.Autoencoder(2, dims=dims, width=8, multipliers=(1,), latent=2 * 2**dims, patch=2)
+    torch.testing.assert_close(whole(x), x, atol=1e-5, rtol=1e-5)
+    less = nets.Autoencoder(2, dims=dims, width=8, multipliers=(1,), latent=2, patch=2)  # the means of the patches
+    pool = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](2)
+    torch.testing.assert_close(less.encode(x)[0], pool(x))
+    torch.testing.assert_close(less(x), nn.functional.interpolate(pool(x), scale_factor=2.0))
+    torch.testing.assert_close(less.encode(x)[1].log(), torch.full_like(pool(x), 6 * math.tanh(-0.5)))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
 def test_patches_become_channels_and_are_given_back_point_by_point(dims):
     net = nets.Autoencoder(2, dims=dims, width=8, multipliers=(1,), latent=3, patch=2)
     x = torch.arange(2.0 * 2 * 4**dims).reshape(2, 2, *[4] * dims)

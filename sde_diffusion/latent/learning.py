@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_state
 from sde_diffusion._tensors import rows as flat
-from sde_diffusion.data.source import Source, source_of
+from sde_diffusion.data.source import Batch, Source, source_of
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.training import Recipe, Saving, Training, store, train
@@ -107,18 +107,25 @@ def train_codec(
 
 @torch.no_grad()
 def measure(
-    codec: NetCodec, data: Any, *, transform: Transform | None = None, batch_size: int = 256, seed: int = 0
+    codec: NetCodec,
+    data: Any,
+    *,
+    rows: int = 4096,
+    transform: Transform | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
 ) -> NetCodec:
     r"""Measures on data what brings the codes of a codec to unit scale, channel by channel, and its decoder's noise.
 
     $$ \text{shift} = \mathrm E\,m, \qquad \text{scale}^{-2} = \operatorname{Var} m + \mathrm E\,s^2, \qquad
        \text{noise}^2 = \mathrm E\,|x - d(m + s\,\varepsilon)|^2 / D $$
 
-    The moments are over the rows and the points of a channel. One pass of the encoder and of the decoder for each row.
+    The moments are over rows and the points of a channel. One pass of the encoder and of the decoder for each row.
 
     Args:
         codec: The codec, changed in place.
         data: As in `train`; of a stream, the first rows.
+        rows: How many rows are looked at, at most, spread evenly over the data.
         transform: That of the training.
         batch_size: Rows at once.
         seed: Of the noise.
@@ -134,7 +141,11 @@ def measure(
     first: Tensor | float = 0.0
     second: Tensor | float = 0.0
     error, n = 0.0, 0
-    chunks = source.chunks(check_count(batch_size, "batch_size")) if isinstance(source, Source) else [source.first()]
+    check_count(batch_size, "batch_size")
+    chunks: Iterable[Batch] = [source.first()] if not isinstance(source, Source) else ()
+    if isinstance(source, Source):
+        count = min(check_count(rows, "rows"), len(source))
+        chunks = source.batches((torch.arange(count, device="cpu") * len(source) // count).split(batch_size))
     like = next(codec.net.parameters(), codec.scale)
     with Evaluation(codec):
         for chunk in chunks:

@@ -47,8 +47,8 @@ class NetCodec(Trainable):
         shape: Event shape of the data; None if the net works on several.
         scale: Brings codes to unit scale, a number or one for each channel.
         shift: What is taken from them before, likewise.
-        noise: Standard deviation of the Gaussian decoder, in the units of the data; at first that of data of unit
-            scale, of which the decoder knows nothing yet. None where it is not known: such a codec is not trained.
+        noise: Standard deviation of the Gaussian decoder, in the units of the data, which are learnt from there. None
+            where it is not known: such a codec is not trained.
 
     Raises:
         TypeError: `net` is no module that encodes and decodes; numbers that are none.
@@ -67,7 +67,7 @@ class NetCodec(Trainable):
         shape: tuple[int, ...] | None = None,
         scale: Any = 1.0,
         shift: Any = 0.0,
-        noise: float | None = 1.0,
+        noise: float | None = 0.1,
     ) -> None:
         super().__init__()
         found: object = net
@@ -110,7 +110,7 @@ class NetCodec(Trainable):
             ValueError: The codec has none.
         """
         if self.log_noise is None:
-            raise ValueError("a codec with noise=None is not trained: give it one to begin with, noise=1.0")
+            raise ValueError("a codec with noise=None is not trained: give it one to begin with, noise=0.1")
         return RATE * self.log_noise
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

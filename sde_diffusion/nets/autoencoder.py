@@ -7,6 +7,7 @@ outside, in `sde_diffusion.latent`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ BOUND = 6.0
 """Largest absolute value of the log of a standard deviation that the encoder answers."""
 
 
+START = -3.0
+"""The log of that standard deviation in a fresh net."""
+
+
 class Autoencoder(nn.Module):
     r"""A KL autoencoder: a Gaussian code of each field, `(latent, *spatial / f)`, and the field from a code.
 
@@ -27,15 +32,17 @@ class Autoencoder(nn.Module):
        \log s = b \tanh(v / b), \ b = 6, \qquad \hat x = d(z) $$
 
     Both halves are residual blocks, group norms and convolutions, with a convolution of stride 2 for each halving and a
-    repetition of points for each doubling; no attention, so any size that can be halved will do. By default, with two
-    halvings, a grey 32x32 image of 1,024 numbers becomes a code of 4x8x8 = 256; 0.4M parameters at width 32.
+    repetition of points for each doubling; no attention, so any size that can be halved will do. Beside each half goes
+    a linear map of the patches that a point of the code stands for, at first onto the lowest waves in them, a cosine
+    transform, and back: a fresh net blurs, and learns from there. By default, with two halvings, a grey 32x32 image of
+    1,024 numbers becomes a code of 4x8x8 = 256; 0.5M parameters at width 32.
 
     Args:
         channels: Channels C of one sample.
         dims: Dimensions of the field: 1, 2 or 3.
         width: Channels at full resolution, a multiple of 8.
         multipliers: Channels at each resolution, in widths; each but the first has half the lengths of the one before.
-        latent: Channels of the code.
+        latent: Channels of the code; as many as a patch of side f has numbers, `C f^dims`, lose nothing.
         blocks: Residual blocks at each resolution, on either way.
         patch: Side of the patches whose points are taken for channels before all else, and given back at the end: with
             2, images cost a quarter, and their codes are half as long again.
@@ -50,7 +57,8 @@ class Autoencoder(nn.Module):
 
     References:
         Kingma and Welling, Auto-Encoding Variational Bayes, 2014; Rombach et al., High-Resolution Image Synthesis with
-        Latent Diffusion Models, 2022.
+        Latent Diffusion Models, 2022; Chen et al., Deep Compression Autoencoder, 2025 (patches
+        beside the nets).
     """
 
     def __init__(
@@ -81,6 +89,10 @@ class Autoencoder(nn.Module):
             up += [_Double(), conv(w, widths[i - 1], 3, padding=1)] if i else []
         self.encoder = nn.Sequential(*down, *_head(conv, widths[-1], 2 * latent))
         self.decoder = nn.Sequential(*up, *_head(conv, widths[0], points))
+        self.factor = patch * 2**self.halvings
+        numbers = channels * self.factor**dims
+        self.forth, self.back = conv(numbers, latent, 1, bias=False), conv(latent, numbers, 1, bias=False)
+        _start(self)
 
     @property
     def config(self) -> Config:
@@ -89,14 +101,14 @@ class Autoencoder(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the codes of fields: (B, C, *spatial) -> twice (B, latent, *spatial / f)."""
-        self._check(x, "x", self.channels, self.patch * 2**self.halvings)
+        self._check(x, "x", self.channels, self.factor)
         mean, v = self.encoder(_gathered(x, self.patch)).chunk(2, dim=1)
-        return mean, (BOUND * torch.tanh(v / BOUND)).exp()
+        return mean + self.forth(_gathered(x, self.factor)), (BOUND * torch.tanh(v / BOUND)).exp()
 
     def decode(self, z: Tensor) -> Tensor:
         """Fields from codes: (B, latent, *spatial / f) -> (B, C, *spatial)."""
         self._check(z, "z", self.latent, 1)
-        return _spread(self.decoder(z), self.patch)
+        return _spread(self.decoder(z), self.patch) + _spread(self.back(z), self.factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Fields from the means of their codes, as x."""
@@ -129,6 +141,27 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         return out
+
+
+@torch.no_grad()
+def _start(net: Autoencoder) -> None:
+    """A fresh net: the lowest waves of patches and back, codes of little noise, and nothing of the convolutions."""
+    f, channels = net.factor, net.channels
+    k, at = torch.arange(float(f))[:, None], torch.arange(f) + 0.5
+    one = torch.cos(torch.pi / f * k * at) * torch.where(k == 0, 1.0, 2**0.5)  # rows of mean square 1
+    waves, pitch = torch.ones(1, 1), torch.zeros(1)
+    for _ in range(net.dims):
+        waves, pitch = torch.kron(waves, one), (pitch[:, None] + k[:, 0] ** 2).flatten()
+    waves = torch.kron(torch.eye(channels), waves)[pitch.repeat(channels).argsort(stable=True)[: net.latent]]
+    net.forth.weight.zero_()
+    net.back.weight.zero_()
+    net.forth.weight[: len(waves)] = (waves / f**net.dims).view(*waves.shape, *[1] * net.dims)
+    net.back.weight[:, : len(waves)] = waves.T.reshape(*waves.T.shape, *[1] * net.dims)
+    for half, kept in ((net.encoder, net.latent), (net.decoder, None)):
+        last: Any = half[-1]
+        last.weight.zero_()
+        last.bias.zero_()
+        last.bias[kept:] = START if kept is not None else 0.0
 
 
 def _gathered(x: Tensor, p: int) -> Tensor:
