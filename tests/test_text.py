@@ -13,11 +13,13 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, predict
+from sde_diffusion import EDMSDE, VPSDE, FlowMap, Network, SDESampler, predict
 from sde_diffusion.data import Source, open_data, source_of
+from sde_diffusion.distillation import distill
 from sde_diffusion.guidance import Guided
 from sde_diffusion.likelihood import Exact, Method
-from sde_diffusion.nets import Captioned, DiT, TextEncoder, UNet
+from sde_diffusion.nets import Captioned, Controlled, DiT, TextEncoder, UNet
+from sde_diffusion.nets.lora import LoRA
 from sde_diffusion.nets.second_time import ignores_until, with_until
 from sde_diffusion.sampler.distributed import read_samples, sample_to
 from sde_diffusion.solvers import Heun
@@ -197,6 +199,8 @@ def test_a_caption_reaches_its_own_sample_bit_for_bit_and_in_batches():
     torch.testing.assert_close(sampler.sample(N, seed=0, batch_size=2, caption=TEXTS), x, **CLOSE)
     for i in range(N):
         torch.testing.assert_close(sampler.sample(1, seed=i, caption=TEXTS[i])[0], x[i], **CLOSE)
+    with pytest.raises(ValueError, match="caption 1, 'thik', holds 'thik', which the net has not learnt"):
+        sampler.sample(2, caption=["a", "thik"])
     with pytest.raises(ValueError, match=r"'caption' has one row per sample, and 2 rows came for 5 samples"):
         sampler.sample(N, caption=TEXTS[:2])
 
@@ -294,6 +298,31 @@ def test_a_copy_that_is_told_a_second_time_answers_as_the_net_does():
     assert ignores_until(other)
     torch.testing.assert_close(other(X, T, TEXTS, until=T), net(X, T, TEXTS))
     assert all(a is not b for a, b in zip(other.encoder.parameters(), net.encoder.parameters(), strict=True))
+
+
+def test_a_flow_map_of_a_captioned_network_is_distilled_and_kept_with_its_words(tmp_path):
+    x, texts = data()
+    teacher = fresh().eval()
+    done = distill(teacher, x, steps=2, recipe=RECIPE, caption=texts, seed=0)
+    save_checkpoint(tmp_path, done.model)
+    loaded = load_checkpoint(tmp_path).model
+    assert isinstance(loaded, FlowMap)
+    wanted = cast(FlowMap, done.model).net(X, T, caption=TEXTS, until=T)
+    assert torch.equal(loaded.net(X, T, caption=TEXTS, until=T), wanted)
+
+
+def test_a_captioned_network_takes_controls_and_adapters():
+    net = reading()
+    steered = Controlled(net).eval()
+    field = rows(N, 1, 4, seed=2)
+    assert torch.equal(steered(X, T, caption=TEXTS, control=field), net(X, T, caption=TEXTS))  # at the start
+    moved = awake(steered)
+    assert not torch.equal(moved(X, T, caption=TEXTS, control=field), moved(X, T, caption="", control=field))
+    sampler = SDESampler(EDMSDE(), model(moved), steps=2)
+    x = sampler.sample(N, seed=0, caption=TEXTS, control=field)
+    torch.testing.assert_close(sampler.sample(N, seed=0, batch_size=2, caption=TEXTS, control=field), x, **CLOSE)
+    adapted = LoRA(net, rank=2).eval()
+    assert torch.equal(adapted(X, T, caption=TEXTS), net(X, T, caption=TEXTS))
 
 
 # --- captions as data

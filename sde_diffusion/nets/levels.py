@@ -160,5 +160,6 @@ class _Listen(nn.Module):
         self.norm, self.attend = nn.GroupNorm(GROUPS, channels), CrossAttention(channels, tokens)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        taken = self.attend(self.norm(x).flatten(2).transpose(1, 2), told)
+        points = self.norm(x).flatten(2).transpose(1, 2)
+        taken = self.attend(points.contiguous(), told)  # or a layer rounds otherwise where its weights are frozen
         return x + taken.transpose(1, 2).reshape(x.shape)
