@@ -88,6 +88,15 @@ def count(most: int | None = None, least: int = 1) -> Callable[[str], int]:
     return read
 
 
+def budgets(text: str, *, most: int | None = None, least: int = 1) -> list[int]:
+    """Reads numbers of evaluations with commas between."""
+    read = count(most, least)
+    try:
+        return [read(word) for word in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}: numbers of evaluations go with commas between, 5,8,12") from None
+
+
 def path(text: str) -> Path:
     """Reads a path; an empty one, such as that of a variable that is not set, would be the current folder."""
     if not text:

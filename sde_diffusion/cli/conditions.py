@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import nets
-from sde_diffusion.cli.plan.inputs import array_of
+from sde_diffusion.cli.plan.opened import array_of
 from sde_diffusion.data.sources.tables import is_number
 from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.denoiser.modules import home
@@ -27,6 +27,8 @@ FAR = 1.0
 """Standard deviations beyond the range of the training at which a condition is far from it."""
 UNSEEN = 6.0
 """Standard deviations from the mean at which it is, where a checkpoint keeps no range."""
+OPTIONS = ("low", "control")
+"""Conditions that have an option of their own."""
 FILES = (".npy", ".npz", ".csv", ".parquet")
 
 
@@ -76,9 +78,8 @@ def rows_of(found: Mapping[str, Tensor], n: int | None, default: int) -> int:
         if n is None and len(value) > 1:
             n = len(value)
         if len(value) not in (1, n):
-            raise ValueError(
-                f"--cond {name} has {len(value):,} rows, for {n or 1:,} samples: wanted one, or one for each"
-            )
+            option = f"--{name}" if name in OPTIONS else f"--cond {name}"
+            raise ValueError(f"{option} has {len(value):,} rows, for {n or 1:,} samples: wanted one, or one for each")
     return default if n is None else n
 
 

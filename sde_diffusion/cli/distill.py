@@ -13,6 +13,9 @@ import torch
 
 from sde_diffusion._files import write_files
 from sde_diffusion.cli._arguments import Say, add_command, path
+from sde_diffusion.cli.forms.drawn import check_taught
+from sde_diffusion.cli.forms.form import form_of
+from sde_diffusion.cli.forms.latent import in_codes, without_codec
 from sde_diffusion.cli.limits import check_checkpoint
 from sde_diffusion.cli.machine import device_named
 from sde_diffusion.cli.plan.config import (
@@ -26,7 +29,8 @@ from sde_diffusion.cli.plan.config import (
 )
 from sde_diffusion.cli.plan.design import made_with, own_classes
 from sde_diffusion.cli.plan.inputs import read_inputs
-from sde_diffusion.cli.plan.options import DATA, KEEPING, MACHINE, TRAINING, Option, Plan, names_of, number
+from sde_diffusion.cli.plan.option import Option, number
+from sde_diffusion.cli.plan.options import DATA, KEEPING, MACHINE, TRAINING, Plan, names_of
 from sde_diffusion.cli.plan.running import Course, next_line, recipe_of, run_plan
 from sde_diffusion.cli.plan.teacher import kept_out, recorded, unfinished
 from sde_diffusion.cli.target.options import Target, model_of
@@ -177,11 +181,13 @@ def distill_file(plan: Plan, *, loss: str = "shortcut", guidance: float = 1.0, s
             f"--checkpoint {start} holds a flow map already: sample it with --nfe 1, 2 or 4, or distil the model that "
             "it was made of"
         )
+    form = form_of(start, loaded)
+    check_taught(form, f"--checkpoint {start}")
     fast = _map_of(loaded.model, loss, plan.seed)
     plan = plan if plan.data is not None else recorded(plan, start)
     data = plan.data or Path()
     cond = plan.cond or tuple(str(word) for word in loaded.extra.get("cond", ()))
-    inputs = read_inputs(replace(plan, cond=cond, **kept_out(data, start)), data, loaded, "--checkpoint")
+    inputs = read_inputs(replace(plan, cond=cond, **kept_out(data, start)), data, loaded, "--checkpoint", of=form)
     if inputs.held_out is not None:
         say(f"{len(inputs.held_out):,} rows are kept out, as in the training of {start}")
         inputs = replace(inputs, held_out=None)
@@ -205,6 +211,11 @@ def distill_file(plan: Plan, *, loss: str = "shortcut", guidance: float = 1.0, s
         told=(keep_plan,),
         again=f"sde-diffusion distill {shlex.quote(str(out / NAME))} --resume",
     )
+    if form.codec is not None:
+        form.codec.to(device_named(plan.device))
+        inputs, course = in_codes(plan, inputs, out, form.codec, course, start, say=say)
+    else:
+        course = replace(course, told=(*course.told, without_codec(plan, out)))
     try:
         run_plan(plan, inputs, fast, out, course, say=say)
     except ValueError as error:

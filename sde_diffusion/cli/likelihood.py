@@ -20,9 +20,13 @@ from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
 from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
 from sde_diffusion.cli.conditions import given_conditions, is_value, marked, rows_of, scaled
+from sde_diffusion.cli.forms.bounded import bounded, check_bounded, lines_of_bound, rows_of_bound, summary_of_bound
+from sde_diffusion.cli.forms.drawn import check_weighed
+from sde_diffusion.cli.forms.form import Form, form_of
 from sde_diffusion.cli.limits import check_batch, check_seeds
 from sde_diffusion.cli.machine import rank
-from sde_diffusion.cli.plan.inputs import dequantised, open_source, parted
+from sde_diffusion.cli.plan.inputs import dequantised
+from sde_diffusion.cli.plan.opened import open_source, parted
 from sde_diffusion.cli.plan.start import check_names
 from sde_diffusion.data.files import TABLES
 from sde_diffusion.data.standardise import Standardise
@@ -166,13 +170,15 @@ def likelihood_file(
     if not x.is_floating_point():
         x = dequantised(x, seed)
         weigh = weigh if weigh.bin_width is not None else replace(weigh, bin_width=1.0)
-    _check(loaded, x, cond, weigh, seed)
-    found = _evaluate(loaded, x, cond, weigh, seed)
+    form = form_of(checkpoint, loaded)
+    check_weighed(form, f"--checkpoint {checkpoint}")
+    _check(loaded, x, cond, weigh, seed, form)
+    rows, found, lines = (_bounded if form.codec is not None else _found)(loaded, form, x, cond, weigh, seed)
     if rank() > 0:
         return
-    rows = _rows(found, weigh.bin_width)
-    exact = None if found.dim <= EXACT_UP_TO else DEFAULT_PROBES
-    about = _summary(found, rows, loaded) | {
+    dim = math.prod(form.shape or x.shape[1:] if form.codec is None else loaded.model.shape or ())
+    exact = None if dim <= EXACT_UP_TO else DEFAULT_PROBES
+    about = found | {
         "checkpoint": str(checkpoint),
         "data": str(data),
         "seed": seed,
@@ -182,10 +188,9 @@ def likelihood_file(
     }
     text = _csv(rows) if out.suffix.lower() == ".csv" else _json({**about, "bin_width": weigh.bin_width}, rows)
     keep(lambda path: write_files({path: text}), out)
-    say(str(found))
-    if weigh.bin_width is not None:
-        say(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
-    say(f"{len(x)} log-likelihoods in {out}")
+    for line in lines:
+        say(line)
+    say(f"{len(x)} {'log-likelihoods' if form.codec is None else 'bounds'} in {out}")
 
 
 def _read(loaded: Checkpoint, data: Path, words: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -221,6 +226,28 @@ def _trained_with(loaded: Checkpoint, data: Path, given: Sequence[str]) -> list[
     return [word for word in words if groups[word] not in {*otherwise, *beside}]
 
 
+_Found = tuple[list[dict[str, Any]], dict[str, Any], list[str]]
+
+
+def _found(loaded: Checkpoint, form: Form, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> _Found:
+    """Log-likelihoods: a row for each sample, the summary, and what is said of them."""
+    found = _evaluate(loaded, x, cond, weigh, seed)
+    rows = _rows(found, weigh.bin_width)
+    about, lines = _summary(found, rows, loaded), [str(found)]
+    if weigh.bin_width is not None and "bits_per_dim" in about:
+        lines.append(f"{about['bits_per_dim']:.4f} bits/dim, standard error {about['bits_per_dim_error']:.2g}")
+    return rows, about, lines
+
+
+def _bounded(loaded: Checkpoint, form: Form, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> _Found:
+    """Bounds of a model of codes, likewise."""
+    size = weigh.at_once(x)
+    found = bounded(loaded, form, x, cond, probes=weigh.probes, batch_size=size, seed=seed)
+    rows = rows_of_bound(found, form.scaling.log_jacobian(x), weigh.bin_width)
+    about = summary_of_bound(found, rows) | {"noise_levels_trained": list(loaded.noise_levels)}
+    return rows, about, lines_of_bound(about, weigh.bin_width)
+
+
 def _evaluate(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> LogProb:
     """Evaluates the log-likelihoods batch by batch, with a progress bar, in the units of the file."""
     dtype, device = home(loaded.model)
@@ -238,15 +265,17 @@ def _evaluate(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Wei
     return replace(found, value=found.value + loaded.scaling.log_jacobian(x).to(found.value))
 
 
-def _check(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> None:
+def _check(loaded: Checkpoint, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int, form: Form) -> None:
     """Refuses, before the first batch, what would fail in a later one."""
     if "label" in cond and loaded.classes and int(cond["label"].max()) >= loaded.classes:
         raise ValueError(f"the labels go up to {int(cond['label'].max())}, and the model knows 0..{loaded.classes - 1}")
     check_seeds(seed, len(x))
-    check_state(x, "--data", shape=loaded.model.shape)
+    check_state(x, "--data", shape=form.shape)
+    if form.codec is not None:
+        check_bounded(weigh.correct)
     rows_of(cond, len(x), len(x))
-    dim = x[0].numel()
-    if tuple(x.shape[1:]) == loaded.model.shape:
+    dim = math.prod(loaded.model.shape or x.shape[1:])
+    if loaded.model.shape is not None:
         columns = min(CHUNK, weigh.probes or (dim if dim <= EXACT_UP_TO else DEFAULT_PROBES))
         check_batch(loaded.model, weigh.at_once(x), passes=columns, cond=cond)
 

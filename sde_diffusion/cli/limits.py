@@ -21,6 +21,7 @@ from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.plots import check_picture
 from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
+from sde_diffusion.training.store import files_of
 
 COPIES = 6
 """How often the numbers of a network are in memory while it is trained: gradient, moments, average, its file."""
@@ -35,7 +36,7 @@ SAMPLE, SEED = 32, 64
 def check_checkpoint(out: Path, overwrite: bool) -> None:
     """Raises `ValueError` unless `out` is a folder without a checkpoint in it, or can be made one."""
     check_folder(out, "--out")
-    for file in checkpoint_files(out):
+    for file in (*checkpoint_files(out), *files_of(out, "codec")):
         if file.is_dir():
             raise ValueError(f"--out {out} holds a folder {file.name}, where a file is to go: give another folder")
         if file.exists() and not overwrite:
@@ -96,10 +97,27 @@ def check_seeds(seed: int, n: int) -> None:
 
 
 def check_samples(
-    loaded: Checkpoint, n: int, batch_size: int, out: Path, cond: Mapping[str, Any], *, passes: float = 1
+    loaded: Checkpoint,
+    n: int,
+    batch_size: int,
+    out: Path,
+    cond: Mapping[str, Any],
+    *,
+    passes: float = 1,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
-    """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page."""
-    shape = loaded.model.shape
+    """Raises `ValueError` if samples do not fit into memory, their file on the disk, or their picture on a page.
+
+    Args:
+        loaded: The checkpoint.
+        n: How many samples.
+        batch_size: How many at once.
+        out: Their file.
+        cond: Conditions of the model by name.
+        passes: As in `check_batch`.
+        shape: That of a sample; None for that of the model.
+    """
+    shape = loaded.model.shape if shape is None else shape
     if shape is None:
         return
     picture = out.suffix.lower() == ".png"

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import io
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from sde_diffusion import solvers
 from sde_diffusion._files import check_file, keep, write_files
-from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
+from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, budgets, count, path
 from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
 from sde_diffusion.cli.conditions import add_conditions, given_conditions, labels_for, marked, rows_of
+from sde_diffusion.cli.forms.drawn import check_drawn
+from sde_diffusion.cli.forms.form import LEVEL, Form, form_of
+from sde_diffusion.cli.forms.stage import cascade_of, check_stages, read_low
 from sde_diffusion.cli.limits import check_batch, check_samples, check_seeds, columns
 from sde_diffusion.cli.machine import processes
+from sde_diffusion.cli.plan.option import number
+from sde_diffusion.cli.target.draw import SOLVERS, Draw, sampler_of
 from sde_diffusion.cli.target.known import Known, read_known
 from sde_diffusion.cli.target.options import (
     LED_BY,
@@ -32,20 +35,11 @@ from sde_diffusion.cli.target.options import (
 )
 from sde_diffusion.cli.target.weighed import weigh
 from sde_diffusion.denoiser.base import Denoiser
-from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.plots import picture
+from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.distributed import sample_to
-from sde_diffusion.sampler.sampler import SDESampler
-from sde_diffusion.solvers.base import Solver
 from sde_diffusion.training.checkpoint import TABLES, Checkpoint
-from sde_diffusion.tuning.made_for import TableWarning
-from sde_diffusion.tuning.tuned import Tuned
 
-SOLVERS: Mapping[str, Solver] = {
-    **solvers.named(),
-    **{name: solver for cls in solvers.MAPPED for name, solver in cls.named().items()},
-}
-"""What `--solver` may name: those of every model, and those of a flow map."""
 DEFAULT = 64
 """How many samples are drawn where nothing is said."""
 MOST_SAMPLES = 10**8
@@ -91,6 +85,29 @@ def add_parser(group: Any) -> None:
     )
     add_conditions(what, "condition, in the units of the training: one row, `context=1.5,2`, or a file of one for each")
     add_target_options(command)
+    stages = command.add_argument_group("stages of a cascade, trained with --low-res")
+    stages.add_argument(
+        "--low",
+        type=path,
+        metavar="FILE",
+        help="low resolutions, of which the stage in --checkpoint draws high ones, in the units of the data: .npy, or "
+        ".npz with `low`",
+    )
+    stages.add_argument(
+        "--then",
+        type=path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a stage that draws a high resolution of what was drawn before it; may be given again",
+    )
+    stages.add_argument(
+        "--level",
+        type=number,
+        metavar="S",
+        help=f"noise on the low resolutions, in standard deviations of the data; unset, {LEVEL:g}, or the highest that "
+        "a stage was trained with, if that is less",
+    )
     how = command.add_argument_group("how")
     how.add_argument(
         "--solver",
@@ -105,7 +122,12 @@ def add_parser(group: Any) -> None:
         metavar="N",
         help=f"solver steps, at most a million; unset, the solver's own, or {LED_STEPS} with --inpaint",
     )
-    cost.add_argument("--nfe", type=count(), metavar="N", help="budget of network evaluations per sample, instead")
+    cost.add_argument(
+        "--nfe",
+        type=budgets,
+        metavar="N[,N]",
+        help="budget of network evaluations per sample, instead; of several stages one for all, or one for each",
+    )
     how.add_argument("--no-tuned", action="store_true", help="leave aside what `tune` kept in the checkpoint")
     how.add_argument(
         "--batch-size", type=count(LARGEST_BATCH), default=256, metavar="N", help="samples in memory at once"
@@ -119,42 +141,18 @@ def run(args: argparse.Namespace, say: Say) -> None:
         n=args.n,
         solver=args.solver,
         steps=args.steps,
-        nfe=args.nfe,
+        nfe=None if args.nfe is None else tuple(args.nfe),
         label=args.label,
         batch_size=args.batch_size,
         tuned=not args.no_tuned,
         cond=tuple(args.cond or ()),
         target=target_of(args),
+        low=args.low,
+        then=tuple(args.then),
+        level=args.level,
     )
-    loaded = loaded_from(args.checkpoint, args)
+    loaded = [loaded_from(place, args) for place in (args.checkpoint, *draw.then)]
     sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say, loaded=loaded)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How many samples are drawn from a checkpoint, of which conditions, and how.
-
-    Args:
-        n: The number of samples; None for one for each row of a condition, or 64.
-        solver: The name of the solver in `SOLVERS`; None for the default, or a tuned one.
-        steps: The number of solver steps; None for the solver's own.
-        nfe: A budget of network evaluations per sample, in place of `steps`.
-        label: A class, `"all"` for every class in turn, or `"none"`; None for all, or none where a part is known.
-        batch_size: The number of samples in memory at once.
-        tuned: Whether a sampler that was tuned for `nfe` and kept in the checkpoint is taken, where no solver is named.
-        cond: Conditions, as `--cond` has them.
-        target: What is drawn from in place of the model itself.
-    """
-
-    n: int | None = None
-    solver: str | None = None
-    steps: int | None = None
-    nfe: int | None = None
-    label: str | None = None
-    batch_size: int = 256
-    tuned: bool = True
-    cond: tuple[str, ...] = ()
-    target: Target = field(default_factory=Target)
 
 
 def sample_file(
@@ -164,7 +162,7 @@ def sample_file(
     draw: Draw | None = None,
     seed: int = 0,
     say: Say,
-    loaded: Checkpoint | None = None,
+    loaded: Sequence[Checkpoint] | None = None,
 ) -> None:
     """Draws samples from a checkpoint to the disk, in the units of the data it was trained on.
 
@@ -176,7 +174,7 @@ def sample_file(
         draw: How many samples, and how they are drawn: `Draw()` by default.
         seed: The seed `k` that gives sample `i` the stream `k + i`; fixed, so that a command can be repeated.
         say: Called with every line of the report.
-        loaded: The checkpoint, if it is read already, on the device to work on.
+        loaded: The checkpoint, and those of further stages, if they are read already, on the device to work on.
 
     Raises:
         FileNotFoundError: No checkpoint.
@@ -186,37 +184,77 @@ def sample_file(
     """
     draw = draw or Draw()
     _check_place(out)
-    draw.target.check(solver=draw.solver, nfe=draw.nfe, folder=out if _sharded(out) else None)
-    loaded = loaded_from(checkpoint) if loaded is None else loaded
-    told, known, n = _given(draw, loaded, say)
-    model = model_of(draw.target, known, loaded, told, say)
+    first = draw.of_stage(0)
+    first.target.check(solver=draw.solver, budget=draw.nfe is not None, folder=out if _sharded(out) else None)
+    parts = _parts(checkpoint, draw, loaded)
+    told, known, n = _given(first, parts, say)
+    base, last = parts[0].loaded, parts[-1]
+    model = model_of(draw.target, known, base, told, say)
     passes = model.cost * (1 if known is None else 2)  # the gradient of the network is taken
-    scaling, labels, beside = loaded.scaling, told.get("label"), dict[str, float]()
+    scaling, labels, beside = last.form.scaling, told.get("label"), dict[str, float]()
     check_seeds(seed, n)
     if draw.target.particles is not None:
-        check_samples(loaded, n, 1, out, told)
-        x, beside = weigh(model, draw.target.particles, n, draw.steps, seed, told, known, loaded, say)
-        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, loaded, beside), out)
-        say(f"{n:,} samples of shape {loaded.model.shape} in {out}")
+        check_samples(base, n, 1, out, told)
+        x, beside = weigh(model, draw.target.particles, n, draw.steps, seed, told, known, base, say)
+        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, base, beside), out)
+        say(f"{n:,} samples of shape {base.model.shape} in {out}")
         return
     cond = marked(told) | ({} if known is None else {"y": known.y})
-    sampler = _sampler(loaded, model, checkpoint / TABLES, draw, say)
+    sampler = _sampler(parts, model, draw, say)
+    seen = {name: value for name, value in told.items() if name != "low"}
     if not _sharded(out):
-        check_samples(loaded, n, draw.batch_size, out, told, passes=passes)
+        check_samples(last.loaded, n, draw.batch_size, out, seen, passes=passes, shape=last.form.shape)
         x = sampler.sample(n, seed=seed, batch_size=draw.batch_size, progress=True, cond=cond)
-        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, loaded, beside), out)
+        keep(lambda path: _write(path, scaling.undo(x.cpu()), labels, last.loaded, beside), out)
     else:
-        check_batch(loaded.model, min(n, draw.batch_size), passes=passes, cond=told)
+        check_batch(last.loaded.model, min(n, draw.batch_size), passes=passes, cond=seen)
         size = draw.batch_size
         sample_to(sampler, n, out, seed=seed, batch_size=size, scaling=scaling, progress=True, cond=cond)
-    say(f"{n:,} samples of shape {loaded.model.shape} in {out}, by {sampler!r}")
+    say(f"{n:,} samples of shape {last.form.shape} in {out}, by {sampler!r}")
 
 
-def _given(draw: Draw, loaded: Checkpoint, say: Say) -> tuple[dict[str, Tensor], Known | None, int]:
+@dataclass(frozen=True)
+class _Part:
+    """One of the checkpoints that are drawn from, one after the other."""
+
+    place: Path
+    loaded: Checkpoint
+    form: Form
+
+
+def _parts(checkpoint: Path, draw: Draw, loaded: Sequence[Checkpoint] | None) -> list[_Part]:
+    """The checkpoints that are drawn from, after a look that they can be."""
+    places = (checkpoint, *draw.then)
+    options = ("--checkpoint", *["--then"] * len(draw.then))
+    found = [loaded_from(place) for place in places] if loaded is None else loaded
+    forms = [form_of(*each) for each in zip(places, found, options, strict=True)]
+    names = [f"{option} {place}" for option, place in zip(options, places, strict=True)]
+    check_stages(names, forms, found, draw.low)
+    check_drawn(forms, draw)
+    return [_Part(*each) for each in zip(places, found, forms, strict=True)]
+
+
+def _sampler(parts: Sequence[_Part], model: Denoiser, draw: Draw, say: Say) -> Sampler:
+    """The sampler of one checkpoint, or of several after one another."""
+    stages: list[Sampler] = []
+    for j, part in enumerate(parts):
+        own, of = (model, draw) if j == 0 else (part.loaded.model, replace(draw, target=Target()))
+        one = sampler_of(part.loaded, own, part.place / TABLES, of.of_stage(j), say)
+        stages.append(part.form.around(one, draw.level))
+    if len(stages) == 1:
+        return stages[0]
+    if draw.target.guidance != 1:
+        say("the first stage is guided, and the others are told what it drew")
+    return cascade_of(stages, [part.form for part in parts], [part.loaded for part in parts])
+
+
+def _given(draw: Draw, parts: Sequence[_Part], say: Say) -> tuple[dict[str, Tensor], Known | None, int]:
     """The conditions of the model, what is known of the samples, and how many of them there are to be."""
-    target, n = draw.target, draw.n
+    loaded, form, target, n = parts[0].loaded, parts[0].form, draw.target, draw.n
     known = None if target.inpaint is None else read_known(target.inpaint, target.noise, loaded)
     told = given_conditions(draw.cond, loaded)
+    if draw.low is not None:
+        told["low"] = read_low(draw.low, loaded, form)
     rows = None if known is None else known.rows
     if rows is not None:
         if n not in (None, rows) and rows != 1:
@@ -229,7 +267,7 @@ def _given(draw: Draw, loaded: Checkpoint, say: Say) -> tuple[dict[str, Tensor],
         labels = labels_for(default_label(draw.label, target, loaded), n, loaded.classes)
         told = told if labels is None else {**told, "label": labels}
     for name in ("context", "image"):
-        if loaded.model.built_with().get(name) and name not in told:
+        if loaded.model.built_with().get(name) and name not in (*told, *form.told):
             say(f"no {name} is given, --cond {name}=...: samples are drawn as of an unknown one")
     return told, known, n
 
@@ -248,62 +286,6 @@ def _check_place(out: Path) -> None:
         raise ValueError(f"--out {out}: {processes()} processes draw to a folder, a name without an ending, or a .npy")
     if not _sharded(out):
         check_file(out, "--out")
-
-
-def _sampler(loaded: Checkpoint, model: Denoiser, tables: Path, draw: Draw, say: Say) -> SDESampler:
-    """The sampler asked for: a tuned one where it fits, which is said."""
-    if draw.tuned and draw.nfe is not None and draw.solver is None:
-        found = _tuned(loaded, tables, draw, say)
-        if found is not None:
-            return found
-    named, steps = draw.solver, draw.steps
-    if named is None and draw.target.inpaint is not None:
-        named, steps = LED_BY, LED_STEPS if steps is None and draw.nfe is None else steps
-    solver = None if named is None else SOLVERS[named]
-    try:
-        return SDESampler(model.sde, model, solver=solver, steps=steps, nfe=draw.nfe)
-    except ValueError as error:
-        if draw.target.guidance == 1 or not isinstance(loaded.model, FlowMap):
-            raise
-        w = f"{draw.target.guidance:g}"
-        raise ValueError(
-            f"--guidance {w}: a flow map jumps as it was trained, and by it alone: distil the model it was made of "
-            f"with --guidance {w}, or take a larger --nfe. {error}"
-        ) from error
-
-
-def _tuned(loaded: Checkpoint, tables: Path, draw: Draw, say: Say) -> SDESampler | None:
-    """The sampler that was tuned for a budget, if one was; what is there and does not serve is said.
-
-    Raises:
-        ValueError: A damaged file of tables, or tables of another process.
-    """
-    if not tables.is_file():
-        return None
-    if not draw.target.plain:
-        say(f"{tables} is left aside: tuned for the model alone")
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", TableWarning)
-            tuned = Tuned.load(tables, loaded.model.sde, loaded.model)
-    except TableWarning as other:
-        say(f"{tables} is left aside: {other}")
-        return None
-    except ValueError as error:
-        raise ValueError(f"{error}; or sample with --no-tuned") from error
-    nfe, asked = cast("int", draw.nfe), f"--label {draw.label or 'all'}"
-    if tuned.report.given not in ("", "--label all", asked):
-        say(f"{tables} is left aside: tuned with {tuned.report.given}, and these are with {asked}; tune for all labels")
-        return None
-    if nfe not in tuned.choices:
-        say(f"nothing is tuned for {nfe} evaluations, only for {', '.join(map(str, tuned.choices))}: the default it is")
-        return None
-    best = tuned[nfe]
-    given = f" and {tuned.report.given}" if tuned.report.given else ""
-    unit = "sd of the data from the flow" if tuned.report.objective == "ode" else "from the data, by energy distance"
-    say(f"tuned for {nfe} evaluations{given}: {best.name}, {best.error:.2g} +- {best.uncertainty:.1g} {unit}")
-    return tuned.sampler(nfe)
 
 
 def _write(path: Path, x: Tensor, labels: Tensor | None, loaded: Checkpoint, beside: Mapping[str, Any]) -> None:

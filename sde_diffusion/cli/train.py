@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,31 @@ import torch
 
 from sde_diffusion._files import write_files
 from sde_diffusion.cli._arguments import Say, add_command, path
+from sde_diffusion.cli.forms.form import form_of
+from sde_diffusion.cli.forms.latent import begun, codec_of_plan, coder_of, goes_on, with_codes, without_codec
+from sde_diffusion.cli.forms.stage import low_of_plan, objective_of_stage, staged
+from sde_diffusion.cli.forms.together import check_together
 from sde_diffusion.cli.limits import check_checkpoint, check_network
 from sde_diffusion.cli.plan.config import NAME, add_options, check_same, own_file, plan_of, write_config
-from sde_diffusion.cli.plan.design import made_with, net_class, net_maker, objective_of, own_classes, process_of
-from sde_diffusion.cli.plan.inputs import Inputs, read_inputs
+from sde_diffusion.cli.plan.design import (
+    Facts,
+    made_with,
+    net_class,
+    net_maker,
+    objective_of,
+    own_classes,
+    process_of,
+)
+from sde_diffusion.cli.plan.inputs import read_inputs
 from sde_diffusion.cli.plan.options import Plan
-from sde_diffusion.cli.plan.running import Course, next_line, recipe_of, run_plan
+from sde_diffusion.cli.plan.running import Course, check_run, next_line, recipe_of, run_plan
 from sde_diffusion.denoiser import predict
 from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.callbacks import Event
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint
+from sde_diffusion.training.losses import Objective
 
 OF_THE_START = ("sde", "sde_args", "kind", "learn_variance", "net_args", "width", "scale")
 """Options that a checkpoint to begin from has answered."""
@@ -78,24 +92,34 @@ def train_file(plan: Plan, *, say: Say) -> None:
     """
     data, out = _checked(plan)
     start = None if plan.start is None else _start(plan)
+    form = codec_of_plan(plan, out) if start is None else form_of(plan.start or Path(), start, "--from")
     sde = process_of(plan.sde, plan.sde_args) if start is None else start.model.sde
     if start is None and plan.net is not None:
         net_class(plan.net, (1,))  # whether there is one, before the data are read
-    inputs = read_inputs(plan, data, start)
-    model = _model(plan, inputs, sde, out) if start is None else start.model
+    low = low_of_plan(plan, None if start is None else form)
+    inputs = read_inputs(plan, data, start, of=form)
+    inputs = inputs if low is None else staged(inputs, low)
+    coder = coder_of(plan, inputs, form)
+    seen = inputs if coder is None else inputs.of_shape(coder.shape_of(inputs.facts.shape))
+    model = _model(plan, seen.facts, sde, out) if start is None else start.model
+    again = f"sde-diffusion train {shlex.quote(str(out / NAME))} --resume"
 
     def keep_plan(event: Event) -> None:
         if event.kind == "start":
             write_files({out / NAME: write_config(plan).encode()})
 
-    course = Course(
-        lambda model: objective_of(model, plan.weight, plan.times),
-        recipe_of(plan, inputs),
-        repr,
-        (keep_plan,),
-        f"sde-diffusion train {shlex.quote(str(out / NAME))} --resume",
-    )
-    run_plan(plan, inputs, model, out, course, say=say)
+    def loss(model: Network) -> Objective:
+        plain = low is not None and plan.weight is None and plan.times is None and not plan.learn_variance
+        inner = None if plain else objective_of(model, plan.weight, plan.times)
+        return objective_of_stage(low, inner) if low is not None else inner or model.objective()
+
+    course = Course(loss, recipe_of(plan, inputs), repr, (keep_plan,), again)
+    check_run(plan, seen, model)
+    if coder is None:
+        course = replace(course, told=(*course.told, without_codec(plan, out)))
+    else:
+        inputs, course = with_codes(plan, inputs, out, coder, course, trained=form is not None, say=say)
+    run_plan(replace(plan, resume=goes_on(plan, out)), inputs, model, out, course, say=say)
     say(next_line(plan, inputs, out))
 
 
@@ -110,9 +134,10 @@ def _checked(plan: Plan) -> tuple[Path, Path]:
         raise ValueError(
             f"--batch-size {plan.batch_size} does not split into --accumulate {plan.accumulate} equal parts"
         )
+    check_together(plan)
     if not plan.resume:
         check_checkpoint(plan.out, plan.overwrite)
-    elif not (plan.out / "state.json").is_file():
+    elif not goes_on(plan, plan.out) and not (plan.latent == "new" and begun(plan.out)):
         raise FileNotFoundError(f"--out {plan.out} holds no run to go on with: leave --resume out to begin one")
     elif (plan.out / NAME).is_file():
         check_same(plan, plan.out / NAME)
@@ -140,9 +165,8 @@ def _start(plan: Plan) -> Checkpoint:
     return found
 
 
-def _model(plan: Plan, inputs: Inputs, sde: GaussianSDE, out: Path) -> Network:
+def _model(plan: Plan, facts: Facts, sde: GaussianSDE, out: Path) -> Network:
     """The model that a plan and its data call for, with the initial weights of the seed."""
-    facts = inputs.facts
     make = net_maker(net_class(plan.net, facts.shape), facts, plan.width, plan.net_args)
     check_network(make, out)
     mean = predict.NAMES[plan.kind]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_state
 from sde_diffusion._files import check_apart, check_file, keep
-from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
+from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, budgets, count, path
 from sde_diffusion.cli.conditions import labels_for
+from sde_diffusion.cli.forms.drawn import check_tuned
+from sde_diffusion.cli.forms.form import Form, codes_of, form_of
 from sde_diffusion.cli.limits import check_batch
 from sde_diffusion.data.files import load_array
 from sde_diffusion.denoiser.flow_map import FlowMap
@@ -43,7 +46,11 @@ def add_parser(group: Any) -> None:
         help=f"folder written by train or demo; the tables go to {TABLES} in it, in place of those there",
     )
     need.add_argument(
-        "--nfe", required=True, type=budgets, metavar="N[,N]", help="network evaluations per sample, one budget or more"
+        "--nfe",
+        required=True,
+        type=partial(budgets, most=MOST_NFE, least=2),
+        metavar="N[,N]",
+        help="network evaluations per sample, one budget or more",
     )
     command.add_argument(
         "--batch",
@@ -68,15 +75,6 @@ def add_parser(group: Any) -> None:
         help="class of a class-conditional model that is tuned for; `all` takes the classes in turn, `none` no class",
     )
     command.add_argument("--report", type=path, metavar="FILE", help=".png of the errors of all that was tried")
-
-
-def budgets(text: str) -> list[int]:
-    """Reads numbers of evaluations with commas between."""
-    read = count(MOST_NFE, least=2)
-    try:
-        return [read(word) for word in text.split(",")]
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}: numbers of evaluations go with commas between, 5,8,12") from None
 
 
 def run(args: argparse.Namespace, say: Say) -> None:
@@ -130,10 +128,12 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
             f"--checkpoint {checkpoint} holds a flow map, which was trained to draw in one to four evaluations: sample "
             "it with --nfe 1, 2 or 4, or tune the model that it was made of"
         )
+    form = form_of(checkpoint, loaded)
+    check_tuned(form, f"--checkpoint {checkpoint}")
     check_file(place, "--checkpoint")
     _check_report(report, checkpoint, aim)
     labels = labels_for(aim.label, aim.batch, loaded.classes)
-    data = _data(aim, loaded)
+    data = _data(aim, loaded, form, seed)
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     if loaded.model.shape is not None:
         check_batch(loaded.model, aim.batch, passes=1, option="--batch", cond=cond)
@@ -152,6 +152,8 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
         tuned = replace(tuned, report=replace(tuned.report, given=f"--label {aim.label}"))
     had = place.is_file()
     keep(tuned.save, place)
+    if form.codec is not None:
+        say("tuned as a model of codes, by distances in their space")
     for line in tuned.report.lines():
         say(line)
     if report is not None:
@@ -173,7 +175,7 @@ def _check_report(report: Path | None, checkpoint: Path, aim: Aim) -> None:
     check_apart(report, "--report", read if aim.data is None else [*read, aim.data])
 
 
-def _data(aim: Aim, loaded: Checkpoint) -> Tensor | None:
+def _data(aim: Aim, loaded: Checkpoint, form: Form, seed: int) -> Tensor | None:
     """The data that the energy distance is taken to, as the model knows them: those of the class asked for."""
     if aim.objective == "ode":
         if aim.data is not None:
@@ -182,10 +184,11 @@ def _data(aim: Aim, loaded: Checkpoint) -> Tensor | None:
     if aim.data is None:
         raise ValueError("--objective energy needs --data, a file of data that were not trained on")
     x, labels = load_array(aim.data)
-    check_state(x, "--data", shape=loaded.model.shape)
+    check_state(x, "--data", shape=form.shape)
     if labels is not None and aim.label.isdecimal():
         x = x[labels == int(aim.label)]
         if len(x) < 2:
             raise ValueError(f"--data {aim.data} holds {len(x)} samples of class {aim.label}: give 2 or more")
     dtype = next((p.dtype for p in loaded.model.net.parameters() if p.is_floating_point()), torch.float32)
-    return loaded.scaling.apply(x, dtype)
+    seen = form.scaling.apply(x, dtype)
+    return seen if form.codec is None else codes_of(form.codec, seen, seed)

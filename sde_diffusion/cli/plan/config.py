@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from sde_diffusion.cli.plan import toml
-from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Option, Plan, names_of, types_of
+from sde_diffusion.cli.plan.option import Option
+from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Plan, names_of, types_of
 
 NAME = "config.toml"
 """What the configuration is called in the folder of a run."""
@@ -54,6 +55,8 @@ def add_options(
             more: dict[str, Any] = {"action": "store_true"} if option.flag else {"type": option.read}
             if option.many:
                 more["action"] = "append"
+            if option.bare is not None:
+                more |= {"nargs": "?", "const": option.bare}
             if option.metavar is not None:
                 more["metavar"] = option.metavar
             if option.choices is not None:

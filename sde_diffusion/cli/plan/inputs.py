@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,14 @@ from torch import Tensor
 from sde_diffusion.cli.limits import classes_of
 from sde_diffusion.cli.plan.design import Facts
 from sde_diffusion.cli.plan.looked import CHUNK, DATA, SCALED, is_scaled, looked_at, tell
+from sde_diffusion.cli.plan.opened import open_source, parted
 from sde_diffusion.cli.plan.options import Plan
-from sde_diffusion.cli.plan.start import check_names, check_start
-from sde_diffusion.data._npy import members
+from sde_diffusion.cli.plan.start import Fitted, check_names, check_start
 from sde_diffusion.data.dequantised import Dequantised
-from sde_diffusion.data.files import open_data
 from sde_diffusion.data.held_out import split
 from sde_diffusion.data.quantile import Quantile
 from sde_diffusion.data.scalings import Scaling
-from sde_diffusion.data.source import source_of
 from sde_diffusion.data.sources.base import Source
-from sde_diffusion.data.sources.rows import as_tensor
 from sde_diffusion.data.sources.scaled import Condition, scaled
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.training.checkpoint import Checkpoint
@@ -32,7 +29,6 @@ FEW = 8
 """Entries of a condition up to which an example has them all."""
 FEWEST = 50
 """Rows below which none are kept out: what a few of them say is chance."""
-ARRAYS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ class Inputs:
         facts: What the network is told of them.
         extra: What is kept with the model: the range of the data, the names of columns and of classes, the conditions.
         whole: The columns of whole numbers, in a table that has others too.
+        coded: Whether the rows are codes of the data, whose scaling is that of the codec.
     """
 
     rows: Source
@@ -58,10 +55,15 @@ class Inputs:
     facts: Facts
     extra: dict[str, Any]
     whole: tuple[str, ...] = ()
+    coded: bool = False
+
+    def of_shape(self, shape: tuple[int, ...]) -> Inputs:
+        """The same, as a network of other samples is told of them: of codes."""
+        return replace(self, facts=replace(self.facts, shape=shape))
 
     def log_jacobian(self) -> float:
         r"""The mean of $\log p(x) - \log p(z)$ over the rows kept out: from nats of scaled data to those of data."""
-        if self.held_out is None:
+        if self.held_out is None or self.coded:
             return 0.0
         total = 0.0
         for x, _ in self.held_out.chunks(CHUNK):
@@ -84,7 +86,9 @@ class Inputs:
         return found
 
 
-def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "--from") -> Inputs:
+def read_inputs(
+    plan: Plan, data: Path, start: Checkpoint | None, named: str = "--from", *, of: Fitted | None = None
+) -> Inputs:
     """Opens the data of a plan, keeps some out, and fits scalings to the others.
 
     Args:
@@ -92,6 +96,7 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "
         data: Its file, or folder.
         start: The checkpoint that it begins from, whose scalings are taken; None to fit them.
         named: The option that named the checkpoint.
+        of: What has been fitted to such data before, where that is not the model of `start`: a codec.
 
     Raises:
         FileNotFoundError: No such file.
@@ -101,12 +106,14 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "
     Warns:
         ColumnWarning: A column of which a model would learn something else than is meant.
     """
-    source = open_source(data, plan.cond, plan.size)
+    source = open_source(data, plan.cond, plan.size, plan.shrink)
     if len(source) == 1:
         raise ValueError(f"--data {data} has 1 row: a model is learnt from many, and two at least have a spread")
     labels, row = source.labels(), source.rows(torch.zeros(1, dtype=torch.int64, device="cpu"))
     if start is not None:
-        check_start(source, row.cond, start, data, f"{named} {plan.start}")
+        check_start(source, row.cond, start, data, f"{named} {plan.start}", of)
+    elif of is not None and of.shape not in (None, source.shape):
+        raise ValueError(f"--latent: the codec is one of data of shape {of.shape}, and --data has {source.shape}")
     rows, held_out = _parted(plan, source)
     whole = not row.x.is_floating_point()
     looked = looked_at(source, row.cond)
@@ -115,11 +122,12 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "
     numbers = [] if whole or found is None else found.nonzero()[:, 0].tolist()
     among = tuple(source.columns[i] if source.columns else str(i) for i in numbers)
     if start is None:
-        scaling = _scaling_of_part(plan.scale, rows, source)
+        scaling = of.scaling.fitting(source.shape) if of else _scaling_of_part(plan.scale, rows, source)
         conditions = {} if plan.scale == "none" else _condition_scalings(rows, row.cond)
         classes = classes_of(labels)
     else:
-        scaling, conditions, classes = start.scaling.fitting(source.shape), dict(start.conditions), start.classes
+        known = start.scaling if of is None else of.scaling
+        scaling, conditions, classes = known.fitting(source.shape), dict(start.conditions), start.classes
     context, image = (row.cond.get(name) for name in SCALED)
     facts = Facts(
         source.shape,
@@ -148,90 +156,6 @@ def read_inputs(plan: Plan, data: Path, start: Checkpoint | None, named: str = "
     )
 
 
-def open_source(path: Path, cond: Sequence[str] = (), size: int | None = None) -> Source:
-    """Opens data with their conditions, as `--data` and `--cond` name them.
-
-    Args:
-        path: A file, or a folder of images.
-        cond: Names of columns or arrays, `a,b`; those of one condition, `context=a,b`; a file, `context=FILE.npy`.
-        size: Height and width of images in a folder, to which they are brought.
-
-    Raises:
-        FileNotFoundError, ImportError, TypeError, ValueError: As `data.open_data`.
-    """
-    inside, beside = parted(cond)
-    found = open_data(path, inside, size=size)
-    more = {name: array_of(file, name) for name, file in beside.items()}
-    both = source_of(found, more) if more else found
-    if not isinstance(both, Source):  # which a file never is
-        raise TypeError(f"--data {path} is a stream")
-    return both
-
-
-def parted(cond: Sequence[str]) -> tuple[list[str] | dict[str, str | list[str]] | None, dict[str, Path]]:
-    """Conditions that are inside of the file of data, and those in a file beside it.
-
-    Raises:
-        ValueError: One that is given twice, or has no name.
-    """
-    plain: list[str] = []
-    named: dict[str, str | list[str]] = {}
-    beside: dict[str, Path] = {}
-    for word in cond:
-        name, equals, value = word.partition("=")
-        if not equals:
-            plain += [part.strip() for part in word.split(",")]
-            continue
-        if not name or not value or name in named or name in beside:
-            raise ValueError(f"--cond {word}: wanted NAME[,NAME], NAME=COLUMN[,COLUMN] or NAME=FILE, each NAME once")
-        if Path(value).suffix.lower() in ARRAYS:
-            beside[name] = Path(value)
-        else:
-            columns = [part.strip() for part in value.split(",")]
-            named[name] = columns[0] if len(columns) == 1 else columns
-    if "" in plain:
-        raise ValueError(f"--cond {','.join(plain)}: a name is empty")
-    if not named:
-        return plain or None, beside
-    if "label" in plain:
-        named["label"] = "label"
-    if rest := [name for name in plain if name != "label"]:
-        if "context" in named:
-            raise ValueError(f"--cond {','.join(rest)} beside context={named['context']}: name all of them there")
-        named["context"] = rest
-    return named, beside
-
-
-def array_of(path: Path, name: str) -> Tensor:
-    """The array of a file, or all numbers of a table, as a tensor `(rows, *)`.
-
-    Args:
-        path: `.npy`, `.npz` or a table.
-        name: What it is called in an `.npz` of several.
-
-    Raises:
-        FileNotFoundError: No such file.
-        TypeError: No numbers.
-        ValueError: A damaged file, or one without the array.
-    """
-    if path.suffix.lower() not in ARRAYS:
-        source = open_data(path)
-        return source.rows(torch.arange(len(source), device="cpu")).x
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}, for the condition {name}")
-    try:
-        arrays = members(path)
-        key = name if name in arrays else next(iter(arrays)) if len(arrays) == 1 else None
-        if key is None:
-            raise ValueError(f"it holds {sorted(arrays)[:8]} and no {name!r}")
-        found = as_tensor(arrays[key](), "it")
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}, for the condition {name}: {error}") from error
-    if not found.ndim or not len(found):
-        raise ValueError(f"{path}, for the condition {name}: its shape is {tuple(found.shape)}, wanted (rows, *)")
-    return found
-
-
 def dequantised(x: Tensor, seed: int) -> Tensor:
     """Whole numbers with a fresh point in the bin of each, of width one, from a seed; float64."""
     return Dequantised(dtype=torch.float64)(x, torch.Generator().manual_seed(seed))
@@ -245,7 +169,7 @@ def _parted(plan: Plan, source: Source) -> tuple[Source, Source | None]:
                 f"--val {plan.val}: conditions in a file beside --data are not those of other data: put both into one "
                 ".npz or table each"
             )
-        other = open_source(plan.val, plan.cond, plan.size)
+        other = open_source(plan.val, plan.cond, plan.size, plan.shrink)
         if other.shape != source.shape:
             raise ValueError(f"--val {plan.val} has samples of shape {other.shape}, and --data of {source.shape}")
         check_names(other.about, source.about, f"--val {plan.val}")

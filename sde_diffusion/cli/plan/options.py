@@ -5,17 +5,15 @@ From this come the flags, the keys of a configuration file, the groups of `--hel
 
 from __future__ import annotations
 
-import argparse
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sde_diffusion.cli._arguments import LARGEST_BATCH, MOST_STEPS, MOST_THREADS, count, path
-from sde_diffusion.cli.plan import toml
 from sde_diffusion.cli.plan.design import NETS, TIMES, WEIGHTS
+from sde_diffusion.cli.plan.option import Option, arguments, codec, device, factor, held_out, number, word
 from sde_diffusion.denoiser import predict
 from sde_diffusion.sde import processes
 from sde_diffusion.training.recipe import PRECISIONS
@@ -26,8 +24,8 @@ MOST_PREVIEWS = 1000
 """The largest `--previews`."""
 ARGUMENTS = "'NAME=VALUE, ...'"
 """What stands in the help for the arguments of a constructor."""
-
-Read = Callable[[str], Any]
+CODEC_STEPS = 2000
+"""Gradient steps of a codec if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Plan:
         cond: The conditions, as `--cond` has them.
         size: Height and width that images of a folder are brought to; None: all are of one size.
         scale: How columns and channels are scaled: `"standardise"`, `"quantile"` or `"none"`.
+        shrink: How many times shorter each axis of fields is made, by means over blocks.
         sde: The process: a name in `processes.named()`, or a class of your own, `"mine.py:Mine"`.
         sde_args: Arguments of its constructor.
         kind: What the network answers, a name in `predict.NAMES`.
@@ -47,6 +46,13 @@ class Plan:
         net_args: Arguments of its constructor.
         width: The width of the network; None for its own default.
         start: A checkpoint to begin from, with its model and its scaling.
+        latent: `"new"` to train a codec, and the model on its codes; or the folder of a codec. None for data as such.
+        codec_steps: Gradient steps of a new codec; None for `CODEC_STEPS`. Likewise the next three, by its network.
+        codec_channels: Channels of a code.
+        codec_factor: How many times shorter each axis of a code is, a power of 2.
+        codec_width: Width of its network.
+        low_res: The factor of a stage of a cascade: it is told means over blocks of so many points along each axis.
+        augment: The highest level of noise on these; None for that of `LowResolution`.
         steps: Gradient steps.
         batch_size: Samples per step, of all processes together.
         lr: The highest learning rate; None for that of `Recipe`.
@@ -73,6 +79,7 @@ class Plan:
     cond: tuple[str, ...] = ()
     size: int | None = None
     scale: str = "standardise"
+    shrink: int | None = None
     sde: str = "edm"
     sde_args: Mapping[str, Any] = field(default_factory=dict)
     kind: str = "edm"
@@ -81,6 +88,13 @@ class Plan:
     net_args: Mapping[str, Any] = field(default_factory=dict)
     width: int | None = None
     start: Path | None = None
+    latent: Path | Literal["new"] | None = None
+    codec_steps: int | None = None
+    codec_channels: int | None = None
+    codec_factor: int | None = None
+    codec_width: int | None = None
+    low_res: int | None = None
+    augment: float | None = None
     steps: int = 3000
     batch_size: int = 128
     lr: float | None = None
@@ -102,73 +116,6 @@ class Plan:
     threads: int = 1
 
 
-@dataclass(frozen=True)
-class Option:
-    """How a field of `Plan` is given from outside.
-
-    Args:
-        about: Its help.
-        read: Makes the value of a word.
-        metavar: What stands for its value in the help.
-        choices: The words that it may be, where these are all.
-        names: What it is called, without the dashes; as the field is where empty.
-        many: Whether it may be given several times.
-        flag: Whether it has no value, and is there or not.
-    """
-
-    about: str
-    read: Read = str
-    metavar: str | None = None
-    choices: Sequence[str] | None = None
-    names: tuple[str, ...] = ()
-    many: bool = False
-    flag: bool = False
-
-
-def number(text: str) -> float:
-    """Reads a number, and names it in an error."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wanted a number, got {text[:40]!r}") from None
-
-
-def arguments(text: str) -> dict[str, Any]:
-    """Reads arguments of a constructor, `layers=6, multipliers=[1, 2]`, as TOML has them in an inline table."""
-    try:
-        found: dict[str, Any] = toml.loads(f"given = {{{text}}}")["given"]
-    except (ValueError, KeyError) as error:
-        raise argparse.ArgumentTypeError(
-            f"wanted arguments such as 'layers=6, multipliers=[1, 2]', words in quotes, got {text[:80]!r} ({error})"
-        ) from None
-    return found
-
-
-def held_out(text: str) -> float | Path | Literal["auto"]:
-    """Reads the part of the data that is kept out of the training, or the file of other data."""
-    if text == "auto":
-        return "auto"
-    try:
-        value = float(text)
-    except ValueError:
-        return path(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"wanted a part of the data, 0 <= part < 1, auto, or a file, got {text}")
-    return value
-
-
-def device(text: str) -> str:
-    """Reads the name of a device."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"wanted auto, cpu, cuda, cuda:1 or mps, got {text[:40]!r}")
-    return text
-
-
-def word(text: str) -> str:
-    """Reads a word that is not empty."""
-    return str(path(text))
-
-
 DATA = {
     "data": Option(
         "vectors (N, D) or fields (N, C, *lengths) of any scale: .npy; .npz with `x`; a .csv or .parquet table; a "
@@ -185,6 +132,11 @@ DATA = {
     ),
     "size": Option("height and width that images of a folder are brought to; unset, all are of one size", count(), "N"),
     "scale": Option("how columns and channels are scaled", choices=("standardise", "quantile", "none")),
+    "shrink": Option(
+        "make fields this many times shorter along each axis, by means over blocks: for the base of a cascade",
+        count(least=2),
+        "FACTOR",
+    ),
 }
 MODEL = {
     "sde": Option(f"process: {', '.join(processes.named())}; or FILE.py:NAME, your own", word, "NAME"),
@@ -203,6 +155,28 @@ MODEL = {
     ),
     "start": Option(
         "checkpoint to begin from, with its model and its scaling (fine-tuning)", path, "DIR", names=("from",)
+    ),
+}
+LATENT = {
+    "latent": Option(
+        "learn codes of the data in place of the data: of a codec that is trained before, or of that in a folder",
+        codec,
+        "FOLDER",
+        bare="new",
+    ),
+    "codec_steps": Option(f"gradient steps of the codec; unset, {CODEC_STEPS:,}", count(MOST_STEPS), "N"),
+    "codec_channels": Option("channels of a code; unset, 4", count(WIDEST), "N"),
+    "codec_factor": Option("how many times shorter each axis of a code is, 2, 4, 8 or 16; unset, 4", factor, "N"),
+    "codec_width": Option("width of the codec, a multiple of 8; unset, 32", count(WIDEST), "N"),
+}
+STAGE = {
+    "low_res": Option(
+        "learn the data given means over blocks of them, this many points along each axis: a stage of a cascade",
+        count(least=2),
+        "FACTOR",
+    ),
+    "augment": Option(
+        "highest level of noise on the low resolution, in standard deviations of the data; unset, 0.5", number, "MOST"
     ),
 }
 TRAINING = {
@@ -254,6 +228,8 @@ MACHINE = {
 GROUPS = {
     "data": DATA,
     "model": MODEL,
+    "a model of codes": LATENT,
+    "a stage of a cascade": STAGE,
     "training": TRAINING,
     "validation and saving": KEEPING,
     "machine": MACHINE,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sde_diffusion._files import beside, keep
 from sde_diffusion.cli._arguments import Say
@@ -40,6 +41,7 @@ class Course:
         said: What is said of the objective before the first step.
         told: Callbacks besides those that the plan asks for.
         again: The command that goes on with the run.
+        undo: Takes what the model draws to the units of the data; None for the scaling of the inputs.
     """
 
     loss: Callable[[Network], Objective]
@@ -47,6 +49,18 @@ class Course:
     said: Callable[[Objective], str]
     told: Sequence[Callback] = ()
     again: str = ""
+    undo: Callable[[Tensor], Tensor] | None = None
+
+
+def check_run(plan: Plan, inputs: Inputs, model: Network) -> None:
+    """Looks whether a training can be run on this machine: its device, a batch in its memory.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    device_named(plan.device)
+    row = inputs.rows.rows(torch.zeros(1, dtype=torch.int64)).cond
+    check_batch(model, plan.batch_size // plan.accumulate, passes=PASSES, cond=row)
 
 
 def run_plan(plan: Plan, inputs: Inputs, model: Network, out: Path, course: Course, *, say: Say) -> None:
@@ -56,8 +70,7 @@ def run_plan(plan: Plan, inputs: Inputs, model: Network, out: Path, course: Cour
         TypeError, ValueError: As `train`; a batch that would not fit into memory.
         OSError: The run could not be written to its folder; the message says where the model is instead.
     """
-    row = inputs.rows.rows(torch.zeros(1, dtype=torch.int64)).cond
-    check_batch(model, plan.batch_size // plan.accumulate, passes=PASSES, cond=row)
+    check_run(plan, inputs, model)
     model.to(device_named(plan.device))
     loss = course.loss(model)
     saving = Saving(
@@ -87,7 +100,7 @@ def run_plan(plan: Plan, inputs: Inputs, model: Network, out: Path, course: Cour
                 val=val,
                 out=saving,
                 resume=plan.resume,
-                callbacks=[*course.told, *_callbacks(plan, inputs, out)],
+                callbacks=[*course.told, *_callbacks(plan, inputs, out, course.undo)],
                 seed=plan.seed,
                 progress=True,
             )
@@ -111,7 +124,7 @@ def recipe_of(plan: Plan, inputs: Inputs) -> Recipe:
     return Recipe(plan.batch_size, plan.lr, accumulate=parts, precision=precision, transform=inputs.transform)
 
 
-def _callbacks(plan: Plan, inputs: Inputs, out: Path) -> Sequence[Callback]:
+def _callbacks(plan: Plan, inputs: Inputs, out: Path, undo: Callable[[Tensor], Tensor] | None) -> Sequence[Callback]:
     """What is told of the run because the plan asks for it: a tracker, samples now and then."""
     found: list[Callback] = []
     if plan.log_with is not None and rank() == 0:
@@ -119,7 +132,7 @@ def _callbacks(plan: Plan, inputs: Inputs, out: Path) -> Sequence[Callback]:
         found.append(Tracker(plan.log_with, folder=out / "runs", config=words))
     if plan.previews:
         numbers = torch.arange(plan.previews) % len(inputs.rows)
-        every, undo = max(1, plan.steps // 10), inputs.scaling.undo
+        every, undo = max(1, plan.steps // 10), inputs.scaling.undo if undo is None else undo
         cond = inputs.rows.rows(numbers).cond
         found.append(Previews(out / "previews", every=every, n=plan.previews, undo=undo, cond=cond))
     return found
@@ -134,10 +147,9 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
     kept_out = f", {len(held_out):,} kept out for validation" if held_out is not None else ""
     if held_out is None and plan.val:
         kept_out = ", too few to keep some out for validation"
-    lines = [
-        f"{len(inputs.rows):,} samples {facts.shape}{kept_out}, {', '.join(told) or 'no conditions'}, {inputs.scaling}"
-    ]
-    if len(facts.shape) == 2:
+    what, units = ("codes", "of unit scale") if inputs.coded else ("samples", str(inputs.scaling))
+    lines = [f"{len(inputs.rows):,} {what} {facts.shape}{kept_out}, {', '.join(told) or 'no conditions'}, {units}"]
+    if len(facts.shape) == 2 and not inputs.coded:
         c, n = facts.shape
         lines.append(f"samples are {c} channels of {n} points; grey images (N, H, W) would be x[:, None]")
     if inputs.transform is not None:
@@ -165,10 +177,8 @@ def _result(done: Training, steps: int, inputs: Inputs) -> str:
     if done.best is not None:
         best = next(each for each in done.validations if each["step"] == done.best)
         own = best["val_nats"] - inputs.log_jacobian()
-        found += (
-            f"; best validation after step {done.best}, whose model is kept: {own:.4f} nats in the units of --data, "
-            f"{best['val_nats']:.4f} as scaled"
-        )
+        units = "of the codes" if inputs.coded else f"in the units of --data, {best['val_nats']:.4f} as scaled"
+        found += f"; best validation after step {done.best}, whose model is kept: {own:.4f} nats {units}"
     if done.stopped and count < steps:
         found += f"; ended after {count} of {steps} steps, {done.stopped}"
     return found

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -54,7 +54,25 @@ def check_names(names: Mapping[str, Any], known: Mapping[str, Any], what: str) -
         raise ValueError(f"{said}, {learnt}: {'; '.join(advice)}")
 
 
-def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data: Path, place: str) -> None:
+class Fitted(Protocol):
+    """What was fitted to data: a codec, a low resolution."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample of the data."""
+
+    @property
+    def scaling(self) -> Scaling:
+        """The scaling of the data."""
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Conditions of a model that are made of its data."""
+
+
+def check_start(
+    source: Source, cond: Mapping[str, Any], start: Checkpoint, data: Path, place: str, of: Fitted | None = None
+) -> None:
     """Looks whether data fit the model that a training begins from.
 
     Args:
@@ -63,6 +81,7 @@ def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data
         start: What the training begins from.
         data: What the data are called.
         place: Where `start` was read, after the option that named it.
+        of: What stands between the model and its data; None for nothing.
 
     Raises:
         ValueError: Other columns, another shape, other conditions.
@@ -72,29 +91,32 @@ def check_start(source: Source, cond: Mapping[str, Any], start: Checkpoint, data
     """
     what, known = f"--data {data}", start.extra
     check_names(source.about, known, what)
-    shape, columns = start.model.shape, known.get("columns")
+    shape, columns = start.model.shape if of is None else of.shape, known.get("columns")
+    scaling = start.scaling if of is None else of.scaling
     if shape is not None and tuple(shape) != tuple(source.shape):
         named = f", {_listed(columns)}" if columns else ""
         raise ValueError(
             f"{what} has samples of shape {tuple(source.shape)}, but the model in {place} is one of "
             f"{tuple(shape)}{named}: give data of that shape{_without(place)}"
         )
-    _check_conditions(cond, start, what, place)
-    parts = [(source, start.scaling, columns, "of the data")]
-    for name, scaling in start.conditions.items():
+    _check_conditions(cond, start, what, place, () if of is None else of.told)
+    parts = [(source, scaling, columns, "of the data")]
+    for name, own in start.conditions.items():
         if name in cond:
-            parts.append((Condition(source, name), scaling, known.get(name), f"of the condition {name}"))
-    for part, scaling, names, of in parts:
-        if text := _off(part, scaling, names or (), of, _without(place)):
+            parts.append((Condition(source, name), own, known.get(name), f"of the condition {name}"))
+    for part, units, names, where in parts:
+        if text := _off(part, units, names or (), where, _without(place)):
             warnings.warn(f"{what}: {text}", UserWarning, stacklevel=2)
 
 
-def _check_conditions(cond: Mapping[str, Any], start: Checkpoint, what: str, place: str) -> None:
+def _check_conditions(
+    cond: Mapping[str, Any], start: Checkpoint, what: str, place: str, made: Sequence[str] = ()
+) -> None:
     """Refuses conditions of another size than the model takes, and data without one that it needs."""
     built = start.model.built_with()
     for name in ("context", "image"):
         wanted, value = built.get(name), cond.get(name)
-        if not isinstance(wanted, int):
+        if not isinstance(wanted, int) or name in made:
             continue
         found = 0 if value is None else int(value.shape[1]) if value.ndim > 1 else 1
         if found != wanted:

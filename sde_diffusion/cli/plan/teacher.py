@@ -35,7 +35,11 @@ def recorded(plan: Plan, start: Path) -> Plan:
     if not data.exists():
         raise FileNotFoundError(f"the data that --checkpoint {start} was trained on, {data}, are gone: give --data")
     fresh = Plan()
-    more = {key: said[key] for key in ("cond", "size") if key in said and getattr(plan, key) == getattr(fresh, key)}
+    more = {
+        key: said[key]
+        for key in ("cond", "size", "shrink")
+        if key in said and getattr(plan, key) == getattr(fresh, key)
+    }
     return replace(plan, data=data, **more)
 
 

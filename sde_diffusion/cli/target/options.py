@@ -9,7 +9,7 @@ from typing import Any
 
 from sde_diffusion import nets
 from sde_diffusion.cli._arguments import Say, count, path
-from sde_diffusion.cli.plan.options import number
+from sde_diffusion.cli.plan.option import number
 from sde_diffusion.cli.target.known import NOISE, Known
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.flow_map import FlowMap
@@ -66,12 +66,12 @@ class Target:
         """Whether it is the model itself."""
         return self.guidance == 1 and self.inpaint is None
 
-    def check(self, *, solver: str | None = None, nfe: int | None = None, folder: Path | None = None) -> None:
+    def check(self, *, solver: str | None = None, budget: bool = False, folder: Path | None = None) -> None:
         """Refuses options that do not go together.
 
         Args:
             solver: The one named.
-            nfe: The budget of evaluations.
+            budget: Whether there is a budget of evaluations.
             folder: A place for shards, if samples are drawn to one.
 
         Raises:
@@ -88,9 +88,9 @@ class Target:
             if given and not there:
                 raise ValueError(f"{name} is of no account without {other}: give that, or leave {name} out")
         if self.particles is not None:
-            self._check_exact(solver, nfe, folder)
+            self._check_exact(solver, budget, folder)
 
-    def _check_exact(self, solver: str | None, nfe: int | None, folder: Path | None) -> None:
+    def _check_exact(self, solver: str | None, budget: bool, folder: Path | None) -> None:
         """Refuses what particles cannot do."""
         if self.plain:
             raise ValueError(
@@ -108,7 +108,7 @@ class Target:
             )
         if folder is not None:
             raise ValueError(f"--out {folder}: --particles draw to one file, .npy, .npz or .png, in one process")
-        if solver is not None or nfe is not None:
+        if solver is not None or budget:
             name = "--nfe" if solver is None else "--solver"
             raise ValueError(f"{name} is of no account with --particles, which have steps of their own: give --steps")
 
