@@ -338,9 +338,9 @@ def test_two_processes_train_and_draw_codes_as_one_does(here):
     one, two = (load_checkpoint(place).model.state_dict() for place in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
     ask = ("sample", "--samples", 20, "--batch-size", 4, "--nfe", 3, "--out")
-    for name, words in (("codes", ("--checkpoint", "one")), ("fields", ("--checkpoint", "base", "--then", "up"))):
-        both(*ask, name, *words)
-        assert call(*ask, f"{name}.npy", *words) == 0
+    for name, places in (("codes", ("--checkpoint", "one")), ("fields", ("--checkpoint", "base", "--then", "up"))):
+        both(*ask, name, *places)
+        assert call(*ask, f"{name}.npy", *places) == 0
         found = np.concatenate([np.load(file) for file in sorted(Path(name).glob("*.npy"))])
         assert np.array_equal(found, np.load(f"{name}.npy"))
 
