@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_processes
 from torch import Tensor, nn
 
 from sde_diffusion import EDMSDE, Network, SDESampler, data, latent, nets, predict, training
@@ -410,6 +411,23 @@ def test_other_things_are_no_autoencoders(call, kind, message):
 
 
 # --- end to end
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_codec_of_one_and_one_of_them_writes_it(tmp_path):
+    def on(rank: int) -> list[Tensor]:
+        codec = run(out=tmp_path / "run").codec
+        return [codec.scale, codec.shift, *(p.detach() for p in codec.net.parameters())]
+
+    alone = run().codec
+    first, second = run_processes(2, on, tmp_path / "meet")
+    found = latent.load_codec(tmp_path / "run").codec
+    for part, kept, wanted in zip(first[2:], found.net.parameters(), alone.net.parameters(), strict=True):
+        torch.testing.assert_close(part, wanted.detach(), rtol=0, atol=1e-9)
+        assert torch.equal(part, kept)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(found.scale, first[0])
+    assert torch.equal(found.shift, first[1])
 
 
 @pytest.mark.slow
