@@ -32,12 +32,15 @@ class Blocks:
     tokens: int = 0
 
     def block(self, channels: int, out: int) -> _ResBlock:
+        """A residual block."""
         return _ResBlock(self, channels, out)
 
     def more(self, width: int) -> nn.ModuleList:
+        """The blocks behind the first one of a resolution."""
         return nn.ModuleList(self.block(width, width) for _ in range(self.count - 1))
 
     def conv(self, channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Module:
+        """A convolution that keeps the lengths of the field, or divides them by a stride."""
         return CONV[self.dims](channels, out, size, stride=stride, padding=size // 2)
 
 
