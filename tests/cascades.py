@@ -47,40 +47,29 @@ class Told(Denoiser):
         self.mean, self.covariance = torch.nn.Buffer(mean), torch.nn.Buffer(covariance)
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
-        image, haze = cond["image"], cond.get("haze")
-        z = self.low.shrink(image)
-        s = torch.zeros(len(x), 1, dtype=WIDE) if haze is None else (haze + 1) / 2 * self.low.most
-        data = []
-        for row, (m, c) in zip(x, self._laws(image, z, s), strict=True):
-            v = torch.linalg.inv(at.alpha**2 * c + at.sigma**2 * torch.eye(len(m), dtype=WIDE))
-            data.append((m + at.alpha * c @ v @ (row.flatten() - at.alpha * m)).reshape(row.shape))
-        found = torch.stack(data)
-        return Prediction(lambda: found, lambda: (x - at.alpha * found) / at.sigma)
-
-    def _laws(self, image, z, s):
-        for row, low, level in zip(image, z, s, strict=True):
-            m, c = conditional(self.mean, self.covariance, self.low, low, level)
-            yield ((m - row.flatten()) / self.low.residual, c / self.low.residual**2) if self.low.residual else (m, c)
-
-
-class Batched(Told):
-    """The same for one level for all, without a loop."""
-
-    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
-        image, haze = cond["image"], cond.get("haze")
-        s = 0.0 if haze is None else float(haze[0, 0] + 1) / 2 * self.low.most
-        p, c = pooling(self.low, self.shape), self.covariance
-        gain = c @ p.T @ torch.linalg.inv(p @ c @ p.T + s**2 * torch.eye(len(p), dtype=WIDE))
-        left = c - gain @ p @ c
-        m = self.mean.flatten() + (self.low.shrink(image).flatten(1) - p @ self.mean.flatten()) @ gain.T
+        mean, c = self.law(cond["image"], cond.get("haze"))
         if self.low.residual:
-            m, left = (m - image.flatten(1)) / self.low.residual, left / self.low.residual**2
-        v = torch.linalg.inv(at.alpha**2 * left + at.sigma**2 * torch.eye(len(left), dtype=WIDE))
-        found = (m + at.alpha * (x.flatten(1) - at.alpha * m) @ (left @ v).T).reshape(x.shape)
-        return Prediction(lambda: found, lambda: (x - at.alpha * found) / at.sigma)
+            mean, c = (mean - cond["image"].flatten(1)) / self.low.residual, c / self.low.residual**2
+        alpha, sigma = (torch.as_tensor(v, dtype=WIDE).reshape(-1, 1) for v in (at.alpha, at.sigma))
+        v = torch.linalg.inv(alpha[..., None] ** 2 * c + sigma[..., None] ** 2 * torch.eye(c.shape[-1], dtype=WIDE))
+        data = (mean + alpha * _times(c @ v, x.flatten(1) - alpha * mean)).reshape(x.shape)
+        return Prediction(lambda: data, lambda: (x - at.alpha * data) / at.sigma)
+
+    def law(self, image, haze=None):
+        """Mean (B, d) and covariance (B, d, d) of data given what is told of them; one covariance where haze is one."""
+        s = torch.zeros(1, 1, dtype=WIDE) if haze is None else (haze + 1) / 2 * self.low.most
+        s = s[:1] if bool((s == s[:1]).all()) else s
+        p, c, mean = pooling(self.low, self.shape), self.covariance, self.mean.flatten()
+        gain = c @ p.T @ torch.linalg.inv(p @ c @ p.T + s[..., None] ** 2 * torch.eye(len(p), dtype=WIDE))
+        return mean + _times(gain, self.low.shrink(image).flatten(1) - p @ mean), c - gain @ p @ c
 
 
-def stage(law, low, *, level=0.2, kind: type[Told] = Batched, **options):
+def _times(matrix, rows):
+    """Each row by its matrix, or by the one of all."""
+    return rows @ matrix[0].T if len(matrix) == 1 else (matrix @ rows[..., None])[..., 0]
+
+
+def stage(law, low, *, level=0.2, kind: type[Told] = Told, **options):
     mean, covariance = law
     model = kind(mean, covariance, low)
     return Upsampler(SDESampler(SDE, model, **options), low, level=level)
@@ -102,4 +91,4 @@ def cascade(lows, shape=(1, 8), levels=0.2, **options):
     return Cascade([base, *ups]), laws
 
 
-__all__ = ["SDE", "Batched", "Told", "cascade", "conditional", "gaussian", "pooling", "stage"]
+__all__ = ["SDE", "Told", "cascade", "conditional", "gaussian", "pooling", "stage"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cascades import SDE, WIDE, Batched, Told, cascade, conditional, gaussian, pooling, stage
+from cascades import SDE, WIDE, Told, cascade, conditional, gaussian, pooling, stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_processes
@@ -55,7 +55,7 @@ def test_the_law_of_high_resolutions_given_a_low_one_is_the_one_of_the_textbook(
     """By impulses, as the solver is affine: the offset is the mean, the response a root of the covariance."""
     mean, covariance = gaussian(shape)
     low = LowResolution(factor, residual=residual, context="haze")
-    up = stage((mean, covariance), low, level=level, kind=Told, solver=RK4(), steps=30)
+    up = stage((mean, covariance), low, level=level, solver=RK4(), steps=30)
     given_low = torch.linspace(-1, 1, low.shrink(mean[None]).numel(), dtype=WIDE).reshape(low.low_shape(shape))
     z = low.shrink(up.told(given_low, seed=3)["image"].value)
     assert torch.equal(z[0], given_low) == (level == 0)
@@ -189,7 +189,7 @@ def test_paths_and_lost_rows_are_those_of_the_samplers(solver):
 
 
 def test_an_error_names_its_stage():
-    class Sick(Batched):
+    class Sick(Told):
         def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
             return super().predict(x * math.nan, at, **cond)
 

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cascades import SDE, cascade
+from cascades import SDE, Told, cascade, gaussian
+from checkpoints import awake
 
-from sde_diffusion import VPSDE, Network, SDESampler, losses, predict
+from sde_diffusion import VPSDE, FlowMap, Network, SDESampler, losses, predict
 from sde_diffusion.cascade import Cascade, LowResolution, SuperResolution, Upsampler
+from sde_diffusion.distillation import Shortcut
+from sde_diffusion.guidance import Guided
 from sde_diffusion.nets import UNet
+from sde_diffusion.solvers import Jump
 from sde_diffusion.training import Recipe, Saving, Validation, load_checkpoint, train
 
 POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -128,6 +132,44 @@ def test_a_stage_is_trained_goes_on_after_a_kill_and_is_sampled_from_its_folder_
     assert drawn.shape == (3, 1, 8)
     assert torch.equal(drawn, Upsampler(SDESampler(VPSDE(), whole, steps=4), low).sample(low=y, seed=0))
     assert torch.allclose(drawn[2], up.sample(low=y[2], seed=2)[0], atol=1e-5)
+
+
+def test_a_validation_is_the_entropy_of_the_data_given_the_low_resolution_by_an_exact_model():
+    mean, covariance = gaussian((1, 4))
+    low, n = LowResolution(2, context="haze"), 400
+    root = torch.linalg.cholesky(covariance)
+    x = (mean.flatten() + torch.randn(n, 4, generator=seeded(), dtype=torch.float64) @ root.T).reshape(n, 1, 4)
+    model = Told(mean, covariance, low)
+    found = Validation(x, draws=8).measure(model, SuperResolution(low))
+    _, told = low.pairs(x, seeded(5))
+    m, c = model.law(told["image"], told["haze"])
+    nats = -torch.distributions.MultivariateNormal(m, c).log_prob(x.flatten(1))
+    error = math.hypot(found.standard_error, float(nats.std()) / math.sqrt(n))
+    print(found.nats, float(nats.mean()), error)
+    assert abs(found.nats - float(nats.mean())) < 4 * error
+    assert found == Validation(x, draws=8).measure(model, SuperResolution(low))
+
+
+def test_a_stage_may_be_guided_by_what_it_takes_besides():
+    model = Network(awake(net(classes=3)), VPSDE(), predict.edm, shape=(1, 8)).eval()
+    y, label = torch.zeros(3, 1, 4), torch.arange(3)
+    plain, off, on = (
+        Upsampler(SDESampler(VPSDE(), one, steps=2), LOW).sample(low=y, seed=0, label=label)
+        for one in (model, Guided(model, 1.0), Guided(model, 3.0))
+    )
+    assert torch.equal(plain, off)
+    assert not torch.allclose(plain, on)
+
+
+@pytest.mark.slow
+def test_a_stage_is_distilled_into_a_map_that_jumps():
+    model, x = network().eval(), torch.randn(64, 1, 8, generator=seeded())
+    awake(model)  # an answer of its own, which a network has not that was just made
+    fast = FlowMap.from_teacher(model)
+    target, told = LOW.pairs(x, seeded(1))
+    run = train(fast, target, steps=4, loss=Shortcut(model), recipe=Recipe(batch_size=32), seed=0, cond=told)
+    up = Upsampler(SDESampler(model.sde, run.model, solver=Jump()), LOW)
+    assert up.sample(low=torch.zeros(3, 1, 4), seed=0).isfinite().all()
 
 
 def test_networks_of_others_are_told_by_any_name():
