@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sde_diffusion.cli._arguments import path
 from sde_diffusion.cli.machine import device_named
 from sde_diffusion.cli.plan.design import own_classes
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint
@@ -19,6 +20,12 @@ def add_checkpoint_options(command: argparse.ArgumentParser) -> None:
     own.add_argument("--net", metavar="FILE.py:NAME", help="the network")
     own.add_argument("--sde", metavar="FILE.py:NAME", help="the process")
     command.add_argument(
+        "--base",
+        type=path,
+        metavar="DIR",
+        help="the base of a control or of adapters, where it is not where it was in the training",
+    )
+    command.add_argument(
         "--device",
         default="auto",
         metavar="NAME",
@@ -26,8 +33,13 @@ def add_checkpoint_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def loaded_from(checkpoint: Path, args: argparse.Namespace | None = None) -> Checkpoint:
+def loaded_from(checkpoint: Path, args: argparse.Namespace | None = None, *, first: bool = True) -> Checkpoint:
     """Loads a checkpoint, with what `add_checkpoint_options` added: on the CPU, of the library's classes without.
+
+    Args:
+        checkpoint: The folder.
+        args: The arguments of the command.
+        first: Whether `--base` is that of this one.
 
     Raises:
         FileNotFoundError: No checkpoint, or no file of a class.
@@ -36,6 +48,6 @@ def loaded_from(checkpoint: Path, args: argparse.Namespace | None = None) -> Che
     if args is None:
         return load_checkpoint(checkpoint)
     device = device_named(args.device)
-    loaded = load_checkpoint(checkpoint, known=own_classes(args.net, args.sde))
+    loaded = load_checkpoint(checkpoint, known=own_classes(args.net, args.sde), base=args.base if first else None)
     loaded.model.to(device)
     return loaded

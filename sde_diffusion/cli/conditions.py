@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion import nets
+from sde_diffusion.cli.plan.captions import read_captions, vocabulary_of
 from sde_diffusion.cli.plan.opened import array_of
 from sde_diffusion.data.sources.tables import is_number
 from sde_diffusion.denoiser.conditions import PerSample
 from sde_diffusion.denoiser.modules import home
 from sde_diffusion.training.checkpoint import Checkpoint
 
-ARGUMENT = {"label": "classes", "context": "context", "image": "image"}
+ARGUMENT = {"label": "classes", "context": "context", "image": "image", "caption": "words"}
 """The conditions of the networks of the library, and the arguments that they are built with."""
 FAR = 1.0
 """Standard deviations beyond the range of the training at which a condition is far from it."""
@@ -41,12 +42,16 @@ def add_conditions(command: Any, about: str) -> None:
 
 def is_value(word: str) -> bool:
     """Whether a word gives a condition by its numbers, `context=1.5,2`, or by a file beside the data."""
-    _, equals, text = word.partition("=")
+    name, equals, text = word.partition("=")
+    if name == "caption" and equals and (" " in text or Path(text).suffix.lower() == ".txt"):
+        return True
     return bool(equals) and (Path(text).suffix.lower() in FILES or all(map(is_number, text.split(","))))
 
 
-def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[str, Tensor]:
+def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[str, Any]:
     """The conditions that words name, as the model knows them: `(rows, *)`, one row for all or one for each sample.
+
+    Captions are strings, one for all or one for each.
 
     Args:
         words: `NAME=1.5,2`, one row, or `NAME=FILE`, an array `(rows, *)`, a table, or one context alone, `(d,)`.
@@ -56,7 +61,7 @@ def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[st
         ValueError: A word of another form; a condition that the model does not take, or that is given twice.
         FileNotFoundError: No such file.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for word in words or ():
         name, equals, text = word.partition("=")
         if not equals or not name or not text:
@@ -64,11 +69,15 @@ def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[st
         if name in found:
             raise ValueError(f"--cond {name} is given twice: one row for each sample goes into a file, {name}=FILE.npy")
         _check_taken(name, loaded)
+        known = vocabulary_of(loaded.model.net)
+        if name == "caption" and known is not None:
+            found[name] = read_captions(text, known)
+            continue
         found[name] = scaled(name, _with_rows(name, _values(name, text), loaded), loaded)
     return found
 
 
-def rows_of(found: Mapping[str, Tensor], n: int | None, default: int) -> int:
+def rows_of(found: Mapping[str, Any], n: int | None, default: int) -> int:
     """How many samples there are to be: `n`, else as many as the conditions have rows, else `default`.
 
     Raises:
@@ -83,7 +92,7 @@ def rows_of(found: Mapping[str, Tensor], n: int | None, default: int) -> int:
     return default if n is None else n
 
 
-def marked(found: Mapping[str, Tensor]) -> dict[str, Any]:
+def marked(found: Mapping[str, Any]) -> dict[str, Any]:
     """The conditions with the mark that each has a row for a sample, or one for all of them."""
     return {name: PerSample(value) for name, value in found.items()}
 
@@ -101,13 +110,13 @@ def labels_for(wanted: str, n: int, classes: int) -> Tensor | None:
     return torch.full((n,), int(wanted))
 
 
-def scaled(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
+def scaled(name: str, value: Any, loaded: Checkpoint) -> Any:
     """A condition in the units of the data, as the model knows it.
 
     Raises:
         ValueError: Another number of entries than in the training.
     """
-    if not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     dtype, _ = home(loaded.model)
     _warn_of_far(name, value, loaded)
@@ -176,9 +185,20 @@ def _with_rows(name: str, value: Tensor, loaded: Checkpoint) -> Tensor:
     return value[:, None] if wanted == 1 else value[None]
 
 
+def innermost(net: Any) -> Any:
+    """The network that others stand around: captions, a control, adapters."""
+    while isinstance(inside := getattr(net, "net", None), nn.Module) and type(net) not in nets.CLASSES:
+        net = inside
+    return net
+
+
 def _check_taken(name: str, loaded: Checkpoint) -> None:
     """Refuses what a net of the library was built without."""
     known = loaded.model.built_with()
-    if type(loaded.model.net) in nets.CLASSES and not known.get(ARGUMENT.get(name, "")):
+    if (
+        type(innermost(loaded.model.net)) in nets.CLASSES
+        and name != "control"
+        and not known.get(ARGUMENT.get(name, ""))
+    ):
         others = ", ".join(each for each, of in ARGUMENT.items() if known.get(of))
         raise ValueError(f"--cond {name}: the model takes no {name}, {f'only {others}' if others else 'nor another'}")

@@ -41,7 +41,7 @@ from sde_diffusion.training.checkpoint import Checkpoint, checkpoint_files
 
 NUMBERS = 4096
 """Numbers of data in a batch, if nothing is said, as far as that makes 64 to 512 samples."""
-GROUP = {"label": "label", "image": "image"}
+GROUP = {"label": "label", "image": "image", "caption": "caption"}
 """The conditions that a name without a sign of equality makes; any other is a part of the context."""
 
 
@@ -171,7 +171,7 @@ def likelihood_file(
         x = dequantised(x, seed)
         weigh = weigh if weigh.bin_width is not None else replace(weigh, bin_width=1.0)
     form = form_of(checkpoint, loaded)
-    check_weighed(form, f"--checkpoint {checkpoint}")
+    check_weighed(form, f"--checkpoint {checkpoint}", cond)
     _check(loaded, x, cond, weigh, seed, form)
     rows, found, lines = (_bounded if form.codec is not None else _found)(loaded, form, x, cond, weigh, seed)
     if rank() > 0:

@@ -15,9 +15,10 @@ from torch import Tensor
 from sde_diffusion._files import check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, budgets, count, path
 from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
-from sde_diffusion.cli.conditions import add_conditions, given_conditions, labels_for, marked, rows_of
+from sde_diffusion.cli.conditions import ARGUMENT, add_conditions, given_conditions, labels_for, marked, rows_of
+from sde_diffusion.cli.forms.control import read_control
 from sde_diffusion.cli.forms.drawn import check_drawn
-from sde_diffusion.cli.forms.form import LEVEL, Form, form_of
+from sde_diffusion.cli.forms.form import CONTROL, LEVEL, Form, form_of
 from sde_diffusion.cli.forms.stage import cascade_of, check_stages, read_low
 from sde_diffusion.cli.limits import check_batch, check_samples, check_seeds, columns
 from sde_diffusion.cli.machine import processes
@@ -108,6 +109,18 @@ def add_parser(group: Any) -> None:
         help=f"noise on the low resolutions, in standard deviations of the data; unset, {LEVEL:g}, or the highest that "
         "a stage was trained with, if that is less",
     )
+    steer = command.add_argument_group("a control, trained with --control")
+    fields = steer.add_mutually_exclusive_group()
+    fields.add_argument("--control", type=path, metavar="FILE", help="its fields: .npy, or .npz with `control`")
+    fields.add_argument(
+        "--control-of",
+        type=path,
+        metavar="FILE",
+        help="data, of which its fields are made as in the training: .npy, or .npz with `x`",
+    )
+    steer.add_argument(
+        "--control-weight", type=number, metavar="W", help="its strength: unset, 1, as trained; 0 for the base alone"
+    )
     how = command.add_argument_group("how")
     how.add_argument(
         "--solver",
@@ -150,8 +163,11 @@ def run(args: argparse.Namespace, say: Say) -> None:
         low=args.low,
         then=tuple(args.then),
         level=args.level,
+        control=args.control,
+        control_of=args.control_of,
+        weight=args.control_weight,
     )
-    loaded = [loaded_from(place, args) for place in (args.checkpoint, *draw.then)]
+    loaded = [loaded_from(place, args, first=not j) for j, place in enumerate((args.checkpoint, *draw.then))]
     sample_file(args.checkpoint, args.out, draw=draw, seed=args.seed, say=say, loaded=loaded)
 
 
@@ -200,6 +216,7 @@ def sample_file(
         say(f"{n:,} samples of shape {base.model.shape} in {out}")
         return
     cond = marked(told) | ({} if known is None else {"y": known.y})
+    cond |= {} if draw.weight is None else {"strength": draw.weight}
     sampler = _sampler(parts, model, draw, say)
     seen = {name: value for name, value in told.items() if name != "low"}
     if not _sharded(out):
@@ -255,6 +272,11 @@ def _given(draw: Draw, parts: Sequence[_Part], say: Say) -> tuple[dict[str, Tens
     told = given_conditions(draw.cond, loaded)
     if draw.low is not None:
         told["low"] = read_low(draw.low, loaded, form)
+    field = read_control(draw.control, draw.control_of, loaded, form)
+    if field is not None:
+        told[CONTROL] = field
+    elif form.control:
+        say("no field is given to the control, --control FILE: samples are those of the base")
     rows = None if known is None else known.rows
     if rows is not None:
         if n not in (None, rows) and rows != 1:
@@ -266,8 +288,8 @@ def _given(draw: Draw, parts: Sequence[_Part], say: Say) -> tuple[dict[str, Tens
     if "label" not in told:
         labels = labels_for(default_label(draw.label, target, loaded), n, loaded.classes)
         told = told if labels is None else {**told, "label": labels}
-    for name in ("context", "image"):
-        if loaded.model.built_with().get(name) and name not in (*told, *form.told):
+    for name in ("context", "image", "caption"):
+        if loaded.model.built_with().get(ARGUMENT[name]) and name not in (*told, *form.told):
             say(f"no {name} is given, --cond {name}=...: samples are drawn as of an unknown one")
     return told, known, n
 

@@ -12,6 +12,7 @@ import torch
 
 from sde_diffusion._files import write_files
 from sde_diffusion.cli._arguments import Say, add_command, path
+from sde_diffusion.cli.forms.control import control_words, controlled, model_upon
 from sde_diffusion.cli.forms.form import form_of
 from sde_diffusion.cli.forms.latent import begun, codec_of_plan, coder_of, goes_on, with_codes, without_codec
 from sde_diffusion.cli.forms.stage import low_of_plan, objective_of_stage, staged
@@ -97,11 +98,11 @@ def train_file(plan: Plan, *, say: Say) -> None:
     if start is None and plan.net is not None:
         net_class(plan.net, (1,))  # whether there is one, before the data are read
     low = low_of_plan(plan, None if start is None else form)
-    inputs = read_inputs(plan, data, start, of=form)
-    inputs = inputs if low is None else staged(inputs, low)
+    inputs = read_inputs(replace(plan, cond=control_words(plan)), data, start, of=form)
+    inputs = controlled(plan, inputs if low is None else staged(inputs, low), form)
     coder = coder_of(plan, inputs, form)
     seen = inputs if coder is None else inputs.of_shape(coder.shape_of(inputs.facts.shape))
-    model = _model(plan, seen.facts, sde, out) if start is None else start.model
+    model = _model(plan, seen.facts, sde, out) if start is None else model_upon(plan, start, inputs, form)
     again = f"sde-diffusion train {shlex.quote(str(out / NAME))} --resume"
 
     def keep_plan(event: Event) -> None:
@@ -113,14 +114,16 @@ def train_file(plan: Plan, *, say: Say) -> None:
         inner = None if plain else objective_of(model, plan.weight, plan.times)
         return objective_of_stage(low, inner) if low is not None else inner or model.objective()
 
-    course = Course(loss, recipe_of(plan, inputs), repr, (keep_plan,), again)
+    base = None if plan.control is None and plan.lora is None else plan.start
+    course = Course(loss, recipe_of(plan, inputs), repr, (keep_plan,), again, base=base)
     check_run(plan, seen, model)
     if coder is None:
         course = replace(course, told=(*course.told, without_codec(plan, out)))
     else:
         inputs, course = with_codes(plan, inputs, out, coder, course, trained=form is not None, say=say)
     run_plan(replace(plan, resume=goes_on(plan, out)), inputs, model, out, course, say=say)
-    say(next_line(plan, inputs, out))
+    asked = " --low FILE.npy" * (low is not None) + " --control FILE.npy" * (plan.control is not None)
+    say(next_line(plan, inputs, out, asked))
 
 
 def _checked(plan: Plan) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_state
 from sde_diffusion._files import check_apart, check_file, keep
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, budgets, count, path
-from sde_diffusion.cli.conditions import labels_for
+from sde_diffusion.cli.conditions import ARGUMENT, labels_for
 from sde_diffusion.cli.forms.drawn import check_tuned
 from sde_diffusion.cli.forms.form import Form, codes_of, form_of
 from sde_diffusion.cli.limits import check_batch
@@ -134,6 +134,11 @@ def tune_file(checkpoint: Path, aim: Aim, *, seed: int = 0, report: Path | None 
     _check_report(report, checkpoint, aim)
     labels = labels_for(aim.label, aim.batch, loaded.classes)
     data = _data(aim, loaded, form, seed)
+    for name in ("context", "image", "caption"):
+        if loaded.model.built_with().get(ARGUMENT[name]):
+            say(
+                f"the model takes a {name}, and is tuned for samples of an unknown one; in Python, tune(conditions=...)"
+            )
     cond: dict[str, Any] = {} if labels is None else {"label": labels}
     if loaded.model.shape is not None:
         check_batch(loaded.model, aim.batch, passes=1, option="--batch", cond=cond)

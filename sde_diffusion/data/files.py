@@ -98,9 +98,12 @@ def _arrays(path: Path, cond: Cond) -> Rows:
     x = _guard(path, lambda: _plain(read, name))
     if len(broken := ~torch.isfinite(x.reshape(len(x), -1)).all(1)) and bool(broken.any()):
         raise ValueError(f"{path} holds NaN or infinity in {rows_in_words(broken)}. Remove or replace those rows.")
-    found = {}
+    found: dict[str, Any] = {}
     for key, member in wanted.items():
         value = _guard(path, arrays[member])
+        if key == "caption":
+            found[key] = _guard(path, partial(_texts, value, member))
+            continue
         found[key] = _as_labels(value, len(x), path) if key == "label" else _guard(path, partial(_plain, value, member))
         if len(value) != len(x):
             raise ValueError(f"{path}: {member!r} has {len(value)} rows, and {name!r} has {len(x)}. One for each.")
@@ -138,6 +141,14 @@ def _plain(array: np.ndarray[Any, Any], name: str) -> Tensor:
     _check_real(array.dtype, repr(name))
     x = as_tensor(array, repr(name))
     return x.float() if x.dtype == torch.float16 else x
+
+
+def _texts(array: np.ndarray[Any, Any], name: str) -> list[str]:
+    """An array of strings as captions."""
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise TypeError(f"{name!r} holds {array.dtype} of shape {array.shape}, wanted captions, strings (N,)")
+    texts: list[str] = array.tolist()
+    return texts
 
 
 def _check_real(dtype: np.dtype[Any], name: str) -> None:

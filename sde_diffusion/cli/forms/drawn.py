@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
-from sde_diffusion.cli.forms.form import Form
+from sde_diffusion.cli.forms.form import CONTROL, Form
 from sde_diffusion.cli.target.draw import Draw
 
 STAGE = "holds a stage of a cascade, which is told a low resolution of its data"
@@ -12,6 +12,11 @@ STAGE = "holds a stage of a cascade, which is told a low resolution of its data"
 
 def check_tuned(form: Form, place: str) -> None:
     """Raises `ValueError` for a model that is told what a tuning has not."""
+    if form.control:
+        raise ValueError(
+            f"{place} holds a control, which is told a field: tune its base, whose tables serve it without one; in "
+            "Python, tune(sde, model, nfe, conditions={'control': fields}) tunes it for fields"
+        )
     if form.low is not None:
         raise ValueError(
             f"{place} {STAGE}: tune its base; in Python, tune(sde, model, nfe, conditions=low.told(low.shrink(x), "
@@ -19,8 +24,13 @@ def check_tuned(form: Form, place: str) -> None:
         )
 
 
-def check_weighed(form: Form, place: str) -> None:
-    """Raises `ValueError` for a model whose likelihood of data is not found here."""
+def check_weighed(form: Form, place: str, told: Container[str] = ()) -> None:
+    """Raises `ValueError` for a model whose likelihood of data is not found here, or not by what it is told."""
+    if form.control and CONTROL not in told:
+        raise ValueError(
+            f"{place} holds a control, and has a density given a field, log p(x | control): give one for each row, "
+            "--cond control=FILE.npy, or find that of its base"
+        )
     if form.low is not None:
         raise ValueError(
             f"{place} {STAGE}, and has a density given one alone, log p(x | low): in Python, up = Upsampler("
@@ -30,6 +40,11 @@ def check_weighed(form: Form, place: str) -> None:
 
 def check_taught(form: Form, place: str) -> None:
     """Raises `ValueError` for a model that a map is not made of here."""
+    if form.control:
+        raise ValueError(
+            f"{place} holds a control, which is told a field: draw it in few steps, sample --nfe 8, and distil its "
+            "base; in Python, distil it on rows with control="
+        )
     if form.low is not None:
         raise ValueError(
             f"{place} {STAGE}, with fresh noise in every batch: draw it in few steps, sample --nfe 8, and distil its "
@@ -50,6 +65,8 @@ def check_drawn(forms: Sequence[Form], draw: Draw) -> None:
     for name in (word.partition("=")[0] for word in draw.cond):
         if name in first.told:
             raise ValueError(f"--cond {name} is what the stage makes of its low resolution: leave it out")
+    if draw.weight is not None and not first.control:
+        raise ValueError("--control-weight is the strength of a control, and the model has none: leave it out")
     if draw.level is not None and not stages:
         raise ValueError("--level is the noise on what a stage of a cascade is told, and this is none: leave it out")
     apart = "--inpaint" if target.inpaint is not None else "--particles" if target.particles is not None else None

@@ -23,8 +23,9 @@ from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.training.checkpoint import Checkpoint
 from sde_diffusion.training.checkpoints.manifests import entry_of, read_manifest
 
-CODEC, LATENT, LOW = NetCodec.stored, "latent", "low_res"
-"""What a codec is called in a folder, and what `extra` of a checkpoint calls what is said of one, and of a stage."""
+CODEC, LATENT, LOW, CONTROL, LORA = NetCodec.stored, "latent", "low_res", "control", "lora"
+"""What a codec is called in a folder, and what `extra` of a checkpoint calls what is said of one, of a stage, of what
+stands upon a base."""
 CHUNK = 256
 """Rows that are encoded at once."""
 LEVEL = 0.1
@@ -40,12 +41,14 @@ class Form:
         scaling: That of the data.
         codec: What decodes what the model draws; None if it draws data.
         low: The low resolution that the model is told; None if it is told none.
+        control: Whether it is told a field of its control.
     """
 
     shape: tuple[int, ...] | None
     scaling: Scaling
     codec: NetCodec | None = None
     low: LowResolution | None = None
+    control: bool = False
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -86,16 +89,16 @@ def form_of(folder: Path, loaded: Checkpoint, option: str = "--checkpoint") -> F
         FileNotFoundError: The model is one of codes, and its codec is not there.
         ValueError: A codec that is not the one whose codes the model learnt, or a description that is none.
     """
-    shape, said = loaded.model.shape, loaded.extra.get(LATENT)
+    shape, said, control = loaded.model.shape, loaded.extra.get(LATENT), CONTROL in loaded.extra
     if LOW in loaded.extra:
-        return Form(shape, loaded.scaling, low=LowResolution.of(loaded.extra[LOW]))
+        return Form(shape, loaded.scaling, low=LowResolution.of(loaded.extra[LOW]), control=control)
     if not (folder / f"{CODEC}.json").is_file():
         if said is not None:
             raise FileNotFoundError(
                 f"{option} {folder} holds a model of codes, and no {CODEC}.json, which decodes them: copy it and its "
                 "tensors from where the model was trained"
             )
-        return Form(shape, loaded.scaling)
+        return Form(shape, loaded.scaling, control=control)
     if isinstance(said, dict) and said.get("codec") not in (None, codec_digest(folder)):
         raise ValueError(
             f"{option} {folder}: {CODEC}.json is not the codec whose codes the model learnt: bring that one back, or "
@@ -116,7 +119,7 @@ def form_of_codec(found: CodecCheckpoint, loaded: Checkpoint, who: str) -> Form:
         raise ValueError(f"{who}: its codec does not say of which shape its data are: NetCodec(net, shape=...)")
     if (code := codec.shape_of(tuple(shape))) != loaded.model.shape:
         raise ValueError(f"{who}: its codec has codes of shape {code}, and its model is one of {loaded.model.shape}")
-    return Form(tuple(shape), found.scaling, codec)
+    return Form(tuple(shape), found.scaling, codec, control=CONTROL in loaded.extra)
 
 
 @torch.no_grad()

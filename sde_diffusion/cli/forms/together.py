@@ -10,6 +10,7 @@ def check_together(plan: Plan) -> None:
     """Raises `ValueError` for options that do not go together."""
     _check_stage(plan)
     _check_latent(plan)
+    _check_upon(plan)
 
 
 def _check_stage(plan: Plan) -> None:
@@ -45,3 +46,13 @@ def _check_latent(plan: Plan) -> None:
             f"--from {plan.start} brings its own codec, if it is a model of codes, and else has learnt data: leave "
             "--latent out, or --from"
         )
+
+
+def _check_upon(plan: Plan) -> None:
+    given = [name for name in ("control", "lora") if getattr(plan, name) is not None]
+    if given and plan.start is None:
+        raise ValueError(f"--{given[0]} stands upon a model that is trained already: give its folder, --from BASE")
+    if len(given) > 1:
+        raise ValueError("--control and --lora are two ways to go on from a model: train one, then the other's own run")
+    if plan.control is not None and plan.previews:
+        raise ValueError("--previews of a control want fields: leave it out, and sample with --control")

@@ -193,6 +193,8 @@ def _whole(key: str, value: Any) -> Any:
     if key in ("sde", "net") and own_file(value):
         file, _, inside = value.rpartition(":")
         return f"{Path(file).absolute()}:{inside}"
+    if key == "control" and value is not None and Path(value).suffix in (".npy", ".npz"):
+        return str(Path(value).absolute())
     if key == "cond":
         return tuple(map(_whole_condition, value))
     return value

@@ -14,6 +14,7 @@ from sde_diffusion import nets
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.objectives import time_samplers, weights
 from sde_diffusion.denoiser.objectives.uncertainty import Uncertainty
+from sde_diffusion.nets.text import Captioned, TextEncoder
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import load_class
@@ -23,6 +24,8 @@ NETS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in nets.CL
 """The networks of the library, by the names of `--net`."""
 WEIGHTS: dict[str, Any] = {**weights.NAMES, "uncertainty": None}
 """The weights of `--weight`; `uncertainty` learns one beside that of the rule."""
+TOKENS = 64
+"""Entries of the tokens that captions are read to, if nothing is said: `--net-args 'tokens=...'`."""
 TIMES = time_samplers.NAMES
 """The draws of noise levels of `--times`."""
 
@@ -38,6 +41,8 @@ class Facts:
         image: Channels of its image; 0 without.
         others: The names of its other conditions, for a network of your own.
         answers: Numbers that it is to answer for each one of a sample.
+        words: Those of its captions; none without.
+        longest: Words of the longest caption.
     """
 
     shape: tuple[int, ...]
@@ -46,11 +51,14 @@ class Facts:
     image: int = 0
     others: tuple[str, ...] = ()
     answers: int = 1
+    words: tuple[str, ...] = ()
+    longest: int = 0
 
     def offered(self, width: int | None) -> dict[str, Any]:
         """The arguments from which a constructor takes those that it names."""
         told = {"classes": self.classes, "context": self.context, "image": self.image, "answers": self.answers}
         sizes: dict[str, Any] = {"dim": self.shape[0] if len(self.shape) == 1 else None, "channels": self.shape[0]}
+        sizes |= {"tokens": TOKENS if self.words else None}
         sizes |= {"dims": len(self.shape) - 1 or None, "shape": self.shape, "width": width, "hidden": width}
         return {name: value for name, value in (sizes | told).items() if value is not None}
 
@@ -95,7 +103,10 @@ def net_maker(
 
     def make() -> nn.Module:
         try:
-            return cls(**arguments)
+            net = cls(**arguments)
+            if not facts.words or "tokens" not in named:
+                return net
+            return Captioned(net, TextEncoder(facts.words, length=facts.longest, size=arguments["tokens"]))
         except TypeError as error:
             missing = [p.name for p in named.values() if p.default is p.empty and p.name not in arguments]
             if not missing or any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in map(named.__getitem__, missing)):
@@ -115,6 +126,8 @@ def _check_taken(name: str, facts: Facts, named: Mapping[str, Any]) -> None:
             f"{name} takes the conditions label, context and image, and not {facts.others[0]!r}: name it so, --cond "
             f"context={facts.others[0]}, or give a network of your own"
         )
+    if facts.words and "tokens" not in named:
+        raise ValueError(f"{name} takes no captions, and the data come with some: unet and dit do, --net")
     for argument in ("classes", "context", "image"):
         if getattr(facts, argument) and argument not in named:
             raise ValueError(f"{name} takes no {argument}, and the data come with one: give another --net")

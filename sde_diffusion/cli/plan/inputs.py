@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.cli.limits import classes_of
+from sde_diffusion.cli.plan.captions import listed, vocabulary_of
 from sde_diffusion.cli.plan.design import Facts
 from sde_diffusion.cli.plan.looked import CHUNK, DATA, SCALED, is_scaled, looked_at, tell
 from sde_diffusion.cli.plan.opened import open_source, parted
@@ -23,6 +25,7 @@ from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.data.sources.base import Source
 from sde_diffusion.data.sources.scaled import Condition, scaled
 from sde_diffusion.data.standardise import Standardise
+from sde_diffusion.nets.text import words_of
 from sde_diffusion.training.checkpoint import Checkpoint
 
 FEW = 8
@@ -75,7 +78,9 @@ class Inputs:
         """The conditions that a sample has to be told, as `--cond` has them: those of the first row, if few."""
         row, found = self.rows.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond, []
         for name, value in row.items():
-            if name == "label" or not isinstance(value, Tensor):
+            if name == "caption" and isinstance(value, list):
+                found.append(f"caption={shlex.quote(value[0])}")
+            if name in ("label", "control") or not isinstance(value, Tensor):
                 continue
             known = value.nan_to_num(nan=0.0) if value.is_floating_point() else value
             own = self.conditions[name].undo(known) if name in self.conditions else known
@@ -127,15 +132,18 @@ def read_inputs(
         classes = classes_of(labels)
     else:
         known = start.scaling if of is None else of.scaling
-        scaling, conditions, classes = known.fitting(source.shape), dict(start.conditions), start.classes
-    context, image = (row.cond.get(name) for name in SCALED)
+        scaling, classes = known.fitting(source.shape), start.classes
+        fresh = {name: value for name, value in row.cond.items() if name == "control"}
+        conditions = dict(start.conditions) | ({} if plan.scale == "none" else _condition_scalings(rows, fresh))
+    context, image = (row.cond.get(name) for name in SCALED[:2])
     facts = Facts(
         source.shape,
         classes if labels is not None else 0,
         0 if context is None else _entries(context, "context", 2),
         0 if image is None else _entries(image, "image", len(source.shape) + 1),
-        tuple(sorted(set(row.cond) - {"label", *SCALED})),
+        tuple(sorted(set(row.cond) - {"label", "caption", *SCALED})),
         2 if plan.learn_variance else 1,
+        *_words_in(source, plan, rows, held_out, start),
     )
     apart = None if whole else scaling
     return Inputs(
@@ -205,6 +213,36 @@ def _condition_scalings(rows: Source, cond: Mapping[str, Any]) -> dict[str, Scal
         if is_scaled(name, value):
             found[name] = Standardise.of(Condition(rows, name), f"the condition {name}", missing=True)
     return found
+
+
+def _words_in(
+    source: Source, plan: Plan, rows: Source, held_out: Source | None, start: Checkpoint | None
+) -> tuple[tuple[str, ...], int]:
+    """The words of the captions of all rows, and how many the longest has; those of a model that is begun from.
+
+    Raises:
+        ValueError: Captions without a word; a word that such a model has not learnt.
+    """
+    if "caption" not in source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond:
+        return (), 0
+    captions = [
+        caption
+        for part in (rows, held_out)
+        if part is not None
+        for batch in part.chunks(CHUNK)
+        for caption in listed(batch.cond["caption"])
+    ]
+    if start is not None:
+        if (known := vocabulary_of(start.model.net)) is None:
+            raise ValueError(
+                f"--data comes with captions, and the model in --from {plan.start} reads none: leave them out"
+            )
+        known.numbers(captions)
+        return tuple(known.words), known.length
+    found = [words_of(caption) for caption in captions]
+    if not any(found):
+        raise ValueError("the condition caption holds no words: leave it out of --cond")
+    return tuple(sorted({word for words in found for word in words})), max(map(len, found))
 
 
 def _words(cond: Sequence[str]) -> list[str]:

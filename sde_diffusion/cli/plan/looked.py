@@ -14,7 +14,7 @@ from sde_diffusion.data.dequantised import MOST
 from sde_diffusion.data.faults.look import Look, warn_of
 from sde_diffusion.data.sources.base import Source
 
-SCALED = ("context", "image")
+SCALED = ("context", "image", "control")
 """Conditions that are numbers, whatever they are kept as."""
 CHUNK = 4096
 """Rows that are looked at together."""

@@ -53,6 +53,9 @@ class Plan:
         codec_width: Width of its network.
         low_res: The factor of a stage of a cascade: it is told means over blocks of so many points along each axis.
         augment: The highest level of noise on these; None for that of `LowResolution`.
+        control: What a control of the model in `start` is told: a kind of field made of the data, a file, or an array
+            beside them; None for none.
+        lora: The rank of adapters of that model; None for none.
         steps: Gradient steps.
         batch_size: Samples per step, of all processes together.
         lr: The highest learning rate; None for that of `Recipe`.
@@ -95,6 +98,8 @@ class Plan:
     codec_width: int | None = None
     low_res: int | None = None
     augment: float | None = None
+    control: str | None = None
+    lora: int | None = None
     steps: int = 3000
     batch_size: int = 128
     lr: float | None = None
@@ -179,6 +184,15 @@ STAGE = {
         "highest level of noise on the low resolution, in standard deviations of the data; unset, 0.5", number, "MOST"
     ),
 }
+UPON = {
+    "control": Option(
+        "train a control of the model in --from, which stays as it is: told `edges` or `coarse`, made of the data, or "
+        "images of their lengths, in a file with one for each row, or in an array of the .npz",
+        word,
+        "edges|coarse|FILE|NAME",
+    ),
+    "lora": Option("train adapters of this rank of the model in --from, which stays as it is", count(WIDEST), "RANK"),
+}
 TRAINING = {
     "steps": Option(f"gradient steps, at most {MOST_STEPS:,}", count(MOST_STEPS), "N"),
     "batch_size": Option(
@@ -230,6 +244,7 @@ GROUPS = {
     "model": MODEL,
     "a model of codes": LATENT,
     "a stage of a cascade": STAGE,
+    "upon a model": UPON,
     "training": TRAINING,
     "validation and saving": KEEPING,
     "machine": MACHINE,

@@ -22,6 +22,7 @@ from sde_diffusion.cli.plan.inputs import Inputs
 from sde_diffusion.cli.plan.options import Plan
 from sde_diffusion.data.faults.look import ColumnWarning
 from sde_diffusion.denoiser.network import Network
+from sde_diffusion.nets.base import kept_names
 from sde_diffusion.sampler.watch import Previews
 from sde_diffusion.training.callbacks import Callback, Tracker
 from sde_diffusion.training.checkpoint import TABLES, load_checkpoint, save_checkpoint
@@ -41,6 +42,7 @@ class Course:
         said: What is said of the objective before the first step.
         told: Callbacks besides those that the plan asks for.
         again: The command that goes on with the run.
+        base: The folder of the base of the model, whose weights stay; None where it has none.
         undo: Takes what the model draws to the units of the data; None for the scaling of the inputs.
     """
 
@@ -50,6 +52,7 @@ class Course:
     told: Sequence[Callback] = ()
     again: str = ""
     undo: Callable[[Tensor], Tensor] | None = None
+    base: Path | None = None
 
 
 def check_run(plan: Plan, inputs: Inputs, model: Network) -> None:
@@ -81,6 +84,7 @@ def run_plan(plan: Plan, inputs: Inputs, model: Network, out: Path, course: Cour
         scaling=inputs.scaling,
         conditions=inputs.conditions,
         extra=inputs.extra,
+        base=course.base,
     )
     val = None if inputs.held_out is None else Validation(inputs.held_out, patience=plan.patience or None)
     for line in (*_report(plan, inputs, model, out), course.said(loss)):
@@ -144,6 +148,9 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
     told = [f"{facts.classes} classes"] if facts.classes else []
     told += [f"a context of {facts.context}"] if facts.context else []
     told += [f"an image of {facts.image} channels"] if facts.image else []
+    if isinstance(channels := inputs.rows.rows(torch.zeros(1, dtype=torch.int64)).cond.get("control"), Tensor):
+        told.append(f"a control of {channels.shape[1]} channels")
+    told += [f"captions of {len(facts.words)} words"] if facts.words else []
     kept_out = f", {len(held_out):,} kept out for validation" if held_out is not None else ""
     if held_out is None and plan.val:
         kept_out = ", too few to keep some out for validation"
@@ -161,9 +168,11 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
             "come often, give them as a condition, or train in Python with data.Dequantised.of"
         )
     net: Any = model.net
-    size = sum(p.numel() for p in net.parameters())
+    size, kept = sum(p.numel() for p in net.parameters()), kept_names(net)
+    own = sum(p.numel() for name, p in net.named_parameters() if name not in kept)
+    of = f", of which {own:,} are learnt and the others are those of {plan.start}" if kept else ""
     lines.append(
-        f"{type(net).__name__} with {size:,} parameters, {type(model.kind).__name__} prediction, {model.sde!r}"
+        f"{type(net).__name__} with {size:,} parameters{of}, {type(model.kind).__name__} prediction, {model.sde!r}"
     )
     if (tables := out / TABLES).is_file():
         lines.append(f"{tables} is of the model that is replaced, and will be removed with it: tune the new one")

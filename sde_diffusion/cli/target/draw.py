@@ -43,6 +43,9 @@ class Draw:
         low: A file of low resolutions, of which a stage of a cascade draws high ones.
         then: The folders of further stages, each of which is told what the one before it drew.
         level: The level of noise on what they are told; None for the default of each.
+        control: A file of the fields that a control is told.
+        control_of: A file of data in its place, of which they are made as in the training.
+        weight: The strength of the control; None for 1, with which it was trained.
     """
 
     n: int | None = None
@@ -57,6 +60,9 @@ class Draw:
     low: Path | None = None
     then: tuple[Path, ...] = ()
     level: float | None = None
+    control: Path | None = None
+    control_of: Path | None = None
+    weight: float | None = None
 
     def of_stage(self, j: int) -> Draw:
         """How stage `j` is drawn.

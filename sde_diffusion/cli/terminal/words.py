@@ -15,6 +15,7 @@ PHRASES = (
     (r"call the same train\(\.\.\., resume=True\)", "call the same command with --resume"),
     (r"train\(load_checkpoint\('(.*)'\)\.model, \.\.\., out=another folder\)", r"--from \1 and another --out"),
     (r": leave resume out to begin one there", ": leave --resume out to begin one there"),
+    (r"load_checkpoint\(path, base=folder\)", "--base DIR"),
     (r"\blower lr,", "lower --lr,"),
     (r"precision='fp16' needs", "--precision fp16 needs"),
 )  # fmt: skip

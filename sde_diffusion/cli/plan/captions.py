@@ -1,0 +1,49 @@
+"""Captions on the command line: one text, or a file with one for each row; the words that a model has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sde_diffusion.data.files import open_data
+from sde_diffusion.nets.text import TextEncoder, Vocabulary
+
+ENDINGS = (".csv", ".parquet", ".txt")
+"""Files of captions: tables with a column `caption`, and texts with one in each line."""
+
+
+def vocabulary_of(net: nn.Module) -> Vocabulary | None:
+    """The words that a network knows; None of one that reads no captions."""
+    found = next((part for part in net.modules() if isinstance(part, TextEncoder)), None)
+    return None if found is None else found.vocabulary
+
+
+def listed(captions: Iterable[Any]) -> list[str]:
+    """Captions as strings."""
+    return [str(caption) for caption in captions]
+
+
+def read_captions(text: str, known: Vocabulary) -> list[str]:
+    """The captions that `--cond caption=` names, one for all samples or one for each.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file without captions; a word that the model has not learnt, with the nearest that it has.
+    """
+    ending = Path(text).suffix.lower()
+    if ending not in ENDINGS:
+        found = [text]
+    elif not Path(text).is_file():
+        raise FileNotFoundError(f"there is no file {text}, for the condition caption")
+    elif ending == ".txt":
+        found = Path(text).read_text(encoding="utf-8").splitlines()
+    else:
+        source = open_data(text, ["caption"])
+        found = [caption for batch in source.chunks(4096) for caption in listed(batch.cond["caption"])]
+    if not found:
+        raise ValueError(f"{text} holds no captions, one in each line")
+    known.numbers(found)
+    return found
