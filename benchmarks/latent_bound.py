@@ -93,6 +93,7 @@ def digits(steps: int, n: int) -> Row:
     """The bound on test digits by a codec that was trained for its pictures, its codes drawn at several widths."""
     began = time.perf_counter()
     images = data.digits("train", seed=0).images
+    torch.manual_seed(0)  # of the weights
     net = Autoencoder(1, width=16, multipliers=(1, 2), latent=2)
     codec = train_codec(net, images, steps=steps, loss=Reconstruction(KL), seed=0).codec
     codes = cached(codec, images)
