@@ -91,8 +91,8 @@ def agreement(base: Network, model: Network, x: Tensor, n: int) -> tuple[Part, d
     drawn: dict[Any, Tensor] = {
         s: sampler.sample(n, seed=0, batch_size=64, control=field, strength=s) for s in STRENGTHS
     }
-    for w in SCALES:
-        guided = SDESampler(model.sde, Guided(model, w, null={"strength": 0.0}), steps=STEPS)
+    by_scale = {w: SDESampler(model.sde, Guided(model, w, null={"strength": 0.0}), steps=STEPS) for w in SCALES}
+    for w, guided in by_scale.items():
         drawn[w, "guided"] = guided.sample(n, seed=0, batch_size=64, control=field, strength=1.0)
     by = {f"{s:g}": edges(drawn[s]) for s in STRENGTHS}
     guides = {w: edges(drawn[w, "guided"]) for w in SCALES}
@@ -112,7 +112,7 @@ def agreement(base: Network, model: Network, x: Tensor, n: int) -> tuple[Part, d
     }
     full = field.flatten(1).sum(1).topk(min(60, n)).indices[::6]  # maps with something in them
     best = SCALES[-1]
-    several = guided.sample(len(full), seed=1000, control=field[full], strength=1.0)
+    several = by_scale[best].sample(len(full), seed=1000, control=field[full], strength=1.0)
     shown = {"field": field, "real": x[:n], "base": own, "drawn": drawn[best, "guided"], "found": guides[best]}
     return found, {**{name: images[full] for name, images in shown.items()}, "several": several}
 
@@ -163,10 +163,10 @@ def loss_of(model: Network, x: Tensor) -> float:
 def measured(quick: bool) -> tuple[Part, dict[str, Tensor]]:
     torch.manual_seed(0)
     x, test = patches("train", 500 if quick else 20_000), patches("test", 300)
-    steps, n = ((3, 3, 3), 16) if quick else ((1500, 2000, 150), 192)
+    steps, n = ((3, 3, 3), 16) if quick else ((1500, 4500, 150), 192)
     base, spent = trained(model_of(UNet(1, width=16, multipliers=(1, 2, 2), dropout=0.0)), x, steps[0])
     print(f"  base {spent:.0f} s", flush=True)
-    model, more = trained(model_of(Controlled(base.net)), x, steps[1], control=edges(x))
+    model, more = trained(model_of(Controlled(base.net)), x, steps[1], lr=3e-3, control=edges(x))
     print(f"  control {more:.0f} s", flush=True)
     found, pictures = agreement(base, model, test, n)
     print(f"  {found}", flush=True)
