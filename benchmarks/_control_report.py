@@ -77,8 +77,8 @@ def draw(shown: dict[str, Tensor]) -> None:
         "test patch": shown["real"],
         "its edges": shown["field"],
         "sample with them": shown["drawn"],
-        "another": shown["several"],
         "edges of the sample": shown["found"],
+        "another": shown["several"],
         "the base, same noise": shown["base"],
     }
     count = len(shown["real"])
