@@ -245,9 +245,12 @@ def draw(found: Sequence[tuple[str, Tensor]], path: Path) -> None:
 
 def told(page: str, result: Row) -> str:
     """The page with the table between its marks."""
-    start, end = "<!-- table: python benchmarks/text.py -->\n\n", "\n\n<!-- end of the table -->"
+    start, end = "<!-- table: python benchmarks/text.py -->", "<!-- end of the table -->"
     before, _, rest = page.partition(start)
-    return before + start + table(result) + end + rest.partition(end)[2] if rest else page
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{PAGE} has no place for the table, between {start} and {end}")
+    return f"{before}{start}\n\n{table(result)}\n\n{end}{after}"
 
 
 def main() -> None:
