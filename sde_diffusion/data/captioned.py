@@ -74,15 +74,15 @@ def captioned_digits(
     near, middles, labels = _lines(split)
     labels = labels.repeat(check_count(copies, "copies"))
     n, g = len(labels), one_stream(seed)
-    thick = torch.rand(n, generator=g) < 0.5
-    low, high = torch.tensor(WIDTHS)[thick.long()].T
-    widths = low + (high - low) * torch.rand(n, generator=g)
-    place = torch.randint(len(PLACES), (n,), generator=g)
-    way = torch.tensor([[0.0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]])[place]
-    far = SHIFT[0] + (SHIFT[1] - SHIFT[0]) * torch.rand(n, 1, generator=g)
-    shifts = way * far + 0.4 * (torch.rand(n, 2, generator=g) - 0.5)
-    told = torch.rand(n, generator=g) >= UNSAID
-    pens = zip(torch.arange(n).split(512), widths.split(512), shifts.split(512), strict=True)
+    thick = torch.rand(n, generator=g, device="cpu") < 0.5
+    low, high = torch.tensor(WIDTHS, device="cpu")[thick.long()].T
+    widths = low + (high - low) * torch.rand(n, generator=g, device="cpu")
+    place = torch.randint(len(PLACES), (n,), generator=g, device="cpu")
+    way = torch.tensor([[0.0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], device="cpu")[place]
+    far = SHIFT[0] + (SHIFT[1] - SHIFT[0]) * torch.rand(n, 1, generator=g, device="cpu")
+    shifts = way * far + 0.4 * (torch.rand(n, 2, generator=g, device="cpu") - 0.5)
+    told = torch.rand(n, generator=g, device="cpu") >= UNSAID
+    pens = zip(torch.arange(n, device="cpu").split(512), widths.split(512), shifts.split(512), strict=True)
     images = torch.cat([_drawn(near[i % len(near)], middles[i % len(near)], *pen) for i, *pen in pens])
     rows = zip(labels.tolist(), thick.tolist(), place.tolist(), told.tolist(), strict=True)
     return CaptionedDigits(images, [_caption(*row) for row in rows], labels, widths, shifts)
@@ -104,7 +104,7 @@ def _lines(split: Literal["train", "test"]) -> tuple[Tensor, Tensor, Tensor]:
     grey = F.interpolate(found.images, scale_factor=5, mode="bicubic", align_corners=False)
     around = F.avg_pool2d(F.pad(grey, (7, 7, 7, 7), value=-1), 15, 1)  # or the holes of small loops are filled
     lines = F.pad(thinned(((grey > INK) & (grey > around))[:, 0]), (12, 12, 12, 12))
-    points, mass = torch.arange(SIDE * FINE) + 0.5, lines.flatten(1).sum(1)
+    points, mass = torch.arange(SIDE * FINE, device="cpu") + 0.5, lines.flatten(1).sum(1)
     middles = [(lines * along).flatten(1).sum(1) / mass for along in (points, points[:, None])]
     return torch.cat([_distances(part) for part in lines.split(256)]), torch.stack(middles, 1), found.labels
 
@@ -113,7 +113,7 @@ def _drawn(near: Tensor, middles: Tensor, widths: Tensor, shifts: Tensor) -> Ten
     """Lines drawn with a round pen: (N, 64, 64), (N, 2), (N,) and (N, 2), in pixels -> (N, 1, 16, 16)."""
     side = SIDE * FINE
     move = (middles - side / 2 - FINE * shifts) * 2 / side  # in halves of the side
-    theta = torch.cat([torch.eye(2).expand(len(near), 2, 2), move[:, :, None]], 2)
+    theta = torch.cat([torch.eye(2, device="cpu").expand(len(near), 2, 2), move[:, :, None]], 2)
     grid = F.affine_grid(theta, [len(near), 1, side, side], align_corners=False)
     far = F.grid_sample(near[:, None], grid, padding_mode="border", align_corners=False)
     return 2 * F.avg_pool2d((widths.reshape(-1, 1, 1, 1) * FINE / 2 - far + 0.5).clamp(0, 1), FINE) - 1

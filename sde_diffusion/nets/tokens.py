@@ -75,11 +75,12 @@ class TokensCondition(nn.Module):
     def _sequences(self, tokens: Numbers, batch: int) -> Tensor:
         """The tokens, (B, L, d), or (1, L, d) for all, in the dtype and on the device of the net."""
         found = numbers_of(tokens, "tokens", self.null)
+        shape = tuple(found.shape)
         found = found[None] if found.ndim == 2 else found
         if found.ndim != 3 or found.shape[2] != self.size or len(found) not in (1, batch):
             raise ValueError(
                 f"tokens must have shape ({batch}, L, {self.size}), one sequence per row of x, or (L, {self.size}), "
-                f"one for all, got {tuple(torch.as_tensor(tokens).shape)}. Shorter sequences end in rows of NaN"
+                f"one for all, got {shape}. Shorter sequences end in rows of NaN"
             )
         return found[:1] if found.stride(0) == 0 and len(found) else found
 
