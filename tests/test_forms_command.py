@@ -119,6 +119,7 @@ def test_the_likelihood_of_a_model_of_codes_is_a_bound_and_says_so(here, capsys)
     )
 
 
+@pytest.mark.slow
 def test_a_codec_that_is_there_is_taken_and_a_training_begins_from_a_model_of_codes(here, capsys):
     data = ("train", "--data", "x.npz", "--batch-size", 16, "--steps", 1, "--previews", 2, "--out")
     assert call(*data, "other", "--latent", "latent", *NET) == 0
@@ -191,13 +192,14 @@ def test_another_codec_or_none_beside_a_model_of_codes_is_refused_and_overwritte
     assert sampled("--checkpoint", "m", "--n", 1, "--nfe", 3).shape == (1, 1, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_model_of_codes_is_tuned_and_distilled_among_codes(here, capsys):
     shutil.copytree("latent", "m")
     words = ("tune", "--checkpoint", "m", "--nfe", 2, "--batch", 16, "--objective", "energy", "--data", "x.npz")
     assert call(*words) == 0
     assert "tuned as a model of codes" in capsys.readouterr().out
     assert call("distill", "--checkpoint", "m", "--out", "fast", "--steps", 1, "--batch-size", 8) == 0
-    assert "60 codes (2, 2, 2)" in capsys.readouterr().out.replace("45", "60")
+    assert "45 codes (2, 2, 2)" in capsys.readouterr().out
     assert sampled("--checkpoint", "fast", "--nfe", 1, "--n", 3).shape == (3, 1, 4, 4)
 
 
@@ -236,6 +238,8 @@ def test_a_base_is_of_means_over_blocks_and_a_training_begins_from_a_stage(here,
     data = ("train", "--data", "x.npz", "--batch-size", 16, "--steps", 1, "--out")
     assert call(*data, "fine", "--from", "up") == 0
     assert load_checkpoint("fine").extra["low_res"] == load_checkpoint("up").extra["low_res"]
+    assert call("train", "--data", "x.npz", *TINY, "--shrink", 2, "--low-res", 2, "--out", "mid") == 0
+    assert load_checkpoint("mid").model.shape == (1, 2, 2)
     words = ("train", "--data", "bytes.npy", *TINY, "--out")
     assert call(*words, "low", "--shrink", 2) == 0
     assert call(*words, "high", "--low-res", 2, "--augment", 0) == 0
