@@ -349,7 +349,7 @@ def test_two_processes_train_and_draw_codes_as_one_does(here):
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
     one, two = (load_checkpoint(place).model.state_dict() for place in ("one", "two"))
     off = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
-    assert float(off.mean()) < 1e-5
+    assert float(off.mean()) < 2e-4
     assert float(off.max()) < 4e-3  # two steps of Adam, whose first are of one size whatever the gradient
     ask = ("sample", "--samples", 20, "--batch-size", 4, "--nfe", 3, "--out")
     for name, places in (("codes", ("--checkpoint", "one")), ("fields", ("--checkpoint", "base", "--then", "up"))):
@@ -361,7 +361,21 @@ def test_two_processes_train_and_draw_codes_as_one_does(here):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_its_codec_ends_as_one_that_was_not(here):
-    words = ["train", "--data", "x.npz", *NET, "--steps", 20, *CODEC, "--codec-steps", 300, "--save-every", 20]
+    words = [
+        "train",
+        "--data",
+        "x.npz",
+        *NET,
+        "--steps",
+        20,
+        *CODEC,
+        "--codec-steps",
+        120,
+        "--save-every",
+        20,
+        "--patience",
+        0,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "sde_diffusion.cli", *map(str, words), "--out", "m"]
     run = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -383,7 +397,7 @@ def test_a_codec_and_a_model_of_its_codes_learn_waves(here, capsys):
     generator = np.random.default_rng(0)
     t, phase = np.linspace(0, 2 * np.pi, 32, endpoint=False), generator.uniform(0, 2 * np.pi, (2000, 1, 1))
     np.save("waves.npy", 100 + 5 * np.sin(t + phase))
-    words = ("--steps", 400, "--width", 16, "--codec-steps", 400, "--codec-width", 16, "--batch-size", 64)
+    words = ("--steps", 200, "--width", 16, "--codec-steps", 100, "--codec-width", 8, "--batch-size", 64)
     assert call("train", "--data", "waves.npy", "--latent", *words, "--out", "m") == 0
     lost = float(capsys.readouterr().out.split("the codec loses ")[1].split()[0])
     x = sampled("--checkpoint", "m", "--n", 300, "--nfe", 20)[:, 0] - 100

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from sde_diffusion import SDESampler
+from sde_diffusion import Network, SDESampler
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli.forms.control import EDGE, coarse, edges
 from sde_diffusion.nets import Captioned
 from sde_diffusion.nets.control import Controlled
 from sde_diffusion.nets.lora import LoRA
-from sde_diffusion.training import load_checkpoint
+from sde_diffusion.training import load_checkpoint, save_checkpoint
 
 NET = ("--width", 8, "--net-args", "multipliers=[1], attention=0")
 FEW = ("--steps", 2, "--batch-size", 16)
@@ -163,6 +163,18 @@ def test_a_control_of_a_model_of_codes_sees_fields_of_the_data(here):
     assert np.array_equal(off, sampled("--checkpoint", "codes", "--n", 5))
 
 
+def test_controls_that_were_made_in_python_are_told_by_their_names(here, capsys):
+    base = load_checkpoint("base")
+    net = Controlled(base.model.net, {"lines": 1, "mask": 1})
+    model = Network(net, base.model.sde, base.model.kind, shape=base.model.shape)
+    save_checkpoint("m", model, scaling=base.scaling, base="base")
+    np.save("five.npy", np.ones((5, 1, 4, 4)))
+    words = ("sample", "--checkpoint", "m", "--nfe", 5, "--out", "s.npy")
+    assert "give --cond lines=FILE.npy --cond mask=FILE.npy" in error_of(capsys, *words, "--control", "five.npy")
+    assert call(*words, "--cond", "lines=five.npy") == 0
+    assert np.array_equal(np.load("s.npy"), sampled("--checkpoint", "base", "--n", 5))
+
+
 # --- captions
 
 
@@ -257,6 +269,7 @@ DRAWN = [
     (("told", "--cond", "caption=a a a a"), "caption 0 has 4 words"),
     (("told", "--cond", "caption=no.txt"), "there is no file no.txt, for the condition caption"),
     (("base", "--cond", "caption=a thick two"), "--cond caption: the model takes no caption"),
+    (("base", "--cond", "control=some.npy"), "--cond control: the model takes no control"),
     (("edges", "--cond", "context=1"), "--cond context: the model takes no context"),
 ]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion import nets
+from sde_diffusion.cli.forms.form import controls_of
 from sde_diffusion.cli.plan.captions import read_captions, vocabulary_of
 from sde_diffusion.cli.plan.opened import array_of
 from sde_diffusion.data.sources.tables import is_number
@@ -194,11 +195,8 @@ def innermost(net: Any) -> Any:
 
 def _check_taken(name: str, loaded: Checkpoint) -> None:
     """Refuses what a net of the library was built without."""
-    known = loaded.model.built_with()
-    if (
-        type(innermost(loaded.model.net)) in nets.CLASSES
-        and name != "control"
-        and not known.get(ARGUMENT.get(name, ""))
-    ):
+    known, net = loaded.model.built_with(), loaded.model.net
+    ours = type(innermost(net)) in nets.CLASSES and name not in controls_of(net)
+    if ours and not known.get(ARGUMENT.get(name, "")):
         others = ", ".join(each for each, of in ARGUMENT.items() if known.get(of))
         raise ValueError(f"--cond {name}: the model takes no {name}, {f'only {others}' if others else 'nor another'}")

@@ -275,7 +275,7 @@ def _given(draw: Draw, parts: Sequence[_Part], say: Say) -> tuple[dict[str, Tens
     field = read_control(draw.control, draw.control_of, loaded, form)
     if field is not None:
         told[CONTROL] = field
-    elif form.control:
+    elif form.control and not any(name in told for name in form.control):
         say("no field is given to the control, --control FILE: samples are those of the base")
     rows = None if known is None else known.rows
     if rows is not None:

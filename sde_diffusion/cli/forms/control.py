@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,10 +176,13 @@ def read_control(path: Path | None, made_of: Path | None, loaded: Checkpoint, fo
     if given is None:
         return None
     option = "--control" if path is not None else "--control-of"
-    said: Any = loaded.extra.get(CONTROL)
-    if not isinstance(said, dict) or form.shape is None:
+    net = next((part for part in loaded.model.net.modules() if isinstance(part, Controlled)), None)
+    if net is None or form.shape is None:
         raise ValueError(f"{option} is for a model with a control, trained with --control: leave it out")
-    kind, one = said.get("of"), (said["channels"], *form.shape[1:])
+    if form.control != (CONTROL,):
+        words = " ".join(f"--cond {name}=FILE.npy" for name in form.control)
+        raise ValueError(f"{option}: the model calls what it is told otherwise: give {words}")
+    kind, one = loaded.extra.get(CONTROL, {}).get("of"), (net.channels[CONTROL], *form.shape[1:])
     if made_of is not None:
         if kind not in KINDS:
             raise ValueError("--control-of: the fields of this control came with its data: give them, --control FILE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from sde_diffusion.cli.forms.form import CONTROL, Form
+from sde_diffusion.cli.forms.form import Form
 from sde_diffusion.cli.target.draw import Draw
 
 STAGE = "holds a stage of a cascade, which is told a low resolution of its data"
@@ -26,10 +26,10 @@ def check_tuned(form: Form, place: str) -> None:
 
 def check_weighed(form: Form, place: str, told: Container[str] = ()) -> None:
     """Raises `ValueError` for a model whose likelihood of data is not found here, or not by what it is told."""
-    if form.control and CONTROL not in told:
+    if form.control and not all(name in told for name in form.control):
         raise ValueError(
             f"{place} holds a control, and has a density given a field, log p(x | control): give one for each row, "
-            "--cond control=FILE.npy, or find that of its base"
+            f"--cond {form.control[0]}=FILE.npy, or find that of its base"
         )
     if form.low is not None:
         raise ValueError(

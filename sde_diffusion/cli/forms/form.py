@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._sealed import sealed
 from sde_diffusion.cascade.low_resolution import LowResolution
@@ -18,6 +18,7 @@ from sde_diffusion.latent.codec import encoded
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.sampler import LatentSampler
 from sde_diffusion.latent.stored import CodecCheckpoint, load_codec
+from sde_diffusion.nets.control import Controlled
 from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.training.checkpoint import Checkpoint
@@ -41,14 +42,14 @@ class Form:
         scaling: That of the data.
         codec: What decodes what the model draws; None if it draws data.
         low: The low resolution that the model is told; None if it is told none.
-        control: Whether it is told a field of its control.
+        control: The names of its controls, each of which is told a field.
     """
 
     shape: tuple[int, ...] | None
     scaling: Scaling
     codec: NetCodec | None = None
     low: LowResolution | None = None
-    control: bool = False
+    control: tuple[str, ...] = ()
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def form_of(folder: Path, loaded: Checkpoint, option: str = "--checkpoint") -> F
         FileNotFoundError: The model is one of codes, and its codec is not there.
         ValueError: A codec that is not the one whose codes the model learnt, or a description that is none.
     """
-    shape, said, control = loaded.model.shape, loaded.extra.get(LATENT), CONTROL in loaded.extra
+    shape, said, control = loaded.model.shape, loaded.extra.get(LATENT), controls_of(loaded.model.net)
     if LOW in loaded.extra:
         return Form(shape, loaded.scaling, low=LowResolution.of(loaded.extra[LOW]), control=control)
     if not (folder / f"{CODEC}.json").is_file():
@@ -107,6 +108,11 @@ def form_of(folder: Path, loaded: Checkpoint, option: str = "--checkpoint") -> F
     return form_of_codec(load_codec(folder), loaded, f"{option} {folder}")
 
 
+def controls_of(net: nn.Module) -> tuple[str, ...]:
+    """The names of the controls in a network."""
+    return tuple(name for part in net.modules() if isinstance(part, Controlled) for name in part.channels)
+
+
 def form_of_codec(found: CodecCheckpoint, loaded: Checkpoint, who: str) -> Form:
     """The form of a model of codes.
 
@@ -119,7 +125,7 @@ def form_of_codec(found: CodecCheckpoint, loaded: Checkpoint, who: str) -> Form:
         raise ValueError(f"{who}: its codec does not say of which shape its data are: NetCodec(net, shape=...)")
     if (code := codec.shape_of(tuple(shape))) != loaded.model.shape:
         raise ValueError(f"{who}: its codec has codes of shape {code}, and its model is one of {loaded.model.shape}")
-    return Form(tuple(shape), found.scaling, codec, control=CONTROL in loaded.extra)
+    return Form(tuple(shape), found.scaling, codec, control=controls_of(loaded.model.net))
 
 
 @torch.no_grad()

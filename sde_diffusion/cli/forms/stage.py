@@ -13,7 +13,7 @@ from sde_diffusion.cascade.low_resolution import LowResolution
 from sde_diffusion.cascade.objective import SuperResolution
 from sde_diffusion.cascade.stages import Cascade
 from sde_diffusion.cli.conditions import ARGUMENT
-from sde_diffusion.cli.forms.form import CONTROL, LOW, Form
+from sde_diffusion.cli.forms.form import LOW, Form
 from sde_diffusion.cli.plan.inputs import Inputs
 from sde_diffusion.cli.plan.opened import array_of
 from sde_diffusion.cli.plan.options import Plan
@@ -169,5 +169,5 @@ def _takes(loaded: Checkpoint, form: Form) -> tuple[str, ...]:
     """The conditions that a model is told beside a low resolution."""
     built = loaded.model.built_with()
     found = [name for name, argument in ARGUMENT.items() if built.get(argument)]
-    found += [CONTROL, "strength"] if form.control else []
+    found += [*form.control, "strength"] if form.control else []
     return tuple(name for name in found if name not in form.told)
