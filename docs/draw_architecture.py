@@ -169,7 +169,7 @@ def _imports(graph: dict[str, set[str]], places: Mapping[str, tuple[float, float
     out, lane = [], HOUSE - LEFT + 10.0
     for folder, below in without_shortcuts(graph).items():
         x, y, w = places[folder]
-        for other in sorted(below, key=lambda o: places[o][1]):
+        for other in sorted(below, key=lambda o: (places[o][1], places[o][0])):
             x2, y2, w2 = places[other]
             if y2 == y:
                 points = [(x + w, y + 20), (x2, y2 + 20)]

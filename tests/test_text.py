@@ -68,6 +68,8 @@ def model(net: Any = None) -> Network:
 
 CLOSE: Any = {"rtol": 1e-3, "atol": 1e-4}
 X, T, C = rows(N, 1, 4), rows(N), rows(N, 3, 8)
+SHORT = Method(Heun(), steps=2, solver_error=False)
+RECIPE = Recipe(batch_size=8)
 
 
 # --- tokens
@@ -150,6 +152,12 @@ def test_tokens_are_dropped_in_training_alone_and_their_null_must_have_been_lear
         (rows(4, 3, 8), ValueError, r"got \(4, 3, 8\). Shorter sequences end in rows of NaN"),
         (rows(8), ValueError, r"got \(8,\)"),
         (C.isnan(), TypeError, "tokens must hold real numbers, got torch.bool"),
+        (
+            C.long(),
+            TypeError,
+            r"tokens must hold floats, the embedding of each word, got torch.int64: numbers of words",
+        ),
+        (C[:, :0], ValueError, r"with L at least 1, got \(5, 0, 8\)"),
         (C / 0, ValueError, "tokens hold infinity"),
         (
             torch.where(C[3, 1, 2] == C, math.nan, C),
@@ -163,6 +171,40 @@ def test_tokens_that_do_not_fit_are_refused(tokens, error, text):
         unet()(X, T, tokens=tokens)
     with pytest.raises(ValueError, match=r"tokens was given to a net built with tokens=0. Leave .* tokens=d, the ent"):
         unet(tokens=0)(X, T, tokens=tokens)
+
+
+PARTLY = C.clone()
+PARTLY[4, 1, 2] = math.nan
+MALFORMED: list[tuple[Any, type[Exception], str]] = [
+    (rows(N, 3, 7), ValueError, r"tokens must have shape \(5, L, 8\).* got \(5, 3, 7\)"),
+    (C[:4], ValueError, r"'tokens' has one row per sample, and 4 rows came for 5 samples"),
+    (C[:, :0], ValueError, r"with L at least 1, got \(5, 0, 8\)"),
+    (C[:, 0, :7], ValueError, r"tokens must have shape \(5, L, 8\).* got \(5, 7\)"),
+    (C[..., None], ValueError, r"tokens must have shape \(5, L, 8\).* got \(5, 3, 8, 1\)"),
+    (PARTLY, ValueError, "token 1 of row 4 of tokens is NaN in some of its 8 entries"),
+    (C.long(), TypeError, "tokens must hold floats, .* got torch.int64"),
+    (C.long().numpy(), TypeError, "tokens must hold floats, .* got torch.int64"),
+    (torch.where(C[4, 0, 0] == C, math.inf, C), ValueError, "tokens hold infinity"),
+]
+
+
+@pytest.mark.parametrize(("tokens", "error", "text"), MALFORMED)
+def test_malformed_tokens_are_refused_before_the_net_is_asked(tokens, error, text):
+    """Those of the last row, too, which batches would come to last; of rows of data as of what comes beside them."""
+    net, calls = model(unet()), []
+    net.net.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(error, match=text):
+        SDESampler(net.sde, net, steps=2).sample(N, seed=0, batch_size=2, tokens=tokens)
+    with pytest.raises(error, match=text):
+        SDESampler(net.sde, Guided(net, 2.0), steps=2).sample(N, seed=0, batch_size=2, tokens=tokens)
+    with pytest.raises(error, match=text):
+        train(net, X, steps=2, recipe=RECIPE, tokens=tokens)
+    if len(tokens) == N:
+        with pytest.raises(error, match=text):
+            train(net, {"x": X, "tokens": tokens}, steps=2, recipe=RECIPE)
+        with pytest.raises(error, match=text):
+            train(net, X, steps=2, recipe=RECIPE, tokens=C, val=Validation(X + 0.1, tokens=tokens))
+    assert not calls
 
 
 def test_tokens_of_the_shape_of_one_sequence_are_one_for_all_whatever_the_number_of_samples():
@@ -344,10 +386,6 @@ def data(n: int = 40) -> tuple[Tensor, list[str]]:
 
 def numbers(net: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
-
-
-SHORT = Method(Heun(), steps=2, solver_error=False)
-RECIPE = Recipe(batch_size=8)
 
 
 class Pairs(torch.utils.data.Dataset):  # type: ignore[type-arg]

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.nets.tokens import check_tokens
+
 OWN = ("self", "x", "at")  # arguments of every model
 
 
@@ -105,6 +107,7 @@ class Conditions:
             mark = getattr(model, "mark", None)
             rows = _row_shapes(model)
             found._sort(named if mark is None else mark(named, n), getattr(model, "per_sample", None), rows)
+            found._check_tokens(rows)
         return found
 
     def _sort(
@@ -140,6 +143,12 @@ class Conditions:
                 f"{self.n}, or one for all. What the network takes whole goes in as {_spelt(name, 'Shared')}"
             )
         return _Leaf(value, True, name)
+
+    def _check_tokens(self, rows: Mapping[str, tuple[int | None, ...]]) -> None:
+        """Raises for tokens that a model built for some cannot be told, of whichever of the samples."""
+        leaf, size = self._tree.get("tokens"), rows.get("tokens", (None, None))[-1]
+        if isinstance(leaf, _Leaf) and size is not None:
+            check_tokens(leaf.value, size, self.n)
 
     def check_apart(self, why: str) -> None:
         """Raises `ValueError` if samples are taken apart, for a reason to be told, and a condition may have rows."""

@@ -329,8 +329,8 @@ def _tensor(value: object) -> Tensor:
     return torch.as_tensor(value, device="cpu")
 
 
-def numbers_of(value: Numbers, name: str, weight: Tensor) -> Tensor:
-    """Numbers as a tensor in the dtype and on the device of a weight."""
+def numbers_of(value: Numbers, name: str, weight: Tensor | None) -> Tensor:
+    """Numbers as a tensor in the dtype and on the device of a weight, or as they came."""
     if not isinstance(value, Tensor):
         try:
             value = _tensor(value)
@@ -338,7 +338,7 @@ def numbers_of(value: Numbers, name: str, weight: Tensor) -> Tensor:
             raise TypeError(f"{name} must hold numbers, in a tensor or an array, got {type(value).__name__}") from None
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
-    return rows_of(value).to(weight).expand(value.shape)
+    return value if weight is None else rows_of(value).to(weight).expand(value.shape)
 
 
 def rows_of(value: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion.nets.conditions import Numbers, check_probability, numbers_of, unexpected
+from sde_diffusion.nets.conditions import Numbers, check_probability, numbers_of, rows_of, unexpected
 from sde_diffusion.nets.embedding import zero
 
 HEADS = 4
 """Heads of every attention to tokens."""
 
-__all__ = ["HEADS", "CrossAttention", "TokensCondition", "Told", "heard"]
+__all__ = ["HEADS", "CrossAttention", "TokensCondition", "Told", "check_tokens", "heard"]
 
 
 class Told(NamedTuple):
@@ -48,8 +48,8 @@ class TokensCondition(nn.Module):
         tokens (B, L, d), or one sequence for all, (1, L, d) or (L, d), or None -> (B, L + 1, d) and (B, L + 1)
 
     Raises:
-        TypeError, ValueError: `tokens` has another shape or holds infinity; a token with some entries that are NaN; a
-            sample without tokens, and the net never learnt to do without.
+        TypeError, ValueError: `tokens` are no floats, have another shape or hold infinity; a token with some entries
+            that are NaN; a sample without tokens, and the net never learnt to do without.
     """
 
     def __init__(self, size: int, drop: float) -> None:
@@ -66,7 +66,9 @@ class TokensCondition(nn.Module):
         given = self._sequences(tokens, batch)
         absent = given.isnan().any(2)
         if not torch.compiler.is_compiling():
-            self._check_values(given, absent)
+            check_values(given)
+            if not self.drop and bool(absent.all(1).any()):
+                self._check_null(f"row {absent.all(1).nonzero()[0].item()} of tokens is NaN, no token, for")
         values = torch.cat([torch.where(absent[:, :, None], 0, given), null.expand(len(given), -1, -1)], dim=1)
         if self.training and self.drop:
             absent = absent | (torch.rand(batch, 1, device=absent.device) < self.drop)
@@ -74,27 +76,8 @@ class TokensCondition(nn.Module):
 
     def _sequences(self, tokens: Numbers, batch: int) -> Tensor:
         """The tokens, (B, L, d), or (1, L, d) for all, in the dtype and on the device of the net."""
-        found = numbers_of(tokens, "tokens", self.null)
-        shape = tuple(found.shape)
-        found = found[None] if found.ndim == 2 else found
-        if found.ndim != 3 or found.shape[2] != self.size or len(found) not in (1, batch):
-            raise ValueError(
-                f"tokens must have shape ({batch}, L, {self.size}), one sequence per row of x, or (L, {self.size}), "
-                f"one for all, got {shape}. Shorter sequences end in rows of NaN"
-            )
-        return found[:1] if found.stride(0) == 0 and len(found) else found
-
-    def _check_values(self, given: Tensor, absent: Tensor) -> None:
-        if bool(given.isinf().any()):
-            raise ValueError("tokens hold infinity: each entry is a number of about 1, or NaN in all of a row")
-        if not bool((given.isnan().all(2) == absent).all()):
-            row, token = (given.isnan().any(2) & ~given.isnan().all(2)).nonzero()[0].tolist()
-            raise ValueError(
-                f"token {token} of row {row} of tokens is NaN in some of its {self.size} entries: a token that is not "
-                "there is NaN in all of them, and one that is in none"
-            )
-        if not self.drop and bool(absent.all(1).any()):
-            self._check_null(f"row {absent.all(1).nonzero()[0].item()} of tokens is NaN, no token, for")
+        given = sequences_of(tokens, self.size, batch)
+        return rows_of(given).to(self.null)
 
     def _check_null(self, what: str) -> None:
         if not self.drop:
@@ -133,6 +116,54 @@ class CrossAttention(nn.Module):
         logits = (q @ k.transpose(2, 3) / math.sqrt(q.shape[3])).masked_fill(told.absent[:, None, None], -math.inf)
         out: Tensor = self.project((torch.softmax(logits, dim=3) @ v).transpose(1, 2).flatten(2))
         return out
+
+
+def check_tokens(tokens: Numbers, size: int, batch: int, first: int = 0) -> None:
+    """Looks at the tokens of `batch` samples, or at those that are for all of them, before any work is done.
+
+    Args:
+        tokens: As a network is told them; None passes.
+        size: Entries d of a token.
+        batch: Number of samples B.
+        first: The sample that the first of them is, in an error.
+
+    Raises:
+        TypeError, ValueError: As `TokensCondition`.
+    """
+    if tokens is not None:
+        check_values(rows_of(sequences_of(tokens, size, batch)), first)
+
+
+def sequences_of(tokens: Numbers, size: int, batch: int) -> Tensor:
+    """Tokens as one sequence for each sample, (B, L, d), or for all, (1, L, d)."""
+    found = numbers_of(tokens, "tokens", None)
+    if not found.is_floating_point():
+        raise TypeError(
+            f"tokens must hold floats, the embedding of each word, got {found.dtype}: numbers of words are embedded "
+            "first, by torch.nn.Embedding for instance; whole numbers that are embeddings go in as tokens.float()"
+        )
+    shape = tuple(found.shape)
+    found = found[None] if found.ndim == 2 else found
+    if found.ndim != 3 or found.shape[2] != size or len(found) not in (1, batch) or not found.shape[1]:
+        raise ValueError(
+            f"tokens must have shape ({batch}, L, {size}), one sequence per row of x, or (L, {size}), one for all, "
+            f"with L at least 1, got {shape}. Shorter sequences end in rows of NaN"
+        )
+    return found
+
+
+def check_values(given: Tensor, first: int = 0) -> None:
+    """Raises `ValueError` for infinity and for a token that is NaN in part, in row `first` of the samples and after."""
+    if bool(given.isinf().any()):
+        raise ValueError("tokens hold infinity: each entry is a number of about 1, or NaN in all of a row")
+    missing = given.isnan()
+    partly = missing.any(2) & ~missing.all(2)
+    if bool(partly.any()):
+        row, token = partly.nonzero()[0].tolist()
+        raise ValueError(
+            f"token {token} of row {first + row} of tokens is NaN in some of its {given.shape[2]} entries: a token "
+            "that is not there is NaN in all of them, and one that is in none"
+        )
 
 
 def heard(condition: TokensCondition | None, tokens: Numbers, batch: int) -> Told | None:

@@ -16,6 +16,7 @@ from sde_diffusion.data.faults.overlap import Overlap
 from sde_diffusion.data.source import Batch, Source
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.nets.text import Vocabulary
+from sde_diffusion.nets.tokens import check_tokens
 from sde_diffusion.training._input import Transform, transformed, warn
 from sde_diffusion.training.run.feed import Inputs
 
@@ -178,6 +179,8 @@ def _looked_at(
             _check_finite(seen, "data", first)
             columns.add(seen)
             look.add(seen)
+        if isinstance(size := model.built_with().get("tokens"), int) and size:
+            check_tokens(cond.get("tokens"), size, len(x), first)
         for name, value in cond.items():
             _check_condition(model, name, value, first)
         if words is not None and "caption" in cond:
