@@ -18,8 +18,10 @@ from torch import Tensor
 from sde_diffusion import Level, NonFiniteWarning, Prediction, SDESampler, SolverError, analytic
 from sde_diffusion.cascade import Cascade, LowResolution, Upsampler
 from sde_diffusion.data import Standardise
+from sde_diffusion.likelihood import Density
 from sde_diffusion.noise import BrownianPath, seeds
 from sde_diffusion.sampler.distributed import sample_to
+from sde_diffusion.sde import schedules
 from sde_diffusion.solvers import DDIM, RK4, EulerMaruyama, Heun, SDEDPMSolverPP
 
 LOWS = [LowResolution(2, context="haze"), LowResolution(2, context="haze")]
@@ -67,6 +69,23 @@ def test_the_law_of_high_resolutions_given_a_low_one_is_the_one_of_the_textbook(
     response = (x[1:] - x[0]).T
     assert (x[0] - wanted).abs().max() < 1e-6
     assert (response @ response.T - spread).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.5])
+def test_the_density_of_a_stage_is_that_of_the_data(residual):
+    mean, covariance = gaussian((1, 4))
+    low = LowResolution(2, residual=residual, context="haze")
+    far, s = schedules.EDMSDE(0.002, 80_000.0), 0.04  # so far that the mean is lost in the noise
+    up = Upsampler(SDESampler(far, Told(mean, covariance, low, far)), low, level=0.3)
+    x = torch.randn(3, 1, 4, dtype=WIDE, generator=torch.Generator().manual_seed(1))
+    z = low.shrink(up.told(low.shrink(x), seed=5)["image"].value)
+    scale = residual or 1.0
+    found = up.log_prob(x, low=low.shrink(x), density=Density(level=s / scale), seed=5, batch_size=2)
+    for i, one in enumerate(x):
+        centre, spread = conditional(mean, covariance, low, z[i], 0.3)
+        law = torch.distributions.MultivariateNormal(centre, spread + s**2 * torch.eye(4, dtype=WIDE))
+        assert abs(float(found.value[i] - law.log_prob(one.flatten()))) < 1e-4
+    assert abs(found.level - s) < 1e-9
 
 
 def test_a_model_that_is_told_no_level_knows_that_there_is_none():

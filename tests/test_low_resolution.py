@@ -17,7 +17,7 @@ from checkpoints import awake
 from sde_diffusion import VPSDE, FlowMap, Network, SDESampler, losses, predict
 from sde_diffusion.cascade import Cascade, LowResolution, SuperResolution, Upsampler
 from sde_diffusion.distillation import Shortcut
-from sde_diffusion.guidance import Guided
+from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.nets import UNet
 from sde_diffusion.solvers import Jump
 from sde_diffusion.training import Recipe, Saving, Validation, load_checkpoint, train
@@ -74,8 +74,12 @@ def test_a_model_is_told_the_low_resolution_with_noise_of_the_level_that_it_is_t
 def test_what_is_lacking_has_the_standard_deviation_one_and_leads_back():
     x = 3 * torch.randn(2000, 1, 2, generator=seeded()).repeat_interleave(4, 2) + torch.randn(2000, 1, 8)
     low = LowResolution(2, residual=LowResolution(2).detail_std(x))
-    r, told = low.pairs(x, seeded(), level=0.25)
+    r, told = low.pairs(x, seeded())
     assert abs(float(r.square().mean()) - 1) < 0.02
+    smooth = torch.randn(4000, 1, 4, generator=seeded()).repeat_interleave(2, 2)  # all of it in the low resolution
+    r, _ = LowResolution(2, residual=LowResolution(2).detail_std(smooth)).pairs(smooth, seeded(1))
+    assert abs(float(r.square().mean()) - 1) < 4 * 3 / math.sqrt(3 * 4 * 4000)  # s^2 eps^2 varies by less than 3^2 / 3
+    r, told = low.pairs(x, seeded(), level=0.25)
     z = low.shrink(told["image"])
     assert torch.allclose(low.restored(r, z), x, atol=1e-5)
 
@@ -189,6 +193,8 @@ def test_networks_of_others_are_told_by_any_name():
 
 SMALL, _ = cascade([LowResolution(2, context="haze")], shape=(1, 4), steps=2)
 UP: Any = SMALL.stages[1]
+LOW_LACKING, LOWER = LowResolution(2, residual=0.5, context="haze"), LowResolution(2, most=0)
+LACKING = Told(torch.zeros(1, 4), torch.eye(4), LOW_LACKING)
 SHAPELESS = SDESampler(VPSDE(), Network(net(), VPSDE(), predict.edm))
 REFUSED = [
     (lambda: LowResolution(0), ValueError, "factor"),
@@ -227,6 +233,14 @@ REFUSED = [
         lambda: Upsampler(SHAPELESS, LOW),
         ValueError,
         "shape is not known",
+    ),
+    (lambda: Upsampler(SDESampler(SDE, Clipped(LACKING)), LOW_LACKING), TypeError, "Clipped is a rule on data, and a"),
+    (lambda: UP.log_prob(torch.zeros(2, 1, 4)), TypeError, "an Upsampler wants low="),
+    (lambda: UP.log_prob(torch.zeros(2, 1, 2), low=torch.zeros(2, 1, 2)), ValueError, "x0"),
+    (
+        lambda: Upsampler(UP, LOWER, level=0.0).log_prob(torch.zeros(2, 1, 4), low=torch.zeros(2, 1, 2)),
+        TypeError,
+        "no density",
     ),
     (lambda: UP.sample(3), TypeError, "an Upsampler wants low=, the low resolutions, of shape (B, *(1, 2))"),
     (lambda: UP.sample(low=[1.0, 2.0]), TypeError, "low must be a torch.Tensor"),

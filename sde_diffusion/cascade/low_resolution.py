@@ -147,9 +147,12 @@ class LowResolution:
         return z
 
     def detail_std(self, x: Tensor) -> float:
-        r"""Standard deviation of what the low resolution of data lacks, $x_0 - z$ at the level $s_\mathrm{most}/2$."""
+        r"""Standard deviation of what the low resolution of data lacks, $x_0 - z$, over levels drawn evenly.
+
+        $E s^2 = s_\mathrm{most}^2/3$ is the share of the noise.
+        """
         missing = x - self.spread(self.shrink(x))
-        return math.sqrt(float(missing.double().square().mean()) + (self.most / 2) ** 2)
+        return math.sqrt(float(missing.double().square().mean()) + self.most**2 / 3)
 
     # --- what a network is told
 

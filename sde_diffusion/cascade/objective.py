@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._checks import check_finite, check_state
 from sde_diffusion.cascade.low_resolution import LowResolution
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import PerSample, merged
+from sde_diffusion.guidance import Clipped, Posterior, Reward, Thresholded, Within
 from sde_diffusion.training.losses import DenoisingScoreMatching
 
 OWN = ("t", "eps", "reduction")
 """What denoising score matching is called with that is no condition."""
+OF_DATA = Clipped, Thresholded, Posterior, Within, Reward
+"""What bounds, measures or rates the data that a model answers, which are not there where it answers residuals."""
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,13 @@ def check_fits(model: object, low: LowResolution, channels: int) -> None:
                 f"the network was built with {name}={built[name]}, and {low!r} tells it {name} of {wanted}: build it "
                 f"with image={channels}, context={int(low.most > 0)}"
             )
+
+
+def check_answers(model: object) -> None:
+    """Raises `TypeError` for a model of residuals in a rule on data."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    if rule := next((type(part).__name__ for part in parts if isinstance(part, OF_DATA)), None):
+        raise TypeError(
+            f"{rule} is a rule on data, and a model with residual > 0 answers what the low resolution lacks, not data: "
+            f"leave {rule} out, or train a stage with residual=0"
+        )

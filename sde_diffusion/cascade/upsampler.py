@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -12,10 +14,13 @@ from torch import Tensor
 from sde_diffusion._checks import check_finite, check_flag, check_samples, check_state, rows_in_words
 from sde_diffusion._tensors import broken
 from sde_diffusion.cascade.low_resolution import LowResolution
-from sde_diffusion.cascade.objective import check_fits, check_low
+from sde_diffusion.cascade.objective import check_answers, check_fits, check_low
 from sde_diffusion.denoiser.conditions import Conditions, PerSample, Shared, merged
 from sde_diffusion.denoiser.modules import home
-from sde_diffusion.noise.seeds import Seed, apart, as_seeds
+from sde_diffusion.likelihood.exact import Method
+from sde_diffusion.likelihood.result import LogProb
+from sde_diffusion.likelihood.route import Density
+from sde_diffusion.noise.seeds import Seed, apart, as_seeds, seed_list
 from sde_diffusion.noise.sources import NoiseSource, SharedStream, Streams
 from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.sampler import SDESampler, kept
@@ -46,10 +51,11 @@ class Upsampler(Sampler):
         sampler: Draws from the model, an `SDESampler` or another `Sampler` of a known event shape `(C, *spatial)`.
         low_resolution: What the model was trained on.
         level: $s$, at most `low_resolution.most`: little for low resolutions of data, more for those that a model drew,
-            which the noise makes more alike.
+            which the noise makes more alike; by default 0.1, or `most` where that is less.
 
     Raises:
-        TypeError: Something else than these.
+        TypeError: Something else than these; a model of residuals in a `Clipped`, a `Posterior` or the like, which
+            bound or measure data.
         ValueError: An event shape that is not known or that the factor does not divide, a level out of range, a network
             built without what it is to be told.
 
@@ -58,7 +64,7 @@ class Upsampler(Sampler):
         >>> x = up.sample(low=low, seed=0)  # (B, C, 8, 8) of (B, C, 4, 4)
     """
 
-    def __init__(self, sampler: Sampler, low_resolution: LowResolution, level: float = 0.1) -> None:
+    def __init__(self, sampler: Sampler, low_resolution: LowResolution, level: float | None = None) -> None:
         given: object = sampler
         if not isinstance(given, Sampler):
             raise TypeError(f"Upsampler draws by a sampler, such as SDESampler(sde, model), got {type(given).__name__}")
@@ -66,9 +72,11 @@ class Upsampler(Sampler):
         if sampler.shape is None:
             raise ValueError("the event shape is not known: give it to SDESampler(..., shape=(3, 32, 32))")
         self.low_shape = low_resolution.low_shape(sampler.shape)
-        self.level = low_resolution.check_level(level)
+        self.level = low_resolution.check_level(min(0.1, low_resolution.most) if level is None else level)
         for model in sampler.models:
             check_fits(model, low_resolution, sampler.shape[0])
+            if low_resolution.residual:
+                check_answers(model)
 
     def __repr__(self) -> str:
         return f"Upsampler({self.sampler!r}, {self.low_resolution!r}, level={self.level})"
@@ -171,10 +179,57 @@ class Upsampler(Sampler):
         """The number of low resolutions among conditions."""
         return len(self._as_low(merged(cond).get("low")))
 
+    def log_prob(
+        self,
+        x0: Tensor,
+        *,
+        density: Density = Density(),
+        method: Method = Method(),
+        seed: int | Sequence[int] | None = None,
+        grad: bool = False,
+        batch_size: int | None = None,
+        **cond: Any,
+    ) -> LogProb:
+        r"""Exact log-likelihood of high resolutions given noised low ones, $\log p(x_0 \mid z, s)$, in nats.
+
+        Of a model of residuals too, $\log p(r \mid z, s) - D\log c$, with the $D$ coordinates of a sample.
+
+        Args:
+            x0: High resolutions, shape `(B, C, *spatial)`.
+            density: As of `SDESampler.log_prob`; its levels are those of the model, `level` of the answer that of data.
+            method: As there.
+            seed: Decides the noise on `low`, and probes.
+            grad: As there; keeps the graph to the low resolution too.
+            batch_size: As there.
+            **cond: `low`, as of `sample`, which makes the same $z$ of it with this seed; and what the model takes
+                besides.
+
+        Raises:
+            TypeError, ValueError: As of `conditions` and of `SDESampler.log_prob`; a sampler inside that has none.
+        """
+        if not isinstance(self.sampler, SDESampler):
+            raise TypeError(f"{type(self.sampler).__name__} has no density: give the Upsampler an SDESampler")
+        check_finite(check_state(x0, "x0", shape=self.shape), "x0")
+        check_flag(grad, "grad")
+        given, seeds = self.conditions(cond, len(x0)), seed_list(seed, len(x0))
+        rest, c = given.marked(slice(0, len(x0))), self.low_resolution.residual
+        del rest["low"]
+        with torch.set_grad_enabled(grad):
+            z = self._noised(check_finite(given.whole["low"], "low"), seeds)
+            r = self.low_resolution.lacking(x0, z)
+        rest |= self._marked(z)
+        found = self.sampler.log_prob(
+            r, density=density, method=method, seed=seeds, grad=grad, batch_size=batch_size, cond=rest
+        )
+        if not c:
+            return found
+        return replace(found, value=found.value - found.dim * math.log(c), level=found.level * c)
+
     def told(self, low: Tensor, *, seed: Seed = None) -> dict[str, PerSample]:
         """What the model is told of low resolutions with their noise, as `sample` with this seed tells it.
 
-        For what a sampler does besides: `up.sampler.log_prob(x0, **up.told(low, seed=0))`, given the noised one.
+        For what the sampler inside does besides, of which it is to be known that its model answers, and its states are,
+        what `low_resolution.lacking` says: of residuals, no data. Their density is that of `log_prob` here.
         """
         low = check_finite(self._as_low(low), "low")
         return self._marked(self._noised(low, as_seeds(seed, len(low))))

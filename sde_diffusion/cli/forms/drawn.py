@@ -34,7 +34,7 @@ def check_weighed(form: Form, place: str, told: Container[str] = ()) -> None:
     if form.low is not None:
         raise ValueError(
             f"{place} {STAGE}, and has a density given one alone, log p(x | low): in Python, up = Upsampler("
-            "SDESampler(sde, model), low_resolution), up.sampler.log_prob(x, **up.told(low))"
+            "SDESampler(sde, model), low_resolution), up.log_prob(x, low=low)"
         )
 
 
