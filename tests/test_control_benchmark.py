@@ -28,7 +28,7 @@ def test_the_f1_of_edges_is_that_of_a_count_by_hand(bench: Any) -> None:
     wanted[0, 0, 3, 0:3] = 1
     wanted[0, 0, 0, 5] = 1  # far from all
     precision, recall = 3 / 5, 3 / 4
-    assert bench.f1(found, wanted) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert bench.f1(found, wanted, 1) == pytest.approx(2 * precision * recall / (precision + recall))
     assert bench.f1(found, wanted, 0) == 0
     assert bench.f1(wanted, wanted, 0) == 1
 
@@ -49,9 +49,8 @@ def test_the_page_shows_what_was_measured_and_what_must_hold_does(bench: Any) ->
     assert report.missed(result) == []
     worse = {
         **result["agreement"],
-        "base": 0.5,
+        "base": {"exact": 0.5},
         "bit_for_bit": False,
-        "strengths": {"1": 0.3},
-        "guided": {"2": 0.4, "3": 0.5},
+        "strengths": {"1": {"exact": 0.3}, "2": {"exact": 0.9}},
     }
     assert len(report.missed({**result, "agreement": worse})) == 3
