@@ -15,6 +15,9 @@ from sde_diffusion.latent.codes import drawn
 from sde_diffusion.nets import autoencoder
 from sde_diffusion.training import Recipe
 
+# the small codecs here save nothing, which is told of: what they learn is not their claim
+pytestmark = pytest.mark.filterwarnings("ignore:a code .* nothing is saved")
+
 
 def small(dims: int = 2, latent: int = 3, channels: int = 2, seed: int = 0) -> nets.Autoencoder:
     with torch.random.fork_rng():
@@ -462,3 +465,9 @@ def _residual(y: Tensor, pair: Tensor) -> Tensor:
     """The mean square of what a sine and a cosine leave of signals."""
     fitted = torch.linalg.lstsq(pair.T, y.T).solution
     return (y.T - pair.T @ fitted).square().mean(0)
+
+
+def test_codes_that_save_nothing_are_told_of():
+    net = nets.Autoencoder(1, dims=1, width=8, latent=4)
+    with pytest.warns(UserWarning, match=r"a code \(4, 4\) has 16 numbers, a sample \(1, 16\) 16: nothing is saved"):
+        latent.train_codec(net, torch.randn(8, 1, 16), steps=1, recipe=Recipe(4), seed=0)

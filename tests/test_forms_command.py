@@ -23,6 +23,7 @@ from sde_diffusion import SDESampler
 from sde_diffusion.cascade import Cascade, LowResolution, Upsampler
 from sde_diffusion.cli import main as cli
 from sde_diffusion.latent import LatentSampler, elbo, load_codec
+from sde_diffusion.likelihood import Estimate
 from sde_diffusion.training import load_checkpoint
 
 ROOT = Path(cli.__file__).parents[2]
@@ -117,6 +118,25 @@ def test_the_likelihood_of_a_model_of_codes_is_a_bound_and_says_so(here, capsys)
     assert "--correct makes no density of codes" in error_of(
         capsys, "likelihood", "--checkpoint", "latent", "--data", "few.npz", "--out", "l.json", "--correct"
     )
+
+
+@pytest.mark.slow
+def test_the_bound_by_noise_levels_is_that_of_python_in_any_batches(here, capsys):
+    np.savez("few.npz", x=np.load("x.npz")["x"][:5], label=np.arange(5) % 3)
+    data = ("likelihood", "--checkpoint", "latent", "--data", "few.npz", "--out", "l.json", "--levels", 8)
+    assert call(*data, "--batch-size", 2) == 0
+    loaded, found = load_checkpoint("latent"), load_codec("latent")
+    x = torch.from_numpy(np.load("few.npz")["x"])
+    sampler = LatentSampler(SDESampler(loaded.model.sde, loaded.model), found.codec)
+    z = found.scaling.apply(x, torch.float32)
+    wanted = elbo(sampler, z, estimate=Estimate(levels=8), seed=0, label=torch.arange(5) % 3)
+    value = wanted.value + found.scaling.log_jacobian(x)
+    rows = json.loads(Path("l.json").read_text())["rows"]
+    assert [row["bound"] for row in rows] == pytest.approx(value.tolist(), abs=1e-3)
+    assert "--probes is of the density of codes, --levels of the bound" in error_of(capsys, *data, "--probes", 2)
+    np.savez("low.npz", x=np.load("low.npy"), label=np.arange(5) % 3)
+    plain = ("likelihood", "--checkpoint", "base", "--data", "low.npz", *data[5:])
+    assert "--levels is of the bound of a model of codes, and this one has a density" in error_of(capsys, *plain)
 
 
 @pytest.mark.slow

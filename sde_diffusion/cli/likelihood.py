@@ -20,7 +20,14 @@ from sde_diffusion._files import check_apart, check_file, keep, write_files
 from sde_diffusion.cli._arguments import LARGEST_BATCH, Say, add_command, count, path
 from sde_diffusion.cli.checkpoints import add_checkpoint_options, loaded_from
 from sde_diffusion.cli.conditions import given_conditions, is_value, marked, rows_of, scaled
-from sde_diffusion.cli.forms.bounded import bounded, check_bounded, lines_of_bound, rows_of_bound, summary_of_bound
+from sde_diffusion.cli.forms.bounded import (
+    bounded,
+    check_bounded,
+    check_levels,
+    lines_of_bound,
+    rows_of_bound,
+    summary_of_bound,
+)
 from sde_diffusion.cli.forms.drawn import check_weighed
 from sde_diffusion.cli.forms.form import Form, form_of
 from sde_diffusion.cli.limits import check_batch, check_seeds
@@ -77,6 +84,12 @@ def add_parser(group: Any) -> None:
         help="random probes of the divergence; unset, exact up to 128",
     )
     command.add_argument(
+        "--levels",
+        type=count(),
+        metavar="K",
+        help="of a model of codes: the bound of the diffusion by K noise levels, far cheaper than the density of codes",
+    )
+    command.add_argument(
         "--bin-width",
         type=float,
         metavar="W",
@@ -94,7 +107,7 @@ def add_parser(group: Any) -> None:
 
 def run(args: argparse.Namespace, say: Say) -> None:
     """Evaluates log-likelihoods as the arguments say."""
-    weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size, tuple(args.cond or ()))
+    weigh = Weigh(args.probes, args.bin_width, args.correct, args.batch_size, tuple(args.cond or ()), args.levels)
     loaded = loaded_from(args.checkpoint, args)
     likelihood_file(args.checkpoint, args.data, args.out, weigh=weigh, seed=args.seed, say=say, loaded=loaded)
 
@@ -111,6 +124,8 @@ class Weigh:
         correct: Whether to extrapolate from the smallest noise level to none.
         batch_size: The number of samples in memory at once; None for 64, and up to 512 of few dimensions.
         cond: Conditions, as `--cond` has them; those of the training where empty.
+        levels: Of a model of codes, the number of noise levels by which the bound of the diffusion weighs a code, in
+            place of its density.
     """
 
     probes: int | None = None
@@ -118,6 +133,7 @@ class Weigh:
     correct: bool = False
     batch_size: int | None = None
     cond: tuple[str, ...] = ()
+    levels: int | None = None
 
     def at_once(self, x: Tensor) -> int:
         """How many samples are in memory at once, of data `(N, *)`."""
@@ -172,6 +188,7 @@ def likelihood_file(
         weigh = weigh if weigh.bin_width is not None else replace(weigh, bin_width=1.0)
     form = form_of(checkpoint, loaded)
     check_weighed(form, f"--checkpoint {checkpoint}", cond)
+    check_levels(weigh.levels, weigh.probes, form)
     _check(loaded, x, cond, weigh, seed, form)
     rows, found, lines = (_bounded if form.codec is not None else _found)(loaded, form, x, cond, weigh, seed)
     if rank() > 0:
@@ -242,7 +259,7 @@ def _found(loaded: Checkpoint, form: Form, x: Tensor, cond: dict[str, Tensor], w
 def _bounded(loaded: Checkpoint, form: Form, x: Tensor, cond: dict[str, Tensor], weigh: Weigh, seed: int) -> _Found:
     """Bounds of a model of codes, likewise."""
     size = weigh.at_once(x)
-    found = bounded(loaded, form, x, cond, probes=weigh.probes, batch_size=size, seed=seed)
+    found = bounded(loaded, form, x, cond, probes=weigh.probes, levels=weigh.levels, batch_size=size, seed=seed)
     rows = rows_of_bound(found, form.scaling.log_jacobian(x), weigh.bin_width)
     about = summary_of_bound(found, rows) | {"noise_levels_trained": list(loaded.noise_levels)}
     return rows, about, lines_of_bound(about, weigh.bin_width)

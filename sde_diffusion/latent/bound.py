@@ -84,8 +84,9 @@ def elbo(
             the posterior: at the posterior all of it; or `"exact"`, in closed form, the better where the encoder is far
             too narrow. Both are unbiased.
         stretch: How many times as wide as the encoder says the codes are drawn. Whatever the width it is a bound, and
-            the tightest is at that of the posterior: a codec that was trained with `Reconstruction(kl=w)` is narrower,
-            by about $\sqrt w$, so $1/\sqrt w$.
+            the tightest is at that of the posterior. A codec trained with `Reconstruction(kl=w)` to its optimum is
+            narrower, by $\sqrt w$; one that is not there, or compresses little, may be right at 1. Try several, on
+            rows that are not those of the figure.
         seed: `k` gives sample `i` the stream `k + i`, a sequence gives those streams, None fresh entropy.
         batch_size: Rows of the data at once, all by default; changes memory and nothing else.
         **cond: Conditions by name, handed to the model of the codes; see `conditions`. Those that are called as an

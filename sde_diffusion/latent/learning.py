@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ def train_codec(
     if not isinstance(codec, NetCodec):
         codec = NetCodec(codec, shape=tuple(source_of(data).shape))
     codec.learnt_noise()  # which says so if there is none
+    _look_at_size(codec)
     done = train(
         codec,
         data,
@@ -103,6 +105,21 @@ def train_codec(
         extra = store.find(saving.path, found.stored).about["extra"]
         found.save_to(saving.path, scaling=saving.scaling, extra=extra, keep=saving.keep)
     return CodecTraining(found, done)
+
+
+def _look_at_size(codec: NetCodec) -> None:
+    """Warns of codes that save nothing."""
+    if codec.shape is None:
+        return
+    code = codec.shape_of(codec.shape)
+    if math.prod(code) >= math.prod(codec.shape):
+        warnings.warn(
+            f"a code {code} has {math.prod(code)} numbers, a sample {codec.shape} {math.prod(codec.shape)}: nothing is "
+            "saved, and a decoder that can say all drives its noise to 0, so that the loss has no minimum. Take fewer "
+            "channels of codes, latent=, or more halvings",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sde_diffusion.cli.conditions import marked
 from sde_diffusion.cli.forms.form import Form
@@ -17,12 +18,21 @@ from sde_diffusion.latent.bound import elbo
 from sde_diffusion.latent.result import LatentBound
 from sde_diffusion.latent.sampler import LatentSampler
 from sde_diffusion.likelihood.bits import bits_per_dim
+from sde_diffusion.likelihood.bound_terms import Estimate
 from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.trace import Orthogonal
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.training.checkpoint import Checkpoint
 
 Row = dict[str, Any]
+
+
+def check_levels(levels: int | None, probes: int | None, form: Form) -> None:
+    """Refuses levels of a density, which has none, and beside probes."""
+    if levels is not None and form.codec is None:
+        raise ValueError("--levels is of the bound of a model of codes, and this one has a density: leave it out")
+    if levels is not None and probes is not None:
+        raise ValueError("--probes is of the density of codes, --levels of the bound in its place: give one of them")
 
 
 def check_bounded(correct: bool) -> None:
@@ -44,6 +54,7 @@ def bounded(
     cond: Mapping[str, Tensor],
     *,
     probes: int | None,
+    levels: int | None,
     batch_size: int,
     seed: int,
 ) -> LatentBound:
@@ -55,20 +66,25 @@ def bounded(
         x: Data in their own units, `(N, *)`.
         cond: Conditions as the model knows them.
         probes: Random probes of the divergence; None for the default.
+        levels: Noise levels by which the bound of the diffusion weighs a code; None for its density.
         batch_size: Samples in memory at once.
         seed: `k` gives sample `i` the stream `k + i`.
     """
     if form.codec is None:
         raise ValueError("a bound is one of a model of codes")
     dtype, device = home(loaded.model)
-    return elbo(
-        LatentSampler(SDESampler(loaded.model.sde, loaded.model), form.codec),
-        form.scaling.apply(x, dtype).to(device),
-        method=Method(trace=None if probes is None else Orthogonal(probes)),
-        seed=seed,
-        batch_size=batch_size,
-        cond=marked(cond),
-    )
+    sampler = LatentSampler(SDESampler(loaded.model.sde, loaded.model), form.codec)
+    how: dict[str, Any] = {"method": Method(trace=None if probes is None else Orthogonal(probes))}
+    if levels is not None:
+        how = {"estimate": Estimate(levels=levels)}
+    found, n = [], len(x)
+    with tqdm(total=n, desc="likelihood") as bar:
+        for part in (slice(i, min(i + batch_size, n)) for i in range(0, n, batch_size)):
+            given = {name: value[part] if len(value) == n else value for name, value in cond.items()}
+            rows = form.scaling.apply(x[part], dtype).to(device)
+            found.append(elbo(sampler, rows, **how, seed=seed + part.start, cond=marked(given)))
+            bar.update(len(rows))
+    return LatentBound.join(found)
 
 
 def rows_of_bound(found: LatentBound, log_jacobian: Tensor, bin_width: float | None) -> list[Row]:

@@ -44,6 +44,8 @@ OWN = ("codec_steps", "codec_channels", "codec_factor", "codec_width")
 """Options of a codec that is trained."""
 FACTOR = 4
 """How many times shorter each axis of a code is, if nothing is said: two halvings, as the network has by default."""
+CHANNELS = 4
+"""Channels of a code, if nothing is said, or as many as halve the numbers of a sample where that is fewer."""
 CHUNK = 256
 """Rows that are encoded at once."""
 
@@ -121,7 +123,9 @@ def coder_of(plan: Plan, inputs: Inputs, form: Form | None) -> NetCodec | None:
     channels, *lengths = inputs.facts.shape
     sizes: dict[str, Any] = {"latent": plan.codec_channels, "width": plan.codec_width}
     given = {name: value for name, value in sizes.items() if value is not None}
-    halvings = int(math.log2(plan.codec_factor or FACTOR))
+    factor = plan.codec_factor or FACTOR
+    given.setdefault("latent", max(1, min(CHANNELS, channels * factor ** len(lengths) // 2)))
+    halvings = int(math.log2(factor))
     net = made_with(
         lambda: Autoencoder(channels, dims=len(lengths), multipliers=(1, *[2] * halvings), **given), plan.seed
     )

@@ -170,7 +170,7 @@ LATENT = {
         bare="new",
     ),
     "codec_steps": Option(f"gradient steps of the codec; unset, {CODEC_STEPS:,}", count(MOST_STEPS), "N"),
-    "codec_channels": Option("channels of a code; unset, 4", count(WIDEST), "N"),
+    "codec_channels": Option("channels of a code; unset, 4, or as many as halve the numbers", count(WIDEST), "N"),
     "codec_factor": Option("how many times shorter each axis of a code is, 2, 4, 8 or 16; unset, 4", factor, "N"),
     "codec_width": Option("width of the codec, a multiple of 8; unset, 32", count(WIDEST), "N"),
 }
