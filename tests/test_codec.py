@@ -471,3 +471,9 @@ def test_codes_that_save_nothing_are_told_of():
     net = nets.Autoencoder(1, dims=1, width=8, latent=4)
     with pytest.warns(UserWarning, match=r"a code \(4, 4\) has 16 numbers, a sample \(1, 16\) 16: nothing is saved"):
         latent.train_codec(net, torch.randn(8, 1, 16), steps=1, recipe=Recipe(4), seed=0)
+
+
+def test_the_law_of_codes_is_not_decoded_but_its_mean_is():
+    codec = latent.from_functions(lambda x: x[:, :1], lambda z: z.repeat(1, 2), shape=(2,), noise=1.0)
+    with pytest.raises(TypeError, match=r"z is the law of codes .* decode code.mean, or a draw of it, code.at\(eps\)"):
+        latent.decoded(codec, latent.encoded(codec, torch.zeros(3, 2)))

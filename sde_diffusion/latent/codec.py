@@ -119,6 +119,9 @@ def decoded(codec: Codec, z: Tensor, shape: tuple[int, ...] | None = None) -> Te
         TypeError, ValueError: As `encoded`; an answer of another event shape than `shape`.
     """
     check_codec(codec)
+    given: object = z
+    if isinstance(given, Code):
+        raise TypeError("z is the law of codes that encoded answered: decode code.mean, or a draw of it, code.at(eps)")
     check_state(z, "z")
     scale, shift = (_of_codes(codec, name, z) for name in ("scale", "shift"))
     x = _answer(codec.decode(z / scale + shift), z, f"{_name(codec)}.decode", "data")
