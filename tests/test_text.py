@@ -223,7 +223,7 @@ def test_tokens_of_the_shape_of_one_sequence_are_one_for_all_whatever_the_number
 def test_a_caption_is_its_words_whatever_their_case_and_the_punctuation():
     net = reading()
     y = net(X, T, caption=TEXTS)
-    for same in (tuple(TEXTS), np.array(TEXTS), [text.upper() + "." for text in TEXTS]):
+    for same in (tuple(TEXTS), np.array(TEXTS), [text.upper() + "." * bool(text) for text in TEXTS]):
         assert torch.equal(net(X, T, caption=same), y)
     assert torch.equal(net(X, T, tokens=net.encoder(TEXTS)), y)
     torch.testing.assert_close(y[3], net(X, T)[3])  # no words: the null condition
@@ -266,9 +266,15 @@ def test_a_caption_reaches_its_own_sample_bit_for_bit_and_in_batches():
             "caption 1, 'a thik seven', holds 'thik', which the net has not learnt. Nearest to it is 'thick'; its wo",
         ),
         (
+            lambda: reading()(X, T, caption="yonder"),
+            ValueError,
+            "holds 'yonder', which .* learnt. Its words are",
+        ),
+        (lambda: reading()(X, T, caption=T), TypeError, "got numbers; numbers of classes are a label="),
+        (
             lambda: reading()(X, T, caption="a a a a a a a"),
             ValueError,
-            r"caption 0 has 7 words, .* and the net reads 6: shorten it, or build TextEncoder\(words, length=7\)",
+            r"caption 0 has 7 words, .* and the net reads 6: shorten it, or train a net with TextEncoder\(words, l",
         ),
         (
             lambda: reading()(X, T, caption=["a", "two"]),
@@ -287,6 +293,28 @@ def test_a_caption_reaches_its_own_sample_bit_for_bit_and_in_batches():
 def test_what_cannot_be_read_is_refused_with_a_sentence(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+def test_a_caption_that_lost_its_words_is_told_of_once_and_an_empty_one_is_meant():
+    net = reading()
+    with pytest.warns(UserWarning, match=r"^caption 1, '\?!' \(and 1 more\), has no word in it, and is the null cond"):
+        net(X, T, caption=["a", "?!", "", " ", "..."])
+    net(X, T, caption="?!")  # which is not told again
+    x, texts = data()
+    texts[3:] = ["..."] * (len(texts) - 3)
+    with pytest.warns(UserWarning, match=r"caption 3, '...' \(and 36 more\), has no word in it"):
+        train(fresh(), x, steps=1, recipe=RECIPE, caption=texts)
+
+
+def test_guidance_takes_the_tokens_of_a_caption_in_place_of_it():
+    net = reading()
+    inner = model(net)
+    for null in ({"caption": ""}, {"caption": "a thin"}):
+        for one in (TEXTS[:N], TEXTS[0]):
+            guided = SDESampler(inner.sde, Guided(inner, 2.0, null=null), steps=2)
+            by_caption = guided.sample(N, seed=0, caption=one)
+            torch.testing.assert_close(guided.sample(N, seed=0, tokens=net.encoder(one).detach()), by_caption)
+            assert not torch.allclose(by_caption, guided.sample(N, seed=0, caption="two"), atol=1e-6)
 
 
 def test_an_encoder_takes_its_words_and_its_length_from_captions():

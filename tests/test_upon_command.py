@@ -150,6 +150,48 @@ def test_adapters_are_kept_alone_and_the_base_is_found_or_named(here, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "words", "fed"),
+    [
+        ("edges", (), ("--control-of", "some.npy")),
+        ("edges", ("--control", "edges"), ("--control-of", "some.npy")),
+        ("masked", ("--control", "mask.npy"), ("--control", "mask.npy")),
+        ("lora", ("--lora", 2), ("--n", 5)),
+    ],
+)
+def test_what_stands_upon_a_base_is_trained_further_and_the_base_stays(first, words, fed, here, capsys):
+    if first == "lora":
+        assert call("train", "--data", "x.npz", *FEW, "--from", "base", "--lora", 2, "--out", "lora") == 0
+    shutil.copytree(first, "first")
+    assert call("train", "--data", "x.npz", *FEW, "--from", "first", *words, "--out", "m") == 0
+    assert "are learnt and the others are those of" in capsys.readouterr().out
+    before, after, base = (load_checkpoint(name) for name in (first, "m", "base"))
+    assert type(after.model.net) is type(before.model.net)
+    own = set(before.model.state_dict()) - {f"net.net.{name}" for name in base.model.net.state_dict()}
+    assert all(torch.equal(value, after.model.net.base[name]) for name, value in base.model.net.state_dict().items())
+    assert any(not torch.equal(after.model.state_dict()[name], before.model.state_dict()[name]) for name in own)
+    assert {name: each.config for name, each in after.conditions.items()} == {
+        name: each.config for name, each in before.conditions.items()
+    }
+    sizes = [sum(file.stat().st_size for file in Path(name).glob("model-*")) for name in (first, "m")]
+    assert sizes[0] == sizes[1]
+    shutil.rmtree("first")  # the base is the one that it stood on, and not what it began from
+    assert sampled("--checkpoint", "m", *fed).shape[1:] == (1, 4, 4)
+    again = ("train", "--data", "x.npz", *FEW, "--from", first, *words, "--out", "n", "--save-every", 1)
+    assert call(*again) == 0
+    assert call(*again, "--resume") == 0
+    one, two = (load_checkpoint(name).model.state_dict() for name in ("m", "n"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_fields_in_other_units_than_those_of_the_first_training_are_told_of(here):
+    with pytest.warns(UserWarning, match="channel 0 of the condition control has mean"):
+        assert call("train", "--data", "x.npz", *FEW, "--from", "masked", "--control", "mask", "--out", "m") == 0
+    assert load_checkpoint("m").conditions["control"].config == load_checkpoint("masked").conditions["control"].config
+
+
+@pytest.mark.slow
 def test_a_control_of_a_model_of_codes_sees_fields_of_the_data(here):
     codec = ("--latent", "--codec-steps", 1, "--codec-factor", 2, "--codec-width", 8)
     assert call("train", "--data", "x.npz", *FEW, *NET, *codec, "--out", "codes") == 0
@@ -229,7 +271,16 @@ TRAINED = [
     (("--from", "base", "--control", "few.npy"), "condition 'control' has 5 rows, and the data have 60"),
     (("--from", "base", "--control", "no.npy"), "there is no file no.npy, for the condition control"),
     (("--from", "base", "--control", "edgy"), "x.npz has no array 'edgy': beside the data it holds"),
-    (("--from", "edges", "--control", "edges"), "--from edges holds what was trained upon a base: go on with its run"),
+    (("--from", "edges", "--control", "coarse"), "--from edges holds a control that is told edges, not coarse: leave"),
+    (("--from", "edges", "--lora", 2), "--from edges holds a control: train that further without --lora, or give its"),
+    (("--from", "edges", "--previews", 2), "--from edges holds a control, and --previews want fields"),
+    (("--from", "edges", "--base", "told"), "was trained upon a base of digest"),
+    (("--from", "masked"), "--from masked holds a control whose fields came with its data: name them, --control FILE"),
+    (
+        ("--from", "masked", "--control", "two.npy"),
+        "--control has fields of shape (2, 4, 4), and the control in --fr",
+    ),
+    (("--base", "base"), "--base is that of a control or of adapters in --from, which stand on one: leave it out"),
     (("--from", "no", "--control", "edges"), "no model.json in no"),
     (("--from", "base", "--control", "coarse", "--data", "odd.npy"), "has samples of shape (1, 6, 6), but the model"),
     (("--data", "v.npz", "--cond", "caption"), "MLP takes no captions, and the data come with some: unet and dit do"),
@@ -241,7 +292,7 @@ TRAINED = [
 @pytest.mark.parametrize(("words", "message"), TRAINED, ids=[" ".join(map(str, words)) for words, _ in TRAINED])
 def test_what_cannot_be_trained_is_refused_before_any_work_and_leaves_nothing(words, message, here, capsys):
     x = np.load("x.npz")["x"]
-    for name, shape in (("big", (60, 1, 8, 8)), ("few", (5, 1, 4, 4)), ("odd", (60, 1, 6, 6))):
+    for name, shape in (("big", (60, 1, 8, 8)), ("two", (60, 2, 4, 4)), ("few", (5, 1, 4, 4)), ("odd", (60, 1, 6, 6))):
         np.save(f"{name}.npy", np.random.default_rng(0).normal(size=shape))
     np.savez("v.npz", x=x[:, 0, 0], caption=np.array(WORDS * 10))
     np.savez("dumb.npz", x=x, caption=np.array(["..."] * 60))
@@ -266,7 +317,16 @@ DRAWN = [
         "the fields of this control came with its data: give them, --control",
     ),
     (("told", "--cond", "caption=a thik two"), "holds 'thik', which the net has not learnt. Nearest to it is 'thick'"),
-    (("told", "--cond", "caption=a a a a"), "caption 0 has 4 words"),
+    (
+        ("told", "--cond", "caption=a a a a"),
+        "--cond caption: caption 0 has 4 words, 'a a a a', and the model reads 3",
+    ),
+    (
+        ("told", "--cond", "caption"),
+        "--cond 'caption': wanted NAME=VALUES, caption='a text', or NAME=FILE, caption=a",
+    ),
+    (("masked", "--control-weight", 2), "--control-weight is the strength of a field, and none is given: give it"),
+    (("edges", "--control", "no.npy"), "there is no file no.npy, for --control"),
     (("told", "--cond", "caption=no.txt"), "there is no file no.txt, for the condition caption"),
     (("base", "--cond", "caption=a thick two"), "--cond caption: the model takes no caption"),
     (("base", "--cond", "control=some.npy"), "--cond control: the model takes no control"),

@@ -65,13 +65,14 @@ def given_conditions(words: Sequence[str] | None, loaded: Checkpoint) -> dict[st
     found: dict[str, Any] = {}
     for word in words or ():
         name, equals, text = word.partition("=")
-        if not equals or not name or not text:
-            raise ValueError(f"--cond {word[:60]!r}: wanted NAME=VALUES, context=1.5,2, or NAME=FILE, context=obs.npy")
+        known = vocabulary_of(loaded.model.net) if name == "caption" else None
+        if not equals or not name or not (text or known):
+            one, file = ("caption='a text'", "caption=a.txt") if known else ("context=1.5,2", "context=obs.npy")
+            raise ValueError(f"--cond {word[:60]!r}: wanted NAME=VALUES, {one}, or NAME=FILE, {file}")
         if name in found:
             raise ValueError(f"--cond {name} is given twice: one row for each sample goes into a file, {name}=FILE.npy")
         _check_taken(name, loaded)
-        known = vocabulary_of(loaded.model.net)
-        if name == "caption" and known is not None:
+        if known is not None:
             found[name] = read_captions(text, known)
             continue
         found[name] = scaled(name, _with_rows(name, _values(name, text), loaded), loaded)

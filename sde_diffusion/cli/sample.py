@@ -276,6 +276,8 @@ def _given(draw: Draw, parts: Sequence[_Part], say: Say) -> tuple[dict[str, Tens
     if field is not None:
         told[CONTROL] = field
     elif form.control and not any(name in told for name in form.control):
+        if draw.weight is not None:
+            raise ValueError("--control-weight is the strength of a field, and none is given: give it, --control FILE")
         say("no field is given to the control, --control FILE: samples are those of the base")
     rows = None if known is None else known.rows
     if rows is not None:

@@ -12,7 +12,7 @@ import torch
 
 from sde_diffusion._files import write_files
 from sde_diffusion.cli._arguments import Say, add_command, path
-from sde_diffusion.cli.forms.control import control_words, controlled, model_upon
+from sde_diffusion.cli.forms.control import control_words, controlled, going_on, model_upon
 from sde_diffusion.cli.forms.form import form_of
 from sde_diffusion.cli.forms.latent import begun, codec_of_plan, coder_of, goes_on, with_codes, without_codec
 from sde_diffusion.cli.forms.stage import low_of_plan, objective_of_stage, staged
@@ -92,7 +92,8 @@ def train_file(plan: Plan, *, say: Say) -> None:
         OSError: The run could not be written to its folder; the message says where the model is instead.
     """
     data, out = _checked(plan)
-    start = None if plan.start is None else _start(plan)
+    asked, start = plan, None if plan.start is None else _start(plan)
+    plan = going_on(plan, start)
     form = codec_of_plan(plan, out) if start is None else form_of(plan.start or Path(), start, "--from")
     sde = process_of(plan.sde, plan.sde_args) if start is None else start.model.sde
     if start is None and plan.net is not None:
@@ -107,14 +108,14 @@ def train_file(plan: Plan, *, say: Say) -> None:
 
     def keep_plan(event: Event) -> None:
         if event.kind == "start":
-            write_files({out / NAME: write_config(plan).encode()})
+            write_files({out / NAME: write_config(asked).encode()})
 
     def loss(model: Network) -> Objective:
         plain = low is not None and plan.weight is None and plan.times is None and not plan.learn_variance
         inner = None if plain else objective_of(model, plan.weight, plan.times)
         return objective_of_stage(low, inner) if low is not None else inner or model.objective()
 
-    base = None if plan.control is None and plan.lora is None else plan.start
+    base = asked.start if plan.base is None and (plan.control, plan.lora) != (None, None) else plan.base
     course = Course(loss, recipe_of(plan, inputs), repr, (keep_plan,), again, base=base)
     check_run(plan, seen, model)
     if coder is None:
@@ -122,8 +123,8 @@ def train_file(plan: Plan, *, say: Say) -> None:
     else:
         inputs, course = with_codes(plan, inputs, out, coder, course, trained=form is not None, say=say)
     run_plan(replace(plan, resume=goes_on(plan, out)), inputs, model, out, course, say=say)
-    asked = " --low FILE.npy" * (low is not None) + " --control FILE.npy" * (plan.control is not None)
-    say(next_line(plan, inputs, out, asked))
+    told = " --low FILE.npy" * (low is not None) + " --control FILE.npy" * (plan.control is not None)
+    say(next_line(plan, inputs, out, told))
 
 
 def _checked(plan: Plan) -> tuple[Path, Path]:
@@ -159,7 +160,7 @@ def _start(plan: Plan) -> Checkpoint:
     names = [name for name in (plan.net, plan.sde) if own_file(name)]
     if plan.net is not None and not own_file(plan.net):
         raise ValueError(f"--from {plan.start} brings its own network: leave --net out")
-    found = load_checkpoint(plan.start or "", known=own_classes(*names))
+    found = load_checkpoint(plan.start or "", known=own_classes(*names), base=plan.base)
     if isinstance(found.model, FlowMap):
         raise ValueError(
             f"--from {plan.start} holds a flow map, which would unlearn its jumps here: train from the model that it "

@@ -144,7 +144,10 @@ def _dtype(descr: object) -> np.dtype[Any]:
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"its header announces {descr!r}, which is no kind of number") from error
     if dtype.hasobject:
-        raise TypeError("holds Python objects, which are not read. Save plain float arrays of one shape")
+        raise TypeError(
+            "holds Python objects, which are not read. Save plain float arrays of one shape, and "
+            "captions as np.array(captions, dtype=str)"
+        )
     return dtype
 
 

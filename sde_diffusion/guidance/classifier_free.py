@@ -91,7 +91,7 @@ class Guided(Extrapolation):
 
     def parts(self, x: Tensor, at: Level, **cond: Any) -> tuple[Prediction, ...]:
         """The predictions with the condition and without it, at one state, shape `(B, *)`, and level."""
-        null = dict.fromkeys(cond) if self.null is None else self.null
+        null = dict.fromkeys(cond) if self.null is None else _by_tokens(self.inner, self.null, cond)
         if all(cond.get(name) is None for name in null):
             names = ", ".join(f"{name}=" for name in null) or "label="
             raise ValueError(f"Guided was given no condition to guide by: give {names}, or sample the model inside")
@@ -155,6 +155,17 @@ def _found(model: Denoiser) -> dict[str, Any]:
         elif count and name == "context" and built.get("entry_drop"):
             found[name] = math.nan  # no entry is known, which it has learnt
     return found
+
+
+def _by_tokens(model: Denoiser, null: Mapping[str, Any], cond: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What stands for no condition, where the tokens of a caption are given in place of the caption."""
+    if "caption" not in null or cond.get("caption") is not None or cond.get("tokens") is None:
+        return null
+    if "tokens" in null or not model.built_with().get("words"):
+        return null
+    if null["caption"] == "":
+        return {name: value for name, value in null.items() if name != "caption"} | {"tokens": math.nan}
+    return {**null, "tokens": None}  # a caption of its own in place of these
 
 
 def _stacked(model: Denoiser, cond: dict[str, Any], null: Mapping[str, Any], n: int) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import copy
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -65,19 +66,35 @@ class Vocabulary:
                 raise ValueError(f"word {word!r} comes twice in words: name it once")
         self.words, self.length = list(words), check_count(length, "length")
         self._numbers = {word: i for i, word in enumerate(words, 1)}
+        self._told = False
 
-    def numbers(self, captions: Captions, first: int = 0) -> Tensor:
+    def numbers(self, captions: Captions, first: int = 0, *, aloud: bool = True) -> Tensor:
         """The numbers of the words of captions, `(B, length)` int64; of one string `(1, length)`.
 
         Args:
             captions: Strings.
             first: The row that the first of them is, in an error.
+            aloud: Whether to warn.
 
         Raises:
             TypeError: Something else than strings.
-            ValueError: A word that is not known, with the nearest that is; too many words.
+            ValueError: A word that is not known, with the nearest that is, if one is near; too many words.
+
+        Warns:
+            UserWarning: A caption that has something in it, and no word; once.
         """
-        rows = [self._row(caption, first + i) for i, caption in enumerate(_listed(captions, first))]
+        found = _listed(captions, first)
+        rows = [self._row(caption, first + i) for i, caption in enumerate(found)]
+        lost = [i for i, row in enumerate(rows) if not any(row) and found[i].strip()]
+        if lost and aloud and not self._told:
+            self._told = True
+            more = f" (and {len(lost) - 1:,} more)" if len(lost) > 1 else ""
+            warnings.warn(
+                f"caption {first + lost[0]}, {found[lost[0]]!r:.80}{more}, has no word in it, and is the null "
+                "condition, as '' is",
+                UserWarning,
+                stacklevel=2,
+            )
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, self.length)
 
     def _row(self, caption: str, i: int) -> list[int]:
@@ -85,15 +102,15 @@ class Vocabulary:
         if len(words) > self.length:
             raise ValueError(
                 f"caption {i} has {len(words)} words, {caption!r:.80}, and the net reads {self.length}: shorten it, or "
-                f"build TextEncoder(words, length={len(words)})"
+                f"train a net with TextEncoder(words, length={len(words)})"
             )
         unknown = next((word for word in words if word not in self._numbers), None)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, self.words, 1, 0.0)[0]
+            near = difflib.get_close_matches(unknown, self.words, 1)
             shown = ", ".join(self.words[:30]) + (f" and {len(self.words) - 30} more" if len(self.words) > 30 else "")
             raise ValueError(
-                f"caption {i}, {caption!r:.80}, holds {unknown!r}, which the net has not learnt. Nearest to it is "
-                f"{near!r}; its words are {shown}"
+                f"caption {i}, {caption!r:.80}, holds {unknown!r}, which the net has not learnt. "
+                + (f"Nearest to it is {near[0]!r}; its words are {shown}" if near else f"Its words are {shown}")
             )
         return [self._numbers[word] for word in words] + [0] * (self.length - len(words))
 
@@ -152,7 +169,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, captions: Captions) -> Tensor:
         """Reads captions: B strings, or one -> (B, length, size), or (1, length, size)."""
-        numbers = self.vocabulary.numbers(captions).to(self.places.device)
+        numbers = self.vocabulary.numbers(captions, aloud=not self.training).to(self.places.device)
         absent = numbers == 0
         alone = torch.eye(self.length, dtype=torch.bool, device=absent.device)
         hidden = absent[:, None, None] & ~alone  # what is no word is seen by itself alone: no row of a softmax is empty
@@ -191,7 +208,8 @@ class Captioned(nn.Module):
     """A network that is told a caption: its tokens are what an encoder makes of it.
 
     Conditions of the network itself go in beside it. `tokens=` in place of `caption=` are those that its encoder made
-    before, `net.encoder(captions)`: a caption is else read again at every call, which costs little beside the network.
+    before, `net.encoder(captions)`, for `Guided` too: a caption is else read again at every call, which costs little
+    beside the network.
 
     Args:
         net: A network that is told tokens of the size of the encoder's, such as `UNet(1, tokens=64)`.
@@ -271,7 +289,11 @@ def _listed(captions: object, first: int = 0) -> list[str]:
     if isinstance(found, np.ndarray) and found.ndim == 1:
         found = found.tolist()
     if not isinstance(found, list | tuple):
-        raise TypeError(f"caption must be a string, or a list of one for each sample, got {type(captions).__name__}")
+        got = "numbers" if isinstance(captions, Tensor) else type(captions).__name__
+        raise TypeError(
+            f"caption must be a string, or a list of one for each sample, got {got}"
+            + "; numbers of classes are a label=" * (got == "numbers")
+        )
     for i, caption in enumerate(found):
         if not isinstance(caption, str):
             raise TypeError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.cascade.low_resolution import LowResolution
 from sde_diffusion.cli.conditions import scaled
-from sde_diffusion.cli.forms.form import CONTROL, LORA, Form
+from sde_diffusion.cli.forms.form import CONTROL, LORA, Form, controls_of
 from sde_diffusion.cli.plan.design import made_with
 from sde_diffusion.cli.plan.inputs import Inputs
 from sde_diffusion.cli.plan.opened import array_of
@@ -26,6 +26,7 @@ from sde_diffusion.nets.base import OnBase
 from sde_diffusion.nets.control import Controlled
 from sde_diffusion.nets.lora import LoRA
 from sde_diffusion.training.checkpoint import Checkpoint
+from sde_diffusion.training.checkpoints.manifests import read_manifest
 
 EDGE, BLOCK = 0.5, 4
 """Standard deviations of the data by which an edge changes from point to point at least; points of a block."""
@@ -61,6 +62,48 @@ def control_words(plan: Plan) -> tuple[str, ...]:
     if plan.control is None or plan.control in KINDS:
         return plan.cond
     return (*plan.cond, f"{CONTROL}={plan.control}")
+
+
+def going_on(plan: Plan, start: Checkpoint | None) -> Plan:
+    """A plan that says what it trains further: the control or the adapters of a checkpoint, and where their base is.
+
+    Raises:
+        ValueError: Another control than that of the checkpoint, other adapters, or fields that are not there; a base of
+            what stands on none.
+    """
+    net = None if start is None else start.model.net
+    if start is None or plan.start is None or not isinstance(net, OnBase):
+        if plan.base is not None:
+            raise ValueError("--base is that of a control or of adapters in --from, which stand on one: leave it out")
+        return plan
+    what, own = f"--from {plan.start}", "--control" if isinstance(net, Controlled) else "--lora"
+    for option, given in (("--control", plan.control), ("--lora", plan.lora)):
+        if given is not None and option != own:
+            holds = "a control" if own == "--control" else "adapters"
+            raise ValueError(
+                f"{what} holds {holds}: train that further without {option}, or give its base, to put {option} upon"
+            )
+    if plan.previews and own == "--control":
+        raise ValueError(f"{what} holds a control, and --previews want fields: leave it out, and sample with --control")
+    plan = replace(plan, base=plan.base or _base_of(plan.start))
+    if isinstance(net, LoRA):
+        if plan.lora not in (None, net.rank):
+            raise ValueError(f"{what} holds adapters of rank {net.rank}, not {plan.lora}: leave --lora out")
+        return replace(plan, lora=net.rank)
+    if controls_of(net) != (CONTROL,):
+        raise ValueError(f"{what} holds controls called {', '.join(controls_of(net))}: train these in Python")
+    kind = start.extra.get(CONTROL, {}).get("of")
+    if kind is None and (plan.control is None or plan.control in KINDS):
+        raise ValueError(f"{what} holds a control whose fields came with its data: name them, --control FILE or NAME")
+    if kind is not None and plan.control not in (None, kind):
+        raise ValueError(f"{what} holds a control that is told {kind}, not {plan.control}: leave --control out")
+    return replace(plan, control=plan.control or kind)
+
+
+def _base_of(folder: Path) -> Path | None:
+    """The folder of the base that a checkpoint names; None where it holds a whole model."""
+    named = read_manifest(folder / "model.json")[1].get("base")
+    return None if named is None else folder / named["folder"]
 
 
 def controlled(plan: Plan, inputs: Inputs, form: Form | None) -> Inputs:
@@ -105,14 +148,9 @@ def model_upon(plan: Plan, start: Checkpoint, inputs: Inputs, form: Form | None)
 
     Raises:
         TypeError: A network that cannot be controlled, with what it lacks.
-        ValueError: A model that stands upon another already.
     """
     model = start.model
-    if isinstance(model.net, OnBase):
-        raise ValueError(
-            f"--from {plan.start} holds what was trained upon a base: go on with its run, --resume, or give that base"
-        )
-    if plan.control is None and plan.lora is None:
+    if isinstance(model.net, OnBase) or (plan.control is None and plan.lora is None):
         return model
 
     def make() -> OnBase:
@@ -187,7 +225,7 @@ def read_control(path: Path | None, made_of: Path | None, loaded: Checkpoint, fo
         if kind not in KINDS:
             raise ValueError("--control-of: the fields of this control came with its data: give them, --control FILE")
         one = form.shape
-    found = array_of(given, CONTROL if path is not None else "x")
+    found = array_of(given, CONTROL if path is not None else "x", option)
     found = found[None] if tuple(found.shape) == one else found
     if tuple(found.shape[1:]) != one:
         raise ValueError(f"{option} {given} has shape {tuple(found.shape)}, wanted (rows, {', '.join(map(str, one))})")

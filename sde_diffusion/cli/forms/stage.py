@@ -102,7 +102,7 @@ def read_low(path: Path, loaded: Checkpoint, form: Form) -> Tensor:
         raise ValueError(
             "--low is for a stage of a cascade, trained with --low-res, and the model is none: leave it out"
         )
-    found, wanted = array_of(path, "low"), low.low_shape(shape)
+    found, wanted = array_of(path, "low", "--low"), low.low_shape(shape)
     found = found[None] if tuple(found.shape) == wanted else found
     if tuple(found.shape[1:]) != wanted:
         raise ValueError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sde_diffusion.data.files import open_data
-from sde_diffusion.nets.text import TextEncoder, Vocabulary
+from sde_diffusion.nets.text import TextEncoder, Vocabulary, words_of
 
 ENDINGS = (".csv", ".parquet", ".txt")
 """Files of captions: tables with a column `caption`, and texts with one in each line."""
@@ -45,5 +45,25 @@ def read_captions(text: str, known: Vocabulary) -> list[str]:
         found = [caption for batch in source.chunks(4096) for caption in listed(batch.cond["caption"])]
     if not found:
         raise ValueError(f"{text} holds no captions, one in each line")
-    known.numbers(found)
+    check_words(found, known, "--cond caption")
     return found
+
+
+def check_words(captions: Sequence[str], known: Vocabulary, what: str) -> None:
+    """Looks whether a model can read captions.
+
+    Args:
+        captions: The captions.
+        known: The words of the model.
+        what: What an error calls them.
+
+    Raises:
+        ValueError: More words than in the longest of the training; a word that the model has not learnt.
+    """
+    for i, caption in enumerate(captions):
+        if (n := len(words_of(caption))) > known.length:
+            raise ValueError(
+                f"{what}: caption {i} has {n} words, {caption!r:.80}, and the model reads {known.length}, as many as "
+                "the longest had that it learnt: shorten it"
+            )
+    known.numbers(captions)

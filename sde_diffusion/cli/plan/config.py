@@ -20,7 +20,7 @@ TEACHER = "checkpoint"
 """The key that the configuration of a distillation has, and no other."""
 OF_THE_CALL = ("resume", "overwrite")
 """Fields that are not part of a run, but of how it is called."""
-FREE = (*OF_THE_CALL, "out", "device", "threads", "save_every", "keep", "log_with", "previews")
+FREE = (*OF_THE_CALL, "out", "device", "threads", "base", "save_every", "keep", "log_with", "previews")
 """Fields that may change when a run goes on: they have no part in what is learnt."""
 UNSET: tuple[Any, ...] = (None, (), {})
 KINDS: dict[type, str] = {

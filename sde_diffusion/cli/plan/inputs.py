@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.cli.limits import classes_of
-from sde_diffusion.cli.plan.captions import listed, vocabulary_of
+from sde_diffusion.cli.plan.captions import check_words, listed, vocabulary_of
 from sde_diffusion.cli.plan.design import Facts
 from sde_diffusion.cli.plan.looked import CHUNK, DATA, SCALED, is_scaled, looked_at, tell
 from sde_diffusion.cli.plan.opened import open_source, parted
@@ -133,7 +133,7 @@ def read_inputs(
     else:
         known = start.scaling if of is None else of.scaling
         scaling, classes = known.fitting(source.shape), start.classes
-        fresh = {name: value for name, value in row.cond.items() if name == "control"}
+        fresh = {name: value for name, value in row.cond.items() if name == "control" and name not in start.conditions}
         conditions = dict(start.conditions) | ({} if plan.scale == "none" else _condition_scalings(rows, fresh))
     context, image = (row.cond.get(name) for name in SCALED[:2])
     facts = Facts(
@@ -237,7 +237,7 @@ def _words_in(
             raise ValueError(
                 f"--data comes with captions, and the model in --from {plan.start} reads none: leave them out"
             )
-        known.numbers(captions)
+        check_words(captions, known, f"--from {plan.start}")
         return tuple(known.words), known.length
     found = [words_of(caption) for caption in captions]
     if not any(found):

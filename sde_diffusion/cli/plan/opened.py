@@ -108,23 +108,25 @@ def parted(cond: Sequence[str]) -> tuple[list[str] | dict[str, str | list[str]] 
     return named, beside
 
 
-def array_of(path: Path, name: str) -> Tensor:
+def array_of(path: Path, name: str, option: str | None = None) -> Tensor:
     """The array of a file, or all numbers of a table, as a tensor `(rows, *)`.
 
     Args:
         path: `.npy`, `.npz` or a table.
         name: What it is called in an `.npz` of several.
+        option: The option that named the file, in an error; None for that of the condition `name`.
 
     Raises:
         FileNotFoundError: No such file.
         TypeError: No numbers.
         ValueError: A damaged file, or one without the array.
     """
+    of = f", for the condition {name}" if option is None else f", for {option}"
     if path.suffix.lower() not in ARRAYS:
         source = open_data(path)
         return source.rows(arange(len(source), device="cpu")).x
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}, for the condition {name}")
+        raise FileNotFoundError(f"there is no file {path}{of}")
     try:
         arrays = members(path)
         key = name if name in arrays else next(iter(arrays)) if len(arrays) == 1 else None
@@ -132,7 +134,7 @@ def array_of(path: Path, name: str) -> Tensor:
             raise ValueError(f"it holds {sorted(arrays)[:8]} and no {name!r}")
         found = as_tensor(arrays[key](), "it")
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}, for the condition {name}: {error}") from error
+        raise type(error)(f"{path}{of}: {error}") from error
     if not found.ndim or not len(found):
-        raise ValueError(f"{path}, for the condition {name}: its shape is {tuple(found.shape)}, wanted (rows, *)")
+        raise ValueError(f"{path}{of}: its shape is {tuple(found.shape)}, wanted (rows, *)")
     return found

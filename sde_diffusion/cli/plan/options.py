@@ -56,6 +56,7 @@ class Plan:
         control: What a control of the model in `start` is told: a kind of field made of the data, a file, or an array
             beside them; None for none.
         lora: The rank of adapters of that model; None for none.
+        base: Where the base of what is in `start` is, if that stands on one; None for where it was.
         steps: Gradient steps.
         batch_size: Samples per step, of all processes together.
         lr: The highest learning rate; None for that of `Recipe`.
@@ -100,6 +101,7 @@ class Plan:
     augment: float | None = None
     control: str | None = None
     lora: int | None = None
+    base: Path | None = None
     steps: int = 3000
     batch_size: int = 128
     lr: float | None = None
@@ -192,6 +194,11 @@ UPON = {
         "edges|coarse|FILE|NAME",
     ),
     "lora": Option("train adapters of this rank of the model in --from, which stays as it is", count(WIDEST), "RANK"),
+    "base": Option(
+        "the base of the control or of the adapters in --from, which are trained further, where it is not where it was",
+        path,
+        "DIR",
+    ),
 }
 TRAINING = {
     "steps": Option(f"gradient steps, at most {MOST_STEPS:,}", count(MOST_STEPS), "N"),

@@ -103,7 +103,8 @@ def check_start(
     parts = [(source, scaling, columns, "of the data")]
     for name, own in start.conditions.items():
         if name in cond:
-            parts.append((Condition(source, name), own, known.get(name), f"of the condition {name}"))
+            names = known.get(name) if name != "control" else None  # of which it says other things
+            parts.append((Condition(source, name), own, names, f"of the condition {name}"))
     for part, units, names, where in parts:
         if text := _off(part, units, names or (), where, _without(place)):
             warnings.warn(f"{what}: {text}", UserWarning, stacklevel=2)
@@ -113,7 +114,14 @@ def _check_conditions(
     cond: Mapping[str, Any], start: Checkpoint, what: str, place: str, made: Sequence[str] = ()
 ) -> None:
     """Refuses conditions of another size than the model takes, and data without one that it needs."""
-    built = start.model.built_with()
+    built, field = start.model.built_with(), cond.get("control")
+    controls = built.get("control")
+    channels = controls.get("control") if isinstance(controls, dict) else None
+    if channels is not None and field is not None and field.shape[1:2] != (channels,):
+        raise ValueError(
+            f"--control has fields of shape {tuple(field.shape[1:])}, and the control in {place} is told {channels} "
+            "channels: give as many"
+        )
     for name in ("context", "image"):
         wanted, value = built.get(name), cond.get(name)
         if not isinstance(wanted, int) or name in made:
