@@ -17,6 +17,8 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 
 DEPTH = 4
 """How many functions deep, each calling the next, a module is looked for."""
+MOST = 1024
+"""Lists and dicts with more entries than this are data, in which no module is looked for."""
 _HELD: dict[int, int] = {}  # modules in training mode that solves hold in evaluation mode: how many, by the module's id
 _LOCK = Lock()
 
@@ -26,7 +28,7 @@ def modules_behind(thing: object) -> list[nn.Module]:
 
     The search goes through modules and the functions they hold as `net`, and from a function to all that it can reach
     by name: the object of a bound method, the arguments of a `partial`, closures, defaults, globals, and the attributes
-    of an object.
+    of an object; of closures and attributes that are lists, tuples or dicts, through what is in them.
     """
     roots: list[nn.Module] = []
     _search(thing, DEPTH, roots, [], set())
@@ -71,13 +73,25 @@ def _parts(thing: object) -> Iterator[object]:
         yield getattr(thing, "__wrapped__", None)
         yield from thing.__defaults__ or ()
         yield from (thing.__kwdefaults__ or {}).values()
-        yield from (cell.cell_contents for cell in thing.__closure__ or () if cell != CellType())
+        for cell in thing.__closure__ or ():
+            if cell != CellType():
+                yield from _entries(cell.cell_contents)
         names = [name for name in thing.__code__.co_names if _callable(thing.__globals__.get(name))]
         if names:  # `co_names` holds attributes too: the instructions tell which are globals
             loaded = {i.argval for i in dis.get_instructions(thing.__code__) if i.opname == "LOAD_GLOBAL"}
             yield from (thing.__globals__[name] for name in names if name in loaded)
     else:
-        yield from getattr(thing, "__dict__", {}).values()
+        for value in list(getattr(thing, "__dict__", {}).values()):
+            yield from _entries(value)
+
+
+def _entries(value: object, depth: int = DEPTH) -> Iterator[object]:
+    """What a list, tuple or dict holds, also in such as are in it; anything else as it is."""
+    if not isinstance(value, dict | list | tuple):
+        yield value
+    elif depth and len(value) <= MOST:
+        for part in list(value.values() if isinstance(value, dict) else value):
+            yield from _entries(part, depth - 1)
 
 
 def _callable(thing: object) -> bool:

@@ -7,8 +7,9 @@ answers is a tensor, or has it as `sample`, or first in a tuple.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ class Adapted(nn.Module):
         decoder: A code to data.
     """
 
+    unkept: ClassVar[str] = (
+        "a codec of functions, or of a module from elsewhere, is not kept by name: give the module a `config` property "
+        "(its constructor's arguments), and let it answer a mean and a standard deviation, NetCodec(module); or keep "
+        "its state_dict() and the codec's scale, shift and noise by hand, and make the codec again of them"
+    )
+    """Why it is not saved, and what to do."""
+
     def __init__(self, encoder: Callable[[Tensor], Any], decoder: Callable[[Tensor], Any]) -> None:
         super().__init__()
         check_callable(encoder, "encode", "a function from data to codes")
@@ -35,6 +43,20 @@ class Adapted(nn.Module):
         self._functions = encoder, decoder
         found = {id(module): module for function in self._functions for module in modules_behind(function)}
         self.parts = nn.ModuleList(found.values())
+
+    def check_copies(self) -> None:
+        """Raises `ValueError` unless a copy of it computes with its own weights, as the average of a run has to.
+
+        A function that reaches a module by name would go on with that module itself, whatever the copy learns.
+        """
+        own = {id(module) for part in self.parts for module in part.modules()}
+        copied = copy.deepcopy(self)
+        reached = {id(module) for function in copied._functions for module in modules_behind(function)}
+        if not any(True for _ in self.parameters()) or reached & own:
+            raise ValueError(
+                "functions cannot be trained: their weights are not the codec's own, so that its average, its best and "
+                "a run that goes on would not have them. from_autoencoder(net) takes a module with encode and decode"
+            )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the codes of `x`; zero where the encoder is a plain function."""
@@ -114,7 +136,7 @@ def from_diffusers(vae: Any, **units: Any) -> NetCodec:
 
     Raises:
         TypeError: It lacks `encode`, `decode` or `config`.
-        ValueError: Its configuration has no `scaling_factor`.
+        ValueError: Its configuration has no `scaling_factor` and no `latents_std`.
     """
     config = getattr(vae, "config", None)
     if config is None:
@@ -123,16 +145,16 @@ def from_diffusers(vae: Any, **units: Any) -> NetCodec:
     def said(name: str) -> Any:
         return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
-    factor = said("scaling_factor")
-    if factor is None and "scale" not in units:
+    factor, mean, std = (said(name) for name in ("scaling_factor", "latents_mean", "latents_std"))
+    if factor is None and std is None and "scale" not in units:
         raise ValueError(
-            f"the configuration of {type(vae).__name__} has no scaling_factor: give scale=, or measure it on data, "
-            "latent.measure(from_autoencoder(vae), data)"
+            f"the configuration of {type(vae).__name__} has no scaling_factor, and no latents_std: give scale=, or "
+            "measure it on data, latent.measure(from_autoencoder(vae), data)"
         )
     scale, shift = factor, said("shift_factor") or 0.0
-    if said("latents_mean") is not None and said("latents_std") is not None:
-        shift = torch.tensor(said("latents_mean"))
-        scale = (1.0 if factor is None else factor) / torch.tensor(said("latents_std"))
+    if mean is not None and std is not None:
+        shift = torch.tensor(mean)
+        scale = (1.0 if factor is None else factor) / torch.tensor(std)
     return from_autoencoder(vae, **{"scale": scale, "shift": shift, **units})
 
 

@@ -266,6 +266,11 @@ def _std(sampler: LatentSampler, decoder: GaussianDecoder) -> float:
             "of data: give decoder=GaussianDecoder(std=...), such as the root of the mean square error of what it "
             "decodes, or codec.noise"
         )
+    if isinstance(noise, Tensor) and noise.numel() != 1:
+        raise ValueError(
+            f"noise of {type(sampler.codec).__name__} has shape {tuple(noise.shape)}: wanted one number, the standard "
+            "deviation of its decoder"
+        )
     return check_positive(float(noise) if isinstance(noise, Tensor) else noise, "the noise of the codec")
 
 

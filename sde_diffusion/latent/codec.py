@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_like, check_state, rows_in_words
 
-__all__ = ["Code", "Codec", "check_codec", "decoded", "encoded"]
+__all__ = ["Code", "Codec", "check_codec", "check_measured", "decoded", "encoded", "law_of", "returned"]
 
 
 @runtime_checkable
@@ -80,8 +80,13 @@ def encoded(codec: Codec, x: Tensor) -> Code:
         ValueError: Answers that are not finite or have another number of rows, a standard deviation that is negative
             or of another shape than the mean, a `scale` of zero or a `shift` that does not fit.
     """
-    check_codec(codec)
-    check_state(x, "x")
+    law = law_of(check_codec(codec), check_state(x, "x"))
+    scale, shift = (_of_codes(codec, name, law.mean) for name in ("scale", "shift"))
+    return Code((law.mean - shift) * scale, law.std * scale.abs())
+
+
+def law_of(codec: Codec, x: Tensor) -> Code:
+    """What the encoder of a codec answers, in its own units, after the look that `encoded` takes at it."""
     answer: object = codec.encode(x)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise TypeError(
@@ -100,8 +105,22 @@ def encoded(codec: Codec, x: Tensor) -> Code:
             f"{_name(codec)}.encode answered a standard deviation of {float(std.min()):g}: wanted one above 0. Is it "
             "the log of one, or of a variance? Take its exp"
         )
-    scale, shift = (_of_codes(codec, name, mean) for name in ("scale", "shift"))
-    return Code((mean - shift) * scale, std * scale.abs())
+    return Code(mean, std)
+
+
+def returned(codec: Codec, z: Tensor, x: Tensor) -> Tensor:
+    """What the decoder of a codec answers to codes of `x` in its own units, which is to be of the shape of `x`.
+
+    Raises:
+        TypeError, ValueError: As `decoded`.
+    """
+    found = _answer(codec.decode(z), z, f"{_name(codec)}.decode", "data")
+    if found.shape != x.shape:
+        raise ValueError(
+            f"{_name(codec)}.decode answered data of shape {tuple(found.shape[1:])} to the codes of data of shape "
+            f"{tuple(x.shape[1:])}: what is encoded and decoded must keep its shape"
+        )
+    return found
 
 
 def decoded(codec: Codec, z: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -152,6 +171,15 @@ def check_codec(codec: object) -> Codec:
     return codec
 
 
+def check_measured(codec: object) -> None:
+    """Raises `ValueError` for a codec that was trained since its units were measured, or whose training was cut."""
+    if not getattr(codec, "measured", True):
+        raise ValueError(
+            f"the scale and shift of this {_name(codec)} are those from before its training: take what train_codec "
+            "returns, or latent.measure(codec, data) first"
+        )
+
+
 def _answer(f: object, x: Tensor, who: str, what: str) -> Tensor:
     """What a codec answered, as `x` is in device and dtype, after a look at it."""
     if not isinstance(f, Tensor):
@@ -171,7 +199,13 @@ def _answer(f: object, x: Tensor, who: str, what: str) -> Tensor:
 
 def _of_codes(codec: Codec, name: str, z: Tensor) -> Tensor:
     """`scale` or `shift` of a codec, in the dtype of codes `z` and of a shape that broadcasts against them."""
-    found = torch.as_tensor(getattr(codec, name), dtype=z.dtype, device=z.device)
+    given = getattr(codec, name)
+    try:
+        found = torch.as_tensor(given, dtype=z.dtype, device=z.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} of {_name(codec)} is {type(given).__name__}, wanted one number, or one for each channel"
+        ) from error
     if found.ndim > 1 or (found.ndim == 1 and (z.ndim < 2 or len(found) != z.shape[1])):
         raise ValueError(
             f"{name} of {_name(codec)} has shape {tuple(found.shape)} and codes have {tuple(z.shape[1:])}: wanted one "

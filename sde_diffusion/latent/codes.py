@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import check_count, check_finite
 from sde_diffusion.data.source import Batch, Source, source_of
 from sde_diffusion.data.sources.rows import taken
-from sde_diffusion.denoiser.modules import Evaluation
-from sde_diffusion.latent.codec import Code, Codec, check_codec, encoded
+from sde_diffusion.denoiser.modules import Evaluation, home
+from sde_diffusion.latent.codec import Code, Codec, check_codec, check_measured, encoded
+from sde_diffusion.latent.net_codec import NetCodec
 
 __all__ = ["Codes", "cached", "drawn"]
 
@@ -59,21 +60,23 @@ class Codes(Source):
 
 
 @torch.no_grad()
-def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype = torch.float32) -> Codes:
+def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype | None = None) -> Codes:
     """Encodes all data once; twice the numbers of a code are kept in memory for each row.
 
     Args:
         codec: Any codec, on any device.
         data: What `data.source_of` takes, but no stream: as the codec is to see them.
         batch_size: Rows that are encoded at once.
-        dtype: In which the codec sees the data, and the codes are kept.
+        dtype: In which the codec sees the data, and the codes are kept; by default that of the codec, or floats.
 
     Returns:
-        A source for `train`, with the conditions that the data have.
+        A source for `train`, with the conditions that the data have. Its `about` names the codec by its digest, where
+        it has one, which `train(out=)` keeps with the model: `load_codec` refuses another one beside it.
 
     Raises:
         TypeError: No codec; a stream.
-        ValueError: As `encoded`.
+        ValueError: As `encoded`; data of another shape than the codec's, or not finite; a codec that was trained since
+            its units were measured.
 
     Example:
         >>> codes = cached(codec, {"x": x, "label": y})
@@ -81,9 +84,14 @@ def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype
         >>> train(model, codes, steps=2000)
     """
     check_codec(codec)
+    check_measured(codec)
     source = source_of(data)
     if not isinstance(source, Source):
         raise TypeError(f"{type(data).__name__} is a stream, which has no end: encode its items as they come")
+    wanted = getattr(codec, "shape", None)
+    if wanted is not None and tuple(wanted) != tuple(source.shape):
+        raise ValueError(f"the codec is one of data of shape {tuple(wanted)}, and these have {tuple(source.shape)}")
+    dtype = home(codec)[0] if dtype is None else dtype
     device = (
         next(codec.parameters(), torch.empty(0, device="cpu")).device if isinstance(codec, torch.nn.Module) else None
     )
@@ -91,11 +99,13 @@ def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype
     conds: list[dict[str, Any]] = []
     with Evaluation(codec):
         for x, cond in source.chunks(check_count(batch_size, "batch_size")):
-            code = encoded(codec, x.to(device, dtype))
+            code = encoded(codec, check_finite(x.to(device, dtype), "the data"))
             found.append(Code(*(part.to("cpu") for part in code)))
             conds.append(cond)
     codes = Codes(Code(*(torch.cat(parts) for parts in zip(*found, strict=True))), _joined(conds))
-    codes.about, codes.batch_size = source.about, source.batch_size
+    digest = codec.digest() if isinstance(codec, NetCodec) else None
+    named = {} if digest is None else {"latent": {"shape": list(source.shape), "digest": digest}}
+    codes.about, codes.batch_size = {**source.about, **named}, source.batch_size
     return codes
 
 

@@ -12,17 +12,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count, check_state
+from sde_diffusion._checks import check_count, check_finite, check_state
 from sde_diffusion._tensors import rows as flat
 from sde_diffusion.data.source import Batch, Source, source_of
 from sde_diffusion.denoiser.modules import Evaluation
+from sde_diffusion.latent.adapters import Adapted
+from sde_diffusion.latent.codec import Code, law_of, returned
 from sde_diffusion.latent.net_codec import NetCodec
-from sde_diffusion.training import Recipe, Saving, Training, store, train
+from sde_diffusion.latent.objective import Reconstruction
+from sde_diffusion.training import Recipe, Saving, Training, Validation, store, train
 from sde_diffusion.training._input import Transform, dtype_of, transformed
 from sde_diffusion.training.callbacks import Callback
 from sde_diffusion.training.losses import Objective
 
-__all__ = ["CodecTraining", "measure", "train_codec"]
+__all__ = ["CodecTraining", "measure", "train_codec", "validation_of"]
+
+FIRST_ROWS = 8
+"""Rows on which the answers of a codec are looked at before it is trained."""
+TIMES, FEWEST, DRAWS = 25, 5, 512
+"""How often a codec is validated in a run if nothing is said, at least after how many steps, and at how many draws."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,10 @@ def train_codec(
         steps: Gradient steps.
         loss: `Reconstruction()` by default.
         recipe: As in `train`.
-        val: As in `train`; the best codec is that of the least `loss` on them.
+        val: As in `train`; the best codec is that of the least `loss` on them. Of rows that are no `Validation`, about
+            512 draws are looked at, 25 times in the run, and never more often than every fifth step.
         out: As in `train`. The codec is kept there as `codec.json`, the run in `codec_state.json`: a model that learns
-            its codes may be trained into the same folder.
+            its codes may be trained into the same folder. Until the units are measured, `load_codec` refuses it.
         resume: As in `train`.
         callbacks: As in `train`.
         seed: As in `train`, and of the noise by which the codec is measured.
@@ -76,7 +85,9 @@ def train_codec(
 
     Raises:
         TypeError: No codec. And as `train`.
-        ValueError: A codec without noise; a channel of codes that is constant. And as `train`.
+        ValueError: A codec without noise, or of functions; answers that `encoded` and `decoded` would refuse, or of a
+            standard deviation of 0 where the objective weighs the information in the codes; a channel of codes that is
+            constant. And as `train`.
 
     Example:
         >>> codec = train_codec(Autoencoder(1), patches, steps=2000, seed=0).codec
@@ -84,6 +95,9 @@ def train_codec(
     if not isinstance(codec, NetCodec):
         codec = NetCodec(codec, shape=tuple(source_of(data).shape))
     codec.learnt_noise()  # which says so if there is none
+    if isinstance(codec.net, Adapted):
+        codec.net.check_copies()
+    _look_at(codec, data, codec.objective() if loss is None else loss, recipe)
     _look_at_size(codec)
     done = train(
         codec,
@@ -91,7 +105,7 @@ def train_codec(
         steps=steps,
         loss=loss,
         recipe=recipe,
-        val=val,
+        val=validation_of(val, steps),
         out=out,
         resume=resume,
         callbacks=callbacks,
@@ -99,11 +113,11 @@ def train_codec(
         progress=progress,
     )
     found = cast(NetCodec, cast(object, done.model))
-    measure(found, data, transform=None if recipe is None else recipe.transform, seed=seed or 0)
+    measure(found, data, transform=_transform(recipe), seed=seed or 0)
     if out is not None and _is_first():
         saving = out if isinstance(out, Saving) else Saving(out)
         extra = store.find(saving.path, found.stored).about["extra"]
-        found.save_to(saving.path, scaling=saving.scaling, extra=extra, keep=saving.keep)
+        found.save_to(saving.path, scaling=saving.scaling, extra=extra)  # and none of those before, without units
     return CodecTraining(found, done)
 
 
@@ -120,6 +134,22 @@ def _look_at_size(codec: NetCodec) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def validation_of(val: Any, steps: int, patience: int | None = 10) -> Validation | None:
+    """A validation of a codec, which has no levels of noise to draw and is to take a small share of a short run.
+
+    Args:
+        val: Rows, a `Validation`, which stays as it is, or None.
+        steps: Those of the run.
+        patience: As in `Validation`.
+    """
+    if val is None or isinstance(val, Validation):
+        return val
+    every = max(FEWEST, -(-steps // TIMES))
+    fresh = Validation(val, every=every, patience=patience)
+    fresh.draws = -(-DRAWS // len(fresh.source))
+    return fresh
 
 
 @torch.no_grad()
@@ -151,8 +181,13 @@ def measure(
         The codec.
 
     Raises:
-        ValueError: A channel of the codes is constant.
+        TypeError: No `NetCodec`.
+        ValueError: A channel of the codes is constant; a codec with a noise that loses nothing; answers that `encoded`
+            and `decoded` would refuse, or data that are not finite.
     """
+    given: object = codec
+    if not isinstance(given, NetCodec):
+        raise TypeError(f"measure takes a NetCodec, got {type(given).__name__}: NetCodec(net) makes one of a net")
     source = source_of(data)
     generator = torch.Generator("cpu").manual_seed(seed)
     first: Tensor | float = 0.0
@@ -167,10 +202,10 @@ def measure(
     with Evaluation(codec):
         for chunk in chunks:
             x = chunk.x if transform is None else transformed(transform, chunk.x, generator)
-            x = check_state(x.to(dtype_of(codec)), "data", shape=codec.shape).to(like.device)
-            mean, std = codec.encode(x)
+            x = check_finite(check_state(x.to(dtype_of(codec)), "data", shape=codec.shape), "data").to(like.device)
+            mean, std = _law(codec, x)
             eps = torch.randn(mean.shape, dtype=mean.dtype, generator=generator, device="cpu").to(mean.device)
-            error += float(flat(x - codec.decode(mean + std * eps)).double().square().mean(1).sum())
+            error += float(flat(x - returned(codec, mean + std * eps, x)).double().square().mean(1).sum())
             wide, spread = mean.double(), std.double()
             axes = [0, *range(2, mean.ndim)]
             points = mean.numel() // mean.shape[1] / len(x)
@@ -185,8 +220,51 @@ def measure(
             f"channel {i} of the codes is {float(shift[i]):g} for all data, which tells nothing: train it for longer, "
             "or give the net fewer channels of codes"
         )
+    if codec.noise is not None and not error:
+        raise ValueError(
+            "the codec loses nothing of these data, and a Gaussian decoder of width 0 has no density: give it "
+            "noise=None, and its scale and shift are measured alone"
+        )
     codec.set_units(variance.rsqrt(), shift, None if codec.noise is None else math.sqrt(error / n))
     return codec
+
+
+def _law(codec: NetCodec, x: Tensor) -> Code:
+    """Codes in the codec's own units, after a look at them."""
+    law = law_of(codec, x)
+    if law.mean.ndim < 2:
+        raise ValueError(f"a code has shape {tuple(law.mean.shape[1:])}: wanted channels first, (C, *)")
+    return law
+
+
+@torch.no_grad()
+def _look_at(codec: NetCodec, data: Any, loss: Objective, recipe: Recipe | None) -> None:
+    """Encodes and decodes the first rows, and raises where the answers are none to learn from."""
+    source = source_of(data)
+    n = min(FIRST_ROWS, len(source)) if isinstance(source, Source) else 0
+    x = source.rows(torch.arange(n, device="cpu")).x if isinstance(source, Source) else source.first().x[:FIRST_ROWS]
+    transform = _transform(recipe)
+    if transform is not None:
+        x = transformed(transform, x, torch.Generator("cpu").manual_seed(0))
+    if isinstance(data, Tensor) and x.dtype != dtype_of(codec):
+        return  # which `train` has words for, as for what follows
+    if not bool(x.isfinite().all()) or (codec.shape is not None and tuple(x.shape[1:]) != codec.shape):
+        return
+    device = next(codec.net.parameters(), codec.scale).device
+    cuda = [device] if device.type == "cuda" else []
+    x = x.to(device, dtype_of(codec))
+    with Evaluation(codec), torch.random.fork_rng(devices=cuda):
+        law = _law(codec, x)
+        returned(codec, law.mean, x)
+    if isinstance(loss, Reconstruction) and loss.kl and not bool((law.std > 0).all()):
+        raise ValueError(
+            f"the encoder answered a standard deviation of 0, and {loss!r} weighs the information in the codes, which "
+            "is then infinite: a plain autoencoder is trained by loss=Reconstruction(0.0)"
+        )
+
+
+def _transform(recipe: Recipe | None) -> Transform | None:
+    return None if recipe is None else recipe.transform
 
 
 def _is_first() -> bool:

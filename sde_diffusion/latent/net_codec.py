@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -11,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_positive, check_shape
+from sde_diffusion._sealed import sealed
 from sde_diffusion.data.scalings import Scaling, Standardise
+from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.latent.objective import Reconstruction
 from sde_diffusion.training import store
 from sde_diffusion.training._input import dtype_of
 from sde_diffusion.training.checkpoint import check_length, check_scaling, tensors_of
 from sde_diffusion.training.checkpoints.registry import describe_net, describe_scaling
+from sde_diffusion.training.checkpoints.tensor_file import digest_of_tensors
 from sde_diffusion.training.trainable import Trainable
 
 RATE = 10.0
 """How many times faster than the weights the log of the decoder's noise is learnt."""
+HALVES = (torch.float16, torch.bfloat16)
 FORMAT, VERSION = "sde_diffusion codec", 1
 
 __all__ = ["NetCodec"]
@@ -49,6 +54,9 @@ class NetCodec(Trainable):
         shift: What is taken from them before, likewise.
         noise: Standard deviation of the Gaussian decoder, in the units of the data, which are learnt from there. None
             where it is not known: such a codec is not trained.
+
+    Attributes:
+        measured: Whether `scale`, `shift` and `noise` are those of the net as it is; not while it is trained.
 
     Raises:
         TypeError: `net` is no module that encodes and decodes; numbers that are none.
@@ -88,6 +96,7 @@ class NetCodec(Trainable):
         """Takes other numbers for `scale`, `shift` and `noise`, see the class."""
         where = next(self.net.parameters(), torch.empty(0, device="cpu")).device
         dtype = dtype_of(self.net)
+        self.measured = True
         self.scale, self.shift = _numbers(scale, "scale").to(where), _numbers(shift, "shift").to(where)
         if noise is None:
             self.log_noise = None
@@ -114,8 +123,18 @@ class NetCodec(Trainable):
         return RATE * self.log_noise
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the net answers: mean and standard deviation of the codes of `x`, `(B, *)`, in its own units."""
-        return cast(Encodes, self.net).encode(x)
+        """What the net answers: mean and standard deviation of the codes of `x`, `(B, *)`, in its own units.
+
+        Raises:
+            TypeError: It answers anything else.
+        """
+        answer: object = cast(Encodes, self.net).encode(x)
+        if not isinstance(answer, tuple) or len(answer) != 2:  # a tensor of two rows would unpack as well
+            raise TypeError(
+                f"{type(self.net).__name__}.encode answered {type(answer).__name__}, wanted two tensors, mean and "
+                "standard deviation: latent.from_autoencoder(net) takes what answers otherwise"
+            )
+        return answer
 
     def decode(self, z: Tensor) -> Tensor:
         """What the net answers: data from codes `(B, *code)` in its own units."""
@@ -127,12 +146,33 @@ class NetCodec(Trainable):
         if shape in self._codes:
             return self._codes[shape]
         like = next((p for p in self.net.parameters() if p.is_floating_point()), self.scale)
-        with torch.no_grad():
+        cuda = [like.device] if like.device.type == "cuda" else []
+        with torch.no_grad(), Evaluation(self), torch.random.fork_rng(devices=cuda):  # whoever asks, and how often
             mean, _ = self.encode(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
         self._codes[shape] = tuple(mean.shape[1:])
         return self._codes[shape]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetCodec:
+        """As of any module, but that half precision is for the net: the units stay in the numbers they are in."""
+        units = {name: getattr(self, name) for name in ("scale", "shift")}
+        log_noise = None if self.log_noise is None else self.log_noise.detach().clone()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
+        for name, before in units.items():
+            now = getattr(self, name)
+            setattr(self, name, before.to(now.device) if now.dtype in HALVES else now)
+        if self.log_noise is not None and log_noise is not None and self.log_noise.dtype in HALVES:
+            self.log_noise.data = log_noise.to(self.log_noise.device)
+        return self
+
     # --- what `train` asks
+
+    def begin(self) -> None:
+        """From here on the units are no longer those of the net, until `latent.measure`."""
+        self.measured = False
+
+    def anew(self, where: str) -> str:
+        """How another run begins from the weights of that in a folder."""
+        return f"train_codec(load_codec({where!r}, unfinished=True).codec, ..., out=another folder)"
 
     def objective(self) -> Reconstruction:
         """Reconstruction in nats and a small weight on the information in the codes, see `latent.Reconstruction`."""
@@ -148,12 +188,31 @@ class NetCodec(Trainable):
         Raises:
             TypeError: The net has no `config`.
         """
+        if unkept := getattr(self.net, "unkept", None):
+            raise TypeError(str(unkept))
         return {
             "net": describe_net(self.net),
             "shape": None if self.shape is None else list(self.shape),
             **{name: getattr(self, name).double().tolist() for name in ("scale", "shift")},
             "noise": self.noise,
+            "measured": self.measured,
         }
+
+    def digest(self) -> str | None:
+        """Of its net, its weights and its units, by which a model of its codes knows it; None where it has none.
+
+        That is a codec whose net cannot be described, or is in half precision; double counts as the floats next to it.
+        """
+        try:
+            described = self.described()
+        except TypeError:
+            return None
+        tensors = self.net.state_dict()
+        if any(t.dtype in HALVES for t in tensors.values()):
+            return None
+        wide = {name: t.detach().float() if t.is_floating_point() else t for name, t in tensors.items()}
+        said = {name: described[name] for name in ("net", "shape", "scale", "shift")}
+        return hashlib.sha256(sealed({**said, "weights": digest_of_tensors(wide)})).hexdigest()
 
     def save_to(
         self, path: str | Path, *, scaling: Scaling | None, extra: Mapping[str, Any] | None = None, keep: int = 0

@@ -24,8 +24,9 @@ class Reconstruction:
 
     With $w = 1$ it is the negative evidence lower bound of a variational autoencoder, over D. A smaller `kl` keeps more
     of the data in the codes, and leaves it to the diffusion to learn how they lie; at 0 nothing keeps them from
-    spreading out. The noise of the decoder is learnt along, so that $w$ means the same whatever the scale of the data.
-    One pass of the encoder and of the decoder. Conditions of the rows are of no account to it.
+    spreading out, and a plain autoencoder, whose $s$ is 0, can be trained. The noise of the decoder is learnt along, so
+    that $w$ means the same whatever the scale of the data. One pass of the encoder and of the decoder. Conditions of
+    the rows are of no account to it.
 
     Args:
         kl: $w \ge 0$.
@@ -75,12 +76,25 @@ class Reconstruction:
             **cond: Of no account.
         """
         mean, std = model.encode(x0)
+        if std.shape != mean.shape:
+            raise ValueError(
+                f"the encoder answered a mean of shape {tuple(mean.shape)} and a standard deviation of shape "
+                f"{tuple(std.shape)}: wanted one for each number of the mean"
+            )
         if eps is None:
             drawn = torch.randn(mean.shape, dtype=mean.dtype, generator=generator, device="cpu")
             eps = drawn.to(mean.device)
-        error = flat(x0 - model.decode(mean + std * eps)).square().mean(1)
+        found = model.decode(mean + std * eps)
+        if found.shape != x0.shape:
+            raise ValueError(
+                f"the decoder answered shape {tuple(found.shape[1:])} to the codes of data of shape "
+                f"{tuple(x0.shape[1:])}: what is encoded and decoded must keep its shape"
+            )
+        error = flat(x0 - found).square().mean(1)
         log_noise = model.learnt_noise()
         nats = 0.5 * error * (-2 * log_noise).exp() + log_noise + 0.5 * math.log(2 * math.pi)
-        told = flat(0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1)
-        values: Tensor = nats + self.kl * told / x0[0].numel()
+        values: Tensor = nats
+        if self.kl:  # or 0 times the infinite information of a code without noise
+            told = flat(0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1)
+            values = nats + self.kl * told / x0[0].numel()
         return values if reduction == "none" else values.mean()

@@ -18,7 +18,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_state
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation, home
-from sde_diffusion.latent.codec import Code, Codec, check_codec, decoded, encoded
+from sde_diffusion.latent.codec import Code, Codec, check_codec, check_measured, decoded, encoded
 from sde_diffusion.noise.seeds import Seed
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler.base import Sampler
@@ -40,7 +40,8 @@ class LatentSampler(Sampler):
 
     Raises:
         TypeError: Something else than an `SDESampler`, or no codec.
-        ValueError: A sampler that does not know its event shape, or a codec that cannot decode codes of that shape.
+        ValueError: A sampler that does not know its event shape, or a codec that cannot decode codes of that shape, or
+            was trained since it was measured.
 
     Example:
         >>> sampler = LatentSampler(SDESampler(sde, model, nfe=20), codec)
@@ -55,6 +56,7 @@ class LatentSampler(Sampler):
         if sampler.shape is None:
             raise ValueError("the shape of a code is not known: give it to SDESampler(..., shape=(4, 8, 8))")
         self.sampler, self.codec = sampler, check_codec(codec)
+        check_measured(codec)
         dtype, device = home(sampler.model)
         one = torch.zeros(1, *sampler.shape, dtype=dtype, device=device)
         with torch.no_grad(), Evaluation(codec), fitting(codec, "decode", one):

@@ -143,13 +143,17 @@ def train(
         feed = Feed(inputs, model, loss, recipe, Streams(start), engine)
         config = configuration(model, loss, recipe, inputs, held_out, steps=steps, seed=start)
         if before is not None:
-            check_same(before[0]["config"], config, folder and folder.path)
+            check_same(before[0]["config"], config, folder and folder.path, model)
             with _speaking(engine.first):
                 warn_of_changed(before[0].get("code", {}), cast(Network, model), folder and folder.path)
         else:
             with _speaking(engine.first):
                 _look_at(model, loss, inputs, held_out, recipe, steps, feed.streams)
+        begun: object = model
+        if isinstance(begun, Trainable):
+            begun.begin()
         if folder:
+            folder.of_rows(inputs.data)
             callbacks = [JSONL(folder.metrics, every=max(1, steps // 1000), replace=True), *callbacks]
         with _ready(model, loss, engine.device):
             task = Task(model, loss, recipe, steps, feed, engine, config)

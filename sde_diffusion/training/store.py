@@ -215,10 +215,15 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Tenso
     return found.about, found.tensors()
 
 
-def find(folder: str | Path, name: str) -> Found:
+def find(folder: str | Path, name: str, *, before: bool = True) -> Found:
     """Finds what `read` would read, and holds manifest and tensors to their digests; no tensor is made yet.
 
     A folder that is written to meanwhile is found in its old state or in its new one.
+
+    Args:
+        folder: The folder.
+        name: What was written.
+        before: Whether the newest sound one of those that were kept may take its place where it is damaged.
     """
     path = Path(folder) / f"{name}.json"
     damage: Exception
@@ -230,12 +235,12 @@ def find(folder: str | Path, name: str) -> Found:
             damage = error
         if _stamp(path) == seen:
             break
-    if not isinstance(damage, PermissionError):
-        for _, before in older(path.parent, name):
+    if before and not isinstance(damage, PermissionError):
+        for _, kept in older(path.parent, name):
             with suppress(OSError, ValueError):
-                found = _sound(before, name)
-                at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(before.stat().st_mtime))
-                warnings.warn(f"{damage}. The one before it is used: {before}, of {at}", DamagedWarning, stacklevel=3)
+                found = _sound(kept, name)
+                at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(kept.stat().st_mtime))
+                warnings.warn(f"{damage}. The one before it is used: {kept}, of {at}", DamagedWarning, stacklevel=3)
                 return found
     raise damage
 

@@ -64,6 +64,13 @@ class Trainable(nn.Module, ABC):
             keep: How many of those before it stay.
         """
 
+    def begin(self) -> None:
+        """Called when a run begins, or goes on: what was measured of the model before holds no longer."""
+
+    def anew(self, where: str) -> str:
+        """How another run begins from the weights of that in the folder `where`, in words of code."""
+        return f"with what is kept in {where}"
+
     def words(self) -> str:
         """What is told of it beside its class and size, which a run that goes on must have in common."""
         return "no denoiser"

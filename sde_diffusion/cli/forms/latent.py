@@ -31,14 +31,13 @@ from sde_diffusion.data.sources.base import Batch
 from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.latent.codec import decoded, encoded
 from sde_diffusion.latent.codes import Codes, cached
-from sde_diffusion.latent.learning import train_codec
+from sde_diffusion.latent.learning import train_codec, validation_of
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.stored import load_codec, save_codec
 from sde_diffusion.nets.autoencoder import Autoencoder
 from sde_diffusion.training.callbacks import Callback, Event
 from sde_diffusion.training.loop import Saving
 from sde_diffusion.training.store import files_of
-from sde_diffusion.training.validation import Validation
 
 OWN = ("codec_steps", "codec_channels", "codec_factor", "codec_width")
 """Options of a codec that is trained."""
@@ -209,6 +208,7 @@ def coded(inputs: Inputs, codec: NetCodec, folder: Path, seed: int, *, say: Say)
         f"square of {which}, in the units of --data, {100 * error / std:.1f} % of their standard deviation"
     )
     kept_out = None if inputs.held_out is None else _codes(codec, inputs.held_out, inputs, seed)
+    named = {"shape": list(shape), "codec": codec_digest(folder), "digest": codec.digest()} if rank() == 0 else {}
     return replace(
         inputs,
         rows=_codes(codec, inputs.rows, inputs, seed),
@@ -216,7 +216,7 @@ def coded(inputs: Inputs, codec: NetCodec, folder: Path, seed: int, *, say: Say)
         transform=None,
         scaling=Standardise(torch.tensor(0.0, device="cpu"), torch.tensor(1.0, device="cpu")),
         facts=replace(inputs.facts, shape=code),
-        extra={**inputs.extra, LATENT: {"shape": list(shape), "codec": codec_digest(folder)} if rank() == 0 else {}},
+        extra={**inputs.extra, LATENT: named},
         coded=True,
     )
 
@@ -289,7 +289,7 @@ def _trained(plan: Plan, inputs: Inputs, out: Path, codec: NetCodec, course: Cou
                 inputs.rows,
                 steps=steps,
                 recipe=replace(course.recipe, lr=None),
-                val=None if val is None else Validation(val, patience=plan.patience or None),
+                val=validation_of(val, steps, plan.patience or None),
                 out=saving,
                 resume=plan.resume,
                 callbacks=[*course.told, clear_model],

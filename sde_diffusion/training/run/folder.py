@@ -23,6 +23,7 @@ from torch import Tensor
 from sde_diffusion._checks import check_count, check_flag
 from sde_diffusion._files import check_folder, remove_empty
 from sde_diffusion.data.scalings import Scaling
+from sde_diffusion.data.source import Source, Stream
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.training import store
@@ -33,6 +34,8 @@ from sde_diffusion.training.trainable import Trainable
 Found = tuple[dict[str, Any], dict[str, Tensor]]
 
 STATE, MODEL, METRICS = "state", "model", "metrics.jsonl"
+KEPT = "latent"
+"""What is kept of `about` of the rows, under this name, in `extra` of the model."""
 COPIES = 6
 """How often the numbers of a model are in what is saved: weights, moments, an average or two, the checkpoint."""
 FIRST, MINUTES = 30.0, 5.0
@@ -92,7 +95,13 @@ class Folder:
     def __init__(self, saving: Saving) -> None:
         self.saving, self.path = saving, Path(saving.path)
         self._last, self._pause = time.monotonic(), FIRST
+        self._about: dict[str, Any] = {}
         self.name_after(None)
+
+    def of_rows(self, rows: Source | Stream) -> None:
+        """Takes from the rows that are learnt what is kept with the model: of codes, which codec they are of."""
+        about = getattr(rows, "about", {})
+        self._about = {KEPT: about[KEPT]} if KEPT in about else {}
 
     def name_after(self, model: object) -> None:
         """Calls what is kept as it is called of such a model."""
@@ -165,7 +174,7 @@ class Folder:
 
     def save_model(self, model: Denoiser | Trainable, extra: Mapping[str, Any]) -> None:
         """Saves the model, as `load_checkpoint` reads it, or as another `Trainable` says."""
-        saving, about = self.saving, {**extra, **self.saving.extra}
+        saving, about = self.saving, {**extra, **self._about, **self.saving.extra}
         scaling, conditions = saving.scaling, saving.conditions
         keep = self._keep[self.model]
         if isinstance(model, Trainable):

@@ -124,14 +124,15 @@ def _base(model: nn.Module) -> dict[str, str]:
     return {"base": f"of digest {digest_of_tensors(tensors)[:16]}"} if tensors else {}
 
 
-def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object) -> None:
+def check_same(before: Mapping[str, str], now: Mapping[str, str], where: object, model: object = None) -> None:
     """Raises `ValueError` unless a run that is to go on has the configuration that it was begun with."""
+    anew = f"train(load_checkpoint({str(where)!r}).model, ..., out=another folder)"
+    anew = model.anew(str(where)) if isinstance(model, Trainable) else anew
     for name in now:
         if before.get(name) != now[name]:
             raise ValueError(
                 f"{name} is {now[name]}, but the run in {where} was begun with {before.get(name, 'none')}: go on with "
-                f"the same {name.rpartition('.')[2]}, or begin anew from its weights, train(load_checkpoint"
-                f"({str(where)!r}).model, ..., out=another folder)"
+                f"the same {name.rpartition('.')[2]}, or begin anew from its weights, {anew}"
             )
 
 
