@@ -11,11 +11,11 @@ import pytest
 import torch
 from checkpoints import seal
 from controls import drawn, unet
-from refusals import V, check, refuses
+from refusals import T, V, check, refuses
 from torch import nn
 
 from sde_diffusion import VPSDE, Network, SDESampler, predict
-from sde_diffusion.nets import Controlled, LoRA
+from sde_diffusion.nets import Controlled, LoRA, UNet, merge
 from sde_diffusion.nets.base import kept_names
 from sde_diffusion.training import EMA, Recipe, Saving, TrainingInterrupted, load_checkpoint, save_checkpoint, train
 
@@ -33,8 +33,17 @@ def model(around: Any, base: nn.Module | None = None) -> Network:
     return of(around(base or unet(classes=0)))
 
 
-def told(around: Any) -> dict[str, Any]:
-    return {"control": X} if around is Controlled else {}
+def told(around: Any, field: torch.Tensor = X) -> dict[str, Any]:
+    return {"control": field} if around is Controlled else {}
+
+
+def learnt(net: Any, seed: int = 0) -> Any:
+    """Draws the weights that learn, none of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in net.parameters():
+        if p.requires_grad:
+            nn.init.normal_(p, std=0.1, generator=generator)
+    return net.eval()
 
 
 def size(folder: Path, name: str) -> int:
@@ -139,6 +148,53 @@ def test_adapters_on_a_control_on_a_base_name_one_another(base: Path, tmp_path: 
     assert size(tmp_path / "tuned", "model") < size(tmp_path / "edges", "model") / 2
 
 
+@pytest.mark.parametrize("inner", AROUND.values(), ids=AROUND)
+def test_adapters_upon_adapters_or_a_control_are_kept_and_loaded_whole(inner: Any, base: Path, tmp_path: Path) -> None:
+    x, t = X[:2], torch.tensor([0.3, 0.6])
+    one = learnt(inner(unet(classes=0)))
+    save_checkpoint(tmp_path / "one", of(one), base=base)
+    two = learnt(LoRA(one, 2), 1)
+    assert {name for name, p in two.named_parameters() if p.requires_grad} == {
+        name for name, _ in two.named_parameters() if name not in kept_names(two)
+    }
+    save_checkpoint(tmp_path / "two", of(two), base=tmp_path / "one")
+    loaded: Any = load_checkpoint(tmp_path / "two").model.net
+    assert torch.equal(loaded(x, t, **told(inner, x)), two(x, t, **told(inner, x)))
+    merged = merge(loaded)
+    torch.testing.assert_close(merged(x, t, **told(inner, x)), two(x, t, **told(inner, x)), rtol=1e-5, atol=1e-5)
+    assert not kept_names(merged)
+    assert all(p.requires_grad for p in merged.parameters())
+    save_checkpoint(tmp_path / "whole", of(merged))
+    assert type(load_checkpoint(tmp_path / "whole").model.net) is (Controlled if inner is Controlled else UNet)
+
+
+def test_a_merged_control_whose_base_is_as_it_was_still_stands_on_it(base: Path, tmp_path: Path) -> None:
+    merged = merge(learnt(LoRA(Controlled(unet(classes=0)), 2, where=["controls*"])))
+    assert all(p.requires_grad == name.startswith("controls.") for name, p in merged.named_parameters())
+    save_checkpoint(tmp_path / "own", of(merged), base=base)
+    assert load_checkpoint(tmp_path / "own").model.net.frozen is True
+
+
+def test_of_a_compiled_network_the_network_is_kept(base: Path, tmp_path: Path) -> None:
+    net = unet(classes=0)
+    compiled: Any = torch.compile(net, backend="eager")
+    save_checkpoint(tmp_path / "plain", of(compiled))
+    assert type(load_checkpoint(tmp_path / "plain").model.net) is UNet
+    compiled = torch.compile(learnt(Controlled(net)), backend="eager")
+    out = Saving(tmp_path / "run", base=base)
+    with torch.compiler.set_stance("force_eager"):
+        trained: Any = train(of(compiled), X[:8], steps=1, control=X[:8], recipe=FAST, out=out, seed=0).model.net
+        found: Any = load_checkpoint(tmp_path / "run").model.net
+        x, t = X[:2], torch.tensor([0.3, 0.6])
+        assert torch.equal(found(x, t, control=x), trained(x, t, control=x))
+
+
+def compiled_within() -> Any:
+    net: Any = unet(classes=0)
+    net.stem = torch.compile(net.stem, backend="eager")
+    return of(net)
+
+
 def test_the_base_is_told_on_loading_where_the_checkpoint_does_not_say(tmp_path: Path, base: Path) -> None:
     made = model(LoRA)
     save_checkpoint(tmp_path / "own", made)
@@ -180,6 +236,8 @@ def edited(folder: str, **entry: Any) -> None:
     (lambda f: load_checkpoint(kept(f) / "base", base=Path(f) / "other"), V, "holds a whole model, which stands on no"),
     (lambda f: kept(f, base=Path(f) / "other"), V, "has other numbers (digest"),
     (lambda f: kept(f, base=Path(f) / "half"), V, "of torch.float64 there, and"),
+    (lambda f: save_checkpoint(f, compiled_within()), T, "stem of UNet is a compiled Conv2d, which no config says"),
+    (lambda f: train(model(Controlled), X, steps=1), T, "none of the controls, control, was told, or with strength 0"),
     (lambda f: save_checkpoint(f, of(unet()), base=f), V, "UNet stands on no frozen base: leave base out"),
     (changed, V, "it was trained on since, or is another. Give the base as it was, load_checkpoint(path, base=folder)"),
     (gone, FileNotFoundError, "holds what was trained upon a base, which is not in"),

@@ -288,6 +288,21 @@ def controlled(**told: Any) -> Tensor:
 @refuses(
     (lambda: Controlled(MLP(2)), T, "MLP has no encoder_copy(), which a control is made of: UNet and"),
     (lambda: Controlled(wrong(lambda x, t: x)), T, "Controlled takes a network, a torch.nn.Module, got function"),
+    (
+        lambda: Controlled(Network(unet(), VPSDE())),
+        T,
+        "Controlled takes a network, a torch.nn.Module, got Network: of a",
+    ),
+    (
+        lambda: controlled(control=FIELD[:2] > 0),
+        T,
+        "control must hold real numbers, got torch.bool: control.float()",
+    ),
+    (
+        lambda: controlled(control=FIELD[:2], strenght=1),
+        T,
+        "'strenght' is none of UNet and none of its controls",
+    ),
     (lambda: Controlled(Unsaid()), T, "Unsaid does not say which of its conditions have a row"),
     (lambda: Controlled(Lent()), V, "Lent.encoder_copy() shares parameters with the network"),
     (lambda: Controlled(Bare()), T, "Bare.encoder_copy() answered Linear without dims, wanted a module with"),

@@ -120,13 +120,51 @@ def test_a_merged_network_is_controlled_and_made_a_flow_map_as_any_is() -> None:
     assert torch.equal(around(x, t, control=x), unet()(x, t))
 
 
+class Reads(nn.Module):
+    """A network whose layers are not called: torch computes with their weights, and so it does itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.out = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return nn.functional.linear(self.block(x), self.out.weight, self.out.bias)
+
+
+def test_adapters_on_layers_that_are_read_and_not_called_are_heard() -> None:
+    base, x, t = Reads().double().eval(), draws(2, 5, 8).double(), torch.rand(2)
+    with torch.no_grad():
+        assert torch.equal(LoRA(base, 2)(x, t), base(x, t))
+    net = adapted(base, rank=2).eval()
+    assert net.names == ["block.linear1", "block.linear2", "out"]
+    wanted = merge(net)(x, t)
+    assert (wanted - base(x, t)).abs().max() > 1e-2
+    torch.testing.assert_close(net(x, t), wanted, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, t), wanted, rtol=1e-10, atol=1e-10)  # by the fast path
+    net(x, t).sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_adapters_upon_adapters_stand_beside_those_on_the_same_layers() -> None:
+    first = adapted(unet(), rank=2, where=["*qkv", "*project"])
+    second = LoRA(first, 2, where=["*qkv"])
+    assert second.names == ["net.attention.qkv.layer"]
+
+
 @refuses(
     (
         lambda: LoRA(wrong(lambda x, t: x)),
         T,
         "LoRA takes a network, a torch.nn.Module, got function",
     ),
+    (
+        lambda: LoRA(Network(unet(), VPSDE())),
+        T,
+        "LoRA takes a network, a torch.nn.Module, got Network: of a Network, its",
+    ),
     (lambda: LoRA(unet(), 0), V, "rank"),
+    (lambda: LoRA(drawn(Odd()), 5), V, "rank=5 is more than any of the 3 layers has, whose highest is 4"),
     (lambda: LoRA(unet(), scale=0.0), V, "scale"),
     (
         lambda: LoRA(unet(), where=wrong("qkv")),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-__all__ = ["Encoder", "OnBase", "aliased", "copied_but", "kept_names", "plus"]
+__all__ = ["Encoder", "OnBase", "aliased", "check_net", "copied_but", "kept_names", "plus"]
 
 
 class OnBase(nn.Module):
@@ -93,6 +93,19 @@ def plus(features: Sequence[Tensor], added: Sequence[Tensor]) -> list[Tensor]:
     return [f + a for f, a in zip(features, added, strict=True)]
 
 
+def check_net(net: object, where: str) -> nn.Module:
+    """A network to stand on, of a compiled one the network.
+
+    Raises:
+        TypeError: No module, or a model around a network.
+    """
+    net = getattr(net, "_orig_mod", net)
+    model = hasattr(net, "sde") and callable(getattr(net, "predict", None))  # a denoiser, which is a module too
+    if model or not isinstance(net, nn.Module):
+        raise TypeError(f"{where} takes a network, a torch.nn.Module, got {type(net).__name__}: of a Network, its .net")
+    return net
+
+
 def aliased(net: M) -> M:
     """A copy of a network, frozen, whose tensors lie in the memory of the original's.
 
@@ -113,10 +126,15 @@ def _view(t: Tensor) -> Tensor:
 
 
 def kept_names(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters and buffers of a model that are those of a frozen base in it."""
+    """The names of the parameters and buffers of a model that are those of a frozen base in it.
+
+    Of adapters upon others or upon a control the outermost say what learns: all that they stand on is their base.
+    """
     found: set[str] = set()
+    around: list[str] = []
     for prefix, part in model.named_modules():
-        if isinstance(part, OnBase) and part.frozen:
+        if isinstance(part, OnBase) and part.frozen and not f"{prefix}.".startswith(tuple(around)):
+            around.append(f"{prefix}." if prefix else "")
             named = (*part.named_parameters(remove_duplicate=False), *part.named_buffers(remove_duplicate=False))
             found |= {f"{prefix}.{name}".lstrip(".") for name, _ in named if not part.own(name)}
     return frozenset(found)

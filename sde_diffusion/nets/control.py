@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, is_real
-from sde_diffusion.nets.base import OnBase, aliased
+from sde_diffusion.nets.base import OnBase, aliased, check_net
 from sde_diffusion.nets.conditions import Numbers, numbers_of, rows_of
 from sde_diffusion.nets.embedding import Config, zero
 from sde_diffusion.nets.second_time import with_until
@@ -91,6 +92,7 @@ class Controlled(OnBase):
         self.finer, self.frozen = check_count(finer, "finer"), check_flag(frozen, "frozen")
         self.net = aliased(net) if frozen else copy.deepcopy(net).requires_grad_()
         self.controls = nn.ModuleDict({name: _Control(net, name, c, finer) for name, c in self.channels.items()})
+        self._told = _conditions(net, self.channels)
         self.train(net.training)
 
     @property
@@ -110,6 +112,11 @@ class Controlled(OnBase):
         self, x: Tensor, t: Tensor, *, strength: Strength | Mapping[str, Strength] | None = None, **told: Any
     ) -> Tensor:
         """Evaluates the base with what its controls add: x (B, *), t (B,) -> as x."""
+        if self._told is not None and (strange := sorted(told.keys() - self._told)):
+            raise TypeError(
+                f"condition {strange[0]!r} is none of {type(self.net).__name__} and none of its controls, which are "
+                f"{', '.join(self.channels)}, with strength"
+            )
         fields = {name: told.pop(name, None) for name in self.channels}
         strengths = self._strengths(strength, x)
         total: list[Tensor] = []
@@ -153,7 +160,8 @@ def joined(first: Controlled, *others: Controlled) -> Controlled:
         ValueError: Other bases, or two controls of one name.
     """
     channels: dict[str, int] = {}
-    for one in (first, *others):
+    first, *rest = (getattr(one, "_orig_mod", one) for one in (first, *others))  # of compiled ones, the networks
+    for one in (first, *rest):
         given: object = one
         if not isinstance(given, Controlled):
             raise TypeError(f"joined takes networks with controls, Controlled, got {type(given).__name__}")
@@ -167,7 +175,7 @@ def joined(first: Controlled, *others: Controlled) -> Controlled:
             )
         channels |= one.channels
     new = Controlled(first.net, channels, finer=first.finer, frozen=first.frozen)
-    for one in (first, *others):
+    for one in (first, *rest):
         for name, control in one.controls.items():
             new.controls[name] = copy.deepcopy(control)
     return new.train(first.training)
@@ -203,6 +211,8 @@ class _Control(nn.Module):
 
     def _told(self, field: Numbers, x: Tensor) -> Tensor:
         """The field, (B, C, *) or (1, C, *), in the dtype of the copy."""
+        if isinstance(field, Tensor) and field.dtype == torch.bool:
+            raise TypeError(f"{self.name} must hold real numbers, got torch.bool: {self.name}.float() is 1 where true")
         y = given = numbers_of(field, self.name, next(self.join.parameters()))
         y = y[None] if y.ndim == x.ndim - 1 else y
         wanted = (self.channels, *(self.finer * n for n in x.shape[2:]))
@@ -252,10 +262,8 @@ def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def _checked(net: Any) -> nn.Module:
     """The network, after a look that it follows the protocol."""
-    net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
+    net = check_net(net, "Controlled")
     name = type(net).__name__
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Controlled takes a network, a torch.nn.Module, got {name}: of a Network, its .net")
     if not callable(getattr(net, "encoder_copy", None)):
         raise TypeError(
             f"{name} has no encoder_copy(), which a control is made of: UNet and DiT have it, and "
@@ -282,6 +290,14 @@ def _channels(control: Any, net: Any) -> dict[str, int]:
             raise ValueError(f"a control cannot be called {name!r}, which is taken: give it a name, {{'edges': 1}}")
         check_count(channels, f"the channels of {name}")
     return dict(given)
+
+
+def _conditions(net: nn.Module, channels: Mapping[str, int]) -> frozenset[str] | None:
+    """What a network with controls is told by name; None where the base takes any."""
+    taken = inspect.signature(net.forward).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        return None
+    return frozenset([*taken, *channels]) - {"added"}
 
 
 def _encoder(net: Any) -> Any:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_positive
-from sde_diffusion.nets.base import OnBase, aliased
+from sde_diffusion.nets.base import OnBase, aliased, check_net, kept_names
 from sde_diffusion.nets.embedding import Config, zero
 from sde_diffusion.nets.second_time import with_until
 
@@ -39,7 +39,8 @@ class LoRA(OnBase):
     that of the base, until `merge` answers a network of the base's own class, which costs no more.
 
     Args:
-        net: The trained network, of any kind.
+        net: The trained network, of any kind, also one that reads the `weight` of its layers, as a
+            `nn.TransformerEncoderLayer` does, or one with adapters or controls already, all of which are then its base.
         rank: The rank $r$ of the adapters.
         where: Names of layers, `*` for any characters, such as `("*qkv", "*project")`; by default all layers that are
             linear maps or convolutions of one group.
@@ -58,15 +59,11 @@ class LoRA(OnBase):
 
     def __init__(self, net: nn.Module, rank: int = 4, *, where: Sequence[str] = (), scale: float = 1.0) -> None:
         super().__init__()
-        net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
-        given: object = net
-        if not isinstance(given, nn.Module):
-            raise TypeError(
-                f"LoRA takes a network, a torch.nn.Module, got {type(given).__name__}: of a Network, its .net"
-            )
+        net = check_net(net, "LoRA")
         self.rank, self.scale = check_count(rank, "rank"), check_positive(scale, "scale")
         self.where = _patterns(where)
         self.names = _found(net, self.where)
+        _check_rank(self.rank, net, self.names)
         self.net = aliased(net)
         made: dict[int, _Adapted] = {}  # a layer that stands at two places has one adapter
         for name in self.names:
@@ -113,23 +110,36 @@ class LoRA(OnBase):
 def merge(lora: LoRA) -> nn.Module:
     """The network of the base's class whose weights are those of the base and of the adapters together, to rounding.
 
+    Of adapters upon others, the network below them all. Of adapters upon a control, a `Controlled`: where they changed
+    its base, which no checkpoint holds, one of `frozen=False`, which is trained and kept whole.
+
     Args:
         lora: A network with adapters, left as it is.
 
     Returns:
-        A network with a memory of its own, all of which can be trained.
+        A network with a memory of its own, all of which can be trained but for a base as it was; in the mode of `lora`,
+        so that one in training mode has the dropout of its base on.
 
     Raises:
         TypeError: Something else.
     """
-    new = copy.deepcopy(_lora(lora).net)
+    lora = _lora(lora)
+    new = copy.deepcopy(lora.net)
     merged: dict[int, nn.Module] = {}
     for name in lora.names:
         layer = new.get_submodule(name)
         if isinstance(layer, _Adapted):
             merged[id(layer)] = merged.get(id(layer)) or layer.merged()
             _put(new, name, merged[id(layer)])
-    return new.requires_grad_().train(lora.training)
+    names = list(lora.names)
+    if isinstance(new, LoRA):
+        new, names = merge(new), [name.removeprefix("net.") for name in names]
+    if isinstance(new, OnBase) and not all(new.own(f"{name}.") for name in names):
+        new.frozen = False
+    kept = kept_names(new)
+    for name, p in new.named_parameters():
+        p.requires_grad_(name not in kept)
+    return new.train(lora.training)
 
 
 @torch.no_grad()
@@ -144,9 +154,9 @@ def unmerge(net: nn.Module, lora: LoRA) -> nn.Module:
         TypeError: No `LoRA`.
         ValueError: A network without one of the layers that have an adapter, or with one of another shape.
     """
-    new, done = copy.deepcopy(net), set()
+    lora, new, done = _lora(lora), copy.deepcopy(getattr(net, "_orig_mod", net)), set()
     held = dict(new.named_modules(remove_duplicate=False))
-    for name in _lora(lora).names:
+    for name in lora.names:
         layer, adapted = held.get(name), lora.net.get_submodule(name)
         added = adapted.added() if isinstance(adapted, _Adapted) else None
         weight = getattr(layer, "weight", None)
@@ -179,8 +189,8 @@ class _Adapted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the layer, for a network that looks at its dtype."""
-        found: Tensor = self.layer.weight
+        """The weight with the adapter in it, for a network that reads it instead of calling the layer."""
+        found: Tensor = self.layer.weight + self.added()
         return found
 
     @property
@@ -207,6 +217,7 @@ class _Adapted(nn.Module):
 
 
 def _lora(given: object) -> LoRA:
+    given = getattr(given, "_orig_mod", given)  # of a compiled network, the network
     if not isinstance(given, LoRA):
         raise TypeError(f"wanted a network with adapters, LoRA(net), got {type(given).__name__}")
     return given
@@ -225,19 +236,35 @@ def _found(net: nn.Module, where: tuple[str, ...]) -> list[str]:
         ValueError: A pattern that fits none.
     """
     named = {name: part for name, part in net.named_modules(remove_duplicate=False) if name}
-    able = [name for name, part in named.items() if type(part) in LAYERS and getattr(part, "groups", 1) == 1]
+    adapted = {name for name, part in named.items() if isinstance(part, _Adapted)}
+    able: dict[str, str] = {}  # the name of a layer, and of its place: of one with an adapter, that of the two
+    for name, part in named.items():
+        place, _, last = name.rpartition(".")
+        if type(part) in LAYERS and getattr(part, "groups", 1) == 1 and (place not in adapted or last == "layer"):
+            able[name] = place if place in adapted else name
     for pattern in where:
-        if not any(fnmatchcase(name, pattern) for name in able):
+        if not any(fnmatchcase(name, pattern) for name in able.values()):
             other = next((named[name] for name in named if fnmatchcase(name, pattern)), None)
             what = "no layer" if other is None else f"a {type(other).__name__}"
             raise ValueError(
                 f"where names {pattern!r}, which is {what} of {type(net).__name__}: adapters go to linear layers and "
-                f"convolutions of one group, such as {', '.join(able[:3]) or 'none in this network'}"
+                f"convolutions of one group, such as {', '.join([*able.values()][:3]) or 'none in this network'}"
             )
-    found = [name for name in able if not where or any(fnmatchcase(name, pattern) for pattern in where)]
+    found = [name for name in able if not where or any(fnmatchcase(able[name], pattern) for pattern in where)]
     if not found:
         raise ValueError(f"{type(net).__name__} has no linear layer and no convolution of one group inside it")
     return found
+
+
+def _check_rank(rank: int, net: nn.Module, names: Sequence[str]) -> None:
+    """Raises `ValueError` for a rank that none of the layers can have."""
+    weights: list[Any] = [net.get_submodule(name).weight for name in names]
+    most = max(min(len(w), w[0].numel()) for w in weights)
+    if rank > most:
+        raise ValueError(
+            f"rank={rank} is more than any of the {len(names)} layers has, whose highest is {most}: adapters are of "
+            "less, such as 4"
+        )
 
 
 def _put(net: nn.Module, name: str, part: nn.Module) -> None:

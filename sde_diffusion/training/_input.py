@@ -16,6 +16,7 @@ from sde_diffusion._checks import WIDE, check_real
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import PerSample, Shared
 from sde_diffusion.denoiser.modules import modules_behind
+from sde_diffusion.nets.control import Controlled
 from sde_diffusion.training.ema import Decay, horizon
 from sde_diffusion.training.trainable import Trainable
 
@@ -146,8 +147,8 @@ def check_callbacks(callbacks: object) -> tuple[Callable[..., Any], ...]:
     return cast("tuple[Callable[..., Any], ...]", found)
 
 
-def check_loss(loss: object) -> Tensor:
-    """What an objective answered, if it is a scalar that can be minimised."""
+def check_loss(loss: object, model: nn.Module) -> Tensor:
+    """What an objective answered of a model, if it is a scalar that can be minimised."""
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"the loss answered {type(loss).__name__}, wanted a tensor with one number: is a return missing?"
@@ -155,6 +156,13 @@ def check_loss(loss: object) -> Tensor:
     if loss.ndim != 0:
         raise ValueError(f"the loss answered shape {tuple(loss.shape)}, wanted one number, of shape (): .mean() it")
     if not loss.requires_grad:
+        steered = next((part for part in model.modules() if isinstance(part, Controlled)), None)
+        if steered is not None and torch.is_grad_enabled():
+            names = [*steered.channels]
+            raise TypeError(
+                f"none of the controls, {', '.join(names)}, was told, or with strength 0 alone, so that the frozen "
+                f"base answers and nothing learns: train(model, x, {names[0]}=fields)"
+            )
         raise TypeError(
             "the loss has no graph back to the model: it runs under torch.no_grad, detaches, or leaves torch; or it "
             "asks another model than the one it is called with"

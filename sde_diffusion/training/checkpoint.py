@@ -104,7 +104,7 @@ def save_checkpoint(
     Args:
         path: The folder.
         model: A `Network` or a `FlowMap` around a net with a `config` property, the constructor's arguments, such as
-            `MLP` and `UNet`.
+            `MLP` and `UNet`; of a compiled net, the net inside.
         scaling: What the data went through before training, such as `Standardise.of(x)`; None: nothing.
         conditions: What continuous conditions went through, by their names.
         extra: Anything JSON can hold, kept beside the model.
@@ -225,8 +225,8 @@ def check_length(about: Mapping[str, Any]) -> None:
 
 
 def tensors_of(net: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a net, after a look that they are finite."""
-    tensors = {}
+    """The tensors of a net, of a compiled one those of the net, after a look that they are finite."""
+    tensors, net = {}, getattr(net, "_orig_mod", net)
     for name, t in own_tensors(net, net.state_dict()).items():
         if not isinstance(t, Tensor):
             raise TypeError(f"the net holds {name}, a {type(t).__name__}: a checkpoint keeps tensors alone")

@@ -36,6 +36,7 @@ def base_entry(net: object, path: str | Path, base: Base, load: Load) -> dict[st
     Raises:
         ValueError: A base where there is none, or another than that of the network.
     """
+    net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
     if not isinstance(net, OnBase) or not net.frozen:
         if base is not None:
             raise ValueError(
@@ -128,8 +129,10 @@ def _written(base: Path) -> str | None:
 def _network(base: str | Path | nn.Module, load: Load) -> nn.Module:
     if not isinstance(base, nn.Module):
         return load(base)
+    base = getattr(base, "_orig_mod", base)
     inside = getattr(base, "net", None)
-    return inside if isinstance(inside, nn.Module) and not isinstance(base, OnBase) else base
+    found: nn.Module = inside if isinstance(inside, nn.Module) and not isinstance(base, OnBase) else base
+    return getattr(found, "_orig_mod", found)
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

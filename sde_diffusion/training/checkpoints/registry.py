@@ -86,17 +86,25 @@ def describe(model: Network) -> dict[str, Any]:
 
 
 def describe_net(net: object) -> dict[str, Any]:
-    """Describes a net alone, for JSON.
+    """Describes a net alone, for JSON; of a compiled one the net.
 
     Raises:
-        TypeError: It has no `config`, or is built around one that has none.
+        TypeError: It has no `config`, is built around one that has none, or a part of it is compiled.
     """
+    net = getattr(net, "_orig_mod", net)
     config = getattr(net, "config", None)
     if not isinstance(net, nn.Module) or not isinstance(config, Mapping):
         raise TypeError(
             f"{type(net).__name__} has no `config` property: give it one that returns its constructor's arguments, "
             "as a dict"
         )
+    for name, module in net.named_modules():
+        if name.endswith("._orig_mod"):
+            part = name.removesuffix("._orig_mod")
+            raise TypeError(
+                f"{part} of {type(net).__name__} is a compiled {type(module).__name__}, which no config says: compile "
+                f"it in place, net.{part}.compile(), or the network as a whole, torch.compile(net)"
+            )
     return _net_entry(net, config)
 
 

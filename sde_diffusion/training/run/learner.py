@@ -34,7 +34,7 @@ class Loss(nn.Module):
         """The loss of a micro-batch."""
         if apart := {name: cond[name] for name in cond if name in TAKEN}:
             cond = {**{name: cond[name] for name in cond if name not in TAKEN}, "cond": apart}
-        return check_loss(self.objective(self.model, x, **draws, **cond))
+        return check_loss(self.objective(self.model, x, **draws, **cond), self.model)
 
 
 class Learner:
