@@ -82,7 +82,7 @@ def photo_patches(
                 count += 1
     if not patches:
         raise ValueError(f"size={size} leaves no patch in the {split} split: the pictures are 300 to 1,000 pixels long")
-    return Digits(torch.cat(patches).float() / 127.5 - 1, torch.tensor(labels, dtype=torch.int64))
+    return Digits(torch.cat(patches).float() / 127.5 - 1, torch.tensor(labels, dtype=torch.int64, device="cpu"))
 
 
 def _cut(block: Tensor, size: int, stride: int) -> Tensor:
@@ -108,6 +108,6 @@ def _pictures(colour: bool) -> list[Tensor]:
             continue
         picture = torch.from_numpy(np.array(raw, dtype=np.float32))
         if not colour and picture.ndim == 3:
-            picture = picture @ torch.tensor(GREY)
+            picture = picture @ torch.tensor(GREY, device="cpu")
         found.append(picture.permute(2, 0, 1) if colour else picture[None])
     return found

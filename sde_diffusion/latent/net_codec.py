@@ -235,7 +235,7 @@ class NetCodec(Trainable):
 def _numbers(value: Any, name: str) -> Tensor:
     """A number, or one for each channel, as float32 on the CPU."""
     try:
-        found = torch.as_tensor(value).detach().to("cpu", torch.float32)
+        found = torch.as_tensor(value, device="cpu").detach().to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number, or one for each channel, got {type(value).__name__}") from error
     if found.ndim > 1 or not found.numel():

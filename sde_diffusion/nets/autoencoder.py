@@ -146,13 +146,15 @@ class _Block(nn.Module):
 @torch.no_grad()
 def _start(net: Autoencoder) -> None:
     """A fresh net: the lowest waves of patches and back, codes of little noise, and nothing of the convolutions."""
-    f, channels = net.factor, net.channels
-    k, at = torch.arange(float(f))[:, None], torch.arange(f) + 0.5
+    f, channels, device = net.factor, net.channels, net.forth.weight.device
+    k, at = torch.arange(float(f), device=device)[:, None], torch.arange(f, device=device) + 0.5
     one = torch.cos(torch.pi / f * k * at) * torch.where(k == 0, 1.0, 2**0.5)  # rows of mean square 1
-    waves, pitch = torch.ones(1, 1), torch.zeros(1)
+    waves, pitch = torch.ones(1, 1, device=device), torch.zeros(1, device=device)
     for _ in range(net.dims):
         waves, pitch = torch.kron(waves, one), (pitch[:, None] + k[:, 0] ** 2).flatten()
-    waves = torch.kron(torch.eye(channels), waves)[pitch.repeat(channels).argsort(stable=True)[: net.latent]]
+    waves = torch.kron(torch.eye(channels, device=device), waves)[
+        pitch.repeat(channels).argsort(stable=True)[: net.latent]
+    ]
     net.forth.weight.zero_()
     net.back.weight.zero_()
     net.forth.weight[: len(waves)] = (waves / f**net.dims).view(*waves.shape, *[1] * net.dims)
