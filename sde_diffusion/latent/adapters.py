@@ -153,8 +153,8 @@ def from_diffusers(vae: Any, **units: Any) -> NetCodec:
         )
     scale, shift = factor, said("shift_factor") or 0.0
     if mean is not None and std is not None:
-        shift = torch.tensor(mean)
-        scale = (1.0 if factor is None else factor) / torch.tensor(std)
+        shift = torch.tensor(mean, device="cpu")
+        scale = (1.0 if factor is None else factor) / torch.tensor(std, device="cpu")
     return from_autoencoder(vae, **{"scale": scale, "shift": shift, **units})
 
 
