@@ -146,6 +146,13 @@ def test_adapters_on_layers_that_are_read_and_not_called_are_heard() -> None:
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+
+
 def test_adapters_upon_adapters_stand_beside_those_on_the_same_layers() -> None:
     first = adapted(unet(), rank=2, where=["*qkv", "*project"])
     second = LoRA(first, 2, where=["*qkv"])
@@ -174,6 +181,7 @@ def test_adapters_upon_adapters_stand_beside_those_on_the_same_layers() -> None:
     (lambda: LoRA(unet(), where=["norm"]), V, "where names 'norm', which is no layer of UNet: adapters go to linear"),
     (lambda: LoRA(Odd(), where=["back"]), V, "where names 'back', which is a ConvTranspose1d of Odd: adapters go to"),
     (lambda: LoRA(nn.Sequential(nn.ReLU())), V, "Sequential has no linear layer and no convolution of one group"),
+    (lambda: merge(LoRA(Tied())), V, "the weight of a is that of another layer, too, which a merge would change along"),
     (lambda: merge(wrong(unet())), T, "wanted a network with adapters, LoRA(net), got UNet"),
     (lambda: unmerge(MLP(2), LoRA(unet())), V, "MLP has no layer 'condition.project' with the weights of the base"),
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -122,9 +123,11 @@ def merge(lora: LoRA) -> nn.Module:
 
     Raises:
         TypeError: Something else.
+        ValueError: A layer whose weight is that of another layer, too.
     """
     lora = _lora(lora)
     new = copy.deepcopy(lora.net)
+    _check_apart(new, lora.names)
     merged: dict[int, nn.Module] = {}
     for name in lora.names:
         layer = new.get_submodule(name)
@@ -265,6 +268,17 @@ def _check_rank(rank: int, net: nn.Module, names: Sequence[str]) -> None:
             f"rank={rank} is more than any of the {len(names)} layers has, whose highest is {most}: adapters are of "
             "less, such as 4"
         )
+
+
+def _check_apart(net: nn.Module, names: Sequence[str]) -> None:
+    """Raises `ValueError` for a layer with an adapter whose weight another module has as well."""
+    holders = Counter(id(p) for part in net.modules() for p in part.parameters(recurse=False))
+    for name in names:
+        if holders[id(net.get_submodule(f"{name}.layer").get_parameter("weight"))] > 1:
+            raise ValueError(
+                f"the weight of {name} is that of another layer, too, which a merge would change along with it: keep "
+                "the adapters as they are, or put them on other layers, where="
+            )
 
 
 def _put(net: nn.Module, name: str, part: nn.Module) -> None:
