@@ -137,9 +137,8 @@ def test_patches_become_channels_and_are_given_back_point_by_point(dims):
     x = torch.arange(2.0 * 2 * 4**dims).reshape(2, 2, *[4] * dims)
     gathered = autoencoder._gathered(x, 2)
     assert gathered.shape == (2, 2 * 2**dims, *[2] * dims)
-    assert torch.equal(
-        gathered[:, 0], x[(slice(None), 0, *[slice(None, None, 2)] * dims)]
-    )  # the first point of each patch
+    firsts: tuple[Any, ...] = (slice(None), 0, *[slice(None, None, 2)] * dims)
+    assert torch.equal(gathered[:, 0], x[firsts])  # the first point of each patch
     assert torch.equal(autoencoder._spread(gathered, 2), x)
     assert net(x).shape == x.shape
     assert NetCodec(net).shape_of((2, *[4] * dims)) == (3, *[2] * dims)
@@ -476,4 +475,4 @@ def test_codes_that_save_nothing_are_told_of():
 def test_the_law_of_codes_is_not_decoded_but_its_mean_is():
     codec = latent.from_functions(lambda x: x[:, :1], lambda z: z.repeat(1, 2), shape=(2,), noise=1.0)
     with pytest.raises(TypeError, match=r"z is the law of codes .* decode code.mean, or a draw of it, code.at\(eps\)"):
-        latent.decoded(codec, latent.encoded(codec, torch.zeros(3, 2)))
+        latent.decoded(codec, latent.encoded(codec, torch.zeros(3, 2)))  # type: ignore[arg-type]  # on purpose

@@ -275,6 +275,29 @@ class Named(Noisy):
         return {}
 
 
+class Holder:
+    """An object with a module in it, and no module itself."""
+
+    def __init__(self) -> None:
+        self.net = Noisy()
+
+    def encode(self, x: Tensor) -> Any:
+        return self.net.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.net.decode(z)
+
+
+def test_the_modules_of_an_object_with_methods_are_trained_and_held_in_evaluation_mode():
+    done = learnt(latent.from_autoencoder(Holder(), noise=0.1)).codec
+    assert sum(p.numel() for p in done.net.parameters()) == sum(p.numel() for p in Noisy().parameters())
+    one, two = (latent.cached(done.train(), X).code.mean for _ in range(2))
+    assert torch.equal(one, two)
+    for p in done.parameters():
+        p.data.zero_()
+    assert not bool(done.encode(X)[0].any())
+
+
 def test_modules_in_lists_and_dicts_of_a_codec_are_in_evaluation_mode():
     codec = Plain()
     assert torch.equal(latent.cached(codec, X).code.mean, X)

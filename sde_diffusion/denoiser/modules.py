@@ -51,7 +51,8 @@ def _search(thing: object, depth: int, roots: list[nn.Module], modules: list[nn.
         return
     seen.add(id(thing))
     for part in _parts(thing):
-        if isinstance(part, nn.Module) or (callable(part) and not isinstance(part, type)):
+        of_method = isinstance(thing, MethodType) and part is thing.__self__  # which need not be callable itself
+        if isinstance(part, nn.Module) or ((callable(part) or of_method) and not isinstance(part, type)):
             _search(part, depth - 1, roots, modules, seen)
 
 

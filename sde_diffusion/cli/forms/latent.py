@@ -63,16 +63,21 @@ def codec_of_plan(plan: Plan, out: Path) -> Form | None:
     """The codec that a plan names, or that a run which goes on in its second phase has: None where it trains one.
 
     Raises:
-        FileNotFoundError, ValueError: There is none in the folder.
+        FileNotFoundError, ValueError: There is none in the folder, or one whose training was cut short.
     """
     second = goes_on(plan, out)
     if plan.latent is None or (plan.latent == "new" and not second):
         return None
     folder = out if second else Path(plan.latent)
     try:
-        found = load_codec(folder)
+        found = load_codec(folder, unfinished=True)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"--latent {folder} holds no codec, {CODEC}.json: {error}") from error
+    if not found.codec.measured:
+        raise ValueError(
+            f"--latent {folder}: the training of its codec has not ended: go on with it there, --resume, or train "
+            "another, --latent"
+        )
     return Form(found.codec.shape, found.scaling, found.codec)
 
 
