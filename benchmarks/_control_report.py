@@ -49,7 +49,7 @@ def _kept(result: Row) -> str:
 
 
 def _adapters(found: Row) -> str:
-    head = "| on photographs | weights that learn | learning rate chosen of three | loss on test patches | merged |\n"
+    head = "| on photographs | weights that learn | learning rate chosen of four | loss on test patches | merged |\n"
     rows = [head + "| --- | --- | --- | --- | --- |"]
     for name, row in found.items():
         merged = f"{row['merged']:.4f}" if "merged" in row else ""

@@ -13,7 +13,7 @@ reported on the other half. The F1 is that of edge pixels over all samples toget
 of those within one pixel, where precision is the share of the sample's edge pixels that have one of the map in the
 3 x 3 pixels around, recall the share of the map's that have one of the sample. Chance is that of the edges of one test
 digit against the map of another. Adapters teach the base of digits to draw patches of photographs; the learning rate of
-each is one of three, chosen on validation patches. One thread, seed 0, one process.
+each is one of four, chosen on validation patches. One thread, seed 0, one process.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ MEAN, STD = -0.74, 0.6
 """Of the digits; the models are trained on mean 0 and standard deviation 0.5."""
 FARTHEST = 8.0
 """The distance to an edge, in pixels, from which the field is told no more."""
-STRENGTHS = (0.5, 1.0, 1.5, 2.0)
-SCALES = (1.5, 2.0, 3.0)
-RATES = {"adapters": (3e-3, 1e-2, 3e-2), "all weights": (1e-3, 3e-3, 1e-2)}
+STRENGTHS = (0.5, 1.0, 2.0, 3.0, 4.0)
+SCALES = (2.0, 3.0, 5.0, 8.0)
+RATES = {"adapters": (3e-3, 1e-2, 3e-2, 1e-1), "all weights": (1e-3, 3e-3, 1e-2, 3e-2)}
 STEPS = 20
 Part = dict[str, Any]
 
@@ -196,7 +196,7 @@ def sizes(base: Network, model: Network) -> Part:
 def adapters(base: Network, steps: int) -> Part:
     """The loss on photographs: of the base, of adapters of some ranks, and of all weights trained on from the base.
 
-    Each at the one of three learning rates whose loss on validation patches is least.
+    Each at the one of four learning rates whose loss on validation patches is least.
     """
     x, validation, test = patches("train", 4000), patches("validation", 300), patches("test", 300)
     found: Part = {"base": {"loss": loss_of(base, test), "weights": 0}}
