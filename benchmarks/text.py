@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of the committed figures alone")
     parser.add_argument("--steps", type=int, default=1800, help="of training")
     parser.add_argument("--batch", type=int, default=32, help="images of a step")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of the network that reads captions")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of the network that reads captions")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.table:
