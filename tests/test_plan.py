@@ -13,7 +13,7 @@ import pytest
 from sde_diffusion.cli import main as cli
 from sde_diffusion.cli.plan import toml
 from sde_diffusion.cli.plan.config import add_options, check_same, plan_of, read_config, write_config
-from sde_diffusion.cli.plan.inputs import parted
+from sde_diffusion.cli.plan.opened import parted
 from sde_diffusion.cli.plan.options import GROUPS, OPTIONS, Plan, names_of
 
 FULL = Plan(

@@ -18,7 +18,8 @@ from checkpoints import model
 
 from sde_diffusion import Network, PerSample, SDESampler, predict
 from sde_diffusion.cli import main as cli
-from sde_diffusion.cli.sample import Draw, sample_file
+from sde_diffusion.cli.sample import sample_file
+from sde_diffusion.cli.target.draw import Draw
 from sde_diffusion.cli.target.known import Known, read_known
 from sde_diffusion.cli.target.options import SYSTEMS, Target, model_of
 from sde_diffusion.data import Quantile, Standardise
@@ -91,7 +92,7 @@ def test_what_is_left_open_follows_the_law_given_what_is_known_in_the_units_of_t
         file = saved(tmp_path, "known.npz", [math.nan, SEEN], [False, True])
     n, noise, lines = 1000, 25.0, list[str]()
     target = Target(inpaint=file, noise=noise)
-    sample_file(tmp_path, tmp_path / "x.npy", draw=Draw(n, target=target), say=lines.append, loaded=exact())
+    sample_file(tmp_path, tmp_path / "x.npy", draw=Draw(n, target=target), say=lines.append, loaded=[exact()])
     x = np.load(tmp_path / "x.npy").astype("float64")
     cov = (STD[:, None] * COV * STD).double().numpy()
     gain = cov[:, 1] / (cov[1, 1] + noise**2)
@@ -104,7 +105,7 @@ def test_what_is_left_open_follows_the_law_given_what_is_known_in_the_units_of_t
 def test_particles_tell_how_likely_that_is_in_the_units_of_the_data(tmp_path):
     file, lines = saved(tmp_path, "known.npy", [5.0, SEEN]), list[str]()
     target = Target(inpaint=file, noise=1.5, particles=64)
-    sample_file(tmp_path, tmp_path / "x.npz", draw=Draw(50, target=target), say=lines.append, loaded=exact())
+    sample_file(tmp_path, tmp_path / "x.npz", draw=Draw(50, target=target), say=lines.append, loaded=[exact()])
     cov = (STD[:, None] * COV * STD + 1.5**2 * torch.eye(2)).double()
     law = torch.distributions.MultivariateNormal(MEAN.double(), cov)
     wanted = float(law.log_prob(torch.tensor([5.0, SEEN], dtype=torch.float64)))
