@@ -71,8 +71,8 @@ def train_codec(
         steps: Gradient steps.
         loss: `Reconstruction()` by default.
         recipe: As in `train`.
-        val: As in `train`; the best codec is that of the least `loss` on them. Of rows that are no `Validation`, about
-            512 draws are looked at, 25 times in the run, and never more often than every fifth step.
+        val: As in `train`; the best codec is that of the least `loss` on them. Of rows that are no `Validation`, 512
+            draws are looked at, or one of each row if there are more, 25 times in the run, at most every fifth step.
         out: As in `train`. The codec is kept there as `codec.json`, the run in `codec_state.json`: a model that learns
             its codes may be trained into the same folder. Until the units are measured, `load_codec` refuses it.
         resume: As in `train`.
