@@ -29,6 +29,17 @@ FULL = Plan(
     net_args={"patch": [1, 2], "inner": {"a": 1}},
     width=64,
     start=Path("/from"),
+    shrink=2,
+    latent=Path("/latent"),
+    codec_steps=12,
+    codec_channels=2,
+    codec_factor=4,
+    codec_width=16,
+    low_res=2,
+    augment=0.3,
+    control="edges",
+    lora=4,
+    base=Path("/base"),
     steps=7,
     batch_size=9,
     lr=1e-5,
@@ -140,7 +151,7 @@ SAMPLES = {"'8'": str, "true": bool, "8": int, "8.5": float, "[8]": list, "{a = 
 def test_every_option_of_a_file_takes_its_own_types_alone(key, tmp_path):
     example = getattr(FULL, key)
     own: set[type] = {str} if isinstance(example, Path | tuple) else {type(example)}
-    own |= {int, float} if key in ("lr", "val") else {str} if isinstance(example, dict) else set()
+    own |= {int, float} if key in ("lr", "val", "augment") else {str} if isinstance(example, dict) else set()
     name = names_of(key)[0]
     for text, kind in SAMPLES.items():
         (tmp_path / "c.toml").write_text(f"{name} = {text}")
