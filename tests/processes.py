@@ -6,12 +6,14 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+
+from sde_diffusion.cli import main as cli
 
 
 def fork(call: Callable[[], object], error: Path | None = None) -> int:
@@ -40,6 +42,12 @@ def wait(child: int, seconds: float = 60.0) -> int:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise AssertionError(f"a process hangs after {seconds} s")
+
+
+def called_as(rank: int, commands: Iterable[Sequence[object]]) -> list[int]:
+    """What commands answer, one after the other, in one of two processes that are joined already."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return [cli.main(list(map(str, words))) for words in commands]
 
 
 def run_processes(count: int, call: Callable[[int], Any], folder: Path) -> list[Any]:

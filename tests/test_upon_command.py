@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import called_as, run_processes
 
 from sde_diffusion import Network, SDESampler
 from sde_diffusion.cli import main as cli
@@ -20,7 +21,7 @@ from sde_diffusion.nets.lora import LoRA
 from sde_diffusion.training import load_checkpoint, save_checkpoint
 
 NET = ("--width", 8, "--net-args", "multipliers=[1], attention=0")
-FEW = ("--steps", 2, "--batch-size", 16)
+FEW = ("--steps", 2, "--batch-size", 16, "--val", 0)
 WORDS = [f"A {thick} {name}" for thick in ("thin", "thick") for name in ("one", "two", "three")]
 
 
@@ -69,7 +70,7 @@ def here(made, monkeypatch, tmp_path):
 
 
 def sampled(*words: object) -> Any:
-    assert call("sample", *words, "--nfe", 5, "--out", "s.npy") == 0
+    assert call("sample", *words, "--nfe", 3, "--out", "s.npy") == 0
     return np.load("s.npy")
 
 
@@ -84,15 +85,13 @@ def test_a_control_is_trained_alone_and_draws_by_its_fields_with_its_weight(here
     np.save("five.npy", np.load("mask.npy")[:5])
     x = sampled("--checkpoint", "masked", "--control", "five.npy", "--control-weight", 0.5, "--seed", 3)
     control = loaded.conditions["control"].apply(torch.from_numpy(np.load("five.npy")), torch.float32)
-    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=5)
+    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=3)
     wanted = loaded.scaling.undo(sampler.sample(5, seed=3, control=control, strength=0.5))
     assert np.array_equal(x, wanted.numpy())
     plain = sampled("--checkpoint", "base", "--n", 5, "--seed", 3)
     assert not np.array_equal(x, plain)
     off = ("--checkpoint", "masked", "--control", "five.npy", "--control-weight", 0, "--seed", 3)
     assert np.array_equal(sampled(*off), plain)
-    assert call("sample", *off, "--nfe", 5, "--out", "shards") == 0
-    assert np.array_equal(np.load("shards/shard-000000.npy"), plain)
     capsys.readouterr()
     assert np.array_equal(sampled("--checkpoint", "masked", "--n", 5, "--seed", 3), plain)
     assert "no field is given to the control, --control FILE: samples are those of the base" in capsys.readouterr().out
@@ -103,7 +102,7 @@ def test_fields_are_made_of_data_as_in_the_training(here):
     assert loaded.extra["control"] == {"of": "edges", "channels": 1}
     x = sampled("--checkpoint", "edges", "--control-of", "some.npy")
     control = edges(loaded.scaling.apply(torch.from_numpy(np.load("some.npy")), torch.float32))
-    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=5)
+    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=3)
     assert np.array_equal(x, loaded.scaling.undo(sampler.sample(5, seed=0, control=control)).numpy())
     np.save("e.npy", control.numpy())
     assert np.array_equal(x, sampled("--checkpoint", "edges", "--control", "e.npy"))
@@ -120,6 +119,7 @@ def test_edges_are_where_a_field_changes_and_coarse_is_its_means():
     assert torch.allclose(coarse(wave), wave.unflatten(2, (2, 4)).mean(3).repeat_interleave(4, 2))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_control_goes_on_and_an_array_beside_the_data_is_a_field(here, capsys):
     train = ("train", "--data", "x.npz", "--batch-size", 16, "--from", "base", "--control", "mask", "--out", "m")
     assert call(*train, "--steps", 2) == 0
@@ -133,17 +133,23 @@ def test_a_run_of_a_control_goes_on_and_an_array_beside_the_data_is_a_field(here
     assert size < sum(file.stat().st_size for file in Path("masked").glob("model-*")) + 1024
 
 
+@pytest.mark.slow
 def test_adapters_are_kept_alone_and_the_base_is_found_or_named(here, capsys):
     shutil.copytree("base", "own")
     assert call("train", "--data", "x.npz", *FEW, "--from", "own", "--lora", 2, "--out", "m") == 0
     assert isinstance(load_checkpoint("m").model.net, LoRA)
     x = sampled("--checkpoint", "m", "--n", 3)
     Path("own").rename("moved")
-    ask = ("sample", "--checkpoint", "m", "--n", 3, "--nfe", 5, "--out", "s.npy")
+    ask = ("sample", "--checkpoint", "m", "--n", 3, "--nfe", 3, "--out", "s.npy")
     assert "a base, which is not in m/../own: say where it is, --base DIR" in error_of(capsys, *ask)
     assert np.array_equal(sampled("--checkpoint", "m", "--n", 3, "--base", "moved"), x)
     assert call("train", "--data", "x.npz", *FEW, *NET, "--seed", 1, "--out", "own") == 0
     assert "was trained upon a base of digest" in error_of(capsys, *ask)
+    further = ("train", "--data", "x.npz", *FEW, "--from", "m", "--out", "n")
+    assert "was trained upon a base of digest" in error_of(capsys, *further)
+    assert call(*further, "--base", "moved") == 0
+    x = sampled("--checkpoint", "n", "--n", 3)  # which names the base where it is now
+    assert np.array_equal(x, sampled("--checkpoint", "n", "--n", 3, "--base", "moved"))
     assert "and that in own has" in error_of(capsys, *ask, "--base", "own")
     assert "holds a whole model, which stands on no other" in error_of(capsys, *ask[:2], "own", *ask[3:], "--base", "m")
     assert call("distill", "--checkpoint", "moved", "--out", "fast", "--steps", 1, "--batch-size", 8) == 0
@@ -185,9 +191,10 @@ def test_what_stands_upon_a_base_is_trained_further_and_the_base_stays(first, wo
 
 
 @pytest.mark.slow
-def test_fields_in_other_units_than_those_of_the_first_training_are_told_of(here):
-    with pytest.warns(UserWarning, match="channel 0 of the condition control has mean"):
-        assert call("train", "--data", "x.npz", *FEW, "--from", "masked", "--control", "mask", "--out", "m") == 0
+@pytest.mark.filterwarnings("default")
+def test_fields_in_other_units_than_those_of_the_first_training_are_told_of(here, capsys):
+    assert call("train", "--data", "x.npz", *FEW, "--from", "masked", "--control", "mask", "--out", "m") == 0
+    assert "warning: --data x.npz: channel 0 of the condition control has mean" in capsys.readouterr().err
     assert load_checkpoint("m").conditions["control"].config == load_checkpoint("masked").conditions["control"].config
 
 
@@ -205,13 +212,14 @@ def test_a_control_of_a_model_of_codes_sees_fields_of_the_data(here):
     assert np.array_equal(off, sampled("--checkpoint", "codes", "--n", 5))
 
 
+@pytest.mark.slow
 def test_controls_that_were_made_in_python_are_told_by_their_names(here, capsys):
     base = load_checkpoint("base")
     net = Controlled(base.model.net, {"lines": 1, "mask": 1})
     model = Network(net, base.model.sde, base.model.kind, shape=base.model.shape)
     save_checkpoint("m", model, scaling=base.scaling, base="base")
     np.save("five.npy", np.ones((5, 1, 4, 4)))
-    words = ("sample", "--checkpoint", "m", "--nfe", 5, "--out", "s.npy")
+    words = ("sample", "--checkpoint", "m", "--nfe", 3, "--out", "s.npy")
     assert "give --cond lines=FILE.npy --cond mask=FILE.npy" in error_of(capsys, *words, "--control", "five.npy")
     assert call(*words, "--cond", "lines=five.npy") == 0
     assert np.array_equal(np.load("s.npy"), sampled("--checkpoint", "base", "--n", 5))
@@ -227,7 +235,7 @@ def test_a_network_learns_the_words_of_captions_and_is_told_them(here, capsys):
     assert net.encoder.vocabulary.words == ["a", "one", "thick", "thin", "three", "two"]
     assert net.encoder.length == 3
     x = sampled("--checkpoint", "told", "--cond", "caption=a thick two", "--n", 3)
-    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=5)
+    sampler = SDESampler(loaded.model.sde, loaded.model, nfe=3)
     assert np.array_equal(x, loaded.scaling.undo(sampler.sample(3, seed=0, caption="a thick two")).numpy())
     Path("two.txt").write_text("a thick two\na thin one\n")
     x = sampled("--checkpoint", "told", "--cond", "caption=two.txt")
@@ -258,6 +266,43 @@ def test_captions_of_a_table_are_learnt_weighed_and_begun_from(here, capsys):
     assert "holds 'tiny', which the net has not learnt" in said
     assert call("distill", "--checkpoint", "m", "--out", "fast", "--steps", 1, "--batch-size", 8) == 0
     assert sampled("--checkpoint", "fast", "--cond", "caption=a thin one", "--n", 2, "--solver", "jump").shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_other_captions_in_the_same_file_are_refused_where_a_run_goes_on(here, capsys):
+    x = np.load("x.npz")["x"]
+    np.savez("w.npz", x=x, caption=np.array(WORDS * 10))
+    net = ("--width", 8, "--net-args", "multipliers=[1], tokens=8")
+    words = ("train", "--data", "w.npz", "--cond", "caption", *FEW, *net, "--out", "m")
+    assert call(*words) == 0
+    np.savez("w.npz", x=x, caption=np.array(WORDS[::-1] * 10))
+    said = error_of(capsys, *words, "--resume")
+    assert "data is 60 rows of" in said
+    np.savez("w.npz", x=x, caption=np.array(WORDS * 10))
+    assert call(*words, "--resume") == 0
+
+
+@pytest.mark.slow
+def test_two_processes_draw_by_fields_and_captions_as_one_does(here):
+    np.save("seven.npy", np.load("mask.npy")[:7])
+    Path("seven.txt").write_text("\n".join([*WORDS, WORDS[0]]))
+    ask = ("--nfe", 6, "--batch-size", 2, "--out")
+    drawn = {
+        "masked": ("--control", "seven.npy", "--control-weight", 0.5),
+        "told": ("--cond", "caption=seven.txt", "--guidance", 2),
+    }
+    commands = []
+    for name, told in drawn.items():
+        words = ("sample", "--checkpoint", name, *told, *ask)
+        for ending in ("npy", "npz", "png"):
+            assert call(*words, f"{name}.{ending}") == 0
+        assert np.array_equal(np.load(f"{name}.npy"), np.load(f"{name}.npz")["x"])
+        commands += [(*words, f"{name}-shards"), (*words, f"{name}-two.npy"), (*words, f"{name}-two.npz")]
+    assert run_processes(2, lambda rank: called_as(rank, commands), here / "meet") == [[0, 0, 2] * 2] * 2
+    for name in drawn:
+        found = np.concatenate([np.load(file) for file in sorted(Path(f"{name}-shards").glob("*.npy"))])
+        assert np.array_equal(found, np.load(f"{name}.npy"))
+        assert np.array_equal(np.load(f"{name}-two.npy"), np.load(f"{name}.npy"))
 
 
 # --- what is refused
@@ -338,13 +383,13 @@ DRAWN = [
 def test_what_cannot_be_drawn_is_refused_before_any_work(words, message, here, capsys):
     np.save("big.npy", np.zeros((5, 1, 8, 8)))
     np.save("bad.npy", np.full((5, 1, 4, 4), np.nan))
-    assert message in error_of(capsys, "sample", "--checkpoint", *words, "--nfe", 5, "--out", "no.npy")
+    assert message in error_of(capsys, "sample", "--checkpoint", *words, "--nfe", 3, "--out", "no.npy")
     assert not Path("no.npy").exists()
 
 
 def test_other_commands_refuse_a_control_with_the_way(here, capsys):
     for words, message in (
-        (("tune", "--nfe", 5), "tune its base, whose tables serve it without one; in Python, tune(sde, model, nfe"),
+        (("tune", "--nfe", 3), "tune its base, whose tables serve it without one; in Python, tune(sde, model, nfe"),
         (("distill", "--out", "no"), "sample --nfe 8, and distil its base"),
         (
             ("likelihood", "--data", "x.npz", "--out", "no.json"),
