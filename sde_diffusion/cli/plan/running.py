@@ -170,7 +170,7 @@ def _report(plan: Plan, inputs: Inputs, model: Network, out: Path) -> list[str]:
     net: Any = model.net
     size, kept = sum(p.numel() for p in net.parameters()), kept_names(net)
     own = sum(p.numel() for name, p in net.named_parameters() if name not in kept)
-    of = f", of which {own:,} are learnt and the others are those of {plan.start}" if kept else ""
+    of = f", of which {own:,} are learnt and the others are those of {plan.base or plan.start}" if kept else ""
     lines.append(
         f"{type(net).__name__} with {size:,} parameters{of}, {type(model.kind).__name__} prediction, {model.sde!r}"
     )
