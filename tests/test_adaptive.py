@@ -272,6 +272,7 @@ class Redrawn(heun_euler.Bridge):
 
 
 @pytest.mark.parametrize(("bridge", "biased"), [(heun_euler.Bridge, False), (Redrawn, True)])
+@pytest.mark.slow
 def test_refused_steps_do_not_bias_the_samples(bridge: Any, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # Gaussian data, from the exact prior. A quarter of the attempts are refused. Standard error of the variance: 1.8 %.
     # With noise drawn afresh after a refusal the variance comes out 70 % too large.
@@ -585,6 +586,7 @@ def rings(sde: GaussianSDE) -> Denoiser:
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE()], ids=zoo.name)
+@pytest.mark.slow
 def test_a_batch_needs_at_most_half_more_evaluations_than_dopri5_at_equal_error_and_a_row_no_more(
     sde: GaussianSDE,
 ) -> None:

@@ -429,7 +429,7 @@ PROFILE: Any = {
 }
 
 
-@settings(max_examples=300, **PROFILE)
+@settings(max_examples=150, **PROFILE)
 @given(CASES)
 def test_every_combination_is_finite_or_refused_with_the_cause(case: Case) -> None:
     check(case)

@@ -233,6 +233,7 @@ def test_scaling_and_shifting_the_data_shifts_the_density_by_the_jacobian():
 
 @pytest.mark.parametrize("sde", zoo.mostly_slow([VPSDE(), FlowSDE(), EDMSDE()]), ids=repr)
 @pytest.mark.parametrize("scale", [None, 0.73])
+@pytest.mark.slow
 def test_a_sample_has_the_density_that_it_was_drawn_with(sde, scale):
     """Forward equals backward, in the angle and in t; the latent comes back."""
     model = mixture(2, 3, low=0.1).on(sde)

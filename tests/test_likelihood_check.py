@@ -118,6 +118,7 @@ def test_an_untrained_network_passes_whatever_the_data(dtype):
 
 
 @pytest.mark.parametrize("sde", [VESDE(0.01, 20.0), DoubleWell()], ids=repr)
+@pytest.mark.slow
 def test_other_processes_pass(sde):
     class Prior(DoubleWell):
         def drift(self, x, t):
@@ -137,6 +138,7 @@ def test_other_processes_pass(sde):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("hide", [0.3, 1.0])
+@pytest.mark.slow
 def test_a_network_of_which_a_part_leaves_the_graph_is_caught(hide, dtype):
     report = check_likelihood(sampler(dtype, hide=hide), n=8)
     print(report)
@@ -151,6 +153,7 @@ def test_a_divergence_that_is_wrong_shows_in_the_integral_too():
 # ----------------------------------------------------------------------------------------------------------- conditions
 
 
+@pytest.mark.slow
 def test_a_conditional_model_is_checked_under_the_conditions_given():
     labels = torch.arange(32) % 4
     report = check_likelihood(sampler(labels=4), normal(32), n=16, label=labels)
@@ -159,6 +162,7 @@ def test_a_conditional_model_is_checked_under_the_conditions_given():
     check_likelihood(sampler(labels=4), n=8, label=labels[:8]).raise_for_failures()
 
 
+@pytest.mark.slow
 def test_rows_of_conditions_go_in_turn_and_tables_whole():
     heard = []
 

@@ -108,9 +108,10 @@ def form_of(folder: Path, loaded: Checkpoint, option: str = "--checkpoint") -> F
     return form_of_codec(load_codec(folder), loaded, f"{option} {folder}")
 
 
-def controls_of(net: nn.Module) -> tuple[str, ...]:
-    """The names of the controls in a network."""
-    return tuple(name for part in net.modules() if isinstance(part, Controlled) for name in part.channels)
+def controls_of(net: object) -> tuple[str, ...]:
+    """The names of the controls in a network; a function has none."""
+    parts = net.modules() if isinstance(net, nn.Module) else ()
+    return tuple(name for part in parts if isinstance(part, Controlled) for name in part.channels)
 
 
 def form_of_codec(found: CodecCheckpoint, loaded: Checkpoint, who: str) -> Form:
