@@ -174,6 +174,7 @@ def test_a_general_sde_encodes() -> None:
     torch.testing.assert_close(s.sample(x_T=s.encode(x0)), x0, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_general_sde_may_have_a_diffusion_per_coordinate() -> None:
     # dx = dw with g = (0.5, 2): x_t = N(0, g^2 t + v). The exact score at every t, and the variances come back.
     g, v = torch.tensor([0.5, 2.0]), 0.1

@@ -70,6 +70,7 @@ class FinePath(NoiseSource):
 
 
 @pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+@pytest.mark.slow
 def test_torchsde_methods_have_their_strong_order_on_one_brownian_path(method: str) -> None:
     sde = VPSDE()
     model = Gaussian(sde, torch.tensor([0.5], dtype=torch.float64), 0.3)

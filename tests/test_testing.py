@@ -661,6 +661,7 @@ class HalfNoise(Wrapped):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Solver) else "",
 )
+@pytest.mark.slow
 def test_a_solver_that_claims_no_order_is_held_to_the_law_at_its_end(solver: Solver, row: str) -> None:
     report = check_solver(solver, VPSDE())
     assert row in failed(report), report
@@ -1056,6 +1057,7 @@ def test_a_report_is_a_table_with_notes_below_what_failed() -> None:
         report.raise_for_failures()
 
 
+@pytest.mark.slow
 def test_a_report_is_json_and_its_curves_a_picture(tmp_path: Any) -> None:
     report = check_solver(DDIM(), VPSDE())
     found = json.loads(json.dumps(report.as_dict(), allow_nan=False))
