@@ -1,6 +1,7 @@
 """A codec takes data to codes of unit scale and back, learns by `train` as a model does, and is kept beside one."""
 
 import math
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ from processes import run_processes
 from torch import Tensor, nn
 
 from sde_diffusion import EDMSDE, Network, SDESampler, data, latent, nets, predict, training
+from sde_diffusion.data import source_of
 from sde_diffusion.latent import NetCodec, Reconstruction, adapters
-from sde_diffusion.latent.codes import drawn
+from sde_diffusion.latent.codes import drawn, kept_bytes
 from sde_diffusion.nets import autoencoder
 from sde_diffusion.training import Recipe
 
@@ -316,6 +318,8 @@ def test_cached_codes_keep_their_law_and_conditions_and_every_batch_draws_afresh
     assert len(codes) == 10
     assert codes.code_shape == (2, 4)
     assert codes.cond["label"] is codes.labels()
+    told: Any = source_of({"x": x, "label": torch.arange(10), "context": torch.zeros(10, 3), "caption": ["a"] * 10})
+    assert kept_bytes(told, (2, 4)) == 10 * (2 * 4 * 8 + 8 + 3 * 4 + sys.getsizeof("a"))
     z = drawn(batch.x, torch.Generator().manual_seed(5))
     eps = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(z, law.mean[numbers] + law.std[numbers] * eps)

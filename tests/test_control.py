@@ -326,6 +326,11 @@ def controlled(**told: Any) -> Tensor:
     (lambda: controlled(control=FIELD[:2], strength=torch.ones(3)), V, "strength must be a number or have"),
     (lambda: controlled(strength={"edge": 1}), V, "strength names 'edge', and the controls are control"),
     (lambda: unet()(draws(2, 1, 8, 8), torch.rand(2), added=[FIELD]), V, "added must be tensors of the sha"),
+    (
+        lambda: BASES["DiT"][0](draws(2, 1, 8, 8), torch.rand(2), added=[FIELD] * 4),
+        V,
+        "added must be at most 3 tensors, one for each block, got 4",
+    ),
     (lambda: joined(Controlled(unet()), Controlled(unet(seed=1))), V, "joined takes controls of one base"),
     (lambda: joined(Controlled(unet()), Controlled(unet())), V, "two controls are called 'control': build"),
     (lambda: joined(wrong(unet())), T, "joined takes networks with controls, Controlled, got UNet"),

@@ -15,6 +15,7 @@ from refusals import T, V, check, refuses, wrong
 from zoo import DoubleWell
 
 from sde_diffusion import VPSDE, SDESampler
+from sde_diffusion.cli.forms.bounded import lines_of_bound, rows_of_bound, summary_of_bound
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.latent import LatentBound, LatentSampler, elbo
 from sde_diffusion.likelihood import Bins, CategoricalDecoder, Density, Estimate, GaussianDecoder, Method, Rademacher
@@ -185,6 +186,15 @@ class Flat(Linear):
 
 
 GENERAL = SDESampler(DoubleWell(), lambda x, t: -x, shape=(CODE,), steps=5)
+
+
+def test_a_report_of_rows_none_of_which_converged_keeps_them_and_says_so() -> None:
+    found = elbo(latent_sampler(), X[:2], estimate=Estimate(levels=2), draws=2, seed=0)
+    lost = replace(found, draws=torch.full_like(found.draws, math.nan))
+    rows = rows_of_bound(lost, torch.zeros(2), 1.0)
+    about = summary_of_bound(lost, rows)
+    assert [row["converged"] for row in rows] == [False, False]
+    assert lines_of_bound(about, 1.0) == ["none of 2 converged: the rows say what came, and there is no mean of them"]
 
 
 @refuses(

@@ -99,6 +99,26 @@ def test_adapters_stand_where_they_are_asked_for() -> None:
     assert LoRA(drawn(Odd())).names == ["first", "twice.0", "twice.1"]
 
 
+@pytest.mark.parametrize("base", [unet(), DiT((1, 4, 4), width=8, depth=1, heads=1), MLP(2, hidden=8)])
+def test_no_product_of_an_adapter_is_formed_to_ask_for_a_dtype(base: nn.Module, monkeypatch: Any) -> None:
+    net = LoRA(base, rank=1)
+    formed: list[nn.Module] = []
+    adapted: Any = type(net.net.get_submodule(net.names[0]))
+    made = adapted.added
+
+    def added(layer: nn.Module) -> Tensor:
+        formed.append(layer)
+        out: Tensor = made(layer)
+        return out
+
+    monkeypatch.setattr(adapted, "added", added)
+    shape = (2,) if isinstance(base, MLP) else (1, 4, 4)
+    net(torch.zeros(2, *shape), torch.zeros(2))
+    assert not formed
+    with pytest.raises(TypeError, match=r"x is torch.float64 but the net holds torch.float32"):
+        net(torch.zeros(2, *shape).double(), torch.zeros(2))
+
+
 def test_samples_and_conditions_are_those_of_the_base() -> None:
     base = unet()
     net = LoRA(base)

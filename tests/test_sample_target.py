@@ -173,6 +173,13 @@ def test_many_known_entries_are_led_to_by_one_product_with_the_jacobian_and_weig
 # ----------------------------------------------------------------------------------------------------------- guidance
 
 
+def test_only_conditions_that_are_left_out_are_said_to_guide(folder):
+    loaded = load_checkpoint(folder / "labelled")
+    lines: list[str] = []
+    model_of(Target(guidance=2.0), None, loaded, {"control": None, "label": None}, lines.append)
+    assert lines[0].startswith("guided by label: Guided(")
+
+
 def test_guided_samples_are_those_of_the_guided_model_bit_for_bit(tmp_path, capsys, folder):
     words = ("sample", "--checkpoint", folder / "labelled", "--n", 6, "--steps", 5)
     options = ("--guidance", 2, "--guidance-low", 0.1, "--guidance-high", 5)

@@ -13,7 +13,8 @@ import torch
 from processes import run_processes
 from torch import Tensor, nn
 
-from sde_diffusion import EDMSDE, VPSDE, FlowMap, Network, SDESampler, predict
+from sde_diffusion import EDMSDE, VPSDE, FlowMap, Network, SDESampler, SolverError, predict
+from sde_diffusion.cli.plan.captions import read_captions
 from sde_diffusion.data import Source, open_data, source_of
 from sde_diffusion.distillation import distill
 from sde_diffusion.guidance import Guided
@@ -21,6 +22,7 @@ from sde_diffusion.likelihood import Exact, Method
 from sde_diffusion.nets import Captioned, Controlled, DiT, TextEncoder, UNet
 from sde_diffusion.nets.lora import LoRA
 from sde_diffusion.nets.second_time import ignores_until, with_until
+from sde_diffusion.nets.text import words_of
 from sde_diffusion.sampler.distributed import read_samples, sample_to
 from sde_diffusion.solvers import Heun
 from sde_diffusion.training import Recipe, Saving, Validation, load_checkpoint, save_checkpoint, train
@@ -304,6 +306,35 @@ def test_a_caption_that_lost_its_words_is_told_of_once_and_an_empty_one_is_meant
     texts[3:] = ["..."] * (len(texts) - 3)
     with pytest.warns(UserWarning, match=r"caption 3, '...' \(and 36 more\), has no word in it"):
         train(fresh(), x, steps=1, recipe=RECIPE, caption=texts)
+
+
+def test_an_encoder_that_is_lost_is_no_caption_left_out():
+    net = reading()
+    with torch.no_grad():
+        net.encoder.embed.weight[WORDS.index("thick") + 1] = math.nan
+        assert net(X, T, caption="a thin seven").isfinite().all()
+        for call in (lambda: net(X, T, caption="a thick seven"), lambda: net.encoder("a thick seven")):
+            with pytest.raises(SolverError, match="the tokens of the TextEncoder are not finite, because its weights"):
+                call()
+    net.train()
+    assert net(X, T, caption="a thick seven").isnan().all()  # a loss that `train` leaves out
+    assert net(X, T).isfinite().all()
+
+
+def test_accents_are_the_same_in_one_sign_or_in_two():
+    encoder = TextEncoder.of(["caf\u00e9", "CAFE\u0301 noir"], size=8)
+    assert encoder.vocabulary.words == ["caf\u00e9", "noir"]
+    assert words_of("E\u0301te\u0301") == ["\u00e9t\u00e9"]
+
+
+def test_a_file_of_captions_ends_with_its_last_line_that_is_not_blank(tmp_path):
+    path, known = tmp_path / "said.txt", reading().encoder.vocabulary
+    path.write_text("a thick seven\n\na thin seven\n\n  \n")
+    with pytest.warns(UserWarning, match=r"1 of 3 captions in .*said.txt are empty, the null condition"):
+        assert read_captions(str(path), known) == ["a thick seven", "", "a thin seven"]
+    path.write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no captions, one in each line"):
+        read_captions(str(path), known)
 
 
 def test_guidance_takes_the_tokens_of_a_caption_in_place_of_it():

@@ -7,7 +7,9 @@ by the generator of its step. So a run over them can be cut short and shared out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.latent.codec import Code, Codec, check_codec, check_measured, encoded
 from sde_diffusion.latent.net_codec import NetCodec
 
-__all__ = ["Codes", "cached", "drawn"]
+__all__ = ["Codes", "cached", "drawn", "kept_bytes"]
 
 
 def drawn(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,6 +59,20 @@ class Codes(Source):
 
     def labels(self) -> Tensor | None:
         return self.cond.get("label")
+
+
+def kept_bytes(source: Source, code: Sequence[int], size: int = 4) -> int:
+    """The memory, in bytes, that the codes of a source take with its conditions, as its first row has them.
+
+    Args:
+        source: The data.
+        code: The shape of a code.
+        size: Bytes of a number of it.
+    """
+    if not len(source):
+        return 0
+    cond = source.rows(torch.zeros(1, dtype=torch.int64, device="cpu")).cond
+    return len(source) * (2 * size * math.prod(code) + _bytes_of(cond))
 
 
 @torch.no_grad()
@@ -107,6 +123,15 @@ def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype
     named = {} if digest is None else {"latent": {"shape": list(source.shape), "digest": digest}}
     codes.about, codes.batch_size = {**source.about, **named}, source.batch_size
     return codes
+
+
+def _bytes_of(cond: Any) -> int:
+    """The memory of conditions: tensors, lists and mappings of such."""
+    if isinstance(cond, Tensor):
+        return cond.numel() * cond.element_size()
+    if isinstance(cond, Mapping):
+        return sum(map(_bytes_of, cond.values()))
+    return sum(map(_bytes_of, cond)) if isinstance(cond, list | tuple) else sys.getsizeof(cond)
 
 
 def _joined(parts: list[Any]) -> Any:

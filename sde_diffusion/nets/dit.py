@@ -147,6 +147,8 @@ class DiT(nn.Module):
         `added` is what a control adds behind each of the first blocks, (B, width, T), see `nets.control`.
         """
         h, e, told, grid = self._entered(x, t, label, context, image, until, tokens)
+        if len(added) > len(self.blocks):
+            raise ValueError(f"added must be at most {len(self.blocks)} tensors, one for each block, got {len(added)}")
         for i, block in enumerate(self.blocks):
             h = block(h, e, told)
             if i < len(added):
@@ -191,7 +193,7 @@ class DiT(nn.Module):
                 f"x must have shape (B, {', '.join(map(str, self.shape))}) for this DiT, got {tuple(x.shape)}. "
                 f"Its positions are for that shape alone: build DiT({list(x.shape[1:])})."
             )
-        same_dtype(x, self.enter.weight)
+        same_dtype(x, self.positions)
         e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
         field = x.reshape(len(x), *self.field)
         h = self.enter(field)

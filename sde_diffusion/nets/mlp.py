@@ -117,7 +117,7 @@ class MLP(nn.Module):
                 f"x must have shape (B, {self.dim}) for this MLP, got {tuple(x.shape)}. "
                 "Flatten each sample, or build MLP(dim=D)."
             )
-        same_dtype(x, self.enter.weight)
+        same_dtype(x, self.enter.bias)
         told = self.condition.told(context, len(x))
         e = self.condition(t, len(x), label, told, until)
         phase = x @ self.waves.T

@@ -13,6 +13,7 @@ import copy
 import difflib
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count
+from sde_diffusion._checks import SolverError, check_count
 from sde_diffusion.nets.base import Encoder
 from sde_diffusion.nets.conditions import Numbers
 from sde_diffusion.nets.embedding import Config, zero
@@ -38,8 +39,8 @@ __all__ = ["Captioned", "Captions", "TextEncoder", "Vocabulary", "words_of"]
 
 
 def words_of(caption: str) -> list[str]:
-    """The words of a caption, in small letters: `"A thick seven, shifted left"` has five."""
-    return _WORD.findall(caption.casefold())
+    """The words of a caption, in small letters and composed (NFC): `"A thick seven, shifted left"` has five."""
+    return _WORD.findall(unicodedata.normalize("NFC", caption.casefold()))
 
 
 class Vocabulary:
@@ -57,13 +58,15 @@ class Vocabulary:
         listed = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
         if not listed or not words:
             raise TypeError(f"words must be a list of words, such as ['a', 'thick', 'seven'], got {words!r:.80}")
+        seen: set[str] = set()
         for i, word in enumerate(words):
             if words_of(word) != [word]:
                 raise ValueError(
                     f"words[{i}] is {word!r}, wanted one word in small letters: TextEncoder.of(captions) finds them"
                 )
-            if word in words[:i]:
+            if word in seen:
                 raise ValueError(f"word {word!r} comes twice in words: name it once")
+            seen.add(word)
         self.words, self.length = list(words), check_count(length, "length")
         self._numbers = {word: i for i, word in enumerate(words, 1)}
         self._told = False
@@ -132,6 +135,7 @@ class TextEncoder(nn.Module):
     Raises:
         TypeError, ValueError: Words that are none, a size that is no multiple of 4; when called, what is no string, a
             word that is not known, with the nearest that is, and too many words.
+        SolverError: When called, weights that have become NaN: its tokens would read as those that are not there.
 
     Example:
         >>> encoder = TextEncoder.of(captions, size=64)
@@ -169,6 +173,13 @@ class TextEncoder(nn.Module):
 
     def forward(self, captions: Captions) -> Tensor:
         """Reads captions: B strings, or one -> (B, length, size), or (1, length, size)."""
+        read, absent = self.read(captions)
+        if _lost(read):
+            raise _broken()
+        return torch.where(absent[:, :, None], math.nan, read)
+
+    def read(self, captions: Captions) -> tuple[Tensor, Tensor]:
+        """Tokens, (B, length, size), numbers also where there is no word, and where that is, (B, length)."""
         numbers = self.vocabulary.numbers(captions, aloud=not self.training).to(self.places.device)
         absent = numbers == 0
         alone = torch.eye(self.length, dtype=torch.bool, device=absent.device)
@@ -176,7 +187,7 @@ class TextEncoder(nn.Module):
         h = self.embed(numbers) + self.places
         for layer in self.layers:
             h = layer(h, hidden)
-        return torch.where(absent[:, :, None], math.nan, self.norm(h))
+        return self.norm(h), absent
 
 
 class _Layer(nn.Module):
@@ -221,6 +232,7 @@ class Captioned(nn.Module):
     Raises:
         TypeError, ValueError: A network that takes no tokens, or those of another size; a caption that cannot be read;
             both a caption and tokens; as the network.
+        SolverError: An encoder whose weights are not finite; in training the answer is NaN, as that of a network is.
 
     Example:
         >>> net = Captioned(UNet(1, tokens=64), TextEncoder.of(captions))
@@ -257,7 +269,12 @@ class Captioned(nn.Module):
         if caption is not None:
             if tokens is not None:
                 raise ValueError("caption= and tokens= were given, and tokens are made of a caption: give one of them")
-            tokens = self.encoder(caption)
+            read, absent = self.encoder.read(caption)
+            tokens = torch.where(absent[:, :, None], math.nan, read)
+            if _lost(read):  # NaN would read as a word that is not there: an answer of NaN is what `train` looks for
+                if not (self.training or read.requires_grad):
+                    raise _broken()
+                x = x * math.nan
             if not isinstance(caption, str) and len(tokens) not in (1, len(x)):
                 raise ValueError(
                     f"{len(tokens)} captions came for {len(x)} rows of x: give one for each, or one string"
@@ -281,6 +298,18 @@ class Captioned(nn.Module):
         half = make()
         reading = Captioned(half, copy.deepcopy(self.encoder))
         return Encoder(reading, dims=half.dims, hint=half.hint, widths=half.widths, stride=half.stride)
+
+
+def _lost(read: Tensor) -> bool:
+    """Whether tokens are not finite."""
+    return not torch.compiler.is_compiling() and not bool(read.isfinite().all())
+
+
+def _broken() -> SolverError:
+    return SolverError(
+        "the tokens of the TextEncoder are not finite, because its weights are not: take a checkpoint from before, or "
+        "train it anew with a lower lr"
+    )
 
 
 def _listed(captions: object, first: int = 0) -> list[str]:

@@ -175,7 +175,7 @@ class UNet(nn.Module):
     ) -> tuple[Tensor, Tensor, Told | None]:
         """The state behind the first layer, the embedding of time and vectors, and what is listened to."""
         self._check(x)
-        same_dtype(x, self.stem.weight)
+        same_dtype(x, self.stem.bias)  # not the weight, which adapters make a product for
         e = self.condition(t, len(x), label, self.condition.told(context, len(x)), until)
         h = self.stem(x)
         if self.image is None:

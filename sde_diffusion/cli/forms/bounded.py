@@ -119,6 +119,8 @@ def summary_of_bound(found: LatentBound, rows: list[Row]) -> Row:
 
 def lines_of_bound(about: Row, bin_width: float | None) -> list[str]:
     """What is said of a bound."""
+    if not about["converged"]:
+        return [f"none of {about['samples']:,} converged: the rows say what came, and there is no mean of them"]
     lines = [
         f"log p >= {about['bound']:.4f} +- {about['bound_error']:.2g} nats, in the units of --data, mean of "
         f"{about['converged']}: reconstruction {about['reconstruction']:.4f}, prior {about['prior']:.4f}, entropy "

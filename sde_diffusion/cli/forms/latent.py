@@ -30,7 +30,7 @@ from sde_diffusion.data.source import Source
 from sde_diffusion.data.sources.base import Batch
 from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.latent.codec import decoded, encoded
-from sde_diffusion.latent.codes import Codes, cached
+from sde_diffusion.latent.codes import Codes, cached, kept_bytes
 from sde_diffusion.latent.learning import train_codec, validation_of
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.stored import load_codec, save_codec
@@ -204,7 +204,8 @@ def coded(inputs: Inputs, codec: NetCodec, folder: Path, seed: int, *, say: Say)
     shape = inputs.facts.shape
     code = codec.shape_of(shape)
     rows = len(inputs.rows) + (0 if inputs.held_out is None else len(inputs.held_out))
-    check_memory(2 * 4 * rows * math.prod(code), f"the codes of {rows:,} rows", "take fewer --codec-channels")
+    kept = sum(kept_bytes(part, code) for part in (inputs.rows, inputs.held_out) if part is not None)
+    check_memory(kept, f"the codes of {rows:,} rows, with their conditions,", "take fewer --codec-channels, or rows")
     judged = inputs.rows if inputs.held_out is None else inputs.held_out
     error, std = lost(codec, judged, inputs)
     which = "the rows" if inputs.held_out is None else "rows kept out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,14 @@ def listed(captions: Iterable[Any]) -> list[str]:
 def read_captions(text: str, known: Vocabulary) -> list[str]:
     """The captions that `--cond caption=` names, one for all samples or one for each.
 
+    Blank lines at the end of a text are none; one before is a caption without words, and so is an empty cell.
+
     Raises:
         FileNotFoundError: No such file.
         ValueError: A file without captions; a word that the model has not learnt, with the nearest that it has.
+
+    Warns:
+        UserWarning: A file with empty captions, and how many.
     """
     ending = Path(text).suffix.lower()
     if ending not in ENDINGS:
@@ -40,12 +46,21 @@ def read_captions(text: str, known: Vocabulary) -> list[str]:
         raise FileNotFoundError(f"there is no file {text}, for the condition caption")
     elif ending == ".txt":
         found = Path(text).read_text(encoding="utf-8").splitlines()
+        while found and not found[-1].strip():
+            found.pop()
     else:
         source = open_data(text, ["caption"])
         found = [caption for batch in source.chunks(4096) for caption in listed(batch.cond["caption"])]
     if not found:
         raise ValueError(f"{text} holds no captions, one in each line")
     check_words(found, known, "--cond caption")
+    empty = sum(not caption.strip() for caption in found)
+    if empty and ending in ENDINGS:
+        warnings.warn(
+            f"--cond caption: {empty:,} of {len(found):,} captions in {text} are empty, the null condition",
+            UserWarning,
+            stacklevel=2,
+        )
     return found
 
 

@@ -187,7 +187,8 @@ def model_of(target: Target, known: Known | None, loaded: Checkpoint, told: Mapp
     if target.guidance != 1:
         _check_guided(target.guidance, loaded, told)
         model = Guided(model, target.guidance, low=target.low, high=target.high)
-        say(f"guided by {', '.join(told)}: Guided(model, {model.extra_repr()})")
+        by = [name for name in told if name in (model.null or {})]
+        say(f"guided by {', '.join(by)}: Guided(model, {model.extra_repr()})")
     if known is None:
         return model
     what, all_of = int(known.mask.sum()), known.mask.numel()
