@@ -138,9 +138,10 @@ def test_a_stage_is_trained_goes_on_after_a_kill_and_is_sampled_from_its_folder_
     assert torch.allclose(drawn[2], up.sample(low=y[2], seed=2)[0], atol=1e-5)
 
 
-def test_a_validation_is_the_entropy_of_the_data_given_the_low_resolution_by_an_exact_model():
+@pytest.mark.parametrize("residual", [0.0, 0.26])
+def test_a_validation_is_the_entropy_of_the_data_given_the_low_resolution_by_an_exact_model(residual):
     mean, covariance = gaussian((1, 4))
-    low, n = LowResolution(2, context="haze"), 400
+    low, n = LowResolution(2, residual=residual, context="haze"), 400
     root = torch.linalg.cholesky(covariance)
     x = (mean.flatten() + torch.randn(n, 4, generator=seeded(), dtype=torch.float64) @ root.T).reshape(n, 1, 4)
     model = Told(mean, covariance, low)
@@ -174,6 +175,13 @@ def test_a_stage_is_distilled_into_a_map_that_jumps():
     run = train(fast, target, steps=4, loss=Shortcut(model), recipe=Recipe(batch_size=32), seed=0, cond=told)
     up = Upsampler(SDESampler(model.sde, run.model, solver=Jump()), LOW)
     assert up.sample(low=torch.zeros(3, 1, 4), seed=0).isfinite().all()
+
+
+def test_a_model_takes_a_context_of_its_own_where_no_level_is_told():
+    up = Upsampler(SDESampler(VPSDE(), network(context=3).eval(), steps=2), LowResolution(2, most=0))
+    assert up.sample(low=torch.zeros(2, 1, 4), seed=0, context=torch.ones(2, 3)).isfinite().all()
+    with pytest.raises(ValueError, match="image=0, .* tells it image of 1: build it with image=1$"):
+        Upsampler(SDESampler(VPSDE(), network(image=0, context=3)), LowResolution(2, most=0))
 
 
 def test_networks_of_others_are_told_by_any_name():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,10 @@ class SuperResolution:
         x0, told = self.low_resolution.pairs(x0, generator)
         return x0, dict(cond) | {name: PerSample(value) for name, value in told.items()}
 
+    def offset(self, dim: int) -> float:
+        r"""Nats of data of `dim` numbers over those of what is answered: $D\log c$ of residuals, else 0."""
+        return dim * math.log(self.low_resolution.residual) if self.low_resolution.residual else 0.0
+
     def look_at(self, model: Denoiser) -> None:
         """Looks whether the network of a model takes what it is to be told; `train` calls it."""
         if model.shape is not None:
@@ -103,17 +108,21 @@ def check_low(low: object) -> LowResolution:
 def check_fits(model: object, low: LowResolution, channels: int) -> None:
     """Raises `ValueError` for a network that says that it was built without what it is to be told.
 
+    What it takes besides is its own affair: a context too, where the low resolution tells none.
+
     Args:
         model: A model, of which a `Denoiser` may know how its network was built.
         low: What it is told.
         channels: Channels of the data.
     """
     built = model.built_with() if isinstance(model, Denoiser) else {}
-    for name, argument, wanted in ((low.image, "image", channels), (low.context, "context", int(low.most > 0))):
-        if name == argument and built.get(name, wanted) != wanted:
+    each = zip(low.names, ("image", "context"), (channels, 1), strict=False)  # no context without levels
+    told = {name: n for name, argument, n in each if name == argument}
+    for name, wanted in told.items():
+        if built.get(name, wanted) != wanted:
             raise ValueError(
                 f"the network was built with {name}={built[name]}, and {low!r} tells it {name} of {wanted}: build it "
-                f"with image={channels}, context={int(low.most > 0)}"
+                f"with {', '.join(f'{name}={n}' for name, n in told.items())}"
             )
 
 

@@ -86,6 +86,9 @@ class Tells(Protocol):
     ) -> tuple[Tensor, dict[str, Any]]:
         """What a model is to answer of data `(B, *)`, and what it is told, those conditions among it."""
 
+    def offset(self, dim: int) -> float:
+        r"""Nats of data over those of what is answered: $D\log c$ of $D$ numbers $(x_0 - z)/c$, 0 of the data."""
+
 
 def denoising_score_matching(
     model: Denoiser,

@@ -129,12 +129,14 @@ class Validation:
         shown: object = loss
         rows, bands = (torch.zeros(k, dtype=torch.float64, device="cpu") for k in (n, LEVELS))
         for x, cond, state, generator in self._passes(model, self.draws, transform):
+            offset = 0.0
             if isinstance(shown, Tells):
                 x, cond = shown.shown(x, cond, generator)  # noqa: PLW2901
+                offset = shown.offset(x[0].numel())
             row, draw = state // self.draws, state % self.draws
             u = (row * GOLDEN % 1 + draw) / self.draws  # one in each of `draws` slices, elsewhere in every row
             gained = _against_gaussian(model, x, cond, span, u, generator) / self.draws
-            rows.index_add_(0, row, gained + _gaussian_nats(x, model.data_std) / self.draws)
+            rows.index_add_(0, row, gained + (_gaussian_nats(x, model.data_std) + offset) / self.draws)
             bands.index_add_(0, (u * LEVELS).long().clamp_max(LEVELS - 1), gained / n)
         sums = [float(rows[g::GROUPS].sum()) for g in range(min(GROUPS, n))]
         return Measured(
