@@ -180,7 +180,7 @@ def test_a_stage_is_distilled_into_a_map_that_jumps():
 def test_a_model_takes_a_context_of_its_own_where_no_level_is_told():
     up = Upsampler(SDESampler(VPSDE(), network(context=3).eval(), steps=2), LowResolution(2, most=0))
     assert up.sample(low=torch.zeros(2, 1, 4), seed=0, context=torch.ones(2, 3)).isfinite().all()
-    with pytest.raises(ValueError, match="image=0, .* tells it image of 1: build it with image=1$"):
+    with pytest.raises(ValueError, match=r"image=0, .* tells it image of 1: build it with image=1$"):
         Upsampler(SDESampler(VPSDE(), network(image=0, context=3)), LowResolution(2, most=0))
 
 
