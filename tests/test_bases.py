@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import seal
+from checkpoints import edit, seal
 from controls import drawn, unet
 from refusals import T, V, check, refuses
 from torch import nn
 
 from sde_diffusion import VPSDE, Network, SDESampler, predict
-from sde_diffusion.nets import Controlled, LoRA, UNet, merge
+from sde_diffusion.nets import Captioned, Controlled, LoRA, TextEncoder, UNet, merge
 from sde_diffusion.nets.base import kept_names
 from sde_diffusion.training import EMA, Recipe, Saving, TrainingInterrupted, load_checkpoint, save_checkpoint, train
 
 X = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 FAST = Recipe(batch_size=8)
+WORDS = TextEncoder.of(["a one"], size=8)
 AROUND: dict[str, Any] = {"Controlled": Controlled, "LoRA": LoRA}
 
 
@@ -202,6 +203,38 @@ def test_the_base_is_told_on_loading_where_the_checkpoint_does_not_say(tmp_path:
         assert type(load_checkpoint(tmp_path / "own", base=where).model.net) is LoRA
 
 
+def test_a_base_in_memory_is_shared_as_it_is_and_one_around_a_network_is_not_opened(tmp_path: Path) -> None:
+    net, made = unet(classes=0), LoRA(unet(classes=0))
+    for name, p in made.named_parameters():
+        p.data = p.data.double() if made.own(name) else p.data
+    save_checkpoint(tmp_path / "double", of(made))
+    loaded: Any = load_checkpoint(tmp_path / "double", base=net).model.net
+    shared = {p.data_ptr() for p in net.parameters()}
+    assert {p.data_ptr() for n, p in loaded.named_parameters() if not loaded.own(n)} == shared
+    assert all(p.dtype == (torch.float64 if loaded.own(n) else torch.float32) for n, p in loaded.named_parameters())
+    told_words = Captioned(UNet(1, width=8, tokens=8), WORDS)
+    save_checkpoint(tmp_path / "words", of(learnt(LoRA(told_words, 2))), base=told_words)
+    assert type(load_checkpoint(tmp_path / "words", base=told_words).model.net.net) is Captioned
+
+
+def test_adapters_upon_a_control_inside_another_network_are_merged_into_one_that_is_kept_whole() -> None:
+    inside: Any = Captioned(Controlled(UNet(1, width=8, tokens=8)), WORDS)
+    net: Any = merge(learnt(LoRA(inside, 2)))
+    assert inside.net.frozen is True
+    assert net.net.frozen is False
+    assert all(p.requires_grad for p in net.parameters())
+    net = merge(LoRA(inside, 2, where=["net.controls*"]))
+    assert net.net.frozen is True
+
+
+def test_a_field_that_came_to_the_base_since_has_its_default(base: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "own", model(LoRA), base=base)
+    net = json.loads((tmp_path / "own" / "model.json").read_text())["net"]
+    del net["fields"]["net"]["a net"]["fields"]["dropout"]
+    edit(tmp_path / "own", net=net)
+    assert type(load_checkpoint(tmp_path / "own").model.net) is LoRA
+
+
 def kept(folder: str, around: Any = LoRA, **more: Any) -> Path:
     path = Path(folder)
     save_checkpoint(path / "base", of(unet(classes=0)))
@@ -230,7 +263,66 @@ def edited(folder: str, **entry: Any) -> None:
     load_checkpoint(path.parent, base=unet(classes=0))
 
 
+def over(folder: str, place: str, run: bool = False, **more: Any) -> None:
+    """Saves adapters upon a control upon a base over one of these, which must stay."""
+    path = kept(folder, Controlled, base=Path(folder) / "base")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    two = of(LoRA(load_checkpoint(path / "own").model.net, 2))
+    try:
+        if run:
+            train(two, X, steps=1, control=X, out=Saving(path / place, overwrite=True, **more))
+        else:
+            save_checkpoint(path / place, two, **more)
+    finally:
+        assert before == {file: file.read_bytes() for file in before}
+
+
+def circle(folder: str, where: str) -> None:
+    path = kept(folder, base=Path(folder) / "base")
+    save_checkpoint(path / "two", of(LoRA(load_checkpoint(path / "own").model.net, 1)), base=path / "own")
+    about = json.loads((path / "own" / "model.json").read_text())
+    edit(path / "own", base={**about["base"], "folder": where})
+    load_checkpoint(path / "two")
+
+
+def long_chain(folder: str) -> None:
+    save_checkpoint(path := Path(folder) / "0", model(LoRA))
+    for i in range(1, 11):
+        shutil.copytree(path, Path(folder) / str(i))
+        about = json.loads((path / "model.json").read_text())
+        edit(Path(folder) / str(i), base={**about["base"], "folder": f"../{i - 1}"})
+    load_checkpoint(Path(folder) / "10")
+
+
+def dropped(folder: str) -> Network:
+    """Adapters upon a network of the weights of another, that was built with other dropout."""
+    kept(folder)
+    return of(LoRA(unet(classes=0, dropout=0.5)))
+
+
+def built_otherwise(folder: str) -> None:
+    save_checkpoint(Path(folder) / "drop", dropped(folder))
+    load_checkpoint(Path(folder) / "drop", base=Path(folder) / "base")
+
+
+DESTROYED = "holds the base that the model stands on, and to save the model there would destroy it: give another folder"
+
+
 @refuses(
+    (lambda f: over(f, "own", base=Path(f) / "own"), V, DESTROYED),
+    (lambda f: over(f, "own"), V, DESTROYED),
+    (lambda f: over(f, "base", base=Path(f) / "own"), V, DESTROYED),
+    (lambda f: over(f, "base", run=True), V, DESTROYED),
+    (lambda f: circle(f, "."), V, "holds what was trained upon a base, which is said to be in the same folder, or to"),
+    (lambda f: circle(f, "../two"), V, "it was saved over its base, or edited. Give the base, load_checkpoint(path"),
+    (lambda f: circle(f, str(Path(f).resolve() / "base")), V, "has no sound entry 'base': it was edited"),
+    (long_chain, V, "is a base below 9 others, and 8 are the most: merge the adapters"),
+    (
+        lambda f: save_checkpoint(Path(f) / "drop", dropped(f), base=Path(f) / "base"),
+        V,
+        "has the weights of what the model stands on, and was built otherwise: dropout=0.1 of UNet there, and 0.5 here",
+    ),
+    (built_otherwise, V, "was built otherwise than the UNet that is given: dropout=0.1 of UNet there, and 0.5 here"),
     (lambda f: load_checkpoint(kept(f) / "own"), V, "holds what was trained upon a base of digest"),
     (lambda f: load_checkpoint(kept(f) / "own", base=Path(f) / "other"), V, "it was trained on since, or is another."),
     (lambda f: load_checkpoint(kept(f) / "base", base=Path(f) / "other"), V, "holds a whole model, which stands on no"),

@@ -97,6 +97,16 @@ def test_a_control_is_trained_alone_and_draws_by_its_fields_with_its_weight(here
     assert "no field is given to the control, --control FILE: samples are those of the base" in capsys.readouterr().out
 
 
+def test_nothing_is_trained_over_its_own_base(here, capsys):
+    shutil.copytree("base", "b")
+    before = {file: file.read_bytes() for file in Path("b").iterdir()}
+    train = ("train", "--data", "x.npz", *FEW, "--out", "b", "--overwrite")
+    for words in (("--from", "b", "--control", "edges"), ("--from", "edges", "--base", "b"), ("--from", "edges")):
+        said = error_of(capsys, *train, *words)
+        assert "b holds the base that the model stands on, and to save the model there would destroy it: give" in said
+        assert {file: file.read_bytes() for file in Path("b").iterdir()} == before
+
+
 def test_fields_are_made_of_data_as_in_the_training(here):
     loaded = load_checkpoint("edges")
     assert loaded.extra["control"] == {"of": "edges", "channels": 1}

@@ -7,7 +7,8 @@ and neither the state of a run nor a checkpoint keeps them.
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-__all__ = ["Encoder", "OnBase", "aliased", "check_net", "copied_but", "kept_names", "plus"]
+__all__ = ["Encoder", "OnBase", "aliased", "built_otherwise", "check_net", "copied_but", "kept_names", "plus"]
 
 
-class OnBase(nn.Module):
+class OnBase(nn.Module, ABC):
     """A network that stands on another, `net`, whose weights stay as they are if it is `frozen`.
 
     It takes the conditions of its base by their names, and is told the time as that is.
@@ -36,7 +37,11 @@ class OnBase(nn.Module):
     @property
     def base(self) -> dict[str, Tensor]:
         """The tensors of the base, as they were before anything was put on it, by their names there."""
-        return {name: value.detach() for name, value in self.net.state_dict().items()}
+        return self.base_in(self.state_dict())
+
+    def base_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the tensors of this network that are the base's, by their names there."""
+        return {name[4:]: value.detach() for name, value in tensors.items() if name.startswith("net.")}
 
     @abstractmethod
     def own(self, name: str) -> bool:
@@ -104,6 +109,27 @@ def check_net(net: object, where: str) -> nn.Module:
     if model or not isinstance(net, nn.Module):
         raise TypeError(f"{where} takes a network, a torch.nn.Module, got {type(net).__name__}: of a Network, its .net")
     return net
+
+
+def built_otherwise(there: object, here: object) -> str:
+    """How one network was built otherwise than another, by the names of their classes and by `config`; else empty."""
+    a, b = (getattr(net, "config", None) for net in (there, here))
+    if type(there).__name__ != type(here).__name__ or not isinstance(a, Mapping) or not isinstance(b, Mapping):
+        return f"a {type(there).__name__} there, and a {type(here).__name__} here"
+    for name in [*b, *a]:
+        if name not in a or name not in b:
+            return f"{type(here).__name__} is told {name!r} in one of them alone"
+        one, other = a[name], b[name]
+        if isinstance(one, nn.Module) or isinstance(other, nn.Module):
+            if how := built_otherwise(one, other):
+                return how
+        elif _text(one) != _text(other):
+            return f"{name}={one!r} of {type(here).__name__} there, and {other!r} here"
+    return ""
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, default=repr)  # in which a tuple is a list
 
 
 def aliased(net: M) -> M:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -84,16 +84,14 @@ class LoRA(OnBase):
         """The constructor's arguments, the base as it is."""
         return {"net": self.net, "rank": self.rank, "where": list(self.where), "scale": self.scale}
 
-    @property
-    def base(self) -> dict[str, Tensor]:
-        """The tensors of the base, by their names in it."""
+    def base_in(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inside = {f"{name}.layer.": f"{name}." for name in self.names}
         found = {}
-        for name, value in self.net.state_dict().items():
+        for name, value in super().base_in(tensors).items():
             head = next((head for head in inside if name.startswith(head)), None)
             plain = name if head is None else inside[head] + name.removeprefix(head)
             if not self.own(f"net.{name}"):
-                found[plain] = value.detach()
+                found[plain] = value
         return found
 
     def own(self, name: str) -> bool:
@@ -137,8 +135,9 @@ def merge(lora: LoRA) -> nn.Module:
     names = list(lora.names)
     if isinstance(new, LoRA):
         new, names = merge(new), [name.removeprefix("net.") for name in names]
-    if isinstance(new, OnBase) and not all(new.own(f"{name}.") for name in names):
-        new.frozen = False
+    for prefix, part in new.named_modules(remove_duplicate=False):
+        if isinstance(part, OnBase) and not all(part.own(f"{name}.") for name in _inside(names, prefix)):
+            part.frozen = False
     kept = kept_names(new)
     for name, p in new.named_parameters():
         p.requires_grad_(name not in kept)
@@ -279,6 +278,12 @@ def _check_apart(net: nn.Module, names: Sequence[str]) -> None:
                 f"the weight of {name} is that of another layer, too, which a merge would change along with it: keep "
                 "the adapters as they are, or put them on other layers, where="
             )
+
+
+def _inside(names: Sequence[str], prefix: str) -> list[str]:
+    """Of the names of layers those inside a module, as they are called there."""
+    head = f"{prefix}." if prefix else ""
+    return [name.removeprefix(head) for name in names if name.startswith(head)]
 
 
 def _put(net: nn.Module, name: str, part: nn.Module) -> None:

@@ -26,7 +26,8 @@ from sde_diffusion._sealed import sealed
 from sde_diffusion.data.scalings import Scaling, Standardise
 from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.network import Network
-from sde_diffusion.training.checkpoints.bases import Base, base_entry, filled, found_base, own_tensors
+from sde_diffusion.nets.base import OnBase, kept_names
+from sde_diffusion.training.checkpoints.bases import Base, base_entry, check_chain, found_base, own_tensors
 from sde_diffusion.training.checkpoints.manifests import MOST_MANIFEST, RESERVED
 from sde_diffusion.training.checkpoints.registry import (
     Own,
@@ -66,7 +67,8 @@ class Checkpoint:
     r"""A model read from disk, and what is needed to use it.
 
     Attributes:
-        model: The model, in evaluation mode, on the CPU; a `FlowMap` where one was saved.
+        model: The model, in evaluation mode, on the CPU; a `FlowMap` where one was saved. Upon a base that was given as
+            a model, it is on the device of that, whose memory it shares.
         scaling: The scaling of the data: `scaling.apply(x)` is what the model knows, `scaling.undo(z)` brings samples
             back to the units of the data.
         conditions: The scalings of its continuous conditions by their names, where they were scaled: the model is told
@@ -116,7 +118,7 @@ def save_checkpoint(
         TypeError: A model, net, SDE, parametrisation, clock or scaling that cannot be described by name, or an `extra`
             that is not JSON.
         ValueError: Parameters that are not finite, a scaling that does not fit such samples, a description that is too
-            long to be read again, or a `base` that is another.
+            long to be read again, a `base` that is another, or a folder that holds a base of the model.
         ImportError: safetensors is not installed.
         BlockingIOError: Another process writes to the folder.
         OSError: The folder cannot be written to; what was there is left as it was.
@@ -148,7 +150,8 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = (), base: Base 
         known: Classes of your own that may be built: nets, SDEs (dataclasses), parametrisations, clocks, scalings. They
             are called with what the file names as their fields. `load_class("mine.py:Net")` takes one from a file.
         base: Of a checkpoint of a control or of adapters, where the base is, which its digest is held to: the folder of
-            its checkpoint, or the model. By default where the checkpoint says.
+            its checkpoint, or the model, whose weights are shared and left as they are: what was trained upon it comes
+            to its device. By default where the checkpoint says, on the CPU.
 
     Returns:
         The model and its scalings.
@@ -157,13 +160,18 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = (), base: Base 
         FileNotFoundError: The folder or one of its files is missing.
         TypeError: `known` holds something else than classes.
         ValueError: A damaged or edited file, an unknown format version or class, tensors that do not fit the net or are
-            not finite, a scaling that is none, or a base that is another, or cannot be found.
+            not finite, a scaling that is none, or a base that is another, cannot be found, or stands on itself.
         ImportError: safetensors is not installed.
 
     Warns:
         UserWarning: The file of one of these classes has been changed since.
         DamagedWarning: As above.
     """
+    return _loaded(path, known, base)
+
+
+def _loaded(path: str | Path, known: Iterable[type], base: Base = None, above: tuple[Path, ...] = ()) -> Checkpoint:
+    """Reads a checkpoint, upon which those in the folders `above` stand."""
     own = own_classes(known)
     safetensors()
     try:
@@ -173,9 +181,9 @@ def load_checkpoint(path: str | Path, *, known: Iterable[type] = (), base: Base 
             f"{error}: give a folder written by `sde-diffusion train` or save_checkpoint, which holds {NAME}.json and "
             "the tensors that it names"
         ) from error
-    about = _checked(found)
+    about, here = _checked(found), (*above, Path(path).resolve())
     with torch.device("cpu"):
-        below = found_base(about, found.path, base, lambda folder: _net_in(folder, known))
+        below = found_base(about, found.path, base, lambda folder: _net_in(folder, own, here))
         model, levels = build(about, own, found.shapes, below)
         if code := code_in(about):
             warn_of_changed(code, model, found.path)
@@ -189,7 +197,7 @@ def named_base(model: Denoiser, path: str | Path, base: Base) -> dict[str, Any]:
     """What the description of a model, in the folder `path`, says of what it stands on; nothing where that is nothing.
 
     Raises:
-        ValueError: A `base` that is another.
+        ValueError: A `base` that is another, or a folder that holds a base.
     """
     of = cast(Network, model)
     parts = of.net.modules() if isinstance(of.net, nn.Module) else ()
@@ -197,9 +205,10 @@ def named_base(model: Denoiser, path: str | Path, base: Base) -> dict[str, Any]:
     return base_entry(of.net, path, base, lambda folder: _net_in(folder, known))
 
 
-def _net_in(path: str | Path, known: Iterable[type] = ()) -> nn.Module:
-    """The network of a checkpoint."""
-    return cast("nn.Module", load_checkpoint(path, known=known).model.net)
+def _net_in(path: str | Path, known: Iterable[type] = (), above: tuple[Path, ...] = ()) -> nn.Module:
+    """The network of a checkpoint, upon which those in the folders `above` stand."""
+    check_chain(path, above)
+    return cast("nn.Module", _loaded(path, known, above=above).model.net)
 
 
 def checkpoint_files(path: str | Path) -> list[Path]:
@@ -282,15 +291,20 @@ def _scalings(about: Mapping[str, Any], shape: tuple[int, ...] | None, own: Own)
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Loads tensors into the net, each in its own dtype."""
+    """Loads tensors into the net, each in its own dtype; those of a frozen base are left as they are."""
+    kept = kept_names(net) if isinstance(net, OnBase) else frozenset()
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-    net.to(dtype)  # whatever else it holds
+    if not kept:
+        net.to(dtype)  # whatever else it holds
     for name, t in (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)):
-        given = tensors[name].dtype if name in tensors else t.dtype
+        if name in kept:
+            continue
+        other = dtype if kept and dtype is not None and t.is_floating_point() else t.dtype
+        given = tensors[name].dtype if name in tensors else other
         if (given.is_floating_point, given.is_complex) != (t.is_floating_point(), t.is_complex()):
             raise ValueError(f"tensor {name!r} holds {given}, the net {t.dtype}: it is from another architecture")
         if given != t.dtype:
             t.data = t.data.to(given)
         if name in tensors and given.is_floating_point:
             check_finite(tensors[name], f"tensor {name!r} of the checkpoint")
-    net.load_state_dict(filled(net, tensors))
+    net.load_state_dict(dict(tensors), strict=not kept)

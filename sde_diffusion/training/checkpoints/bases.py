@@ -7,17 +7,20 @@ told, the folder of the base's own checkpoint, relative to that of this one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from torch import Tensor, nn
 
-from sde_diffusion.nets.base import OnBase, kept_names
+from sde_diffusion._sealed import sealed
+from sde_diffusion.denoiser.base import Denoiser
+from sde_diffusion.nets.base import OnBase, built_otherwise, kept_names
 from sde_diffusion.training.checkpoints.manifests import entry_of, read_manifest
+from sde_diffusion.training.checkpoints.registry import DEEP, NET, describe_net
 from sde_diffusion.training.checkpoints.tensor_file import digest_of_tensors
 
-__all__ = ["Base", "base_entry", "filled", "found_base", "own_tensors"]
+__all__ = ["Base", "base_entry", "check_chain", "found_base", "own_tensors"]
 
 Base = str | Path | nn.Module | None
 """Where the base of a checkpoint is: the folder of its own checkpoint, or the model or network itself."""
@@ -34,7 +37,8 @@ def base_entry(net: object, path: str | Path, base: Base, load: Load) -> dict[st
         load: Reads the network of a checkpoint.
 
     Raises:
-        ValueError: A base where there is none, or another than that of the network.
+        ValueError: A base where there is none, or another than that of the network, or built otherwise; or the folder
+            holds a base of the network, which would be lost.
     """
     net = getattr(net, "_orig_mod", net)  # of a compiled network, the network
     if not isinstance(net, OnBase) or not net.frozen:
@@ -45,15 +49,21 @@ def base_entry(net: object, path: str | Path, base: Base, load: Load) -> dict[st
             )
         return {}
     digest = digest_of_tensors(net.base)
+    _check_apart(net, Path(path), base, digest)
     if base is None:
         return {"base": {"sha256": digest}}
-    if not isinstance(base, nn.Module) and _written(Path(base)) == digest:  # without reading it
+    if not isinstance(base, nn.Module) and _is_written(net.net, digest, Path(base)):  # without reading it
         return {"base": {"sha256": digest, "folder": _relative(base, path)}}
     found = _network(base, load)
     if (other := digest_of_tensors(_tensors(found))) != digest:
         raise ValueError(
             f"base={_said(base)} is not what the model stands on: {_difference(_tensors(found), net.base)} (digest "
             f"{other[:16]}, wanted {digest[:16]}). Give the checkpoint that the base was loaded from"
+        )
+    if how := built_otherwise(found, net.net):
+        raise ValueError(
+            f"base={_said(base)} has the weights of what the model stands on, and was built otherwise: {how}. Give the "
+            "checkpoint that the base was loaded from"
         )
     if isinstance(base, nn.Module):
         return {"base": {"sha256": digest}}
@@ -79,7 +89,7 @@ def found_base(about: Mapping[str, Any], path: Path, base: Base, load: Load) -> 
             raise ValueError(f"{path} holds a whole model, which stands on no other: leave base out")
         return None
     digest, folder = entry.get("sha256"), entry.get("folder")
-    if not isinstance(digest, str) or not isinstance(folder, str | None):
+    if not isinstance(digest, str) or not isinstance(folder, str | None) or _is_absolute(folder or ""):
         raise ValueError(f"{path} has no sound entry 'base': it was edited; save the model again")
     if base is None and folder is None:
         raise ValueError(
@@ -102,16 +112,51 @@ def found_base(about: Mapping[str, Any], path: Path, base: Base, load: Load) -> 
     return found
 
 
+def check_chain(folder: str | Path, above: Sequence[Path]) -> None:
+    """Raises `ValueError` for a folder that stands on itself, or on too many others.
+
+    Args:
+        folder: Where the next base is.
+        above: The folders of the checkpoints that stand on it, resolved.
+    """
+    if Path(folder).resolve() in above:
+        raise ValueError(
+            f"{folder} holds what was trained upon a base, which is said to be in the same folder, or to stand on it "
+            "in turn: it was saved over its base, or edited. Give the base, load_checkpoint(path, base=folder)"
+        )
+    if len(above) > DEEP:
+        raise ValueError(f"{folder} is a base below {len(above)} others, and {DEEP} are the most: merge the adapters")
+
+
 def own_tensors(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the tensors of a network that a checkpoint keeps: all but those of its base."""
     kept = kept_names(net) if isinstance(net, OnBase) else ()
     return {name: t for name, t in tensors.items() if name not in kept}
 
 
-def filled(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, and those of the base that is there already."""
-    kept = kept_names(net) if isinstance(net, OnBase) else ()
-    return {**{name: t for name, t in net.state_dict().items() if name in kept}, **tensors}
+def _check_apart(net: OnBase, path: Path, base: Base, digest: str) -> None:
+    """Raises `ValueError` for a folder that holds the base of a network, or one further down."""
+    same = isinstance(base, str | Path) and Path(base).resolve() == path.resolve()
+    if not same and (written := _written(path)) is not None:
+        same = written == digest or any(written == digest_of_tensors(kept) for kept in _kept_below(net))
+    if same:
+        raise ValueError(
+            f"{path} holds the base that the model stands on, and to save the model there would destroy it: give "
+            "another folder"
+        )
+
+
+def _kept_below(net: OnBase) -> Iterator[Mapping[str, Tensor]]:
+    """What the checkpoints of the bases of a network hold, but for that of its own whole base."""
+    tensors, part = net.base, net.net
+    while isinstance(part, OnBase) and part.frozen:
+        yield {name: t for name, t in tensors.items() if part.own(name)}
+        tensors, part = part.base_in(tensors), part.net
+        yield tensors
+
+
+def _is_absolute(folder: str) -> bool:
+    return PurePosixPath(folder).is_absolute() or PureWindowsPath(folder).is_absolute()
 
 
 def _relative(base: str | Path, path: str | Path) -> str:
@@ -126,12 +171,19 @@ def _written(base: Path) -> str | None:
         return None
 
 
+def _is_written(net: nn.Module, digest: str, base: Path) -> bool:
+    """Whether the description of a checkpoint is that of a network of such a digest."""
+    if _written(base) != digest:
+        return False
+    return sealed({NET: read_manifest(base / "model.json")[1].get("net")}) == sealed({NET: describe_net(net)})
+
+
 def _network(base: str | Path | nn.Module, load: Load) -> nn.Module:
     if not isinstance(base, nn.Module):
         return load(base)
     base = getattr(base, "_orig_mod", base)
-    inside = getattr(base, "net", None)
-    found: nn.Module = inside if isinstance(inside, nn.Module) and not isinstance(base, OnBase) else base
+    inside = getattr(base, "net", None) if isinstance(base, Denoiser) else None
+    found: nn.Module = inside if isinstance(inside, nn.Module) else base
     return getattr(found, "_orig_mod", found)
 
 

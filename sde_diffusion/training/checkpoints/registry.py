@@ -20,7 +20,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sde_diffusion import nets
-from sde_diffusion._sealed import sealed
 from sde_diffusion.data import scalings
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser import clocks, predict
@@ -28,7 +27,7 @@ from sde_diffusion.denoiser.flow_map import FlowMap
 from sde_diffusion.denoiser.network import Network
 from sde_diffusion.denoiser.predict import Parametrisation
 from sde_diffusion.denoiser.reach import Reach
-from sde_diffusion.nets.base import OnBase, kept_names
+from sde_diffusion.nets.base import OnBase, built_otherwise, kept_names
 from sde_diffusion.sde import processes
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.training.checkpoints.own_code import code_of, file_of
@@ -256,20 +255,21 @@ def build_scaling(entry: object, own: Own) -> Scaling:
 
 def build_net(entry: Mapping[str, Any], own: Own, held: Shapes, base: nn.Module | None = None) -> nn.Module:
     """Builds a net alone, as `build` does."""
+    plain: nn.Module | None = None
     try:
         with _Bounded(CALLS * (len(held) + 10)), torch.device("meta"):
-            net: nn.Module = _made(entry, own)
-            wanted = _shapes(net)
+            plain = _made(entry, own)
+            wanted = _shapes(plain)
     except Exception as error:
         if str(entry.get("name")) not in _by_name(own, nn.Module, {}) or isinstance(error, _TooMuchError):
             raise
         wanted = None  # a class of one's own need not be one that builds on the meta device
     if wanted is not None:
         _check_fit(wanted, held)
-    if base is not None and not _same_make(entry["fields"].get("net"), base):
-        raise ValueError(f"the base of the checkpoint was built otherwise than the {type(base).__name__} that is given")
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        net = _made(entry if base is None else {**entry, "fields": {**entry["fields"], "net": base}}, own)
+        if base is not None:
+            _check_make(_made(entry, own) if plain is None else plain, base)
+        net: nn.Module = _made(entry if base is None else {**entry, "fields": {**entry["fields"], "net": base}}, own)
     if (base is not None) != (isinstance(net, OnBase) and net.frozen):
         raise ValueError(f"the checkpoint names {'a' if base is not None else 'no'} base, and its net says otherwise")
     _check_fit(_shapes(net), held)
@@ -284,21 +284,13 @@ def _made(entry: Mapping[str, Any], own: Own, deep: int = 0) -> Any:
     return _build({**entry, "fields": fields}, _by_name(own, nn.Module, _NETS), "net", nn.Module, own)
 
 
-def _same_make(entry: object, net: nn.Module) -> bool:
-    """Whether a net is of the class and the fields that a description names, whatever has become of its code."""
-    config = getattr(net, "config", None)
-    if not isinstance(entry, Mapping) or not isinstance(config, Mapping):
-        return False
-    about = entry.get(NET, {})
-    fields = about.get("fields", {})
-    if about.get("name") != type(net).__name__ or fields.keys() != config.keys():
-        return False
-    return all(
-        _same_make(fields[name], value)
-        if isinstance(value, nn.Module)
-        else sealed({"": fields[name]}) == sealed({"": value})
-        for name, value in config.items()
-    )
+def _check_make(net: nn.Module, base: nn.Module) -> None:
+    """Raises `ValueError` for a base of another class, or of other fields, than that of a net as it was described."""
+    if how := built_otherwise(base, getattr(net, "config", {}).get("net")):
+        raise ValueError(
+            f"the base of the checkpoint was built otherwise than the {type(base).__name__} that is given: {how}. Give "
+            "the base as it was, load_checkpoint(path, base=folder)"
+        )
 
 
 def _inner(value: Any, own: Own, deep: int) -> Any:
