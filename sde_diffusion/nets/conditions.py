@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_finite, check_flag, check_labels
+from sde_diffusion.nets.drops import Drop
 from sde_diffusion.nets.embedding import FourierEmbedding, zero
 
 Labels = Tensor | Sequence[int] | int | None
@@ -74,6 +75,7 @@ class Condition(nn.Module):
         check_probability("label_drop", label_drop)
         check_size(context, "context")
         self.classes, self.label_drop = classes, label_drop
+        self.drop = Drop("label_drop", label_drop if classes else 0.0)
         self.embed = FourierEmbedding(frequencies)
         self.project = nn.Linear(frequencies, dim)
         self.mix = nn.Linear(dim, dim)
@@ -131,9 +133,8 @@ class Condition(nn.Module):
         label = rows_of(label)
         if not torch.compiler.is_compiling():  # in a graph, the table refuses them in its own words
             self._check_range(label)
-        if self.training and self.label_drop:
-            return torch.where(torch.rand(batch, device=label.device) < self.label_drop, self.classes, label.long())
-        return label.long()
+        dropped = self.drop(batch, label.device)
+        return label.long() if dropped is None else torch.where(dropped, self.classes, label.long())
 
     def _check_range(self, label: Tensor) -> None:
         null = self.classes
@@ -179,23 +180,23 @@ class _Null(nn.Module):
     def __init__(self, name: str, dim: int, drop: float) -> None:
         super().__init__()
         check_probability(f"{name}_drop", drop)
-        self.name, self.drop = name, drop
+        self.name, self.drop = name, Drop(f"{name}_drop", drop)
         self.vector = nn.Parameter(torch.zeros(dim, device=torch.get_default_device()))
 
     def forward(self, encoded: Tensor | None, batch: int, axes: int = 0) -> Tensor:
         """What was encoded, (B, dim, *) or one row for all, with the null in place of what is not there."""
         null = self.vector.reshape(1, -1, *[1] * axes)
         if encoded is None:
-            if not self.drop:
+            if not self.drop.rate:
                 raise ValueError(
                     f"no {self.name} was given to a net that is never trained without one ({self.name}_drop=0): give "
                     f"{self.name}=, or train a net with {self.name}_drop=0.1"
                 )
             return null
-        if self.training and self.drop:
-            dropped = torch.rand(batch, device=encoded.device) < self.drop
-            return torch.where(dropped.reshape(-1, *[1] * (encoded.ndim - 1)), null, encoded)
-        return encoded
+        dropped = self.drop(batch, encoded.device)
+        if dropped is None:
+            return encoded
+        return torch.where(dropped.reshape(-1, *[1] * (encoded.ndim - 1)), null, encoded)
 
 
 class _Vector(nn.Module):
@@ -209,7 +210,7 @@ class _Vector(nn.Module):
 
     def __init__(self, size: int, dim: int, drop: float, entry_drop: float) -> None:
         super().__init__()
-        self.size, self.entry_drop = size, entry_drop
+        self.size, self.unknown = size, Drop("entry_drop", entry_drop, size)
         self.encode = nn.Sequential(nn.Linear(2 * size, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.straight = nn.Linear(2 * size, dim, bias=False)
         self.null = _Null("context", dim, drop)
@@ -225,9 +226,10 @@ class _Vector(nn.Module):
         if not torch.compiler.is_compiling() and not math.isfinite(c.sum().item()):
             check_finite(torch.where(missing, 0, c), "context")
             self._check_learnt(missing)
+        unknown = self.unknown(batch, c.device)
+        if unknown is not None:
+            missing = missing | unknown
         if self.training:
-            if self.entry_drop:
-                missing = missing | (torch.rand(batch, self.size, device=c.device) < self.entry_drop)
             self.missed.logical_or_(missing.any(0))
         known = torch.where(missing, 0, c)
         both = torch.cat([known, missing.to(known)], dim=1)

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from sde_diffusion._checks import check_count, check_finite, check_flag, is_real
 from sde_diffusion.nets.base import OnBase, aliased, check_net
 from sde_diffusion.nets.conditions import Numbers, numbers_of, rows_of
+from sde_diffusion.nets.drops import dropped_alike
 from sde_diffusion.nets.embedding import Config, zero
 from sde_diffusion.nets.second_time import with_until
 
@@ -58,9 +59,10 @@ class Controlled(OnBase):
     to 1.8 times as long; its copy has two thirds of the weights of the base, more where that has one halving alone.
 
     In `train` only the copies learn. The base shares the memory of `net`, which is left as it is and must not be
-    trained meanwhile; it stays in evaluation mode, without dropout. The copies are told the conditions of the base,
-    and drop them as that did when it was trained, so that `Guided` guides by the condition of the base, or by the
-    control, `null={"control": None}`.
+    trained meanwhile; it stays in evaluation mode, without dropout. The copies are told the conditions of the base.
+    In training these are left out as often as the base left them out, of a sample in the base and all copies alike, so
+    that `Guided` guides by the condition of the base, or by the control, `null={"control": None}`. The conditions of a
+    network that is not of this package are left out as its parts do it.
 
     Args:
         net: The trained network: a `UNet`, a `DiT`, or one that follows the protocol of `nets.control`.
@@ -119,14 +121,9 @@ class Controlled(OnBase):
             )
         fields = {name: told.pop(name, None) for name in self.channels}
         strengths = self._strengths(strength, x)
-        total: list[Tensor] = []
-        for name, control in self.controls.items():
-            s = strengths[name]
-            if fields[name] is None or (isinstance(s, float) and s == 0):
-                continue
-            found = [s * f if isinstance(s, float) else _each(s, f) * f for f in control(x, t, fields[name], told)]
-            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-        out: Tensor = self.net(x, t, **told, added=total) if total else self.net(x, t, **told)
+        with dropped_alike(self, x):
+            total = self._added(x, t, fields, strengths, told)
+            out: Tensor = self.net(x, t, **told, added=total) if total else self.net(x, t, **told)
         return out
 
     def with_until(self) -> Controlled:
@@ -137,6 +134,24 @@ class Controlled(OnBase):
         if surplus:
             raise TypeError(f"its encoder_copy() has no {', '.join(surplus)} once it is told a second time")
         return new.train(self.training)
+
+    def _added(
+        self,
+        x: Tensor,
+        t: Tensor,
+        fields: Mapping[str, Numbers],
+        strengths: Mapping[str, float | Tensor],
+        told: Mapping[str, Any],
+    ) -> list[Tensor]:
+        """What the controls that are on add to each feature of the base, together."""
+        total: list[Tensor] = []
+        for name, control in self.controls.items():
+            s = strengths[name]
+            if fields[name] is None or (isinstance(s, float) and s == 0):
+                continue
+            found = [s * f if isinstance(s, float) else _each(s, f) * f for f in control(x, t, fields[name], told)]
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+        return total
 
     def _strengths(self, strength: Any, x: Tensor) -> dict[str, float | Tensor]:
         """The strength of each control: a number, or a tensor (B,)."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion.nets.base import OnBase, aliased, check_net, kept_names
+from sde_diffusion.nets.drops import dropped_alike
 from sde_diffusion.nets.embedding import Config, zero
 from sde_diffusion.nets.second_time import with_until
 
@@ -36,8 +37,10 @@ class LoRA(OnBase):
     r"""A trained network with low-rank adapters on its layers, which alone are trained.
 
     A layer of $m \times n$ weights gets $r (m + n)$ more. The base shares the memory of `net`, which is left as it is
-    and must not be trained meanwhile; it stays in evaluation mode. A pass takes 1.4 to 1.6 times as long as
-    that of the base, until `merge` answers a network of the base's own class, which costs no more.
+    and must not be trained meanwhile; it stays in evaluation mode, without dropout. But conditions are left out in
+    training as often as the base left them out, so that the adapters learn both of what `Guided` goes by. A pass takes
+    1.4 to 1.6 times as long as that of the base, until `merge` answers a network of the base's own class, which costs
+    no more.
 
     Args:
         net: The trained network, of any kind, also one that reads the `weight` of its layers, as a
@@ -99,7 +102,8 @@ class LoRA(OnBase):
 
     def forward(self, x: Tensor, t: Tensor, *args: Any, **told: Any) -> Any:
         """Evaluates the adapted network, called as the base is."""
-        return self.net(x, t, *args, **told)
+        with dropped_alike(self, x):
+            return self.net(x, t, *args, **told)
 
     def with_until(self) -> Any:
         """The merged network, told a second time, for a flow map; all of it is trained."""

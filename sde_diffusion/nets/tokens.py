@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.nets.conditions import Numbers, check_probability, numbers_of, rows_of, unexpected
+from sde_diffusion.nets.drops import Drop
 from sde_diffusion.nets.embedding import zero
 
 HEADS = 4
@@ -55,7 +56,7 @@ class TokensCondition(nn.Module):
     def __init__(self, size: int, drop: float) -> None:
         super().__init__()
         check_probability("tokens_drop", drop)
-        self.size, self.drop = size, drop
+        self.size, self.drop = size, Drop("tokens_drop", drop)
         self.null = nn.Parameter(torch.zeros(size, device=torch.get_default_device()))
 
     def forward(self, tokens: Numbers, batch: int) -> Told:
@@ -67,11 +68,12 @@ class TokensCondition(nn.Module):
         absent = given.isnan().any(2)
         if not torch.compiler.is_compiling():
             check_values(given)
-            if not self.drop and bool(absent.all(1).any()):
+            if not self.drop.rate and bool(absent.all(1).any()):
                 self._check_null(f"row {absent.all(1).nonzero()[0].item()} of tokens is NaN, no token, for")
         values = torch.cat([torch.where(absent[:, :, None], 0, given), null.expand(len(given), -1, -1)], dim=1)
-        if self.training and self.drop:
-            absent = absent | (torch.rand(batch, 1, device=absent.device) < self.drop)
+        dropped = self.drop(batch, absent.device)
+        if dropped is not None:
+            absent = absent | dropped[:, None]
         return Told(values, F.pad(absent, (0, 1)))
 
     def _sequences(self, tokens: Numbers, batch: int) -> Tensor:
@@ -80,7 +82,7 @@ class TokensCondition(nn.Module):
         return rows_of(given).to(self.null)
 
     def _check_null(self, what: str) -> None:
-        if not self.drop:
+        if not self.drop.rate:
             raise ValueError(
                 f"{what} a net that is never trained without one (tokens_drop=0): give tokens=, or train a net with "
                 "tokens_drop=0.1"
