@@ -16,7 +16,7 @@ from torch import nn
 
 from sde_diffusion import VPSDE, Network, SDESampler, predict
 from sde_diffusion.nets import Captioned, Controlled, LoRA, TextEncoder, UNet, merge
-from sde_diffusion.nets.base import kept_names
+from sde_diffusion.nets.base import OnBase, kept_names
 from sde_diffusion.training import EMA, Recipe, Saving, TrainingInterrupted, load_checkpoint, save_checkpoint, train
 
 X = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -313,6 +313,7 @@ DESTROYED = "holds the base that the model stands on, and to save the model ther
     (lambda f: over(f, "own"), V, DESTROYED),
     (lambda f: over(f, "base", base=Path(f) / "own"), V, DESTROYED),
     (lambda f: over(f, "base", run=True), V, DESTROYED),
+    (lambda _: type("Mine", (OnBase,), {})(), T, "abstract"),
     (lambda f: circle(f, "."), V, "holds what was trained upon a base, which is said to be in the same folder, or to"),
     (lambda f: circle(f, "../two"), V, "it was saved over its base, or edited. Give the base, load_checkpoint(path"),
     (lambda f: circle(f, str(Path(f).resolve() / "base")), V, "has no sound entry 'base': it was edited"),
