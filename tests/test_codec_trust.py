@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
-from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, latent, nets, predict, training
+from sde_diffusion import EDMSDE, VPSDE, Network, SDESampler, data, latent, nets, predict, training
 from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.latent import NetCodec, Reconstruction
@@ -195,7 +196,7 @@ def rows_with_nan() -> Tensor:
         (
             lambda: latent.cached(NetCodec(AE(), shape=(3, 8, 8)), X),
             ValueError,
-            r"data of shape \(3, 8, 8\), and these have \(3, 4, 4\)",
+            r"data has event shape \(3, 4, 4\) .*, but the model works on \(3, 8, 8\)",
         ),
         (
             lambda: latent.measure(latent.from_functions(lambda x: x, lambda z: z, noise=1.0), X),
@@ -308,6 +309,99 @@ def test_modules_in_lists_and_dicts_of_a_codec_are_in_evaluation_mode():
         assert not held[0].training
 
 
+# --- rows
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_bytes_and_half_precision_are_refused_by_all_who_read_rows_for_a_codec(dtype):
+    codec, x = NetCodec(AE()), X.to(dtype)
+    for use in (
+        lambda: latent.cached(codec, x),
+        lambda: latent.measure(codec, x),
+        lambda: latent.train_codec(codec, x.numpy(), steps=1),
+    ):
+        with pytest.raises(TypeError, match=f"data has dtype {dtype}"):
+            use()
+
+
+class Halved(data.Source):
+    """Rows of twice the numbers, which its transform halves and adds noise to, in place."""
+
+    def __init__(self) -> None:
+        self.x = torch.cat([X, 0 * X], -1)
+        self.shape = tuple(self.x.shape[1:])
+        self.about = {"latent": {"digest": "that of another"}}
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, numbers: Tensor) -> data.Batch:
+        return data.Batch(self.x[numbers], {})
+
+    def transform(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        rows.mul_(2.0)
+        return rows[..., :4] + 0.1 * torch.randn(rows[..., :4].shape, generator=generator)
+
+
+def test_a_codec_sees_the_rows_after_the_transform_of_their_source_and_that_of_the_training():
+    seen = Halved().transform(Halved().x, torch.Generator().manual_seed(0))
+    codec = latent.measure(NetCodec(AE()), Halved())
+    other = latent.measure(NetCodec(AE()), 2 * X)
+    torch.testing.assert_close(codec.scale, other.scale, rtol=0.05, atol=0)
+    codes = latent.cached(codec, Halved())
+    torch.testing.assert_close(codes.code.mean, latent.encoded(codec, seen).mean.detach())
+    assert codes.about["latent"] == {"shape": [3, 4, 4], "digest": codec.digest()}
+    recipe = Recipe(16, transform=lambda rows, generator: rows[:, :, :2])
+    done = latent.train_codec(AE(), Halved(), steps=1, recipe=recipe, seed=0).codec
+    assert done.shape == (3, 2, 4)
+
+
+def test_of_a_stream_the_first_rows_are_measured_as_many_as_are_asked_for():
+    sizes: list[int] = []
+
+    def encode(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    codec = latent.from_functions(encode, lambda z: z)
+    loader = DataLoader(X, sampler=WeightedRandomSampler([1.0] * 32, 32), batch_size=16)  # type: ignore[arg-type,var-annotated]  # a tensor has len and rows
+    latent.measure(codec, loader, rows=10, batch_size=4)
+    assert sizes == [4, 4, 2]
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_the_units_of_a_codec_sound(tmp_path):
+    codec = latent.measure(NetCodec(AE(), shape=(3, 4, 4)), X)
+    with pytest.raises(ZeroDivisionError):
+        learnt(codec, recipe=Recipe(16, optimiser=lambda parameters, lr: 1 / 0))  # type: ignore[arg-type,return-value]  # fails
+    assert codec.measured
+    with pytest.raises(training.TrainingInterrupted) as caught:
+        learnt(codec, callbacks=[cut], val=training.Validation(X.flip(-1), every=1))
+    assert not any(vars(each)["measured"] for each in (codec, caught.value.training.model))
+
+
+def test_what_is_kept_of_the_codec_beside_a_model_is_not_overwritten(tmp_path):
+    codec = latent.measure(NetCodec(AE(), shape=(3, 4, 4)), X)
+    codes = latent.cached(codec, X)
+    net = nets.UNet(4, width=8, multipliers=(1,), attention=0)
+    model = Network(net, EDMSDE(), predict.edm, shape=codes.code_shape)
+    for mine in ("mine", {"digest": "another"}):
+        saving = training.Saving(tmp_path, extra={"latent": mine})
+        with pytest.raises(ValueError, match=r"extra has an entry 'latent'.*under another name"):
+            training.train(model, codes, steps=1, recipe=RECIPE, out=saving)
+    saving = training.Saving(tmp_path, extra={"latent": {"codec": "of the file"}})
+    training.train(model, codes, steps=1, recipe=RECIPE, out=saving)
+    said = training.load_checkpoint(tmp_path).extra["latent"]
+    assert said == {"shape": [3, 4, 4], "digest": codec.digest(), "codec": "of the file"}
+
+
+def test_the_words_for_what_cannot_be_trained_name_codecs_as_well():
+    codec = NetCodec(AE())
+    with pytest.raises(TypeError, match=r"got AE; or another Trainable, as latent.NetCodec\(net\) makes"):
+        training.train(AE(), X, steps=1)  # type: ignore[arg-type]  # on purpose
+    with pytest.raises(TypeError, match=r"objective is not made for: .*loss=model.objective\(\), or leave loss out"):
+        learnt(codec, loss=codec.objective)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_for_the_net_and_units_stay_as_they_are(dtype):
     codec = NetCodec(AE(), scale=1e-5, shift=1e5, noise=0.37).to(dtype)
@@ -315,6 +409,29 @@ def test_half_precision_is_for_the_net_and_units_stay_as_they_are(dtype):
     assert float(codec.scale) == pytest.approx(1e-5)
     assert float(codec.shift) == 1e5
     assert codec.noise == pytest.approx(0.37, rel=1e-6)
+
+
+def test_a_codec_in_half_precision_answers_in_the_dtype_of_the_data():
+    net = nets.Autoencoder(3, width=8, multipliers=(1, 1), latent=4)
+    whole, half = NetCodec(net, shape=(3, 4, 4)), NetCodec(copy.deepcopy(net).bfloat16(), shape=(3, 4, 4))
+    codes = latent.cached(latent.measure(half, X), X)
+    assert codes.code.mean.dtype == torch.float32
+    wide = latent.cached(latent.measure(whole, X), X).code.mean
+    torch.testing.assert_close(codes.code.mean, wide, rtol=0.1, atol=0.1)
+    assert half.decode(wide.double()).dtype == torch.float64
+
+
+def test_codes_are_made_where_the_modules_of_a_codec_are(monkeypatch):
+    asked: list[object] = []
+
+    def home(codec: object) -> tuple[torch.dtype, torch.device]:
+        asked.append(codec)
+        return torch.float64, X.device
+
+    codec = Plain()
+    monkeypatch.setattr("sde_diffusion.latent.codes.home", home)
+    assert latent.cached(codec, X).code.mean.dtype == torch.float64
+    assert asked == [codec]
 
 
 def test_codes_are_kept_in_the_dtype_of_the_codec():
@@ -328,6 +445,22 @@ def test_an_autoencoder_of_diffusers_may_have_its_scale_in_latents_std_alone():
     codec = latent.from_diffusers(net)
     assert codec.scale.tolist() == [0.5, 0.25, 1.0, 1.0]
     assert codec.shift.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "shift"),
+    [
+        ({"latents_mean": [1.0, 2.0], "scaling_factor": 0.5}, 0.5, [1.0, 2.0]),
+        ({"latents_std": [2.0, 4.0]}, [0.5, 0.25], 0.0),
+        ({"latents_std": [2.0, 4.0], "scaling_factor": 2.0, "shift_factor": 0.1}, [1.0, 0.5], 0.1),
+    ],
+)
+def test_mean_and_spread_of_an_autoencoder_of_diffusers_are_taken_each_for_itself(config, scale, shift):
+    net: Any = AE()
+    net.__class__ = type("One", (AE,), {"config": config})
+    codec = latent.from_diffusers(net)
+    assert codec.scale.tolist() == scale
+    assert codec.shift.tolist() == pytest.approx(shift)
 
 
 def test_a_validation_of_a_codec_takes_a_small_share_of_a_short_run():

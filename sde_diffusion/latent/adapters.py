@@ -60,11 +60,11 @@ class Adapted(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the codes of `x`; zero where the encoder is a plain function."""
-        return _law(self._functions[0](self._own(x)))
+        return _law(self._functions[0](x))
 
     def decode(self, z: Tensor) -> Tensor:
         """Data from codes."""
-        answer = self._functions[1](self._own(z))
+        answer = self._functions[1](z)
         if isinstance(answer, tuple) and answer:
             answer = answer[0]
         found: Any = answer if isinstance(answer, Tensor) else getattr(answer, "sample", None)
@@ -73,10 +73,6 @@ class Adapted(nn.Module):
                 f"the decoder answered {type(answer).__name__}, wanted a tensor, or an object that has it as .sample"
             )
         return found
-
-    def _own(self, x: Tensor) -> Tensor:
-        """In the dtype of the parts, which may be half precision."""
-        return x.to(next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype))
 
 
 def from_functions(
@@ -127,8 +123,8 @@ def from_diffusers(vae: Any, **units: Any) -> NetCodec:
 
     $$ z = (u - \text{shift\_factor}) \cdot \text{scaling\_factor} $$
 
-    Where it has `latents_mean` and `latents_std`, one for each channel, these are the shift, and the scale is divided
-    by them. Quantised codes are not made unit by any of it: `latent.measure` does that for any codec.
+    Where it has `latents_mean`, one for each channel, these are the shift; where it has `latents_std`, the scale is
+    divided by them. Quantised codes are not made unit by any of it: `latent.measure` does that for any codec.
 
     Args:
         vae: The autoencoder.
@@ -152,8 +148,9 @@ def from_diffusers(vae: Any, **units: Any) -> NetCodec:
             "measure it on data, latent.measure(from_autoencoder(vae), data)"
         )
     scale, shift = factor, said("shift_factor") or 0.0
-    if mean is not None and std is not None:
+    if mean is not None:
         shift = torch.tensor(mean, device="cpu")
+    if std is not None:
         scale = (1.0 if factor is None else factor) / torch.tensor(std, device="cpu")
     return from_autoencoder(vae, **{"scale": scale, "shift": shift, **units})
 

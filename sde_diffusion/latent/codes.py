@@ -19,6 +19,7 @@ from sde_diffusion._checks import check_count, check_finite
 from sde_diffusion.data.source import Batch, Source, source_of
 from sde_diffusion.data.sources.rows import taken
 from sde_diffusion.denoiser.modules import Evaluation, home
+from sde_diffusion.latent._rows import seen
 from sde_diffusion.latent.codec import Code, Codec, check_codec, check_measured, encoded
 from sde_diffusion.latent.net_codec import NetCodec
 
@@ -76,21 +77,23 @@ def kept_bytes(source: Source, code: Sequence[int], size: int = 4) -> int:
 
 
 @torch.no_grad()
-def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype | None = None) -> Codes:
+def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype | None = None, seed: int = 0) -> Codes:
     """Encodes all data once; twice the numbers of a code are kept in memory for each row.
 
     Args:
         codec: Any codec, on any device.
-        data: What `data.source_of` takes, but no stream: as the codec is to see them.
+        data: What `data.source_of` takes, but no stream: as the codec is to see them, after the transform that a
+            source of them may have.
         batch_size: Rows that are encoded at once.
         dtype: In which the codec sees the data, and the codes are kept; by default that of the codec, or floats.
+        seed: Of what that transform draws, once for each row.
 
     Returns:
         A source for `train`, with the conditions that the data have. Its `about` names the codec by its digest, where
         it has one, which `train(out=)` keeps with the model: `load_codec` refuses another one beside it.
 
     Raises:
-        TypeError: No codec; a stream.
+        TypeError: No codec; a stream; integer or half-precision data.
         ValueError: As `encoded`; data of another shape than the codec's, or not finite; a codec that was trained since
             its units were measured.
 
@@ -104,23 +107,21 @@ def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype
     source = source_of(data)
     if not isinstance(source, Source):
         raise TypeError(f"{type(data).__name__} is a stream, which has no end: encode its items as they come")
-    wanted = getattr(codec, "shape", None)
-    if wanted is not None and tuple(wanted) != tuple(source.shape):
-        raise ValueError(f"the codec is one of data of shape {tuple(wanted)}, and these have {tuple(source.shape)}")
-    dtype = home(codec)[0] if dtype is None else dtype
-    device = (
-        next(codec.parameters(), torch.empty(0, device="cpu")).device if isinstance(codec, torch.nn.Module) else None
-    )
+    own, device = home(codec)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape: tuple[int, ...] | None = getattr(codec, "shape", None)
     found: list[Code] = []
     conds: list[dict[str, Any]] = []
     with Evaluation(codec):
         for x, cond in source.chunks(check_count(batch_size, "batch_size")):
-            code = encoded(codec, check_finite(x.to(device, dtype), "the data"))
+            rows = seen(x, source, None, generator, shape)
+            shape = tuple(rows.shape[1:])
+            code = encoded(codec, check_finite(rows.to(device, own if dtype is None else dtype), "the data"))
             found.append(Code(*(part.to("cpu") for part in code)))
             conds.append(cond)
     codes = Codes(Code(*(torch.cat(parts) for parts in zip(*found, strict=True))), _joined(conds))
     digest = codec.digest() if isinstance(codec, NetCodec) else None
-    named = {} if digest is None else {"latent": {"shape": list(source.shape), "digest": digest}}
+    named = {} if digest is None else {"latent": {"shape": list(shape or ()), "digest": digest}}
     codes.about, codes.batch_size = {**source.about, **named}, source.batch_size
     return codes
 

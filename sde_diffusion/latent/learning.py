@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,16 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._checks import check_count, check_finite, check_state
+from sde_diffusion._checks import check_finite
 from sde_diffusion._tensors import rows as flat
-from sde_diffusion.data.source import Batch, Source, source_of
+from sde_diffusion.data.source import Source, source_of
 from sde_diffusion.denoiser.modules import Evaluation
+from sde_diffusion.latent._rows import Moments, first_rows, seen
 from sde_diffusion.latent.adapters import Adapted
 from sde_diffusion.latent.codec import Code, law_of, returned
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.objective import Reconstruction
 from sde_diffusion.training import Recipe, Saving, Training, Validation, store, train
-from sde_diffusion.training._input import Transform, dtype_of, transformed
+from sde_diffusion.training._input import Transform, dtype_of
 from sde_diffusion.training.callbacks import Callback
 from sde_diffusion.training.losses import Objective
 
@@ -93,11 +94,14 @@ def train_codec(
         >>> codec = train_codec(Autoencoder(1), patches, steps=2000, seed=0).codec
     """
     if not isinstance(codec, NetCodec):
-        codec = NetCodec(codec, shape=tuple(source_of(data).shape))
+        first = _first(data, recipe, None)
+        codec = NetCodec(codec, shape=tuple(first.shape[1:]))
+    else:
+        first = _first(data, recipe, codec.shape)
     codec.learnt_noise()  # which says so if there is none
     if isinstance(codec.net, Adapted):
         codec.net.check_copies()
-    _look_at(codec, data, codec.objective() if loss is None else loss, recipe)
+    _look_at(codec, first, codec.objective() if loss is None else loss)
     _look_at_size(codec)
     done = train(
         codec,
@@ -171,7 +175,7 @@ def measure(
 
     Args:
         codec: The codec, changed in place.
-        data: As in `train`; of a stream, the first rows.
+        data: As in `train`, a transform that they bring included; of a stream, the first rows.
         rows: How many rows are looked at, at most, spread evenly over the data.
         transform: That of the training.
         batch_size: Rows at once.
@@ -181,51 +185,31 @@ def measure(
         The codec.
 
     Raises:
-        TypeError: No `NetCodec`.
+        TypeError: No `NetCodec`; integer or half-precision data.
         ValueError: A channel of the codes is constant; a codec with a noise that loses nothing; answers that `encoded`
             and `decoded` would refuse, or data that are not finite.
     """
     given: object = codec
     if not isinstance(given, NetCodec):
         raise TypeError(f"measure takes a NetCodec, got {type(given).__name__}: NetCodec(net) makes one of a net")
-    source = source_of(data)
+    source, moments, error = source_of(data), Moments(), 0.0
     generator = torch.Generator("cpu").manual_seed(seed)
-    first: Tensor | float = 0.0
-    second: Tensor | float = 0.0
-    error, n = 0.0, 0
-    check_count(batch_size, "batch_size")
-    chunks: Iterable[Batch] = [source.first()] if not isinstance(source, Source) else ()
-    if isinstance(source, Source):
-        count = min(check_count(rows, "rows"), len(source))
-        chunks = source.batches((torch.arange(count, device="cpu") * len(source) // count).split(batch_size))
     like = next(codec.net.parameters(), codec.scale)
     with Evaluation(codec):
-        for chunk in chunks:
-            x = chunk.x if transform is None else transformed(transform, chunk.x, generator)
-            x = check_finite(check_state(x.to(dtype_of(codec)), "data", shape=codec.shape), "data").to(like.device)
-            mean, std = _law(codec, x)
-            eps = torch.randn(mean.shape, dtype=mean.dtype, generator=generator, device="cpu").to(mean.device)
-            error += float(flat(x - returned(codec, mean + std * eps, x)).double().square().mean(1).sum())
-            wide, spread = mean.double(), std.double()
-            axes = [0, *range(2, mean.ndim)]
-            points = mean.numel() // mean.shape[1] / len(x)
-            first = first + wide.sum(axes) / points
-            second = second + (wide.square() + spread.square()).sum(axes) / points
-            n += len(x)
-    shift, square = cast(Tensor, first) / n, cast(Tensor, second) / n
-    variance = square - shift.square()
-    if bool((variance <= 1e-12 * square).any()):
-        i = int((variance <= 1e-12 * square).nonzero()[0, 0])
-        raise ValueError(
-            f"channel {i} of the codes is {float(shift[i]):g} for all data, which tells nothing: train it for longer, "
-            "or give the net fewer channels of codes"
-        )
+        for chunk in first_rows(source, rows, batch_size):
+            x = seen(chunk.x, source, transform, generator, codec.shape)
+            x = check_finite(x.to(like.device, dtype_of(codec)), "data")
+            code = _law(codec, x)
+            eps = torch.randn(code.mean.shape, dtype=x.dtype, generator=generator, device="cpu").to(code.mean.device)
+            error += float(flat(x - returned(codec, code.at(eps), x)).double().square().mean(1).sum())
+            moments.add(code)
+    shift, variance = moments.found()
     if codec.noise is not None and not error:
         raise ValueError(
             "the codec loses nothing of these data, and a Gaussian decoder of width 0 has no density: give it "
             "noise=None, and its scale and shift are measured alone"
         )
-    codec.set_units(variance.rsqrt(), shift, None if codec.noise is None else math.sqrt(error / n))
+    codec.set_units(variance.rsqrt(), shift, None if codec.noise is None else math.sqrt(error / moments.n))
     return codec
 
 
@@ -237,19 +221,19 @@ def _law(codec: NetCodec, x: Tensor) -> Code:
     return law
 
 
-@torch.no_grad()
-def _look_at(codec: NetCodec, data: Any, loss: Objective, recipe: Recipe | None) -> None:
-    """Encodes and decodes the first rows, and raises where the answers are none to learn from."""
+def _first(data: Any, recipe: Recipe | None, shape: tuple[int, ...] | None) -> Tensor:
+    """The first rows, as a codec is to see them."""
     source = source_of(data)
     n = min(FIRST_ROWS, len(source)) if isinstance(source, Source) else 0
     x = source.rows(torch.arange(n, device="cpu")).x if isinstance(source, Source) else source.first().x[:FIRST_ROWS]
-    transform = _transform(recipe)
-    if transform is not None:
-        x = transformed(transform, x, torch.Generator("cpu").manual_seed(0))
-    if isinstance(data, Tensor) and x.dtype != dtype_of(codec):
-        return  # which `train` has words for, as for what follows
-    if not bool(x.isfinite().all()) or (codec.shape is not None and tuple(x.shape[1:]) != codec.shape):
-        return
+    return seen(x, source, _transform(recipe), torch.Generator("cpu").manual_seed(0), shape)
+
+
+@torch.no_grad()
+def _look_at(codec: NetCodec, x: Tensor, loss: Objective) -> None:
+    """Encodes and decodes the first rows, and raises where the answers are none to learn from."""
+    if not bool(x.isfinite().all()):
+        return  # which `train` has words for
     device = next(codec.net.parameters(), codec.scale).device
     cuda = [device] if device.type == "cuda" else []
     x = x.to(device, dtype_of(codec))

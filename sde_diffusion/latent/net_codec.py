@@ -17,7 +17,7 @@ from sde_diffusion.data.scalings import Scaling, Standardise
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.latent.objective import Reconstruction
 from sde_diffusion.training import store
-from sde_diffusion.training._input import dtype_of
+from sde_diffusion.training._input import dtype_of, floating
 from sde_diffusion.training.checkpoint import check_length, check_scaling, tensors_of
 from sde_diffusion.training.checkpoints.registry import describe_net, describe_scaling
 from sde_diffusion.training.checkpoints.tensor_file import digest_of_tensors
@@ -125,20 +125,27 @@ class NetCodec(Trainable):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the net answers: mean and standard deviation of the codes of `x`, `(B, *)`, in its own units.
 
+        It is asked in its own dtype, which may be half precision, and answers in that of `x`.
+
         Raises:
             TypeError: It answers anything else.
         """
-        answer: object = cast(Encodes, self.net).encode(x)
+        answer: object = cast(Encodes, self.net).encode(self._own(x))
         if not isinstance(answer, tuple) or len(answer) != 2:  # a tensor of two rows would unpack as well
             raise TypeError(
                 f"{type(self.net).__name__}.encode answered {type(answer).__name__}, wanted two tensors, mean and "
                 "standard deviation: latent.from_autoencoder(net) takes what answers otherwise"
             )
-        return answer
+        return _in_dtype(answer[0], x), _in_dtype(answer[1], x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """What the net answers: data from codes `(B, *code)` in its own units."""
-        return cast(Encodes, self.net).decode(z)
+        """What the net answers: data from codes `(B, *code)` in its own units; as to dtypes, see `encode`."""
+        return _in_dtype(cast(Encodes, self.net).decode(self._own(z)), z)
+
+    def _own(self, x: Tensor) -> Tensor:
+        """In the dtype of the net; integers, which no net of codes is for, stay what they are."""
+        found = next((p.dtype for p in self.net.parameters() if floating(p)), x.dtype)
+        return x.to(found) if x.is_floating_point() else x
 
     def shape_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a code of data of event shape `shape`: one sample of zeros is encoded to see it."""
@@ -230,6 +237,11 @@ class NetCodec(Trainable):
     def __repr__(self) -> str:
         noise = "None" if self.noise is None else f"{self.noise:.4g}"
         return f"NetCodec({type(self.net).__name__}, shape={self.shape}, noise={noise})"
+
+
+def _in_dtype(answer: Any, x: Tensor) -> Any:
+    """What a net answered, floats in the dtype of `x`; of anything else, those who look at answers have words."""
+    return answer.to(x.dtype) if isinstance(answer, Tensor) and answer.is_floating_point() else answer
 
 
 def _numbers(value: Any, name: str) -> Tensor:

@@ -38,7 +38,8 @@ def device_of(model: nn.Module) -> torch.device:
     """
     if not isinstance(model, Denoiser | Trainable):
         raise TypeError(
-            f"train needs a Denoiser: wrap the network, Network(net, sde, predict.edm), got {type(model).__name__}"
+            f"train needs a Denoiser: wrap the network, Network(net, sde, predict.edm), got {type(model).__name__}; or "
+            "another Trainable, as latent.NetCodec(net) makes of a net that encodes and decodes"
         )
     for p in model.parameters():
         if p.requires_grad:

@@ -107,8 +107,8 @@ def train(
         step, two of them in the backward pass.
 
     Raises:
-        TypeError: Integer or half-precision data, labels that are not integers, a model that is not a `Denoiser`, a
-            loss that is no function, or answers no tensor or one without a graph.
+        TypeError: Integer or half-precision data, labels that are not integers, a model that is neither a `Denoiser`
+            nor a `Trainable`, a loss that is no function, or answers no tensor or one without a graph.
         ValueError: Empty or non-finite data, another event shape, conditions that do not fit; a process and a
             parametrisation that do not train well, where no `loss` is given (see `Denoiser.objective`), or a
             `FlowMap`; a loss that answers no scalar; a batch size that does not split; a folder that holds another run,
@@ -149,15 +149,13 @@ def train(
         else:
             with _speaking(engine.first):
                 _look_at(model, loss, inputs, held_out, recipe, steps, feed.streams)
-        begun: object = model
-        if isinstance(begun, Trainable):
-            begun.begin()
         if folder:
             folder.of_rows(inputs.data)
             callbacks = [JSONL(folder.metrics, every=max(1, steps // 1000), replace=True), *callbacks]
         with _ready(model, loss, engine.device):
             task = Task(model, loss, recipe, steps, feed, engine, config)
             run = Run(task, callbacks, folder if engine.first else None, held_out)
+            run.mark_begun()
             if before is not None:
                 run.restore(*before)
             run.over(progress)
@@ -209,10 +207,10 @@ def _checked(model: Denoiser, recipe: Recipe | None, loss: Objective | None) -> 
             )
         loss = model.objective()
     check_callable(loss, "loss", "a function (model, x0, generator=...) -> scalar, such as model.objective()")
-    if isinstance(loss, type) or isinstance(getattr(loss, "__self__", None), Denoiser):
+    if isinstance(loss, type) or isinstance(getattr(loss, "__self__", None), Denoiser | Trainable):
         raise TypeError(
             f"loss is called as loss(model, x0, generator=...), which {name_of(loss)} is not made for: write "
-            "loss=losses.DenoisingScoreMatching(...), an instance, or leave loss out for what model.loss is"
+            "loss=losses.DenoisingScoreMatching(...), an instance, loss=model.objective(), or leave loss out for that"
         )
     shown: object = loss
     if isinstance(shown, Looks):

@@ -99,9 +99,20 @@ class Folder:
         self.name_after(None)
 
     def of_rows(self, rows: Source | Stream) -> None:
-        """Takes from the rows that are learnt what is kept with the model: of codes, which codec they are of."""
-        about = getattr(rows, "about", {})
-        self._about = {KEPT: about[KEPT]} if KEPT in about else {}
+        """Takes from the rows that are learnt what is kept with the model: of codes, which codec they are of.
+
+        Raises:
+            ValueError: `extra` says that they are codes of another one.
+        """
+        found, given = getattr(rows, "about", {}).get(KEPT), self.saving.extra.get(KEPT, {})
+        if found is None:
+            return
+        if not isinstance(given, Mapping) or given.get("digest", found.get("digest")) != found.get("digest"):
+            raise ValueError(
+                f"extra has an entry {KEPT!r}, and of codes that are learnt it names their codec, by which load_codec "
+                "knows it again: keep what is yours under another name"
+            )
+        self._about = {KEPT: {**given, **found}}
 
     def name_after(self, model: object) -> None:
         """Calls what is kept as it is called of such a model."""
@@ -174,7 +185,7 @@ class Folder:
 
     def save_model(self, model: Denoiser | Trainable, extra: Mapping[str, Any]) -> None:
         """Saves the model, as `load_checkpoint` reads it, or as another `Trainable` says."""
-        saving, about = self.saving, {**extra, **self._about, **self.saving.extra}
+        saving, about = self.saving, {**extra, **self.saving.extra, **self._about}
         scaling, conditions = saving.scaling, saving.conditions
         keep = self._keep[self.model]
         if isinstance(model, Trainable):

@@ -29,6 +29,7 @@ from sde_diffusion.training.run.record import Training, TrainingInterrupted, mea
 from sde_diffusion.training.run.signals import Signals, name_in
 from sde_diffusion.training.run.state import Packed, unpacked
 from sde_diffusion.training.run.watch import Watch
+from sde_diffusion.training.trainable import Trainable
 from sde_diffusion.training.validation import Validation
 
 
@@ -78,6 +79,14 @@ class Run:
         self.stopped: str | None = None
         self.spent, self.start = 0.0, time.perf_counter()
         self.saved: int | None = None
+
+    def mark_begun(self) -> None:
+        """Tells the model and its copies that they change from here on: of a codec, its units hold no longer."""
+        copies = [average.model for average in self.learner.averages]
+        models: list[object] = [self.task.model, *copies, *([self.watch.best] if self.watch else [])]
+        for model in models:
+            if isinstance(model, Trainable):
+                model.begin()
 
     # --- the loop
 
