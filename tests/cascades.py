@@ -38,7 +38,7 @@ def conditional(mean, covariance, low, z, s):
 class Told(Denoiser):
     """The exact denoiser of N(mean, covariance) told a low resolution; of the residual, if that is what is answered."""
 
-    per_sample = ("image", "haze")
+    per_sample: tuple[str, ...] = ("image", "haze")
     noise_range = 0.0, float("inf")
 
     def __init__(self, mean, covariance, low, sde=SDE):

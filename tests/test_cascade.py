@@ -173,6 +173,19 @@ def test_the_states_of_a_residual_are_those_of_the_data():
     assert torch.equal(list(open_end.iterate(low=low, seed=0, noise=BrownianPath))[-1].x, up)
 
 
+def test_a_state_that_was_written_to_is_refused_as_the_next_stage_would_go_on_from_it():
+    up = stage(gaussian((1, 4)), LowResolution(2, residual=0.5, context="haze"), steps=2)
+    low = torch.zeros(2, 1, 2)
+    alone: Any = up.iterate(low=low)
+    next(alone).x.mul_(0.5)
+    with pytest.raises(ValueError, match=r"state of snapshot 0 was written to between two steps, .*now\.x\.clone"):
+        next(alone)
+    solve: Any = Cascade([up, stage(gaussian((1, 8)), LOWS[1], steps=2)]).iterate(low=low)
+    [next(solve) for _ in up.iterate(low=low)][-1].now.x.mul_(0.5)
+    with pytest.raises(ValueError, match="was written to"):
+        next(solve)
+
+
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3, unique=True))
 @settings(max_examples=20, deadline=None)
 def test_no_two_uses_of_a_seed_have_one_stream_and_no_two_seeds_in_one_use(some):
@@ -192,6 +205,20 @@ def test_gradients_lead_through_all_stages():
     assert not up.sample(low=low, seed=0).requires_grad
     model = Cascade([up, stage(gaussian((1, 8)), LOWS[1], steps=3, solver=Heun())])
     assert torch.autograd.grad(model.sample(low=low, seed=0, grad=True).sum(), low)[0].abs().min() > 0
+
+
+def test_gradients_are_kept_where_all_else_goes_without():
+    up = stage(gaussian((1, 4)), LowResolution(2, residual=0.5, context="haze"), steps=2)
+    one = Standardise(torch.tensor(0.0), torch.tensor(0.5))
+    model = Cascade([up, stage(gaussian((1, 8)), LOWS[1], steps=2)], scalings=[one, one])
+    low = torch.randn(2, 1, 2, dtype=WIDE, requires_grad=True)
+    with torch.no_grad():
+        solve = [now.x for now in up.iterate(low=low, seed=0, grad=True)]
+        stages = [found.now.x for found in model.iterate(low=low, seed=0, grad=True)]
+        x = model.sample(2, low=low, seed=0, grad=True, batch_size=1)
+        parts = up.sample(low=low, seed=0, grad=True, batch_size=1)
+    for y in (*solve, stages[-1], x, parts):
+        assert torch.autograd.grad(y.sum(), low, retain_graph=True)[0].abs().min() > 0
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), DDIM(0.5)])
@@ -248,7 +275,7 @@ def test_a_cascade_is_drawn_by_processes_and_goes_on_after_a_kill(tmp_path):
 class Labelled(analytic.Gaussian):
     """Shifted by its label, which every row has."""
 
-    per_sample = ("label",)
+    per_sample: tuple[str, ...] = ("label",)
 
     def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
         label = cond["label"]
@@ -267,6 +294,65 @@ def test_conditions_go_to_the_stages_that_take_them_each_with_its_rows():
     assert not torch.equal(x, model.sample(3, seed=0, label=torch.zeros(3).long()))
     with pytest.raises(ValueError, match="no stage is told condition 'style'"):
         model.sample(style=1)
+
+
+class Rough(Told):
+    """Told something by the name of an option of calls."""
+
+    per_sample = ("image", "haze", "steps")
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        assert cond["steps"].shape == (len(x),)
+        return super().predict(x, at, **cond)
+
+
+def test_a_condition_may_be_called_as_an_option_is(tmp_path):
+    up = stage(gaussian((1, 4)), LOWS[0], steps=2, kind=Rough)
+    steps, low = torch.arange(3.0), torch.zeros(3, 1, 2)
+    x = up.sample(seed=0, cond={"low": low, "steps": steps})
+    model = Cascade([up, SMALL.stages[2]], takes=[("steps",), ()])
+    a, b = model.sample_stages(3, seed=0, cond={"low": low, "steps": steps})
+    assert torch.equal(a, x)
+    for cond in ({"low": low, "steps": steps}, {"low": low[:1], "steps": steps}):
+        found = sample_to(model, 3, tmp_path / str(len(cond["low"])), seed=0, batch_size=1, cond=cond).tensor()
+        assert same(found, b)
+
+
+class Whole(Labelled):
+    """Takes a table of labels whole, and the first of them."""
+
+    per_sample = ()
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        assert cond["label"].shape == (3,)
+        return super().predict(x, at, label=cond["label"][:1].expand(len(x)))
+
+
+class Named(Told):
+    """Has a label of its own for each row."""
+
+    per_sample = ("image", "haze", "label")
+
+    def predict(self, x: Tensor, at: Level, **cond: Any) -> Prediction:
+        assert cond["label"].shape == (len(x),)
+        return super().predict(x, at, **cond)
+
+
+def test_each_stage_sorts_what_it_is_told_before_the_first_draws(tmp_path):
+    base = SDESampler(SDE, Whole(SDE, *gaussian((1, 2))), steps=2)
+    model, label = Cascade([base, stage(gaussian((1, 4)), LOWS[0], steps=2, kind=Named)]), torch.tensor([1, 2, 3])
+    x = model.sample(3, seed=0, label=label)
+    assert same(model.sample(3, seed=0, label=label, batch_size=2), x)
+    assert same(sample_to(model, 3, tmp_path / "a", seed=0, batch_size=2, label=label).tensor(), x)
+
+    drawn: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "sample", lambda *_, **__: drawn.append(1))
+        with pytest.raises(ValueError, match="condition 'haze' is told by the low resolution, and came as well"):
+            model.sample(3, label=label, haze=torch.zeros(3, 1))
+        with pytest.raises(ValueError, match="condition 'label' has one row per sample, and 3 rows came for 2 samples"):
+            model.sample(2, label=label)
+    assert not drawn
 
 
 def test_units_of_a_stage_are_brought_to_those_of_the_next():

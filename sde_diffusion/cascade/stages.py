@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,17 +11,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion._checks import SolverError, check_count, check_flag, check_samples
-from sde_diffusion.cascade.upsampler import AUGMENTATION, Iterates, Upsampler
+from sde_diffusion.cascade.upsampler import AUGMENTATION, Upsampler
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions, merged
 from sde_diffusion.noise.seeds import Seed, apart, as_seeds
 from sde_diffusion.noise.sources import NoiseSource, Streams
-from sde_diffusion.sampler.base import Sampler
+from sde_diffusion.sampler.base import Iterates, Sampler, guarded
 from sde_diffusion.sampler.sampler import kept
 from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot, UnfinishedWarning
 
 Names = Sequence[str]
+STAGE = "stage"
+"""The name under which the conditions of all stages are handed on, once they are sorted."""
+
+
+class _ByStage(dict[int, dict[str, Any]]):
+    """Conditions that were sorted for each stage, by its number."""
 
 
 class Staged(NamedTuple):
@@ -39,7 +46,7 @@ class Cascade(Sampler):
     r"""Draws coarse to fine, $p(x^0)\prod_j p(x^j \mid z^j)$: a sampler, then `Upsampler`s, each of the one before.
 
     Sample `i` has a stream of random numbers for each stage, and for the noise on each low resolution, that follow from
-    seed `i` alone; no two of them are the same.
+    seed `i` alone; no two of these uses of one sample have the same stream.
 
     Args:
         stages: The samplers, from the coarsest on, each with its solver and budget. The first may be an `Upsampler`
@@ -102,21 +109,13 @@ class Cascade(Sampler):
         return [[stage.details for stage in self.stages], scalings]
 
     def conditions(self, cond: Mapping[str, Any], n: int) -> Conditions:
-        """The conditions of `n` samples, each sorted by the first stage that is told it.
+        """The conditions of `n` samples, sorted by each stage that is told them, as `sample` takes them back.
 
         Raises:
-            ValueError: A condition that no stage is told.
+            ValueError: A condition that no stage is told, or one that a low resolution tells already.
         """
-        named, found = merged(cond), dict[str, Any]()
-        for j, stage in enumerate(self.stages):
-            mine = {name: named.pop(name) for name in list(named) if self._is_told(j, name)}
-            if j and isinstance(stage, Upsampler):
-                found |= stage.sampler.conditions(mine, n).marked(slice(0, n))
-            else:
-                found |= stage.conditions(mine, n).marked(slice(0, n))
-        if named:
-            raise ValueError(f"no stage is told condition {next(iter(named))!r}: takes={list(self.takes)}")
-        return Conditions(found, n)
+        given = enumerate(self._sorted(cond, n))
+        return Conditions({STAGE: _ByStage((j, mine.marked(slice(0, n))) for j, mine in given)}, n)
 
     def sample(
         self,
@@ -155,23 +154,24 @@ class Cascade(Sampler):
         **cond: Any,
     ) -> list[Tensor]:
         """What every stage drew, each in the units of its own model; `sample` answers the last of them."""
-        n, seeds, given = self._begin(n, seed, nonfinite, cond)
+        n, seeds, given = self._begin(n, seed, check_flag(grad, "grad"), nonfinite, cond)
         size = n if batch_size is None else check_count(batch_size, "batch_size")
-        if size < n:
-            given.check_apart(f"in batches of {size}")
+        for mine in given if size < n else ():
+            mine.check_apart(f"in batches of {size}")
         parts: list[list[Tensor]] = [[] for _ in self.stages]
         options: dict[str, Any] = {"noise": noise, "nonfinite": nonfinite}
-        options |= {"grad": True} if check_flag(grad, "grad") else {}
+        options |= {"grad": True} if grad else {}
         with tqdm(total=n * len(parts), desc="sampling", disable=not check_flag(progress, "progress")) as bar:
             for start in range(0, n, size):
                 rows = slice(start, min(start + size, n))
                 own = seeds[rows] if isinstance(seeds, list) else seeds
                 x: Tensor | None = None
                 for j in range(len(self.stages)):
-                    x = self._draw(j, rows, own, self._told(j, x, given.marked(rows)), options)
+                    x = self._draw(j, rows, own, self._told(j, x, given[j], rows, grad), options)
                     parts[j].append(x)
                     bar.update(len(x))
-        return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
+        with torch.set_grad_enabled(grad):
+            return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
 
     def iterate(
         self,
@@ -187,53 +187,71 @@ class Cascade(Sampler):
 
         Raises:
             TypeError: As `sample`, or a stage that has no `iterate`.
-            ValueError: As `sample`.
+            ValueError: As `sample`; and a state that was written to, as of `SDESampler.iterate`.
         """
-        check_flag(grad, "grad")
-        n, seeds, given = self._begin(n, seed, nonfinite, cond)
+        n, seeds, given = self._begin(n, seed, check_flag(grad, "grad"), nonfinite, cond)
         if strange := next((stage for stage in self.stages if not isinstance(stage, Iterates)), None):
             raise TypeError(f"{type(strange).__name__} has no iterate: draw by sample")
         options: dict[str, Any] = {"noise": noise, "nonfinite": nonfinite} | ({"grad": True} if grad else {})
-        return self._iterated(n, seeds, given, options)
+        return self._iterated(n, seeds, given, grad, options)
 
     def _iterated(
-        self, n: int, seeds: list[int] | torch.Generator, given: Conditions, options: dict[str, Any]
+        self, n: int, seeds: list[int] | torch.Generator, given: list[Conditions], grad: bool, options: dict[str, Any]
     ) -> Iterator[Staged]:
         x: Tensor | None = None
         for j, stage in enumerate(self.stages):
-            told, streams = self._told(j, x, given.marked(slice(0, n))), apart(seeds, j)
+            told, streams = self._told(j, x, given[j], slice(0, n), grad), apart(seeds, j)
             if isinstance(stage, Iterates):
-                for now in stage.iterate(n, seed=streams, cond=told, **options):
+                solve = stage.iterate(n, seed=streams, cond=told, **options)
+                for now in guarded(solve, grad, nullcontext()):  # the next stage goes on from it, whatever made it
                     yield Staged(j, now)
                     x = now.x
 
     # --- parts
 
     def _begin(
-        self, n: int, seed: Seed, nonfinite: str, cond: Mapping[str, Any]
-    ) -> tuple[int, list[int] | torch.Generator, Conditions]:
-        """The number of samples, their seeds and conditions."""
+        self, n: int, seed: Seed, grad: bool, nonfinite: str, cond: Mapping[str, Any]
+    ) -> tuple[int, list[int] | torch.Generator, list[Conditions]]:
+        """The number of samples, their seeds, and the conditions of each stage."""
         kept(nonfinite)
         n, first = check_samples(n), self.stages[0]
         if n == 1 and isinstance(first, Upsampler):
-            n = first.rows_of(cond)
-        return n, as_seeds(seed, n), self.conditions(cond, n)
+            n = first.rows_of({"cond": self._parted(cond)[0]})
+        with torch.set_grad_enabled(grad):
+            return n, as_seeds(seed, n), self._sorted(cond, n)
+
+    def _sorted(self, cond: Mapping[str, Any], n: int) -> list[Conditions]:
+        """The conditions of each stage, sorted by it; of a later one without the low resolution, which is to come."""
+        found = list[Conditions]()
+        for j, (stage, mine) in enumerate(zip(self.stages, self._parted(cond), strict=True)):
+            sort = stage.besides if j and isinstance(stage, Upsampler) else stage.conditions
+            found.append(sort({"cond": mine} if mine else {}, n))
+        return found
+
+    def _parted(self, cond: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What each stage is told, as it came, or as it was sorted for each before."""
+        named, stages = merged(cond), range(len(self.stages))
+        before = named.pop(STAGE) if isinstance(named.get(STAGE), _ByStage) else _ByStage()
+        if lost := next((name for name in named if not any(self._is_told(j, name) for j in stages)), None):
+            raise ValueError(f"no stage is told condition {lost!r}: takes={list(self.takes)}")
+        return [{k: v for k, v in named.items() if self._is_told(j, k)} | before.get(j, {}) for j in stages]
 
     def _is_told(self, stage: int, name: str) -> bool:
-        if name == "low" and isinstance(self.stages[0], Upsampler):
+        if name == "low" and (stage or isinstance(self.stages[0], Upsampler)):
             return stage == 0
         names = self.takes[stage]
         return names is None or name in names
 
-    def _told(self, j: int, x: Tensor | None, marked: Mapping[str, Any]) -> dict[str, Any]:
-        """The conditions of a stage, with the low resolution that the stage before it drew."""
-        told = {name: value for name, value in marked.items() if self._is_told(j, name)}
-        if x is None:
-            return told
-        before, after = self.scalings[j - 1], self.scalings[j]
-        if before is not None and after is not None:
-            x = after.apply(before.undo(x), self.stages[j].dtype).to(x.device)
-        return told | {"low": x}
+    def _told(self, j: int, x: Tensor | None, given: Conditions, rows: slice, grad: bool) -> dict[str, Any]:
+        """The conditions of a stage for some samples, with the low resolution that the stage before it drew."""
+        with torch.set_grad_enabled(grad):
+            told = given.marked(rows)
+            if x is None:
+                return told
+            before, after = self.scalings[j - 1], self.scalings[j]
+            if before is not None and after is not None:
+                x = after.apply(before.undo(x), self.stages[j].dtype).to(x.device)
+            return told | {"low": x}
 
     def _draw(
         self, j: int, rows: slice, seeds: list[int] | torch.Generator, told: dict[str, Any], options: dict[str, Any]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,21 +23,13 @@ from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.noise.seeds import Seed, apart, as_seeds, seed_list
 from sde_diffusion.noise.sources import NoiseSource, SharedStream, Streams
-from sde_diffusion.sampler.base import Sampler
+from sde_diffusion.sampler.base import Iterates, Sampler, guarded
 from sde_diffusion.sampler.sampler import SDESampler, kept
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot
 
 AUGMENTATION = 1000
 """The use of the seeds for the noise on the low resolution; a cascade has fewer stages."""
-
-
-@runtime_checkable
-class Iterates(Protocol):
-    """A sampler that hands out its solve step by step."""
-
-    def iterate(self, n: int = 1, **options: Any) -> Iterator[Snapshot]:
-        """The solve behind `sample`."""
 
 
 class Upsampler(Sampler):
@@ -110,8 +103,14 @@ class Upsampler(Sampler):
         """
         named = merged(cond)
         low = self._as_low(named.pop("low", None))
+        rest = self.besides({"cond": named}, n).marked(slice(0, n))
+        return Conditions({"cond": rest | {"low": PerSample(low)}}, n)
+
+    def besides(self, cond: Mapping[str, Any], n: int) -> Conditions:
+        """What the model takes besides the low resolution, of `n` samples; `ValueError` for what that tells already."""
+        named = merged(cond)
         self.low_resolution.check_free(named)
-        return Conditions(self.sampler.conditions(named, n).marked(slice(0, n)) | {"low": PerSample(low)}, n)
+        return self.sampler.conditions({"cond": named} if named else {}, n)
 
     def sample(
         self,
@@ -167,13 +166,14 @@ class Upsampler(Sampler):
 
         Raises:
             TypeError: As `sample`, or a sampler inside that has no `iterate`.
-            ValueError: As `sample`.
+            ValueError: As `sample`; and a state that was written to, as of `SDESampler.iterate`.
         """
         if not isinstance(self.sampler, Iterates):
             raise TypeError(f"{type(self.sampler).__name__} has no iterate: draw by sample")
         begun = self._begin(n, seed, x_T, grad, nonfinite, cond)
         solve = self.sampler.iterate(begun.n, noise=noise, nonfinite=nonfinite, **begun.options)
-        return (now._replace(x=self._data(now.x, begun, self._alpha(now.t, now.index))) for now in solve)
+        data = (now._replace(x=self._data(now.x, begun, self._alpha(now.t, now.index))) for now in solve)
+        return guarded(data, grad, nullcontext())
 
     def rows_of(self, cond: Mapping[str, Any]) -> int:
         """The number of low resolutions among conditions."""
@@ -211,13 +211,12 @@ class Upsampler(Sampler):
             raise TypeError(f"{type(self.sampler).__name__} has no density: give the Upsampler an SDESampler")
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
         check_flag(grad, "grad")
-        given, seeds = self.conditions(cond, len(x0)), seed_list(seed, len(x0))
-        rest, c = given.marked(slice(0, len(x0))), self.low_resolution.residual
-        del rest["low"]
+        seeds, c = seed_list(seed, len(x0)), self.low_resolution.residual
         with torch.set_grad_enabled(grad):
-            z = self._noised(check_finite(given.whole["low"], "low"), seeds)
+            low, rest = self._parted(cond, len(x0))
+            z = self._noised(check_finite(low, "low"), seeds)
             r = self.low_resolution.lacking(x0, z)
-        rest |= self._marked(z)
+            rest |= self._marked(z)
         found = self.sampler.log_prob(
             r, density=density, method=method, seed=seeds, grad=grad, batch_size=batch_size, cond=rest
         )
@@ -244,21 +243,25 @@ class Upsampler(Sampler):
         keep, n = kept(nonfinite), check_samples(n)
         if n == 1:
             n = self.rows_of(cond) if x_T is None else len(check_state(x_T, "x_T"))
-        given, seeds = self.conditions(cond, n), as_seeds(seed, n)
-        rest = given.marked(slice(0, n))
-        del rest["low"]
         with torch.set_grad_enabled(grad):
-            low, lost = given.whole["low"], None
+            (low, rest), seeds, lost = self._parted(cond, n), as_seeds(seed, n), None
             if keep and bool((bad := broken(low)).any()):
-                low, lost = torch.where(_columns(bad, low), torch.zeros_like(low), low), bad
+                low, lost = _filled(low, bad, 0.0), bad
                 warnings.warn(
                     f"{rows_in_words(bad)} have a low resolution that is not finite, and are NaN", NonFiniteWarning, 3
                 )
             z = self._noised(check_finite(low, "low"), seeds)
-        options: dict[str, Any] = {"seed": seeds, "cond": rest | self._marked(z)}
+            options: dict[str, Any] = {"seed": seeds, "cond": rest | self._marked(z)}
         options |= {"grad": True} if grad else {}
         options |= {} if x_T is None else {"x_T": x_T}
         return _Begun(n, z, lost, options)
+
+    def _parted(self, cond: Mapping[str, Any], n: int) -> tuple[Tensor, dict[str, Any]]:
+        """The low resolutions of `n` samples, and what the model takes besides, marked."""
+        given = self.conditions(cond, n)
+        rest = given.marked(slice(0, n))
+        del rest["low"]
+        return given.whole["low"], rest
 
     def _as_low(self, low: object) -> Tensor:
         """Low resolutions `(B, C, *)` in the dtype and on the device of the model."""
@@ -301,7 +304,7 @@ class Upsampler(Sampler):
     def _data(self, x: Tensor, begun: _Begun, alpha: float) -> Tensor:
         """Data, or states of data, of what the sampler answered; NaN where there was no low resolution."""
         x = self.low_resolution.restored(x, begun.z, alpha)
-        return x if begun.lost is None else torch.where(_columns(begun.lost, x), torch.full_like(x, torch.nan), x)
+        return x if begun.lost is None else _filled(x, begun.lost, math.nan)
 
 
 class _Begun(NamedTuple):
@@ -320,5 +323,5 @@ class _Begun(NamedTuple):
     options: dict[str, Any]
 
 
-def _columns(mask: Tensor, like: Tensor) -> Tensor:
-    return mask.reshape(-1, *[1] * (like.ndim - 1))
+def _filled(x: Tensor, lost: Tensor, value: float) -> Tensor:
+    return x.masked_fill(lost.reshape(-1, *[1] * (x.ndim - 1)), value)

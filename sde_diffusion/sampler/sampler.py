@@ -25,7 +25,7 @@ from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._defaults import default_grid, default_solver, trained_times
 from sde_diffusion.sampler._layout import angle_grid, grid_name, lay_out, times_of
-from sde_diffusion.sampler.base import Sampler
+from sde_diffusion.sampler.base import Sampler, guarded
 from sde_diffusion.sampler.editing import noised, times_below
 from sde_diffusion.sampler.forecast import Forecast
 from sde_diffusion.sde.base import SDE, GaussianSDE
@@ -214,14 +214,15 @@ class SDESampler(Sampler):
         check_flag(grad, "grad")
         check_options(cond, SAMPLE)
         keep = kept(nonfinite)
-        n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
-        self._forecast.tell(from_prior=x_T is None)
-        out: list[Tensor] = []
-        with tqdm(total=-(-n // size) * max(1, self.steps), desc="sampling") if progress else nullcontext() as bar:
-            for part in batches:
-                with torch.set_grad_enabled(grad), Evaluation(self.model):
-                    out.append(self._end(self._solve(part, noise, keep), bar))
-        return out[0] if len(out) == 1 else torch.cat(out)
+        with torch.set_grad_enabled(grad):  # conditions are cut into batches with it, and samples joined
+            n, size, batches = self._batches(n, seed, x_T, batch_size, cond)
+            self._forecast.tell(from_prior=x_T is None)
+            out: list[Tensor] = []
+            with tqdm(total=-(-n // size) * max(1, self.steps), desc="sampling") if progress else nullcontext() as bar:
+                for part in batches:
+                    with Evaluation(self.model):
+                        out.append(self._end(self._solve(part, noise, keep), bar))
+            return out[0] if len(out) == 1 else torch.cat(out)
 
     def sample_with_log_prob(
         self,
@@ -307,9 +308,10 @@ class SDESampler(Sampler):
         """
         check_flag(grad, "grad")
         keep = kept(nonfinite)
-        n, _, batches = self._batches(n, seed, x_T, None, cond)
+        with torch.set_grad_enabled(grad):
+            part = next(self._batches(n, seed, x_T, None, cond)[2])
         self._forecast.tell(from_prior=x_T is None)
-        return _guarded(self._solve(next(batches), noise, keep), grad, Evaluation(self.model))
+        return guarded(self._solve(part, noise, keep), grad, Evaluation(self.model))
 
     def edit(
         self,
@@ -470,22 +472,3 @@ def kept(nonfinite: str) -> bool:
     if str(nonfinite) not in ("raise", "keep"):
         raise ValueError(f"nonfinite must be 'raise' or 'keep', got {nonfinite!r}")
     return nonfinite == "keep"
-
-
-def _guarded(solve: Iterator[Snapshot], grad: bool, mode: Evaluation) -> Iterator[Snapshot]:
-    """Runs each step of a solve with gradients on or off and the model in evaluation mode, as neither is between them.
-
-    The caller has its own modes between two steps, and may change them there.
-    """
-    while True:
-        with torch.set_grad_enabled(grad), mode:
-            now = next(solve, None)
-        if now is None:
-            return
-        before = 0 if now.x.is_inference() else now.x._version
-        yield now
-        if not now.x.is_inference() and now.x._version != before:
-            raise ValueError(
-                f"the state of snapshot {now.index} was written to between two steps, and the solve goes on from it: "
-                "work on a copy, now.x.clone()"
-            )
