@@ -65,7 +65,7 @@ class Trainable(nn.Module, ABC):
         """
 
     def begin(self) -> None:
-        """Called when a run begins, or goes on: what was measured of the model before holds no longer."""
+        """Called just before the first step of a run, of copies too: what was measured of it before holds no longer."""
 
     def anew(self, where: str) -> str:
         """How another run begins from the weights of that in the folder `where`, in words of code."""
