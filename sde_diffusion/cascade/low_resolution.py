@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_real, check_shape, check_state
 from sde_diffusion.denoiser.conditions import ARGUMENTS
+from sde_diffusion.noise.sources import NoiseSource, SharedStream, Streams
 
 Factor = int | Sequence[int]
 
@@ -145,6 +146,18 @@ class LowResolution:
         for axis, f in enumerate(along, 2):
             z = z.repeat_interleave(f, axis)
         return z
+
+    def noised(self, low: Tensor, level: float, seeds: list[int] | torch.Generator) -> Tensor:
+        """Low resolutions `(B, C, *)` with noise of a level, each from the stream of its seed, or all from one."""
+        if not level:
+            return low
+        shape = tuple(low.shape[1:])
+        source: NoiseSource = (
+            SharedStream(seeds, len(low), shape, low.dtype, low.device)
+            if isinstance(seeds, torch.Generator)
+            else Streams(seeds, shape, low.dtype, low.device)
+        )
+        return low.add(source.prior(), alpha=level)
 
     def detail_std(self, x: Tensor) -> float:
         r"""Standard deviation of what the low resolution of data lacks, $x_0 - z$, over levels drawn evenly.

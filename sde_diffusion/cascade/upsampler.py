@@ -22,7 +22,7 @@ from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.noise.seeds import Seed, apart, as_seeds, seed_list
-from sde_diffusion.noise.sources import NoiseSource, SharedStream, Streams
+from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler.base import Iterates, Sampler, guarded
 from sde_diffusion.sampler.sampler import SDESampler, kept
 from sde_diffusion.sde.base import GaussianSDE
@@ -146,10 +146,8 @@ class Upsampler(Sampler):
         x = self.sampler.sample(
             begun.n, batch_size=batch_size, progress=progress, noise=noise, nonfinite=nonfinite, **begun.options
         )
-        inner = self.sampler
-        alpha = self._alpha(inner.times[-1]) if isinstance(inner, SDESampler) and not inner.denoise else 1.0
         with torch.set_grad_enabled(grad):
-            return self._data(x, begun, alpha)
+            return self._data(x, begun)
 
     def iterate(
         self,
@@ -172,7 +170,7 @@ class Upsampler(Sampler):
             raise TypeError(f"{type(self.sampler).__name__} has no iterate: draw by sample")
         begun = self._begin(n, seed, x_T, grad, nonfinite, cond)
         solve = self.sampler.iterate(begun.n, noise=noise, nonfinite=nonfinite, **begun.options)
-        data = (now._replace(x=self._data(now.x, begun, self._alpha(now.t, now.index))) for now in solve)
+        data = (now._replace(x=self._data(now.x, begun, now)) for now in solve)
         return guarded(data, grad, nullcontext())
 
     def rows_of(self, cond: Mapping[str, Any]) -> int:
@@ -211,17 +209,14 @@ class Upsampler(Sampler):
             raise TypeError(f"{type(self.sampler).__name__} has no density: give the Upsampler an SDESampler")
         check_finite(check_state(x0, "x0", shape=self.shape), "x0")
         check_flag(grad, "grad")
-        seeds, c = seed_list(seed, len(x0)), self.low_resolution.residual
+        seeds, c = seed_list(seed, len(x0)), self.low_resolution.residual or 1.0
         with torch.set_grad_enabled(grad):
             low, rest = self._parted(cond, len(x0))
-            z = self._noised(check_finite(low, "low"), seeds)
+            z, told = self._noised(low, seeds)
             r = self.low_resolution.lacking(x0, z)
-            rest |= self._marked(z)
         found = self.sampler.log_prob(
-            r, density=density, method=method, seed=seeds, grad=grad, batch_size=batch_size, cond=rest
+            r, density=density, method=method, seed=seeds, grad=grad, batch_size=batch_size, cond=rest | told
         )
-        if not c:
-            return found
         return replace(found, value=found.value - found.dim * math.log(c), level=found.level * c)
 
     def told(self, low: Tensor, *, seed: Seed = None) -> dict[str, PerSample]:
@@ -230,8 +225,8 @@ class Upsampler(Sampler):
         For what the sampler inside does besides, of which it is to be known that its model answers, and its states are,
         what `low_resolution.lacking` says: of residuals, no data. Their density is that of `log_prob` here.
         """
-        low = check_finite(self._as_low(low), "low")
-        return self._marked(self._noised(low, as_seeds(seed, len(low))))
+        low = self._as_low(low)
+        return self._noised(low, as_seeds(seed, len(low)))[1]
 
     # --- parts
 
@@ -250,10 +245,9 @@ class Upsampler(Sampler):
                 warnings.warn(
                     f"{rows_in_words(bad)} have a low resolution that is not finite, and are NaN", NonFiniteWarning, 3
                 )
-            z = self._noised(check_finite(low, "low"), seeds)
-            options: dict[str, Any] = {"seed": seeds, "cond": rest | self._marked(z)}
-        options |= {"grad": True} if grad else {}
-        options |= {} if x_T is None else {"x_T": x_T}
+            z, told = self._noised(low, seeds)
+        options: dict[str, Any] = {"seed": seeds, "cond": rest | told}
+        options |= ({"grad": True} if grad else {}) | ({} if x_T is None else {"x_T": x_T})
         return _Begun(n, z, lost, options)
 
     def _parted(self, cond: Mapping[str, Any], n: int) -> tuple[Tensor, dict[str, Any]]:
@@ -279,43 +273,27 @@ class Upsampler(Sampler):
             )
         return found.to(dtype=self.dtype, device=home(self.models[0])[1])
 
-    def _marked(self, z: Tensor) -> dict[str, PerSample]:
-        return {name: PerSample(value) for name, value in self.low_resolution.told(z, self.level).items()}
+    def _noised(self, low: Tensor, seeds: list[int] | torch.Generator) -> tuple[Tensor, dict[str, PerSample]]:
+        """Low resolutions with the noise of the level, and what the model is told of them."""
+        z = self.low_resolution.noised(check_finite(low, "low"), self.level, apart(seeds, AUGMENTATION))
+        return z, {name: PerSample(value) for name, value in self.low_resolution.told(z, self.level).items()}
 
-    def _noised(self, low: Tensor, seeds: list[int] | torch.Generator) -> Tensor:
-        """Low resolutions with the noise of the level, from streams of their own."""
-        if not self.level:
-            return low
-        own = apart(seeds, AUGMENTATION)
-        source: NoiseSource = (
-            SharedStream(own, len(low), self.low_shape, low.dtype, low.device)
-            if isinstance(own, torch.Generator)
-            else Streams(own, self.low_shape, low.dtype, low.device)
-        )
-        return low.add(source.prior(), alpha=self.level)
-
-    def _alpha(self, t: float, index: int = 0) -> float:
-        """Alpha of a state; 1 of data, which come after all steps, and of samplers whose process is not known."""
-        sampler = self.sampler
-        if not isinstance(sampler, SDESampler) or not isinstance(sampler.sde, GaussianSDE) or index > sampler.steps:
+    def _alpha(self, now: Snapshot | None) -> float:
+        """Alpha of a state, the last one for None; 1 of data, which come after all steps, and of unknown processes."""
+        inner = self.sampler
+        if not isinstance(inner, SDESampler) or not isinstance(inner.sde, GaussianSDE):
             return 1.0
-        return float(sampler.sde.levels([t])[0].alpha)
+        t, index = (inner.times[-1], inner.steps + inner.denoise) if now is None else (now.t, now.index)
+        return 1.0 if index > inner.steps else float(inner.sde.levels([t])[0].alpha)
 
-    def _data(self, x: Tensor, begun: _Begun, alpha: float) -> Tensor:
+    def _data(self, x: Tensor, begun: _Begun, now: Snapshot | None = None) -> Tensor:
         """Data, or states of data, of what the sampler answered; NaN where there was no low resolution."""
-        x = self.low_resolution.restored(x, begun.z, alpha)
+        x = self.low_resolution.restored(x, begun.z, self._alpha(now))
         return x if begun.lost is None else _filled(x, begun.lost, math.nan)
 
 
 class _Begun(NamedTuple):
-    """What a call of an `Upsampler` draws from.
-
-    Attributes:
-        n: How many.
-        z: Low resolutions with their noise.
-        lost: Which of them were not finite.
-        options: What the sampler inside is called with.
-    """
+    """What a call draws from: `n` low resolutions with their noise, which were lost, and options of the sampler."""
 
     n: int
     z: Tensor
