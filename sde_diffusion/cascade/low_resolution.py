@@ -190,8 +190,8 @@ class LowResolution:
                 raise ValueError(
                     f"condition {name!r} is told by the low resolution, and came as well: leave it out. One of your "
                     "own goes to a network that takes the low resolution under another name, "
-                    f"LowResolution(..., {argument}='coarse'); one of another stage of a Cascade is kept from this one by "
-                    "takes=[...]"
+                    f"LowResolution(..., {argument}='coarse'); one of another stage of a Cascade is kept from this "
+                    "one by takes=[...]"
                 )
 
     def told(self, z: Tensor, level: float | Tensor) -> dict[str, Tensor]:
