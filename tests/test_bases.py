@@ -62,6 +62,7 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.slow
 def test_a_run_keeps_what_was_trained_alone_and_goes_on_bit_for_bit(around: Any, base: Path, tmp_path: Path) -> None:
     run, cut = tmp_path / "run", tmp_path / "cut"
 
@@ -150,6 +151,7 @@ def test_adapters_on_a_control_on_a_base_name_one_another(base: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("inner", AROUND.values(), ids=AROUND)
+@pytest.mark.slow
 def test_adapters_upon_adapters_or_a_control_are_kept_and_loaded_whole(inner: Any, base: Path, tmp_path: Path) -> None:
     x, t = X[:2], torch.tensor([0.3, 0.6])
     one = learnt(inner(unet(classes=0)))

@@ -80,6 +80,7 @@ def test_entries_are_unknown_in_all_parts_alike_and_what_is_never_dropped_is_tol
 
 
 @pytest.mark.parametrize("name", ["a control", "adapters"])
+@pytest.mark.slow
 def test_a_run_that_drops_labels_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     around, fields = AROUND[name]
 
