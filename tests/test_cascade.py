@@ -190,7 +190,7 @@ def test_a_state_that_was_written_to_is_refused_as_the_next_stage_would_go_on_fr
 @settings(max_examples=20, deadline=None)
 def test_no_two_uses_of_a_seed_have_one_stream_and_no_two_seeds_in_one_use(some):
     uses: list[Any] = [seeds.apart(some, k) for k in range(1000)]
-    noised: list[Any] = [seeds.apart(own, 1000) for own in uses]
+    noised: list[Any] = [seeds.apart(own, seeds.Use.AUGMENTATION) for own in uses]
     for i in range(len(some)):
         assert len({own[i] for own in uses + noised}) == 2000
     assert all(len(set(own)) == len(some) and max(own) < 2**32 for own in uses)

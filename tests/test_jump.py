@@ -21,6 +21,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.distillation import FlowMap
 from sde_diffusion.guidance import Clipped, Guided
 from sde_diffusion.noise import Streams
+from sde_diffusion.noise.seeds import Use, apart
 from sde_diffusion.solvers import Angle, Churn, Euler, Heun, Jump, Langevin, PredictorCorrector
 
 MODEL: Any = flow_map()
@@ -107,7 +108,7 @@ def test_data_are_edited_from_any_level_in_one_call():
     sampler = SDESampler(VP, model, nfe=1)
     t = float(VP.time_of(torch.tensor(-math.log(0.5), dtype=torch.float64)))
     (at,) = VP.levels([t])
-    x = at.alpha * x0 + at.sigma * Streams(range(3), (2,), torch.float32, "cpu").prior()
+    x = at.alpha * x0 + at.sigma * Streams(apart(range(3), Use.EDITING), (2,), torch.float32, "cpu").prior()
     torch.testing.assert_close(sampler.edit(x0, 0.5, seed=0), model.carry(x, t), rtol=0, atol=1e-5)
     assert SDESampler(VP, MODEL, nfe=4).edit(normal(3, 2), 0.02, seed=0).shape == (3, 2)  # below the grid
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion._checks import SolverError, check_count, check_flag, check_samples
-from sde_diffusion.cascade.upsampler import AUGMENTATION, Upsampler
+from sde_diffusion.cascade.upsampler import Upsampler
 from sde_diffusion.data.scalings import Scaling
 from sde_diffusion.denoiser.chunks import counted_from
 from sde_diffusion.denoiser.conditions import Conditions, merged
-from sde_diffusion.noise.seeds import Seed, apart, as_seeds
+from sde_diffusion.noise.seeds import Seed, Use, apart, as_seeds
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler.base import Iterates, Sampler, guarded
 from sde_diffusion.sampler.sampler import kept
@@ -271,8 +271,8 @@ def _checked(stages: Sequence[Sampler]) -> tuple[Sampler, ...]:
     if not isinstance(given, Sequence) or not given or not all(isinstance(stage, Sampler) for stage in given):
         raise TypeError(f"a Cascade is of a sequence of samplers, [SDESampler(...), Upsampler(...)], got {stages!r}")
     found = tuple(stages)
-    if len(found) >= AUGMENTATION:
-        raise ValueError(f"a cascade has fewer than {AUGMENTATION} stages, got {len(found)}")
+    if len(found) >= Use.AUGMENTATION:
+        raise ValueError(f"a cascade has fewer than {Use.AUGMENTATION:d} stages, got {len(found)}")
     for j, stage in enumerate(found):
         if isinstance(stage, Cascade):
             raise TypeError(f"stage {j} is a Cascade: write all stages in one row, so that their noise is not the same")

@@ -21,15 +21,12 @@ from sde_diffusion.denoiser.modules import home
 from sde_diffusion.likelihood.exact import Method
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
-from sde_diffusion.noise.seeds import Seed, apart, as_seeds, seed_list
+from sde_diffusion.noise.seeds import Seed, Use, apart, as_seeds, seed_list
 from sde_diffusion.noise.sources import NoiseSource, Streams
 from sde_diffusion.sampler.base import Iterates, Sampler, guarded
 from sde_diffusion.sampler.sampler import SDESampler, kept
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.solvers.loop import NonFiniteWarning, Snapshot
-
-AUGMENTATION = 1000
-"""The use of the seeds for the noise on the low resolution; a cascade has fewer stages."""
 
 
 class Upsampler(Sampler):
@@ -275,7 +272,7 @@ class Upsampler(Sampler):
 
     def _noised(self, low: Tensor, seeds: list[int] | torch.Generator) -> tuple[Tensor, dict[str, PerSample]]:
         """Low resolutions with the noise of the level, and what the model is told of them."""
-        z = self.low_resolution.noised(check_finite(low, "low"), self.level, apart(seeds, AUGMENTATION))
+        z = self.low_resolution.noised(check_finite(low, "low"), self.level, apart(seeds, Use.AUGMENTATION))
         return z, {name: PerSample(value) for name, value in self.low_resolution.told(z, self.level).items()}
 
     def _alpha(self, now: Snapshot | None) -> float:

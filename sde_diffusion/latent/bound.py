@@ -34,7 +34,7 @@ from sde_diffusion.likelihood.bound_terms import Estimate, one_of
 from sde_diffusion.likelihood.decoder import GaussianDecoder, discretised_gaussian_log_prob
 from sde_diffusion.likelihood.exact import Method, check_kind
 from sde_diffusion.likelihood.route import Density, LikelihoodWarning
-from sde_diffusion.noise.seeds import seed_list
+from sde_diffusion.noise.seeds import Use, apart, seed_list
 from sde_diffusion.noise.sources import Streams
 
 __all__ = ["elbo"]
@@ -183,7 +183,7 @@ class _Course:
         """The bound of one batch, whose conditions are marked."""
         v = None if self.decoder.bins is None else self.decoder.bins.index(x, "x0")
         code = self._code(x)
-        streams = Streams(seeds, code.mean.shape[1:], code.mean.dtype, code.mean.device)
+        streams = Streams(apart(seeds, Use.CODES), code.mean.shape[1:], code.mean.dtype, code.mean.device)
         weigh = self._exact if self.estimate is None else self._bounded
         terms, priors = [], []
         for _ in range(self.draws):

@@ -22,6 +22,7 @@ from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.latent._rows import seen
 from sde_diffusion.latent.codec import Code, Codec, check_codec, check_measured, encoded
 from sde_diffusion.latent.net_codec import NetCodec
+from sde_diffusion.noise.seeds import Use, one_stream
 
 __all__ = ["Codes", "cached", "drawn", "kept_bytes"]
 
@@ -108,7 +109,7 @@ def cached(codec: Codec, data: Any, *, batch_size: int = 256, dtype: torch.dtype
     if not isinstance(source, Source):
         raise TypeError(f"{type(data).__name__} is a stream, which has no end: encode its items as they come")
     own, device = home(codec)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = one_stream(seed, use=Use.DEQUANTISATION)
     shape: tuple[int, ...] | None = getattr(codec, "shape", None)
     found: list[Code] = []
     conds: list[dict[str, Any]] = []

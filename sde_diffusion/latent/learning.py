@@ -21,6 +21,7 @@ from sde_diffusion.latent.adapters import Adapted
 from sde_diffusion.latent.codec import Code, law_of, returned
 from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.objective import Reconstruction
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.training import Recipe, Saving, Training, Validation, store, train
 from sde_diffusion.training._input import Transform, dtype_of
 from sde_diffusion.training.callbacks import Callback
@@ -193,7 +194,7 @@ def measure(
     if not isinstance(given, NetCodec):
         raise TypeError(f"measure takes a NetCodec, got {type(given).__name__}: NetCodec(net) makes one of a net")
     source, moments, error = source_of(data), Moments(), 0.0
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = one_stream(seed, use=Use.CODES)
     like = next(codec.net.parameters(), codec.scale)
     with Evaluation(codec):
         for chunk in first_rows(source, rows, batch_size):

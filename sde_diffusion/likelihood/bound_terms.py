@@ -24,7 +24,7 @@ from sde_diffusion.likelihood.decoder import (
     categorical_log_prob,
     discretised_gaussian_log_prob,
 )
-from sde_diffusion.noise.seeds import seed_list
+from sde_diffusion.noise.seeds import Use, apart, seed_list
 from sde_diffusion.noise.sources import Streams
 from sde_diffusion.sde.base import GaussianSDE
 from sde_diffusion.sde.level import Level
@@ -70,7 +70,7 @@ class Estimate:
 
 
 class Run:
-    """The data of one bound, one random stream for each of them, and the evaluations so far."""
+    """The data of one bound, one random stream for each, which no sampler draws from, and the evaluations so far."""
 
     def __init__(
         self,
@@ -92,7 +92,8 @@ class Run:
         self.model, self.x0, self.decoder, self.draws, self.nfe = model, x0, decoder, estimate.draws, 0
         self._mode = Evaluation(model)
         self.control = model.data_std / 4 if estimate.control is None else estimate.control
-        self.streams = Streams(seed_list(seed, len(x0)), x0.shape[1:], x0.dtype, x0.device)
+        seeds = apart(seed_list(seed, len(x0)), Use.BOUND)
+        self.streams = Streams(seeds, x0.shape[1:], x0.dtype, x0.device)
         self.stack = max(1, estimate.chunk // len(x0))
         self.cond = Conditions.of(model, cond, len(x0))
         if self.stack > 1:

@@ -36,7 +36,7 @@ from sde_diffusion.likelihood.levels import PILOT, Telescope
 from sde_diffusion.likelihood.result import DatasetLogProb
 from sde_diffusion.likelihood.route import Density, LikelihoodWarning, route_of
 from sde_diffusion.likelihood.trace import EXACT_UP_TO, Orthogonal
-from sde_diffusion.noise.seeds import seed_list
+from sde_diffusion.noise.seeds import Use, one_stream, seed_list
 from sde_diffusion.problem import Problem
 from sde_diffusion.solvers import AdamsMoulton, Solver
 
@@ -199,10 +199,8 @@ class _Run:
     def weighed(self, budget: float, costs: Sequence[int]) -> tuple[Telescope, float]:
         """The levels, for so many network passes per row, and the variance that probes add to the mean."""
         n = len(self.x)
-        generator = torch.Generator("cpu").manual_seed(self.seeds[0])
+        generator = one_stream(self.seeds[0], use=Use.ROWS)
         chance = torch.rand(len(costs) - 1, n, generator=generator, dtype=torch.float64, device="cpu")
-        # the data may have been drawn by the same numbers, of the same seed: no row keeps its own
-        chance = chance[:, torch.randperm(n, generator=generator, device="cpu")]
         rough = self.weigh(0, range(n))
         steps = [len(flow.grid) - 1 for flow in self.flows]
         levels = Telescope(

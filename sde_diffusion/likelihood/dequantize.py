@@ -29,7 +29,7 @@ from sde_diffusion._checks import check_count, check_positive
 from sde_diffusion._tensors import as_float64, rows
 from sde_diffusion.likelihood.bits import check_no_width
 from sde_diffusion.likelihood.decoder import Bins, categorical_log_prob
-from sde_diffusion.noise.seeds import seed_list
+from sde_diffusion.noise.seeds import Use, apart, seed_list
 from sde_diffusion.noise.sources import Streams
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -204,7 +204,7 @@ def _bound(
 ) -> BinLogProb:
     """The bound from `draws` log-weights per sample, and its standard error: by the jackknife under the log."""
     k = check_count(draws, "draws")
-    source = Streams(seed_list(seed, len(x)), x.shape[1:], torch.float64, x.device)
+    source = Streams(apart(seed_list(seed, len(x)), Use.DEQUANTISATION), x.shape[1:], torch.float64, x.device)
     w = torch.stack([weigh(source(0.0, 0.0)) for _ in range(k)])
     value = torch.logsumexp(w, 0) - math.log(k) if importance else w.mean(0)
     error = torch.full_like(value, math.nan).detach()

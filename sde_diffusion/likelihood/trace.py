@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count
 from sde_diffusion._tensors import rows
+from sde_diffusion.noise.seeds import Use, apart
 from sde_diffusion.noise.sources import Streams
 
 Field = Callable[[Tensor], Tensor]
@@ -277,11 +278,4 @@ def _jvp(field: Field, x: Tensor, z: Tensor) -> Tensor:
 
 def normals(seeds: Sequence[int], *shape: int) -> Tensor:
     """Unit normals `(B, *shape)` in float64, row `i` from a stream that seed `i` keys and no sampler draws from."""
-    return Streams([_own(k) for k in seeds], shape, torch.float64, "cpu").prior()
-
-
-def _own(seed: int) -> int:
-    """Another seed, one to one: an odd multiple, with the bits mixed, of 32 bits."""
-    z = (seed ^ 0x7F4A7C15) * 0x9E3779B1 & 0xFFFFFFFF
-    z = (z ^ (z >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
-    return z ^ (z >> 13)
+    return Streams(apart(seeds, Use.PROBES), shape, torch.float64, "cpu").prior()

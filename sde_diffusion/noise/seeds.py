@@ -1,10 +1,17 @@
-"""What a `seed=` means: one stream of random numbers for each sample."""
+"""What a `seed=` means: one stream of random numbers for each sample, and one for each use of it.
+
+Whoever draws data by a seed and then asks about them with the same seed, as one does, has independent numbers in the
+two: but for the solve of a sampler itself, all that is drawn by seeds goes through `apart`, or names its `Use` to
+`one_stream`.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from enum import IntEnum
 from numbers import Integral
+from typing import overload
 
 import numpy as np
 import torch
@@ -12,6 +19,38 @@ import torch
 from sde_diffusion.noise._tree import GOLDEN, mix
 
 Seed = int | Sequence[int] | torch.Generator | None
+
+
+class Use(IntEnum):
+    """The uses of a seed, each with numbers of its own: whoever draws by seeds has its line here.
+
+    1 to 999 are the later stages of a cascade, which have all the other uses beside their own solve.
+    """
+
+    SOLVE = 0
+    """The initial state and the steps of a sampler, or of a system of particles."""
+    AUGMENTATION = 1000
+    """The noise on the low resolution that a stage of a cascade is told."""
+    PROBES = 1001
+    """The directions in which a divergence is probed."""
+    BOUND = 1002
+    """The levels and the noise of a variational bound."""
+    CODES = 1003
+    """Draws from the law of the codes that a codec answers."""
+    DEQUANTISATION = 1004
+    """Where in its bin a discrete value lies."""
+    EDITING = 1005
+    """The noise that is added to given data, and the steps back from there."""
+    ROWS = 1006
+    """Which rows of data are looked at more closely."""
+    RESAMPLING = 1007
+    """Which particles are taken."""
+    REFERENCES = 1008
+    """The random points of a test of calibration."""
+    TIES = 1009
+    """The order of values that are alike."""
+    CHECKS = 1010
+    """What a check draws besides: noise on data, levels, directions, shuffles."""
 
 
 def seed_list(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -44,7 +83,15 @@ def as_seeds(seed: Seed, n: int) -> list[int] | torch.Generator:
     return seed if isinstance(seed, torch.Generator) else seed_list(seed, n)
 
 
-def apart(seeds: list[int] | torch.Generator, use: int) -> list[int] | torch.Generator:
+@overload
+def apart(seeds: Sequence[int], use: int) -> list[int]: ...
+
+
+@overload
+def apart(seeds: Sequence[int] | torch.Generator, use: int) -> list[int] | torch.Generator: ...
+
+
+def apart(seeds: Sequence[int] | torch.Generator, use: int) -> list[int] | torch.Generator:
     """The seeds of another use of the same samples, such as a later stage: a shared stream goes on for all uses.
 
     Each seed changes by the same word, one for each use, so that no two samples get one stream; and none has the same
@@ -52,16 +99,25 @@ def apart(seeds: list[int] | torch.Generator, use: int) -> list[int] | torch.Gen
 
     Args:
         seeds: As `as_seeds` gives them.
-        use: The number of the use; 0 leaves the seeds as they are.
+        use: One of `Use`, or the number of a stage; 0 leaves the seeds as they are.
     """
-    if isinstance(seeds, torch.Generator) or not use:
+    if isinstance(seeds, torch.Generator):
         return seeds
+    if not use:
+        return list(seeds)
     word = int(mix(np.array([use], dtype=np.uint64) * np.uint64(GOLDEN))[0] >> np.uint64(32))
     return [seed ^ word for seed in seeds]
 
 
-def one_stream(seed: int | torch.Generator | None, device: torch.device | str = "cpu") -> torch.Generator:
+def one_stream(
+    seed: int | torch.Generator | None, device: torch.device | str = "cpu", use: int = Use.SOLVE
+) -> torch.Generator:
     """The one stream that all rows of a data set are drawn from: that of an integer, a given one, or a fresh one.
+
+    Args:
+        seed: Which.
+        device: Where a stream that is made here draws.
+        use: What for; a given stream goes on for all uses.
 
     Raises:
         TypeError: Something else, a sequence of seeds among it.
@@ -71,4 +127,4 @@ def one_stream(seed: int | torch.Generator | None, device: torch.device | str = 
         return seed
     if isinstance(seed, Sequence):
         raise TypeError(f"seed must be an integer, a torch.Generator or None, one stream for all rows, got {seed!r}")
-    return torch.Generator(device).manual_seed(seed_list(seed, 1)[0])
+    return torch.Generator(device).manual_seed(apart(seed_list(seed, 1), use)[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_real
 from sde_diffusion.likelihood.draws import t_quantile
-from sde_diffusion.noise.seeds import one_stream
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.particles.resampling import effective, log_mean, systematic
 
 FEW = 10
@@ -132,7 +132,7 @@ class Particles:
             seed: An integer, a generator on the CPU, or None for fresh entropy.
         """
         self._check_pooled("draw")
-        generator = one_stream(seed)
+        generator = one_stream(seed, use=Use.RESAMPLING)
         u = torch.rand(1, generator=generator, dtype=torch.float64, device="cpu")
         numbers = systematic(self.log_weights.reshape(1, -1), u, check_count(n, "n"))[0]
         numbers = numbers[torch.randperm(len(numbers), generator=generator, device="cpu")]

@@ -20,7 +20,7 @@ from sde_diffusion.likelihood.exact import Method, log_prob
 from sde_diffusion.likelihood.result import LogProb
 from sde_diffusion.likelihood.route import Density
 from sde_diffusion.likelihood.sampling import JointSampling
-from sde_diffusion.noise.seeds import Seed, as_seeds
+from sde_diffusion.noise.seeds import Seed, Use, apart, as_seeds
 from sde_diffusion.noise.sources import SILENT, NoiseSource, Streams
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler._defaults import default_grid, default_solver, trained_times
@@ -336,7 +336,7 @@ class SDESampler(Sampler):
         Args:
             x0: Data to start from, shape `(n, *)`, such as a sketch.
             level: Noise level $\sigma/\alpha$, in units of the data, within the grid.
-            seed: As in `sample`, the noise that is added included.
+            seed: As in `sample`, the noise that is added included; all is other noise than `sample` draws by this seed.
             batch_size: As in `sample`.
             progress: Shows a progress bar.
             noise: As in `sample`.
@@ -357,7 +357,7 @@ class SDESampler(Sampler):
         check_state(x0, "x0", shape=self.shape)
         whole = self._whole if facts_of(self.solver).least_steps == 0 else self.times
         times = times_below(self.sde, self.solver, self.times, level, whole[-1])
-        seeds = as_seeds(seed, len(x0))
+        seeds = apart(as_seeds(seed, len(x0)), Use.EDITING)
         short = SDESampler(self.problem, solver=self.solver, grid=times, denoise=self.denoise)
         return short.sample(
             len(x0),

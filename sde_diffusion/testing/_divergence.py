@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import rows
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.sampler.sampler import SDESampler
 
 
@@ -29,7 +30,7 @@ def derivatives(sampler: SDESampler, x: Tensor, cond: dict[str, Any], seed: int)
     Returns:
         The largest deviation less the error of the differences, and that error in the median row.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = one_stream(seed, use=Use.CHECKS)
     eps, z = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     low, high = sampler.times[-1], sampler.times[0]
     worst, unknown = 0.0, 0.0

@@ -19,6 +19,7 @@ from sde_diffusion.latent.net_codec import NetCodec
 from sde_diffusion.latent.sampler import LatentSampler
 from sde_diffusion.latent.stored import CodecCheckpoint, load_codec
 from sde_diffusion.nets.control import Controlled
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.sampler.base import Sampler
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.training.checkpoint import Checkpoint
@@ -132,7 +133,7 @@ def form_of_codec(found: CodecCheckpoint, loaded: Checkpoint, who: str) -> Form:
 @torch.no_grad()
 def codes_of(codec: NetCodec, x: Tensor, seed: int) -> Tensor:
     """Codes of data as the codec sees them, `(N, *)`, one draw for each from a seed."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = one_stream(seed, use=Use.CODES)
     with Evaluation(codec):
         found = []
         for part in x.split(CHUNK):

@@ -26,6 +26,7 @@ from sde_diffusion.data.sources.base import Source
 from sde_diffusion.data.sources.scaled import Condition, scaled
 from sde_diffusion.data.standardise import Standardise
 from sde_diffusion.nets.text import words_of
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.training.checkpoint import Checkpoint
 
 FEW = 8
@@ -166,7 +167,7 @@ def read_inputs(
 
 def dequantised(x: Tensor, seed: int) -> Tensor:
     """Whole numbers with a fresh point in the bin of each, of width one, from a seed; float64."""
-    return Dequantised(dtype=torch.float64)(x, torch.Generator().manual_seed(seed))
+    return Dequantised(dtype=torch.float64)(x, one_stream(seed, use=Use.DEQUANTISATION))
 
 
 def _parted(plan: Plan, source: Source) -> tuple[Source, Source | None]:

@@ -17,6 +17,7 @@ from sde_diffusion.denoiser.base import Denoiser
 from sde_diffusion.denoiser.conditions import Conditions
 from sde_diffusion.denoiser.modules import Evaluation, home
 from sde_diffusion.distillation.draws import Place, angles, pairs
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.problem import Problem
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.sde.base import GaussianSDE
@@ -56,7 +57,7 @@ class Measured:
         """Draws of the prior, twice as many as rows, in the dtype of the map."""
         problem = Problem(self.sde, self.model, self.shape)
         dtype, device = home(self.model)
-        z = torch.randn(2 * self.n, *self.shape, generator=self.stream(), dtype=torch.float64, device="cpu")
+        z = torch.randn(2 * self.n, *self.shape, generator=self.stream(Use.SOLVE), dtype=torch.float64, device="cpu")
         return problem.start(z.to(device, dtype), self.sde.t_max)
 
     @property
@@ -64,9 +65,9 @@ class Measured:
         """The event shape."""
         return self.model.shape or self.teacher.shape or ()
 
-    def stream(self) -> torch.Generator:
-        """A new stream of the seed."""
-        return torch.Generator().manual_seed(self.seed)
+    def stream(self, use: Use = Use.CHECKS) -> torch.Generator:
+        """A new stream of the seed, for a use."""
+        return one_stream(self.seed, use=use)
 
     @cached_property
     def flow(self) -> Tensor:
@@ -111,7 +112,7 @@ class Measured:
         """
         x, y = (rows(part) / self.std for part in (self.jumped(calls), self.flow[self.n :]))
         apart = torch.cdist(torch.cat([x, y]), torch.cat([x, y]))
-        whole, stream, n = apart.sum(), self.stream(), self.n
+        whole, shuffle, n = apart.sum(), self.stream(), self.n
 
         def energy(first: Tensor) -> float:
             mask = torch.zeros(2 * n, dtype=apart.dtype, device="cpu").index_fill_(0, first, 1.0).to(apart.device)
@@ -119,14 +120,14 @@ class Measured:
             other = whole - own - 2 * across
             return float(2 * across / n**2 - (own + other) / (n * (n - 1)))
 
-        by_chance = [energy(torch.randperm(2 * n, generator=stream, device="cpu")[:n]) for _ in range(SHUFFLES)]
+        by_chance = [energy(torch.randperm(2 * n, generator=shuffle, device="cpu")[:n]) for _ in range(SHUFFLES)]
         found = energy(torch.arange(n, device="cpu")) - 2 * float(torch.tensor(by_chance, device="cpu").std())
         return max(found, 0.0) if math.isfinite(found) else math.nan
 
     def noised(self, place: Place) -> Tensor:
         """Data of the teacher, noised to the place of each row."""
         x0 = self.flow[: self.n].to(self.start)
-        eps = torch.randn(x0.shape, generator=self.stream(), dtype=torch.float64, device="cpu").to(x0)
+        eps = torch.randn(x0.shape, generator=self.stream(Use.EDITING), dtype=torch.float64, device="cpu").to(x0)
         noised: Tensor = place.at.alpha * x0 + place.at.sigma * eps
         return noised
 
@@ -153,8 +154,8 @@ class Measured:
     @torch.no_grad()
     def defect(self) -> float:
         """How far two jumps lead from where one does, in states of unit variance, root mean square."""
-        u, s = pairs(self.n, *angles(self.sde, self.model.data_std), stream := self.stream())
-        w = torch.rand(self.n, generator=stream, dtype=torch.float64, device="cpu")
+        u, s = pairs(self.n, *angles(self.sde, self.model.data_std), drawn := self.stream())
+        w = torch.rand(self.n, generator=drawn, dtype=torch.float64, device="cpu")
         a, b, c = (Place.of(self.model, v, self.start[: self.n]) for v in (u, s + (u - s) * w, s))
         x, cond = self.noised(a), self.given.whole
         with Evaluation(self.model):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_finite, check_like, check_seed, check_state
-from sde_diffusion.noise.seeds import seed_list
+from sde_diffusion.noise.seeds import Use, one_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +138,14 @@ def tarp(theta: Tensor, samples: Tensor, *, references: Tensor | None = None, se
     pooled = samples.flatten(0, 1)
     scale = _positive(pooled.std(0))
     if references is None:
-        stream = torch.Generator().manual_seed(seed_list(check_seed(seed), 1)[0])
-        points = pooled.mean(0) + scale * torch.randn(theta.shape, generator=stream, dtype=torch.float64)
+        generator = one_stream(check_seed(seed), use=Use.REFERENCES)
+        points = pooled.mean(0) + scale * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
     else:
         check_finite(check_like(references, "references", given, "theta"), "references")
         points = references.detach().to("cpu", torch.float64).reshape(len(given), -1)
     far = ((theta - points) / scale).square().sum(1, keepdim=True)
     others = ((samples - points[:, None]) / scale).square().sum(2)
-    return _calibration("tarp", far, others[..., None], seed + 1)
+    return _calibration("tarp", far, others[..., None], seed)
 
 
 def uniform_p_values(u: Tensor) -> Tensor:
@@ -172,11 +172,11 @@ def uniform_p_values(u: Tensor) -> Tensor:
 
 def _calibration(statistic: str, theta: Tensor, samples: Tensor, seed: int) -> Calibration:
     """The places of values `(N, k)` among others `(N, S, k)`, ties broken at random."""
-    stream = torch.Generator().manual_seed(seed_list(check_seed(seed), 1)[0])
+    generator = one_stream(check_seed(seed), use=Use.TIES)
     draws = samples.shape[1]
     below = (samples < theta[:, None]).sum(1)
     equal = (samples == theta[:, None]).sum(1)
-    u = torch.rand(theta.shape, generator=stream, dtype=torch.float64)
+    u = torch.rand(theta.shape, generator=generator, dtype=torch.float64)
     places = (below + u * (equal + 1)) / (draws + 1)
     return Calibration(statistic, places, uniform_p_values(places), draws)
 

@@ -21,6 +21,7 @@ from sde_diffusion.guidance.posterior.measurement import Measurement
 from sde_diffusion.guidance.posterior.posterior import Posterior
 from sde_diffusion.guidance.posterior.rules import Rule
 from sde_diffusion.metrics import sliced_wasserstein
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.sampler.sampler import SDESampler
 from sde_diffusion.testing._picture import Curve
 from sde_diffusion.testing.posterior.calibration import Calibration, coverage, ranks, tarp
@@ -141,7 +142,7 @@ def _drawn(
     draws: int,
     seed: int,
 ) -> _Outcome:
-    stream = torch.Generator().manual_seed(seed)
+    stream = one_stream(seed, use=Use.CHECKS)
     theta = model.sample(problems, seed=stream)
     clean = measurement(theta)
     z = torch.randn(clean.shape, generator=stream, dtype=torch.float64, device="cpu").to(clean)
