@@ -15,6 +15,7 @@ from sde_diffusion.data import source_of
 from sde_diffusion.latent import NetCodec, Reconstruction, adapters
 from sde_diffusion.latent.codes import drawn, kept_bytes
 from sde_diffusion.nets import autoencoder
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.training import Recipe
 
 # the small codecs here save nothing, which is told of: what they learn is not their claim
@@ -200,7 +201,7 @@ def test_training_measures_units_by_channel_and_the_noise_of_the_decoder():
     torch.testing.assert_close(done.codec.shift.double(), mean.mean((0, 2)), rtol=1e-5, atol=1e-6)
     variance = mean.var((0, 2), correction=0) + std.square().mean((0, 2))
     torch.testing.assert_close(done.codec.scale.double(), variance.rsqrt(), rtol=1e-5, atol=1e-6)
-    eps = torch.randn(mean.shape, dtype=mean.dtype, generator=torch.Generator().manual_seed(3))
+    eps = torch.randn(mean.shape, dtype=mean.dtype, generator=one_stream(3, use=Use.CODES))
     error = (x - done.codec.decode(mean + std * eps)).square().mean().sqrt().detach()
     assert done.codec.noise == pytest.approx(float(error), rel=1e-5)
     assert not done.codec.training
