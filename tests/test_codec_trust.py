@@ -15,6 +15,7 @@ from sde_diffusion.denoiser.analytic import Gaussian
 from sde_diffusion.denoiser.modules import Evaluation
 from sde_diffusion.latent import NetCodec, Reconstruction
 from sde_diffusion.latent.learning import validation_of
+from sde_diffusion.noise.seeds import Use, one_stream
 from sde_diffusion.training import Recipe
 
 X = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -344,7 +345,7 @@ class Halved(data.Source):
 
 
 def test_a_codec_sees_the_rows_after_the_transform_of_their_source_and_that_of_the_training():
-    seen = Halved().transform(Halved().x, torch.Generator().manual_seed(0))
+    seen = Halved().transform(Halved().x, one_stream(0, use=Use.DEQUANTISATION))
     codec = latent.measure(NetCodec(AE()), Halved())
     other = latent.measure(NetCodec(AE()), 2 * X)
     torch.testing.assert_close(codec.scale, other.scale, rtol=0.05, atol=0)

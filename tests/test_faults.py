@@ -166,10 +166,11 @@ def test_rows_kept_out_that_are_trained_on_are_told_of():
 
 
 def told(x, **options) -> list[warnings.WarningMessage]:
+    torch.manual_seed(0)
     model = Network(MLP(3, hidden=8), EDMSDE(0.01, 20.0), predict.edm, shape=(3,))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(model, x, steps=1, **options)
+        train(model, x, steps=1, seed=0, **options)  # a batch with what is spoilt in it may be left out, and told of
     return caught
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._checks import check_count, check_state
+from sde_diffusion._tensors import as_float64
 from sde_diffusion.data.source import Batch, Source, Stream
 from sde_diffusion.latent.codec import Code
 from sde_diffusion.training._input import Transform, transformed
@@ -79,7 +80,7 @@ class Moments:
         Raises:
             ValueError: A channel that is constant.
         """
-        shift, square = (torch.as_tensor(each) / self.n for each in (self._first, self._second))
+        shift, square = (as_float64(each) / self.n for each in (self._first, self._second))
         variance = square - shift.square()
         level = variance <= 1e-12 * square
         if bool(level.any()):
