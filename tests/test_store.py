@@ -397,7 +397,9 @@ KILLED = """
     began = time.perf_counter()
     save(0)
     took = time.perf_counter() - began
-    for kill in range(50):
+    kills = 0
+    while kills < 50 or (started < 5 and kills < 400):  # on a busy machine few saves are whole before a kill
+        kills += 1
         out, into = os.pipe()
         child = os.fork()
         if not child:
@@ -431,7 +433,7 @@ def test_fifty_kills_in_back_to_back_saves_of_forty_megabytes_lose_nothing(tmp_p
     assert not run.stderr
     drafts, saves, files = map(int, run.stdout.split())
     assert drafts >= 10  # so many kills fell into the writing of a file
-    assert saves >= 2  # on a busy machine a few more of the fifty come before the first is whole
+    assert saves >= 5
     assert files == 4
 
 
