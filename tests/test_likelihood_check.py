@@ -73,11 +73,14 @@ def test_a_float32_network_trained_on_moons_passes_with_room(data_too):
         model.loss(data.moons(256, seed=i)).backward()
         opt.step()
         opt.zero_grad()
-    report = check_likelihood(SDESampler(VP, model.eval()), data.moons(200, seed=0) if data_too else None, n=64)
-    print(report)
-    report.raise_for_failures()
-    assert row(report, "divergence").measured < 5e-3  # half the bound: how near it comes lies in the points drawn
-    assert row(report, "the differences").measured < 1e-3
+    x, sampler = data.moons(200, seed=0) if data_too else None, SDESampler(VP, model.eval())
+    reports = [check_likelihood(sampler, x, n=64, seed=seed) for seed in range(3)]
+    for report in reports:
+        print(report)
+        report.raise_for_failures()
+        assert row(report, "the differences").measured < 1e-3
+    # the largest of all rows and levels, a thing of its tail: one draw of rows in some is a hundred times another's
+    assert sorted(row(report, "divergence").measured for report in reports)[1] < 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
